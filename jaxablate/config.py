@@ -85,7 +85,7 @@ class ModelConfig:
         _positive(self, "vocab_size", "context_length", "d_model", "n_layers", "n_heads", "window_size",
                   "layer_norm_eps", "temperature_attention", "temperature_neurons")
         _require(self.d_mlp is None or self.d_mlp > 1, f"d_mlp={self.d_mlp} must be at least 2")
-        _require(self.gate_eps >= 0, f"gate_eps={self.gate_eps} must not be negative")
+        _positive(self, "gate_eps")
         _require(
             self.d_model % self.n_heads == 0,
             f"n_heads={self.n_heads} must divide d_model={self.d_model}; choose one of {_divisors(self.d_model)}",
