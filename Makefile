@@ -1,0 +1,46 @@
+# Every target sets itself up on a machine that has only Python 3.11+, pip and make.
+#   make quickstart   train a small self-ablating model on the embedded stories, score it, print samples
+#   make test         the whole test suite          make lint    static checks
+#   make bench        speed at the paper's shape    make clean   remove what these made
+# PYTHON=python3.12 picks the interpreter that makes .venv; TEST_WORKERS=8 uses more cores.
+
+PYTHON ?= python3
+TEST_WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is" \
+	  "$$($(PYTHON) --version 2>&1), Python 3.11 or newer is needed; choose one with PYTHON=python3.12" >&2; exit 2; }
+	@# Some systems ship Python without ensurepip: then the pip outside fills the new environment.
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --clear \
+	  --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+quickstart: $(READY)
+	rm -rf runs/quickstart
+	$(BIN)/python train.py --config configs/quickstart.py --workdir runs/quickstart
+	$(BIN)/python eval.py score --workdir runs/quickstart
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
+lint: $(READY)
+	$(BIN)/python -m ruff check .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
