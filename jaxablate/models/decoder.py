@@ -1,0 +1,259 @@
+"""The self-ablating transformer (Ferrao et al. 2025): a GPT-Neo style decoder with a gated second stream."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxablate.config import ModelConfig
+from jaxablate.gating import k_wta, soft_top_k
+from jaxablate.models.layers import Attention, Mlp, ScoreHead, layer_norm, torch_linear_init
+from jaxablate.ops.attention import causal_attention, two_stream_attention
+
+
+@flax.struct.dataclass
+class StreamActivations:
+    """What one stream computes in one block."""
+
+    resid_pre: jax.Array
+    """[B, T, D] residual stream that enters the block."""
+    head_out: jax.Array
+    """[B, T, N, H] output of each head, before the gate and the output projection."""
+    resid_mid: jax.Array
+    """[B, T, D] residual stream between attention and MLP."""
+    mlp_pre: jax.Array
+    """[B, T, F] neurons before the activation function."""
+    mlp_post: jax.Array
+    """[B, T, F] activated neurons, before the gate."""
+    resid_post: jax.Array
+    """[B, T, D] residual stream that leaves the block."""
+
+
+@flax.struct.dataclass
+class Gates:
+    """Gates of all layers, in [0, 1] for hard ones; the layer is axis 2."""
+
+    attention: jax.Array
+    """[B, T, L, D], one for each channel of the concatenated heads."""
+    neuron: jax.Array
+    """[B, T, L, F], one for each neuron."""
+
+
+@flax.struct.dataclass
+class LayerActivations:
+    """Both streams of one block, and its scores and gates (None where the model has none)."""
+
+    clean: StreamActivations
+    ablated: StreamActivations | None = None
+    attention_scores: jax.Array | None = None
+    """[B, T, D] relevance scores of the attention channels, before top-k."""
+    neuron_scores: jax.Array | None = None
+    """[B, T, F] relevance scores of the neurons, before top-k."""
+    attention_gates: jax.Array | None = None
+    """[B, T, D]."""
+    neuron_gates: jax.Array | None = None
+    """[B, T, F]."""
+
+
+@flax.struct.dataclass
+class CleanOutput:
+    """The clean stream alone, as at inference."""
+
+    final: jax.Array
+    """[B, T, D] residual stream after the final norm."""
+    logits: jax.Array
+    """[B, T, V]."""
+    layers: tuple[StreamActivations, ...]
+
+
+@flax.struct.dataclass
+class DecoderOutput:
+    """Both streams. Under `jax.jit` what nobody reads is never computed, the logits included."""
+
+    final_clean: jax.Array
+    """[B, T, D] after the final norm."""
+    final_ablated: jax.Array | None
+    logits_clean: jax.Array
+    """[B, T, V]."""
+    logits_ablated: jax.Array | None
+    layers: tuple[LayerActivations, ...]
+
+    @property
+    def attention_gates(self) -> jax.Array | None:
+        """[B, T, L, D], or None without an ablated stream."""
+        return self._stacked("attention_gates")
+
+    @property
+    def neuron_gates(self) -> jax.Array | None:
+        """[B, T, L, F], or None without an ablated stream."""
+        return self._stacked("neuron_gates")
+
+    @property
+    def gates(self) -> Gates | None:
+        """Both kinds of gates, in the form `SelfAblatingTransformer` takes them back."""
+        if self.final_ablated is None:
+            return None
+        return Gates(attention=self.attention_gates, neuron=self.neuron_gates)
+
+    def _stacked(self, name: str) -> jax.Array | None:
+        arrays = [getattr(layer, name) for layer in self.layers]
+        return None if arrays[0] is None else jnp.stack(arrays, axis=2)
+
+
+class Block(nn.Module):
+    """One decoder block; its weights serve both streams."""
+
+    config: ModelConfig
+    layer: int
+
+    def setup(self):
+        c = self.config
+        self.ln_1, self.ln_2 = layer_norm(c), layer_norm(c)
+        self.attention, self.mlp = Attention(c), Mlp(c)
+        if c.ablation in ("local", "both"):
+            self.attention_scores = ScoreHead(c.d_model, c)
+            self.neuron_scores = ScoreHead(c.mlp_width, c)
+
+    def clean(self, x_BTD: jax.Array, attend=None):
+        """The ordinary stream.
+
+        Args:
+          x_BTD: residual stream.
+          attend: (q, k, v) -> head outputs; None attends causally over this very sequence.
+
+        Returns:
+          `StreamActivations`, and the keys and values [B, T, N, H] for the ablated stream.
+        """
+        q, k, v = self.attention.project(self.ln_1(x_BTD))
+        head_out = causal_attention(q, k, v, **self._attention_options()) if attend is None else attend(q, k, v)
+        return self._finish(x_BTD, head_out, None, None), k, v
+
+    def ablated(self, x_BTD: jax.Array, k: jax.Array, v: jax.Array, gates: tuple[jax.Array, jax.Array], attend=None):
+        """The gated stream; earlier positions are seen through the clean stream's keys k and values v."""
+        q, k_self, v_self = self.attention.project(self.ln_1(x_BTD))
+        if attend is None:
+            head_out = two_stream_attention(q, k, v, k_self, v_self, **self._attention_options())
+        else:
+            head_out = attend(q, k, v, k_self, v_self)
+        return self._finish(x_BTD, head_out, *gates)
+
+    def scores(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Local relevance scores ([B,T,D], [B,T,F]) read from the block's incoming clean residual, not normalised."""
+        return self.attention_scores(x_BTD), self.neuron_scores(x_BTD)
+
+    def _attention_options(self):
+        c = self.config
+        return {"window": c.layer_window(self.layer), "scale": c.head_width**-0.5 if c.scale_attention else 1.0}
+
+    def _finish(self, x, head_out, attention_gate, neuron_gate) -> StreamActivations:
+        mid = x + self.attention.output(head_out, attention_gate).astype(x.dtype)
+        pre, post, out = self.mlp(self.ln_2(mid), neuron_gate)
+        return StreamActivations(x, head_out, mid, pre, post, mid + out.astype(x.dtype))
+
+
+class SelfAblatingTransformer(nn.Module):
+    """A decoder whose second stream keeps only k attention channels and k neurons a token and layer.
+
+    The clean stream is an ordinary transformer and is all that runs at inference (`clean`). The ablated stream reads
+    the clean stream's keys and values at earlier positions and its own at the current one. With `ablation="global"`
+    the clean pass that gives the scores is the clean stream itself, so there is one, not two (REFERENCE section 1).
+
+    Example:
+      >>> config = ModelConfig(vocab_size=11, context_length=8, d_model=8, n_layers=1, n_heads=2, k_attention=2, k_neurons=3)
+      >>> model = SelfAblatingTransformer(config)
+      >>> tokens = jnp.zeros((1, 5), jnp.int32)
+      >>> params = model.init(jax.random.key(0), tokens)["params"]
+      >>> out = model.apply({"params": params}, tokens)
+      >>> out.logits_ablated.shape, out.neuron_gates.sum(-1).ravel().tolist()
+      ((1, 5, 11), [3.0, 3.0, 3.0, 3.0, 3.0])
+    """
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        types = {"dtype": jnp.promote_types(c.compute_dtype, jnp.float32), "param_dtype": c.param_dtype}
+        self.embed = nn.Embed(c.vocab_size, c.d_model, embedding_init=torch_linear_init(c.d_model), **types)
+        self.pos_embed = nn.Embed(c.context_length, c.d_model, embedding_init=nn.initializers.normal(1.0), **types)
+        block = nn.remat(Block, methods=["clean", "ablated"]) if c.remat == "blocks" else Block
+        self.blocks = [block(c, i, name=f"layer_{i}") for i in range(c.n_layers)]
+        self.ln_f = layer_norm(c)
+        if c.ablation in ("global", "both"):
+            self.attention_scores = ScoreHead(c.n_layers * c.d_model, c)
+            self.neuron_scores = ScoreHead(c.n_layers * c.mlp_width, c)
+
+    def __call__(self, tokens_BT: jax.Array, *, gates: Gates | None = None) -> DecoderOutput:
+        """Both streams.
+
+        Args:
+          tokens_BT: int token ids, T <= context_length.
+          gates: used instead of the computed ones; also gives an ablated stream to a model with `ablation="none"`.
+
+        Returns:
+          `DecoderOutput`; without gates of either kind its ablated fields are None.
+
+        Raises:
+          ValueError: more positions than the model has.
+        """
+        x = self._embedded(tokens_BT)
+        clean, keys_values, final_clean = self._clean_stream(x)
+        if gates is None and not self.config.gated:
+            layers = tuple(LayerActivations(clean=a) for a in clean)
+            return DecoderOutput(final_clean, None, self._logits(final_clean), None, layers)
+        scores = self._scores(clean, final_clean)
+        layers, y = [], x
+        for i, (block, activations, (k, v)) in enumerate(zip(self.blocks, clean, keys_values, strict=True)):
+            gate = self._gates(i, scores[i]) if gates is None else (gates.attention[:, :, i], gates.neuron[:, :, i])
+            ablated = block.ablated(y, k, v, gate)
+            layers.append(LayerActivations(activations, ablated, *scores[i], *gate))
+            y = ablated.resid_post
+        final_ablated = self.ln_f(y)
+        logits = self._logits(final_clean), self._logits(final_ablated)
+        return DecoderOutput(final_clean, final_ablated, *logits, tuple(layers))
+
+    def clean(self, tokens_BT: jax.Array) -> CleanOutput:
+        """The clean stream alone: an ordinary transformer, which is what the paper evaluates."""
+        layers, _, final = self._clean_stream(self._embedded(tokens_BT))
+        return CleanOutput(final, self._logits(final), layers)
+
+    def _embedded(self, tokens_BT: jax.Array) -> jax.Array:
+        length, limit = tokens_BT.shape[1], self.config.context_length
+        if length > limit:
+            raise ValueError(f"{length} tokens exceed the model's context_length={limit}; shorten the input")
+        return self.embed(tokens_BT) + self.pos_embed(jnp.arange(length))[None]
+
+    def _clean_stream(self, x_BTD: jax.Array):
+        activations, keys_values = [], []
+        for block in self.blocks:
+            layer, k, v = block.clean(x_BTD)
+            activations.append(layer)
+            keys_values.append((k, v))
+            x_BTD = layer.resid_post
+        return tuple(activations), keys_values, self.ln_f(x_BTD)
+
+    def _scores(self, clean: tuple[StreamActivations, ...], final_BTD: jax.Array):
+        """Relevance scores of every layer; (None, None) for a model without score heads."""
+        c = self.config
+        local, overall = c.ablation in ("local", "both"), c.ablation in ("global", "both")
+        scores = [block.scores(a.resid_pre) if local else (None, None) for block, a in zip(self.blocks, clean, strict=True)]
+        if overall:
+            attention = jnp.split(self.attention_scores(final_BTD), c.n_layers, axis=-1)
+            neuron = jnp.split(self.neuron_scores(final_BTD), c.n_layers, axis=-1)
+            pairs = zip(attention, neuron, strict=True)
+            scores = [(a + s[0], n + s[1]) if local else (a, n) for s, (a, n) in zip(scores, pairs, strict=True)]
+        return scores
+
+    def _gates(self, layer: int, scores: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        c = self.config
+        gate = k_wta if c.gate == "hard" else soft_top_k
+        options = {"eps": c.gate_eps, "surrogate": c.surrogate}
+        return (
+            gate(scores[0], c.layer_k("attention", layer), temperature=c.temperature_attention, **options),
+            gate(scores[1], c.layer_k("neurons", layer), temperature=c.temperature_neurons, **options),
+        )
+
+    def _logits(self, final_BTD: jax.Array) -> jax.Array:
+        dtype = jnp.dtype(self.config.compute_dtype)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        embedding = self.embed.embedding.astype(dtype)
+        return jnp.einsum("btd,vd->btv", final_BTD.astype(dtype), embedding, preferred_element_type=wide)
