@@ -1,0 +1,192 @@
+"""Indirect-object identification: does the model name the receiver, not the giver? (REFERENCE: circuit localisation)
+
+A circuit means little where the model cannot do the task, so these figures stand beside every circuit.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxablate.config import Config
+from jaxablate.errors import DataError
+from jaxablate.evaluation.intervals import mean_interval, wilson
+from jaxablate.evaluation.suite import Params, Subject, Suite, Tokenizer
+from jaxablate.reports.panels import Bar, Bars, Grid, Panel
+from jaxablate.reports.results import Figure
+
+COUNT = 500
+BATCH_SIZE = 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IoiExample:
+    """One tokenised prompt."""
+
+    tokens: tuple[int, ...]
+    answer: int
+    """Token of the receiver's name."""
+    wrong: int
+    """Token of the giver's name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamIoi:
+    """How one stream answers. Intervals are 95 %: Wilson for proportions, bootstrap over prompts for the mean."""
+
+    stream: str
+    accuracy: float
+    """Fraction of prompts whose answer's logit exceeds the wrong answer's; 0.5 by chance."""
+    accuracy_interval: tuple[float, float] | None
+    top1: float
+    """Fraction of prompts whose answer is the likeliest token of all."""
+    top1_interval: tuple[float, float] | None
+    logit_difference: float
+    """Mean logit of the answer minus that of the wrong answer."""
+    logit_difference_interval: tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IoiResult:
+    """Answers of every stream."""
+
+    streams: tuple[StreamIoi, ...]
+    prompts: int
+
+    def headline(self) -> tuple[Figure, ...]:
+        """Accuracy, top-1 accuracy and logit difference of each stream."""
+        figures = []
+        for s in self.streams:
+            figures += [
+                _figure(f"IOI accuracy {s.stream}", s.accuracy, "fraction", s.accuracy_interval),
+                _figure(f"IOI top-1 {s.stream}", s.top1, "fraction", s.top1_interval),
+                _figure(f"IOI logit diff {s.stream}", s.logit_difference, "logits", s.logit_difference_interval),
+            ]
+        return tuple(figures)
+
+    def panels(self) -> tuple[Panel, ...]:
+        """Bars of the accuracies and all figures as a table."""
+        bars = [bar for s in self.streams for bar in (
+            _bar(f"{s.stream}, answer above wrong answer", s.accuracy, s.accuracy_interval),
+            _bar(f"{s.stream}, answer is the top token", s.top1, s.top1_interval))]
+        rows = tuple((f.name, f.value, f.low, f.high) for f in self.headline())
+        caption = f"{self.prompts:,} prompts. Whiskers: 95 % Wilson interval."
+        return (
+            Bars(title="Indirect-object identification", caption=caption, bars=tuple(bars), mark=0.5,
+                 mark_label="chance between the two names"),
+            Grid(title="Answers", caption="", columns=("figure", "value", "95 % from", "to"), rows=rows),
+        )
+
+
+def evaluate(model: Any, params: Params, examples: Sequence[IoiExample], *, batch_size: int = BATCH_SIZE,
+             seed: int = 0) -> IoiResult:
+    """Asks every prompt and compares the logits after its last token.
+
+    Prompts are filled up at the right to one length, so one compilation serves all: no position sees a later one.
+
+    Args:
+      model: a `SelfAblatingTransformer`.
+      params: its parameters.
+      examples: tokenised prompts.
+      batch_size: prompts at once.
+      seed: of the bootstrap.
+    """
+    length = max(len(e.tokens) for e in examples)
+    parts = []
+    for start in range(0, len(examples), batch_size):
+        chunk = list(examples[start : start + batch_size])
+        filled = chunk + [chunk[-1]] * (batch_size - len(chunk))
+        tokens = np.array([e.tokens + (0,) * (length - len(e.tokens)) for e in filled], np.int32)
+        last, answer, wrong = (np.array(x, np.int32) for x in zip(
+            *((len(e.tokens) - 1, e.answer, e.wrong) for e in filled), strict=True))
+        scores = answer_scores(model, params, tokens, last, answer, wrong)
+        parts.append({name: np.asarray(x, np.float64)[: len(chunk)] for name, x in scores.items()})
+    joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    return IoiResult(streams=tuple(_stream(n, x, seed) for n, x in joined.items()), prompts=len(examples))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def answer_scores(model: Any, params: Params, tokens: jax.Array, last: jax.Array, answer: jax.Array, wrong: jax.Array
+                  ) -> dict[str, jax.Array]:
+    """By stream, [B, 2]: logit of the answer minus that of the wrong one, and minus the largest of all other tokens.
+
+    Args:
+      model: a `SelfAblatingTransformer`.
+      params: its parameters.
+      tokens: [B, T] prompts, filled up at the right.
+      last: [B] position of each prompt's last token.
+      answer: [B] token.
+      wrong: [B] token.
+    """
+    out = model.apply({"params": params}, tokens)
+    finals = {"clean": out.final_clean, "ablated": out.final_ablated}
+    return {name: _margins(x, params["embed"]["embedding"], last, answer, wrong)
+            for name, x in finals.items() if x is not None}
+
+
+def _margins(final: jax.Array, table: jax.Array, last: jax.Array, answer: jax.Array, wrong: jax.Array) -> jax.Array:
+    rows = jnp.arange(final.shape[0])
+    logits = final[rows, last].astype(table.dtype) @ table.T
+    right = logits[rows, answer]
+    others = logits.at[rows, answer].set(-jnp.inf).max(-1)
+    return jnp.stack([right - logits[rows, wrong], right - others], axis=-1)
+
+
+def _stream(name: str, margins: np.ndarray, seed: int) -> StreamIoi:
+    n, right, top = len(margins), int(np.sum(margins[:, 0] > 0)), int(np.sum(margins[:, 1] > 0))
+    return StreamIoi(
+        stream=name, accuracy=right / n, accuracy_interval=wilson(right, n), top1=top / n, top1_interval=wilson(top, n),
+        logit_difference=float(margins[:, 0].mean()), logit_difference_interval=mean_interval(margins[:, 0], seed=seed),
+    )
+
+
+def tokenise(prompts: Sequence[Any], tokenizer: Tokenizer) -> tuple[IoiExample, ...]:
+    """Token ids of prompts with ``clean``, ``answer`` and ``wrong_answer`` texts.
+
+    Raises:
+      DataError: an answer is not one token.
+    """
+    return tuple(
+        IoiExample(tokens=tuple(tokenizer.encode(p.clean)), answer=_one_token(tokenizer, p.answer),
+                   wrong=_one_token(tokenizer, p.wrong_answer))
+        for p in prompts
+    )
+
+
+def _one_token(tokenizer: Tokenizer, text: str) -> int:
+    ids = tokenizer.encode(text)
+    if len(ids) != 1:
+        raise DataError(f"the answer {text!r} is {len(ids)} tokens for this tokenizer; answers must be one token")
+    return ids[0]
+
+
+def _figure(name: str, value: float, unit: str, interval: tuple[float, float] | None) -> Figure:
+    low, high = interval or (None, None)
+    return Figure(name=name, value=value, unit=unit, better="up", low=low, high=high)
+
+
+def _bar(label: str, value: float, interval: tuple[float, float] | None) -> Bar:
+    low, high = interval or (None, None)
+    return Bar(label=label, value=value, low=low, high=high)
+
+
+def _unfit(config: Config) -> str | None:
+    if config.data.source == "embedded":
+        return None
+    return f"its prompts come from the embedded corpus, the model was trained on data.source={config.data.source!r}"
+
+
+def _run(subject: Subject) -> tuple[IoiResult, dict[str, Any]]:
+    from jaxablate.data.corpus import ioi_prompts
+
+    examples = tokenise(ioi_prompts(subject.seed, COUNT), subject.tokenizer)
+    result = evaluate(subject.model, subject.params, examples, seed=subject.seed)
+    return result, {"prompts": COUNT, "seed": subject.seed}
+
+
+SUITE = Suite(name="ioi", about="Indirect-object prompts of the embedded corpus: the receiver's name against the giver's.",
+              run=_run, unfit=_unfit)

@@ -1,0 +1,115 @@
+"""Continuations of fixed prompts by each stream, for a reader's eye."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxablate.config import Config
+from jaxablate.evaluation.suite import Params, Subject, Suite
+from jaxablate.models.generation import generate
+from jaxablate.reports.panels import Panel, Passage, Passages
+from jaxablate.reports.results import Figure
+
+STORY_PROMPTS = (
+    "Once upon a time, there was a little girl named Lily. She",
+    "One day, Tom and his dog went to the park. They saw",
+    "Sue had a big red ball. Her brother Rob wanted the",
+    "The cat was sad because it could not find its mother.",
+)
+CORPUS_PROMPTS = STORY_PROMPTS
+MAX_STEPS = 60
+TEMPERATURE = 0.8
+TOP_K = 40
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One prompt with each stream's continuation, cut at the first end-of-text."""
+
+    prompt: str
+    continuations: tuple[tuple[str, str], ...]
+    """Pairs (stream, text)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplesResult:
+    """Samples of every prompt."""
+
+    samples: tuple[Sample, ...]
+    temperature: float
+    top_k: int | None
+
+    def headline(self) -> tuple[Figure, ...]:
+        """No figures: samples are read, not counted."""
+        return ()
+
+    def panels(self) -> tuple[Panel, ...]:
+        """The texts."""
+        how = "Greedy." if self.temperature == 0 else f"Temperature {self.temperature:g}, top {self.top_k}."
+        passages = tuple(Passage(given=s.prompt, said=s.continuations) for s in self.samples)
+        return (Passages(title="Samples", caption=f"{how} The same random key for both streams.", passages=passages),)
+
+
+def evaluate(
+    model: Any, params: Params, prompts: Sequence[Sequence[int]], *, streams: Sequence[str], decode: Callable[[list[int]], str],
+    eot_id: int, steps: int = MAX_STEPS, temperature: float = TEMPERATURE, top_k: int | None = TOP_K, seed: int = 0,
+) -> SamplesResult:
+    """Continues each prompt once with each stream.
+
+    Args:
+      model: a `SelfAblatingTransformer`.
+      params: its parameters.
+      prompts: token ids of each prompt; prompts of one length are generated together.
+      streams: ``clean``, ``ablated`` or both.
+      decode: token ids to text.
+      eot_id: where a continuation ends.
+      steps: tokens to generate, fewer where the context is full before.
+      temperature: 0 takes the likeliest token.
+      top_k: sample among this many likeliest tokens; None among all.
+      seed: of the sampling.
+    """
+    longest = max(1, model.config.context_length // 2)
+    cut = [list(p)[-longest:] for p in prompts]
+    groups = defaultdict(list)
+    for i, prompt in enumerate(cut):
+        groups[len(prompt)].append(i)
+    said: dict[tuple[int, str], str] = {}
+    for length, members in sorted(groups.items()):
+        room = min(steps, model.config.context_length - length)
+        given = jnp.asarray([cut[i] for i in members], jnp.int32)
+        for stream in streams:
+            tokens = generate(model, params, given, steps=room, stream=stream, temperature=temperature, top_k=top_k,
+                              key=jax.random.key(seed))
+            for i, row in zip(members, np.asarray(tokens)[:, length:].tolist(), strict=True):
+                said[i, stream] = decode(_until(row, eot_id))
+    samples = tuple(
+        Sample(prompt=decode(prompt), continuations=tuple((stream, said[i, stream]) for stream in streams))
+        for i, prompt in enumerate(cut)
+    )
+    return SamplesResult(samples=samples, temperature=temperature, top_k=top_k)
+
+
+def _until(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+def prompts_for(config: Config) -> tuple[str, ...]:
+    """The fixed prompts that suit what the model was trained on."""
+    return CORPUS_PROMPTS if config.data.source == "embedded" else STORY_PROMPTS
+
+
+def _run(subject: Subject) -> tuple[SamplesResult, dict[str, Any]]:
+    tokenizer = subject.tokenizer
+    prompts = [tokenizer.encode(text) for text in prompts_for(subject.config)]
+    top_k = min(TOP_K, subject.config.model.vocab_size)
+    result = evaluate(subject.model, subject.params, prompts, streams=subject.streams, decode=tokenizer.decode,
+                      eot_id=tokenizer.eot_id, top_k=top_k, seed=subject.seed)
+    return result, {"steps": MAX_STEPS, "temperature": TEMPERATURE, "top_k": top_k, "seed": subject.seed}
+
+
+SUITE = Suite(name="samples", about="Continuations of fixed prompts by each stream.", run=_run)

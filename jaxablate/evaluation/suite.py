@@ -1,0 +1,69 @@
+"""What a suite is, and what it is given."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxablate.config import Config
+from jaxablate.reports.panels import Panel
+from jaxablate.reports.results import Figure
+
+Params = Mapping[str, Any]
+Batch = Mapping[str, jax.Array | np.ndarray]
+"""inputs, targets int32 [B, T] and mask float32 [B, T], 1 where the target counts."""
+
+
+class Tokenizer(Protocol):
+    """The part of ``jaxablate.data.tokenizer.Tokenizer`` that suites use."""
+
+    eot_id: int
+    vocab_size: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
+class SuiteResult(Protocol):
+    """A frozen dataclass of plain values, with these two views."""
+
+    def headline(self) -> tuple[Figure, ...]:
+        """The few numbers that stand in tables and comparisons."""
+
+    def panels(self) -> tuple[Panel, ...]:
+        """What the report shows besides."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One checkpoint under evaluation, with the data it is evaluated on."""
+
+    config: Config
+    model: Any
+    params: Params
+    tokenizer: Tokenizer
+    batches: Callable[[], Iterator[Batch]]
+    """Starts the validation split from its beginning: every token after the first is a target once, in file order."""
+    seed: int = 0
+    """Of resampling and of sampled text."""
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The residual streams the model has."""
+        return ("clean", "ablated") if self.config.model.gated else ("clean",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A named kind of measurement."""
+
+    name: str
+    about: str
+    """One line for reports: what it measures, on what."""
+    run: Callable[[Subject], tuple[SuiteResult, Mapping[str, Any]]]
+    """Returns the result and the options it was made with."""
+    unfit: Callable[[Config], str | None] = lambda config: None
+    """Why the suite does not fit a model of this config; None where it does."""
