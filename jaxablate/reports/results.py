@@ -60,6 +60,8 @@ class SuiteRecord:
     """What one suite found, and under which conditions."""
 
     suite: str
+    about: str
+    """One line: what the suite measures."""
     provenance: Provenance
     options: Mapping[str, Any]
     wall_seconds: float

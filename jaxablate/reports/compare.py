@@ -1,0 +1,217 @@
+"""Joins results of several runs into one table: seeds of one configuration become a mean and a 95 % interval."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from jaxablate.reports.results import Better, Figure, Results
+
+SEED_FIELDS = ("train.seed", "data.embedded_seed")
+"""Repetitions: runs that differ in nothing else are one row."""
+IRRELEVANT_FIELDS = (
+    "data.train_path", "data.valid_path", "data.cache_dir", "mesh", "model.remat", "objective.ce_chunk",
+    "train.accumulation_steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every",
+    "train.keep_last", "train.tensorboard", "train.wandb_project",
+)
+"""Where files lie, how work is shared out and what is logged: no effect on what is learned beyond rounding."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One scored working directory."""
+
+    name: str
+    results: Results
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One figure of one row."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    """Runs the figure is the mean of."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """One figure over all rows."""
+
+    suite: str
+    name: str
+    unit: str
+    better: Better
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """Runs of one configuration."""
+
+    labels: tuple[str, ...]
+    """Values of `Comparison.fields`, in that order."""
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    steps: tuple[int, ...]
+    """Distinct steps of the checkpoints, ascending."""
+    cells: tuple[Cell | None, ...]
+    """One for each of `Comparison.columns`; None where no run has it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The whole table."""
+
+    fields: tuple[str, ...]
+    """What differs between the rows' configurations, dotted names; ``run`` where nothing does."""
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    """What a reader should know: runs left out, suites that some runs lack, settings that differ."""
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """One table over runs.
+
+    Args:
+      runs: scored working directories, in the order their rows should take.
+
+    Returns:
+      A row for each configuration. With n > 1 runs the interval is Student's t over the runs; a single run keeps the
+      interval its suite gave, or has none.
+    """
+    runs, notes = _without_copies(runs)
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_identity(run.results), []).append(run)
+    fields = _differing_fields([g[0].results for g in groups.values()])
+    columns = _columns(runs)
+    rows = tuple(_row(group, fields, columns) for group in groups.values())
+    return Comparison(fields=fields or ("run",), columns=columns, rows=rows, notes=(*notes, *_gaps(runs)))
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of a mean by Student's t with n - 1 degrees of freedom; None for fewer than two values.
+
+    >>> tuple(round(x, 4) for x in student_interval([1.0, 2.0, 3.0]))
+    (-0.4841, 4.4841)
+    """
+    n = len(values)
+    if n < 2:
+        return None
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, 0.975)) * error
+    return mean - half, mean + half
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> dotted names.
+
+    >>> flatten({"model": {"k": 8}, "x": 1})
+    {'model.k': 8, 'x': 1}
+    """
+    out = {}
+    for key, value in tree.items():
+        out.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return out
+
+
+def _without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Drops a run whose parameters were met before: the same checkpoint twice is not a second seed."""
+    kept, notes, seen = [], [], {}
+    for run in runs:
+        first = seen.setdefault((run.results.params_digest, run.results.step), run.name)
+        if first == run.name:
+            kept.append(run)
+        else:
+            notes.append(f"{run.name} holds the same parameters as {first} and is counted once")
+    return kept, notes
+
+
+def _settings(results: Results) -> dict[str, Any]:
+    """What makes a configuration, the data included where it is not drawn from a seed."""
+    flat = flatten(results.config)
+    skip = SEED_FIELDS + IRRELEVANT_FIELDS
+    out = {k: v for k, v in flat.items() if k not in skip and not k.startswith(tuple(f"{s}." for s in skip))}
+    if flat.get("model.ablation") == "none":
+        inert = ("model.k_", "model.gate", "model.surrogate", "model.temperature_", "objective.")
+        out = {k: v for k, v in out.items() if not k.startswith(inert)}
+    if flat.get("data.source") != "embedded":
+        out["validation data"] = results.data_hash[:8]
+    return out
+
+
+def _identity(results: Results) -> str:
+    return json.dumps(_settings(results), sort_keys=True)
+
+
+def _differing_fields(results: Sequence[Results]) -> tuple[str, ...]:
+    """Settings that are not the same everywhere, those of the model first."""
+    settings = [_settings(r) for r in results]
+    names = {name: None for s in settings for name in s}
+    varied = [n for n in names if len({json.dumps(s[n]) for s in settings if n in s}) > 1]
+    return tuple(sorted(varied, key=lambda n: (not n.startswith("model."), n != "model.ablation")))
+
+
+def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
+    """Every figure any run has, suites and figures in the order first met."""
+    suites: dict[str, dict[str, Figure]] = {}
+    for run in runs:
+        for name, record in run.results.suites.items():
+            for figure in record.figures:
+                suites.setdefault(name, {}).setdefault(figure.name, figure)
+    return tuple(Column(suite=suite, name=f.name, unit=f.unit, better=f.better)
+                 for suite, figures in suites.items() for f in figures.values())
+
+
+def _row(group: Sequence[Run], fields: Sequence[str], columns: Sequence[Column]) -> Row:
+    settings = _settings(group[0].results)
+    labels = tuple(_label(settings.get(name)) for name in fields) or (group[0].name if len(group) == 1 else "all",)
+    return Row(
+        labels=labels, runs=tuple(r.name for r in group), seeds=tuple(r.results.seed for r in group),
+        steps=tuple(sorted({r.results.step for r in group})), cells=tuple(_cell(group, column) for column in columns),
+    )
+
+
+def _label(value: Any) -> str:
+    if value is None:
+        return "-"
+    return " ".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
+
+
+def _cell(group: Sequence[Run], column: Column) -> Cell | None:
+    found = [f for run in group if (f := _figure(run.results, column)) is not None and f.value is not None]
+    if not found:
+        return None
+    if len(found) == 1:
+        return Cell(value=found[0].value, low=found[0].low, high=found[0].high, n=1)
+    values = [f.value for f in found]
+    low, high = student_interval(values)
+    return Cell(value=float(np.mean(values)), low=low, high=high, n=len(values))
+
+
+def _figure(results: Results, column: Column) -> Figure | None:
+    record = results.suites.get(column.suite)
+    figures = record.figures if record else ()
+    return next((f for f in figures if f.name == column.name), None)
+
+
+def _gaps(runs: Sequence[Run]) -> list[str]:
+    """Notes on suites measured in some runs only, and on suites measured with other options."""
+    notes = []
+    gated = {r.name for r in runs if flatten(r.results.config).get("model.ablation") != "none"}
+    for suite in dict.fromkeys(name for r in runs for name in r.results.suites):
+        have = [r for r in runs if suite in r.results.suites]
+        kinds = {r.name in gated for r in have}
+        lacking = [r.name for r in runs if r not in have and (r.name in gated) in kinds]
+        notes += [f"{name} lacks {suite}; run: python eval.py score --workdir {name} --suites {suite}" for name in lacking]
+        options = {json.dumps(r.results.suites[suite].options, sort_keys=True) for r in have}
+        if len(options) > 1:
+            notes.append(f"{suite} was run with different options: {'; '.join(sorted(options))}")
+    return notes

@@ -1,0 +1,218 @@
+"""Figures as tables: for the terminal (rich), Markdown, CSV and LaTeX."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from jaxablate.errors import CheckpointError
+from jaxablate.reports.compare import Cell, Column, Comparison, Row
+from jaxablate.reports.results import Results, write_text
+
+ARROWS = {"up": "↑", "down": "↓", "none": ""}
+_LATEX_ARROWS = {"up": r"$\uparrow$", "down": r"$\downarrow$", "none": ""}
+_LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "|": r"$|$", "±": r"$\pm$", "–": "--", "≥": r"$\ge$"}
+
+
+def number(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A number as people read it: as many decimals as its interval warrants, else four significant digits.
+
+    >>> number(6.4712, 6.31, 6.63), number(0.00012345), number(14535249), number(None)
+    ('6.47', '0.0001234', '14,535,249', '-')
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1e4):
+        return f"{int(value):,}"
+    if low is not None and high is not None and math.isfinite(high - low) and high > low:
+        decimals = max(0, min(6, 1 - math.floor(math.log10((high - low) / 2))))
+        return f"{value:,.{decimals}f}"
+    return _significant(value)
+
+
+def _significant(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    if size < -5:
+        return f"{value:.3e}"
+    return f"{value:,.{max(0, 3 - size)}f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Both ends of an interval, with the decimals its width warrants; empty where there is none.
+
+    >>> interval(6.31, 6.63), interval(None, None)
+    ('6.31 – 6.63', '')
+    """
+    if low is None or high is None:
+        return ""
+    return f"{number(low, low, high)} – {number(high, low, high)}"
+
+
+def cell_text(cell: Cell | None) -> str:
+    """``mean ± half width`` where the interval is even about the value, ``value [low, high]`` else, ``-`` for nothing.
+
+    >>> cell_text(Cell(value=6.5, low=6.38, high=6.62, n=3))
+    '6.50 ± 0.12'
+    """
+    if cell is None:
+        return "-"
+    value = number(cell.value, cell.low, cell.high)
+    if cell.low is None or cell.high is None or cell.high <= cell.low:
+        return value
+    if cell.n > 1:
+        return f"{value} ± {number((cell.high - cell.low) / 2, cell.low, cell.high)}"
+    return f"{value} [{number(cell.low, cell.low, cell.high)}, {number(cell.high, cell.low, cell.high)}]"
+
+
+def score_table(results: Results, title: str = "") -> Table:
+    """Headline figures of one checkpoint for the terminal."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for name, justify in (("suite", "left"), ("figure", "left"), ("value", "right"), ("95 % interval", "center"),
+                          ("unit", "left"), ("better", "center")):
+        table.add_column(name, justify=justify)
+    for name, record in results.suites.items():
+        rows = record.figures
+        for i, f in enumerate(rows):
+            table.add_row(name if i == 0 else "", f.name, number(f.value, f.low, f.high), interval(f.low, f.high), f.unit,
+                          ARROWS[f.better], end_section=i == len(rows) - 1)
+    return table
+
+
+def comparison_tables(comparison: Comparison, width: int) -> Group:
+    """The comparison for a terminal of ``width`` columns: one table where it fits, else one below another by suite."""
+    whole = _rich_table(comparison, range(len(comparison.columns)), "")
+    if Console(width=10_000).measure(whole).maximum <= width:
+        return Group(whole, *_rich_notes(comparison))
+    parts = []
+    for suite in dict.fromkeys(c.suite for c in comparison.columns):
+        chosen = [i for i, c in enumerate(comparison.columns) if c.suite == suite]
+        parts.append(_rich_table(comparison, chosen, suite))
+    return Group(*parts, *_rich_notes(comparison))
+
+
+def _rich_table(comparison: Comparison, chosen: Sequence[int], title: str) -> Table:
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for name in (*comparison.fields, "n", "step"):
+        table.add_column(short(name), no_wrap=True)
+    for i in chosen:
+        table.add_column(_heading(comparison.columns[i]), justify="right")
+    for row in comparison.rows:
+        table.add_row(*row.labels, str(len(row.runs)), steps_text(row), *(cell_text(row.cells[i]) for i in chosen))
+    return table
+
+
+def _rich_notes(comparison: Comparison) -> list[Text]:
+    return [Text(f"note: {note}", style="yellow") for note in comparison.notes]
+
+
+def short(field: str) -> str:
+    """Last part of a dotted configuration name; the first is where the setting lives, which a reader seldom needs.
+
+    >>> short("model.k_neurons")
+    'k_neurons'
+    """
+    return field.rsplit(".", 1)[-1]
+
+
+def steps_text(row: Row) -> str:
+    """Step of the row's checkpoints, or the range over its runs."""
+    low, high = row.steps[0], row.steps[-1]
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def _heading(column: Column) -> str:
+    return f"{column.name} {ARROWS[column.better]}".strip()
+
+
+def explanation(comparison: Comparison) -> str:
+    """What the numbers in the table are, for a caption."""
+    most = max((len(row.runs) for row in comparison.rows), default=1)
+    single = "a run alone: value and, where its suite gives one, the 95 % interval within the run"
+    if most == 1:
+        return f"One run a row ({single})."
+    return f"n runs of a configuration: mean ± half the 95 % interval (Student t over the runs); {single}."
+
+
+def markdown(comparison: Comparison) -> str:
+    """The comparison as a Markdown table with its notes."""
+    head = [*map(short, comparison.fields), "n", "step", *map(_heading, comparison.columns)]
+    lines = [_markdown_row(head), _markdown_row(["---"] * (len(comparison.fields) + 2) + ["---:"] * len(comparison.columns))]
+    lines += [_markdown_row([*row.labels, str(len(row.runs)), steps_text(row), *map(cell_text, row.cells)])
+              for row in comparison.rows]
+    notes = [f"- {note}" for note in comparison.notes]
+    return "\n".join([*lines, "", explanation(comparison), *([""] if notes else []), *notes, ""])
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+
+
+def csv_text(comparison: Comparison) -> str:
+    """The comparison as CSV: value, interval ends and n of each figure in columns of their own, full precision."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    parts = [f"{c.suite}/{c.name}{suffix}" for c in comparison.columns for suffix in ("", " low", " high", " n")]
+    writer.writerow([*comparison.fields, "runs", "seeds", "steps", *parts])
+    for row in comparison.rows:
+        values = [v for cell in row.cells for v in _csv_cells(cell)]
+        writer.writerow([*row.labels, ";".join(row.runs), ";".join(map(str, row.seeds)), ";".join(map(str, row.steps)),
+                         *values])
+    return out.getvalue()
+
+
+def _csv_cells(cell: Cell | None) -> tuple[object, ...]:
+    if cell is None:
+        return ("", "", "", 0)
+    return (cell.value, "" if cell.low is None else cell.low, "" if cell.high is None else cell.high, cell.n)
+
+
+def latex(comparison: Comparison) -> str:
+    """The comparison as a LaTeX ``tabular`` (package booktabs)."""
+    head = [*(_escape(short(f)) for f in comparison.fields), "$n$", "step"]
+    head += [f"{_escape(c.name)} {_LATEX_ARROWS[c.better]}".strip() for c in comparison.columns]
+    spec = "l" * (len(comparison.fields)) + "rr" + "r" * len(comparison.columns)
+    rows = [" & ".join([*map(_escape, row.labels), str(len(row.runs)), _escape(steps_text(row)),
+                        *(_escape(cell_text(c)) for c in row.cells)]) + r" \\" for row in comparison.rows]
+    comment = f"% {explanation(comparison)}"
+    return "\n".join([comment, rf"\begin{{tabular}}{{{spec}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule", *rows,
+                      r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(c, c) for c in text)
+
+
+def write_comparison(comparison: Comparison, out: str) -> list[Path]:
+    """Writes Markdown, CSV and LaTeX.
+
+    Args:
+      comparison: what to write.
+      out: an existing folder or a name that ends in ``/`` (files ``table.*`` inside), else the files' common prefix.
+
+    Returns:
+      The files' paths.
+
+    Raises:
+      CheckpointError: a folder cannot be made or written to.
+    """
+    prefix = Path(out) / "table" if out.endswith("/") or Path(out).is_dir() else Path(out)
+    try:
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise CheckpointError(f"{prefix.parent} cannot be made ({e.strerror}); choose another --out") from e
+    paths = []
+    for suffix, text in ((".md", markdown(comparison)), (".csv", csv_text(comparison)), (".tex", latex(comparison))):
+        path = prefix.with_name(prefix.name + suffix)
+        write_text(path, text)
+        paths.append(path)
+    return paths
