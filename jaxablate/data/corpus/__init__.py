@@ -1,0 +1,38 @@
+"""Embedded story corpus: unlimited small stories from a seeded grammar, with the hidden facts of each on record.
+
+>>> from jaxablate.data import corpus
+>>> story = corpus.story(seed=0, index=4)
+>>> story.facts.characters[0].name in story.text
+True
+
+=============  ========================================================================================================
+``words``      names, things, places, feelings, and which of them go together
+``templates``  the sentences
+``grammar``    sentences to token ids and slots; the vocabulary
+``narrator``   writes a story and keeps the state of its world
+``plots``      what happens
+``facts``      per-token labels and facts of the whole story
+``story``      story i of a seed
+``tokenizer``  word-level tokenizer of a closed vocabulary
+``prompts``    indirect-object prompts
+=============  ========================================================================================================
+"""
+
+from jaxablate.data.corpus.facts import LABELS, Character, Handover, StoryFacts
+from jaxablate.data.corpus.prompts import IOI_LINES, IOIPrompt, ioi_prompts
+from jaxablate.data.corpus.story import (
+    CORPUS_VERSION,
+    VALID_START,
+    Story,
+    entropy_floor,
+    stories,
+    story,
+    text_iter,
+    token_stream,
+)
+from jaxablate.data.corpus.tokenizer import CorpusTokenizer
+
+__all__ = [
+    "CORPUS_VERSION", "IOI_LINES", "LABELS", "VALID_START", "Character", "CorpusTokenizer", "Handover", "IOIPrompt",
+    "Story", "StoryFacts", "entropy_floor", "ioi_prompts", "stories", "story", "text_iter", "token_stream",
+]

@@ -1,0 +1,200 @@
+"""The hidden facts of a story: what a reader knows at each token, and what is true of the whole.
+
+Labels at a token use that token and what stands before it, nothing later (`next_io` alone looks one token ahead), so a
+unit or a probe at that position can in principle know them.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from jaxablate.data.corpus import words
+from jaxablate.data.corpus.grammar import FEELINGS, PARAGRAPH, PRONOUNS, ROLES, TOKEN_IDS, VOCABULARY
+from jaxablate.data.corpus.narrator import MOODS, NOBODY, Page, Transfer
+
+PEOPLE = ("nobody", *words.NAMES, "several")
+THINGS = ("nothing", *(noun.word for noun in words.NOUNS))
+WHERE = ("nowhere", *(place.word for place in words.PLACES))
+KINDS = ("function", "name", "pronoun", "thing", "adjective", "place", "feeling", "verb", "kin", "punctuation", "end")
+
+VERBS = frozenset(
+    "asked ate began bought brought cry dance decided draw fell felt found gave get give going got had hand "
+    "handed held help hugged hurt liked lived looked lost loved make met missed nodded play played playing put ran "
+    "read run said sat saw see showed sing smile smiled Thank thanked thinking told took walked wanted was went were "
+    "wore".split()
+)
+
+LABELS: dict[str, tuple[str, ...]] = {
+    "kind": KINDS,
+    "person": PEOPLE,
+    "role": ROLES,
+    "subject": PEOPLE,
+    "mood": MOODS,
+    "object": THINGS,
+    "holder": PEOPLE,
+    "place": WHERE,
+    "next_io": PEOPLE,
+}
+"""What each number of a per-token array means: ``LABELS["holder"][3]`` is a name. Arrays not here hold counts."""
+
+_FILLED = ("subject", "mood", "object", "holder", "place")
+_IO = ROLES.index("indirect object")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Character:
+    """A child of the story; `kin` is with whom they live, where it was told."""
+
+    name: str
+    gender: str
+    kin: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Handover:
+    """A thing changed hands.
+
+    Attributes:
+      giver: name of who had it.
+      receiver: name of who has it then.
+      thing: noun.
+      kind: ``"give"``, ``"take"`` or ``"return"``.
+      position: index of the token that ends the clause which tells it.
+    """
+
+    giver: str
+    receiver: str
+    thing: str
+    kind: str
+    position: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoryFacts:
+    """What is true in one story.
+
+    Attributes:
+      plot: one of `jaxablate.data.corpus.plots.PLOT_NAMES`.
+      characters: children in order of appearance; the first is the protagonist.
+      handovers: what changed hands, in order.
+      places: places that somebody was at, in order.
+      moods: last told mood of each child: ``good``, ``bad`` or ``cross``.
+      holder: name of who has the last handed thing at the end; None where it is eaten.
+      nats: information of all the grammar's choices, -log P(story), for the entropy of the corpus.
+      per_token: arrays of length n_tokens, int16 (int32 for positions):
+
+        * ``kind``: what sort of word the token is.
+        * ``person``: whom a name or third-person pronoun refers to.
+        * ``role``: part in the clause of a token that refers to a child, a thing or a place.
+        * ``antecedent``: for a pronoun, position of the last name of the same child before it; otherwise -1.
+        * ``subject``: child who is the subject of the clause so far, from its own token to the end of the sentence.
+        * ``mood``: last told mood of that subject.
+        * ``object``: thing mentioned last.
+        * ``holder``: who has that thing; a clause changes it at the mark that ends it.
+        * ``place``: where the scene is.
+        * ``next_io``: whose name comes next as indirect object ("Sue gave a bone to" -> Rob); nobody elsewhere.
+        * ``sentence``, ``paragraph``: counted from 0.
+    """
+
+    plot: str
+    characters: tuple[Character, ...]
+    handovers: tuple[Handover, ...]
+    places: tuple[str, ...]
+    moods: dict[str, str]
+    holder: str | None
+    nats: float
+    per_token: dict[str, np.ndarray]
+
+
+def collect(page: Page, plot: str) -> StoryFacts:
+    """Facts of a finished page."""
+    per_token = _per_token(page)
+    people = list(dict.fromkeys(person - 1 for _, person, _ in page.marks if person))
+    held = per_token["holder"][-1]
+    return StoryFacts(
+        plot=plot,
+        characters=tuple(_character(page, person) for person in people),
+        handovers=tuple(_handover(transfer) for transfer in page.transfers),
+        places=_places(page),
+        moods={words.NAMES[person]: MOODS[mood] for person, mood in page.moods.items()},
+        holder=None if held == NOBODY else PEOPLE[held],
+        nats=page.nats,
+        per_token=per_token,
+    )
+
+
+def _places(page: Page) -> tuple[str, ...]:
+    told = [WHERE[value] for _, field, value in page.log if field == "place"]
+    return tuple(place for i, place in enumerate(told) if i == 0 or place != told[i - 1])
+
+
+def _character(page: Page, person: int) -> Character:
+    kin = words.KIN[page.kin[person]] if person in page.kin else None
+    return Character(words.NAMES[person], "girl" if person >= len(words.BOYS) else "boy", kin)
+
+
+def _handover(transfer: Transfer) -> Handover:
+    names = words.NAMES
+    noun = words.NOUNS[transfer.noun].word
+    return Handover(names[transfer.giver], names[transfer.receiver], noun, transfer.kind, transfer.position)
+
+
+def _per_token(page: Page) -> dict[str, np.ndarray]:
+    tokens = np.asarray(page.tokens)
+    out = {"kind": _KIND_OF[tokens], **_references(page, tokens)}
+    out |= {field: _filled(page, field) for field in _FILLED}
+    io_name = (out["role"] == _IO) & (out["kind"] == KINDS.index("name"))
+    out["next_io"] = np.append(np.where(io_name, out["person"], 0)[1:], 0).astype(np.int16)
+    out["sentence"], out["paragraph"] = _counts(page, tokens)
+    return out
+
+
+def _references(page: Page, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    person, role = np.zeros((2, len(tokens)), np.int16)
+    antecedent = np.full(len(tokens), -1, np.int32)
+    named: dict[int, int] = {}
+    for position, who, part in page.marks:
+        person[position], role[position] = who, part
+        if who and _KIND_OF[tokens[position]] == KINDS.index("name"):
+            named[who] = position
+        elif who and _KIND_OF[tokens[position]] == KINDS.index("pronoun"):
+            antecedent[position] = named.get(who, -1)
+    return {"person": person, "role": role, "antecedent": antecedent}
+
+
+def _filled(page: Page, field: str) -> np.ndarray:
+    """Values of one field of the log, each from its position to the next one's."""
+    out = np.zeros(len(page.tokens), np.int16)
+    for position, name, value in page.log:
+        if name == field:
+            out[position:] = value
+    return out
+
+
+def _counts(page: Page, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    paragraph = np.cumsum(tokens == TOKEN_IDS[PARAGRAPH])
+    ends = np.zeros(len(tokens) + 1, np.int64)
+    ends[page.breaks] = 1
+    return np.cumsum(ends)[:-1].astype(np.int16), paragraph.astype(np.int16)
+
+
+def _kind(token: str) -> str:
+    word = token.strip(' "')
+    groups = {
+        "name": words.NAMES,
+        "pronoun": [w for form in ("he", "him", "his", "He", "His") for w in PRONOUNS[form]],
+        "thing": THINGS[1:],
+        "place": WHERE[1:],
+        "adjective": (*words.ADJECTIVES, *words.TRAITS),
+        "feeling": [w for group in FEELINGS.values() for w in group],
+        "verb": VERBS,
+        "kin": words.KIN,
+    }
+    if token == VOCABULARY[0]:
+        return "end"
+    if not word.isalpha() and token != "'s":
+        return "punctuation"
+    return next((kind for kind, group in groups.items() if word in group), "function")
+
+
+_KIND_OF = np.array([KINDS.index(_kind(token)) for token in VOCABULARY], np.int16)

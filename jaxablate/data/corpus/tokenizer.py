@@ -1,0 +1,91 @@
+"""The corpus's own word-level tokenizer: a closed vocabulary of about 320 tokens, GPT-2-like in its spaces."""
+
+import difflib
+import hashlib
+import os
+from collections.abc import Sequence
+
+from jaxablate.data.corpus.grammar import END_OF_TEXT, TOKEN_IDS, TOKEN_PATTERN, VOCABULARY
+from jaxablate.data.tokenizer import check_ids, write_meta
+from jaxablate.errors import DataError
+
+
+class CorpusTokenizer:
+    """Words of the embedded corpus, each with the space before it; ``decode(encode(text)) == text`` for every text.
+
+    A name, noun or verb is one token, so ``" Rob"`` can be asked for as the answer to a prompt. Words without a space
+    are in the vocabulary where the corpus writes them so: at the start of a paragraph and after an opening quote.
+
+    >>> tokenizer = CorpusTokenizer()
+    >>> [tokenizer.decode([i]) for i in tokenizer.encode('Then, Rob and Sue')]
+    ['Then', ',', ' Rob', ' and', ' Sue']
+    """
+
+    name = "corpus"
+    vocab_size = len(VOCABULARY)
+    eot_id = TOKEN_IDS[END_OF_TEXT]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; the end-of-text token is never among them.
+
+        Raises:
+          DataError: a word or sign that the corpus does not have; the message names it and the nearest ones it has.
+        """
+        pieces = TOKEN_PATTERN.findall(text)
+        try:
+            ids = [TOKEN_IDS[piece] for piece in pieces]
+        except KeyError:
+            raise DataError(_unknown(text)) from None
+        if sum(map(len, pieces)) != len(text) or self.eot_id in ids:
+            raise DataError(_unknown(text))
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of every text."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids.
+
+        Raises:
+          DataError: an id is not in the vocabulary.
+        """
+        return "".join([VOCABULARY[i] for i in check_ids(ids, self.vocab_size)])
+
+    def token_id(self, word: str) -> int:
+        """Id of one word with its space, for example ``" Rob"``.
+
+        Raises:
+          DataError: it is not one token of the corpus.
+        """
+        if word not in TOKEN_IDS:
+            raise DataError(_message(word, 0))
+        return TOKEN_IDS[word]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary in its order."""
+        return hashlib.sha256("\0".join(VOCABULARY).encode()).hexdigest()
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the metadata; the words are part of the package, the fingerprint tells whether they changed."""
+        os.makedirs(folder, exist_ok=True)
+        write_meta(folder, self, "corpus")
+
+
+def _unknown(text: str) -> str:
+    """Error message for the first thing in a text that is not in the vocabulary."""
+    position = 0
+    for match in TOKEN_PATTERN.finditer(text):
+        if match.start() > position:
+            break
+        if match[0] not in TOKEN_IDS or match[0] == END_OF_TEXT:
+            return _message(match[0], position)
+        position = match.end()
+    return _message(text[position], position)
+
+
+def _message(word: str, position: int) -> str:
+    near = difflib.get_close_matches(word, VOCABULARY[1:], n=3, cutoff=0.5)
+    hint = f"; near it are {', '.join(map(repr, near))}" if near else ""
+    return (f"{word!r} at character {position} is not among the {len(VOCABULARY)} words of the embedded corpus "
+            f"(a space before a word belongs to it){hint}")
