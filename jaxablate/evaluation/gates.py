@@ -176,5 +176,5 @@ def _run(subject: Subject) -> tuple[GatesResult, dict[str, Any]]:
     return evaluate(subject.model, subject.params, subject.batches()), {"fires_above": FIRES_ABOVE}
 
 
-SUITE = Suite(name="gates", about="Which attention channels and neurons the gates let through, over the validation split.",
-              run=_run, unfit=_unfit)
+SUITE = Suite(name="gates", run=_run, unfit=_unfit,
+              about="Attention channels and neurons that the gates let through, over the validation split.")

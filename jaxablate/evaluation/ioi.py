@@ -19,8 +19,9 @@ from jaxablate.evaluation.suite import Params, Subject, Suite, Tokenizer
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
 from jaxablate.reports.results import Figure
 
-COUNT = 500
-BATCH_SIZE = 50
+COUNT = 560
+"""Prompts: a multiple of the corpus's templates times name orders, so that all are equally frequent."""
+BATCH_SIZE = 56
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class IoiExample:
     """Token of the receiver's name."""
     wrong: int
     """Token of the giver's name."""
+    group: str = ""
+    """Kind of prompt, for figures by kind."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class StreamIoi:
     logit_difference: float
     """Mean logit of the answer minus that of the wrong answer."""
     logit_difference_interval: tuple[float, float] | None
+    accuracy_by_group: tuple[tuple[str, int, float], ...]
+    """(kind of prompt, prompts, accuracy)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,17 +74,23 @@ class IoiResult:
         return tuple(figures)
 
     def panels(self) -> tuple[Panel, ...]:
-        """Bars of the accuracies and all figures as a table."""
+        """Bars of the accuracies, and accuracies by kind of prompt."""
         bars = [bar for s in self.streams for bar in (
             _bar(f"{s.stream}, answer above wrong answer", s.accuracy, s.accuracy_interval),
             _bar(f"{s.stream}, answer is the top token", s.top1, s.top1_interval))]
-        rows = tuple((f.name, f.value, f.low, f.high) for f in self.headline())
         caption = f"{self.prompts:,} prompts. Whiskers: 95 % Wilson interval."
         return (
             Bars(title="Indirect-object identification", caption=caption, bars=tuple(bars), mark=0.5,
                  mark_label="chance between the two names"),
-            Grid(title="Answers", caption="", columns=("figure", "value", "95 % from", "to"), rows=rows),
+            self._by_group(),
         )
+
+    def _by_group(self) -> Grid:
+        rows = tuple((group, count, *(dict((g, a) for g, _, a in s.accuracy_by_group)[group] for s in self.streams))
+                     for group, count, _ in self.streams[0].accuracy_by_group)
+        caption = "Answer above wrong answer. ABBA: the receiver is named first; BABA: the giver is."
+        return Grid(title="Accuracy by kind of prompt", caption=caption, rows=rows,
+                    columns=("prompts", "count", *(s.stream for s in self.streams)))
 
 
 def evaluate(model: Any, params: Params, examples: Sequence[IoiExample], *, batch_size: int = BATCH_SIZE,
@@ -106,7 +117,9 @@ def evaluate(model: Any, params: Params, examples: Sequence[IoiExample], *, batc
         scores = answer_scores(model, params, tokens, last, answer, wrong)
         parts.append({name: np.asarray(x, np.float64)[: len(chunk)] for name, x in scores.items()})
     joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    return IoiResult(streams=tuple(_stream(n, x, seed) for n, x in joined.items()), prompts=len(examples))
+    groups = [e.group for e in examples]
+    streams = tuple(_stream(name, margins, groups, seed) for name, margins in joined.items())
+    return IoiResult(streams=streams, prompts=len(examples))
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -136,23 +149,27 @@ def _margins(final: jax.Array, table: jax.Array, last: jax.Array, answer: jax.Ar
     return jnp.stack([right - logits[rows, wrong], right - others], axis=-1)
 
 
-def _stream(name: str, margins: np.ndarray, seed: int) -> StreamIoi:
+def _stream(name: str, margins: np.ndarray, groups: Sequence[str], seed: int) -> StreamIoi:
     n, right, top = len(margins), int(np.sum(margins[:, 0] > 0)), int(np.sum(margins[:, 1] > 0))
+    by_group = tuple(
+        (g, groups.count(g), float(np.mean([m[0] > 0 for m, of in zip(margins, groups, strict=True) if of == g])))
+        for g in dict.fromkeys(groups)
+    )
     return StreamIoi(
-        stream=name, accuracy=right / n, accuracy_interval=wilson(right, n), top1=top / n, top1_interval=wilson(top, n),
+        stream=name, accuracy_by_group=by_group, accuracy=right / n, accuracy_interval=wilson(right, n), top1=top / n, top1_interval=wilson(top, n),
         logit_difference=float(margins[:, 0].mean()), logit_difference_interval=mean_interval(margins[:, 0], seed=seed),
     )
 
 
 def tokenise(prompts: Sequence[Any], tokenizer: Tokenizer) -> tuple[IoiExample, ...]:
-    """Token ids of prompts with ``clean``, ``answer`` and ``wrong_answer`` texts.
+    """Token ids of prompts: objects with ``clean``, ``answer``, ``wrong_answer``, ``template`` and ``order``.
 
     Raises:
       DataError: an answer is not one token.
     """
     return tuple(
         IoiExample(tokens=tuple(tokenizer.encode(p.clean)), answer=_one_token(tokenizer, p.answer),
-                   wrong=_one_token(tokenizer, p.wrong_answer))
+                   wrong=_one_token(tokenizer, p.wrong_answer), group=f"{p.template}, {p.order}")
         for p in prompts
     )
 
@@ -188,5 +205,5 @@ def _run(subject: Subject) -> tuple[IoiResult, dict[str, Any]]:
     return result, {"prompts": COUNT, "seed": subject.seed}
 
 
-SUITE = Suite(name="ioi", about="Indirect-object prompts of the embedded corpus: the receiver's name against the giver's.",
-              run=_run, unfit=_unfit)
+SUITE = Suite(name="ioi", run=_run, unfit=_unfit,
+              about="Indirect-object prompts of the embedded corpus: the receiver's name against the giver's.")

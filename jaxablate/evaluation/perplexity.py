@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxablate.config import DataConfig
 from jaxablate.evaluation.intervals import RESAMPLES, percentile_interval, ratio_resamples
 from jaxablate.evaluation.suite import Batch, Params, Subject, Suite
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
@@ -47,6 +48,8 @@ class PerplexityResult:
     unit: str
     """What is drawn with replacement for the intervals: stories or windows."""
     units: int
+    floor: float | None = None
+    """Nats a token that no model of the data can beat, where the data's own source is known."""
 
     def headline(self) -> tuple[Figure, ...]:
         """Perplexity of each stream and choice of targets, and what ablation costs."""
@@ -62,6 +65,8 @@ class PerplexityResult:
         rows = tuple((_label(x), x.loss, *(x.loss_interval or (None, None)), x.perplexity, x.tokens)
                      for x in self.losses)
         caption = f"Whiskers: 95 % bootstrap interval over {self.units:,} {self.unit}."
+        if self.floor is not None:
+            rows += (("entropy of whole stories, the least possible", self.floor, None, None, math.exp(self.floor), None),)
         return (
             Bars(title="Perplexity", caption=caption, bars=bars),
             Grid(title="Losses", caption="Nats per token, mean over the targets.", rows=rows,
@@ -69,7 +74,8 @@ class PerplexityResult:
         )
 
 
-def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, eot_id: int, seed: int = 0) -> PerplexityResult:
+def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, eot_id: int, seed: int = 0,
+             floor: float | None = None) -> PerplexityResult:
     """Streams the split once and sums each story's losses.
 
     Args:
@@ -78,6 +84,7 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, eot_id: in
       batches: the split in file order (rows of a batch follow each other); see `Batch`.
       eot_id: token that ends a story. It is the last target of its story.
       seed: of the bootstrap (`RESAMPLES` draws, percentile interval).
+      floor: least possible loss, nats a token, for the report; None where it is not known.
 
     Returns:
       Losses per stream, over all targets and over those that are not end-of-text. Intervals come from drawing
@@ -96,7 +103,7 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, eot_id: in
     names = tuple(losses)
     by_story, by_window = _join(stories), _join(windows)
     unit, sums = ("stories", by_story) if len(by_story) >= MIN_STORIES else ("windows", by_window)
-    return _summarise(names, sums, unit, seed)
+    return dataclasses.replace(_summarise(names, sums, unit, seed), floor=floor)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -163,9 +170,18 @@ def _figure(name: str, value: float, unit: str, interval: tuple[float, float] | 
     return Figure(name=name, value=value, unit=unit, better="down", **_ends(interval))
 
 
+def _floor(data: DataConfig) -> float | None:
+    """Entropy of the embedded corpus, whose grammar is known."""
+    if data.source != "embedded":
+        return None
+    from jaxablate.data import corpus
+
+    return corpus.entropy_floor(data.embedded_seed, corpus.VALID_START, data.embedded_valid_stories)
+
+
 def _run(subject: Subject) -> tuple[PerplexityResult, dict[str, Any]]:
     result = evaluate(subject.model, subject.params, subject.batches(), eot_id=subject.tokenizer.eot_id,
-                      seed=subject.seed)
+                      seed=subject.seed, floor=_floor(subject.config.data))
     return result, {"bootstrap_resamples": RESAMPLES, "seed": subject.seed, "unit": result.unit}
 
 

@@ -16,12 +16,19 @@ from jaxablate.reports.panels import Panel, Passage, Passages
 from jaxablate.reports.results import Figure
 
 STORY_PROMPTS = (
-    "Once upon a time, there was a little girl named Lily. She",
-    "One day, Tom and his dog went to the park. They saw",
-    "Sue had a big red ball. Her brother Rob wanted the",
-    "The cat was sad because it could not find its mother.",
+    "Once upon a time, there was a little girl named Lily.",
+    "One day, Tom and his dog went to the big park.",
+    "The cat was sad. She could not find her little ball.",
+    "It was dark, but Tim was not afraid because he had a",
 )
-CORPUS_PROMPTS = STORY_PROMPTS
+"""For models of real stories. All are 13 GPT-2 tokens: prompts of one length are generated, and compiled for, at once."""
+CORPUS_PROMPTS = (
+    "Once upon a time, there was a little girl named Lily.",
+    "There was once a funny little boy named Jack. He had a",
+    "Then, Joe and Daisy were playing at the farm. Daisy",
+    "Then, Rob and Sue went to the park. Rob gave a",
+)
+"""For models of the embedded corpus, in its own words."""
 MAX_STEPS = 60
 TEMPERATURE = 0.8
 TOP_K = 40
@@ -56,8 +63,9 @@ class SamplesResult:
 
 
 def evaluate(
-    model: Any, params: Params, prompts: Sequence[Sequence[int]], *, streams: Sequence[str], decode: Callable[[list[int]], str],
-    eot_id: int, steps: int = MAX_STEPS, temperature: float = TEMPERATURE, top_k: int | None = TOP_K, seed: int = 0,
+    model: Any, params: Params, prompts: Sequence[Sequence[int]], *, streams: Sequence[str],
+    decode: Callable[[list[int]], str], eot_id: int, steps: int = MAX_STEPS,
+    temperature: float = TEMPERATURE, top_k: int | None = TOP_K, seed: int = 0,
 ) -> SamplesResult:
     """Continues each prompt once with each stream.
 

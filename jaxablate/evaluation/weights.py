@@ -23,6 +23,7 @@ KINDS = (
     "layer norm", "bias", "ablation heads",
 )
 EMBEDDINGS = KINDS[:2]
+_WRITING_BIASES = (("out", "bias"), ("down", "bias"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,7 @@ def released_weights(leaves: Mapping[tuple[str, ...], np.ndarray]) -> Iterable[n
         kind = kind_of(path)
         if kind == "ablation heads":
             continue
-        writes = kind in (*EMBEDDINGS, "attention output", "MLP down") or path[-2:] in (("out", "bias"), ("down", "bias"))
+        writes = kind in (*EMBEDDINGS, "attention output", "MLP down") or path[-2:] in _WRITING_BIASES
         yield x - x.mean(-1, keepdims=True) if writes else x
         if kind in ("query", "key", "value"):
             yield np.zeros(x.shape[1:])

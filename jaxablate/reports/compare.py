@@ -210,7 +210,7 @@ def _gaps(runs: Sequence[Run]) -> list[str]:
         have = [r for r in runs if suite in r.results.suites]
         kinds = {r.name in gated for r in have}
         lacking = [r.name for r in runs if r not in have and (r.name in gated) in kinds]
-        notes += [f"{name} lacks {suite}; run: python eval.py score --workdir {name} --suites {suite}" for name in lacking]
+        notes += [f"{x} lacks {suite}; run: python eval.py score --workdir {x} --suites {suite}" for x in lacking]
         options = {json.dumps(r.results.suites[suite].options, sort_keys=True) for r in have}
         if len(options) > 1:
             notes.append(f"{suite} was run with different options: {'; '.join(sorted(options))}")

@@ -75,8 +75,8 @@ def draw(panel: Panel) -> str:
 def summary(results: Results) -> str:
     """The model in one line."""
     m = results.config["model"]
-    gates = "no ablation" if m["ablation"] == "none" else (
-        f"{m['ablation']} ablation, {m['gate']} gates, k {_one(m['k_attention'])} attention / {_one(m['k_neurons'])} neurons")
+    k = f"k {_one(m['k_attention'])} attention / {_one(m['k_neurons'])} neurons"
+    gates = "no ablation" if m["ablation"] == "none" else f"{m['ablation']} ablation, {m['gate']} gates, {k}"
     shape = f"{m['n_layers']} layers, width {m['d_model']}, {m['n_heads']} heads"
     return f"{shape}, {results.parameters:,} parameters, {gates}"
 

@@ -46,7 +46,7 @@ def bars(panel: Bars, width: int = 720) -> str:
         y = top + row * i
         start, end = sorted((x(0.0), x(bar.value)))
         parts.append(_text(label_width - 10, y + 18, bar.label, "label", "end"))
-        parts.append(f'<rect class="bar c0" x="{start:g}" y="{y + 5}" width="{max(end - start, 1):.2f}" height="18" rx="2"/>')
+        parts.append(_bar(start, end, y + 5, y + 23, "bar c0", f"{bar.label}: {bar.value:g}"))
         reach = end
         if bar.low is not None and bar.high is not None:
             parts.append(_whisker(x(bar.low), x(bar.high), y + 14))

@@ -83,8 +83,9 @@ def score_table(results: Results, title: str = "") -> Table:
     for name, record in results.suites.items():
         rows = record.figures
         for i, f in enumerate(rows):
-            table.add_row(name if i == 0 else "", f.name, number(f.value, f.low, f.high), interval(f.low, f.high), f.unit,
-                          ARROWS[f.better], end_section=i == len(rows) - 1)
+            value, ends = number(f.value, f.low, f.high), interval(f.low, f.high)
+            table.add_row(name if i == 0 else "", f.name, value, ends, f.unit, ARROWS[f.better],
+                          end_section=i == len(rows) - 1)
     return table
 
 
@@ -146,7 +147,8 @@ def explanation(comparison: Comparison) -> str:
 def markdown(comparison: Comparison) -> str:
     """The comparison as a Markdown table with its notes."""
     head = [*map(short, comparison.fields), "n", "step", *map(_heading, comparison.columns)]
-    lines = [_markdown_row(head), _markdown_row(["---"] * (len(comparison.fields) + 2) + ["---:"] * len(comparison.columns))]
+    rule = ["---"] * (len(comparison.fields) + 2) + ["---:"] * len(comparison.columns)
+    lines = [_markdown_row(head), _markdown_row(rule)]
     lines += [_markdown_row([*row.labels, str(len(row.runs)), steps_text(row), *map(cell_text, row.cells)])
               for row in comparison.rows]
     notes = [f"- {note}" for note in comparison.notes]
@@ -184,8 +186,8 @@ def latex(comparison: Comparison) -> str:
     rows = [" & ".join([*map(_escape, row.labels), str(len(row.runs)), _escape(steps_text(row)),
                         *(_escape(cell_text(c)) for c in row.cells)]) + r" \\" for row in comparison.rows]
     comment = f"% {explanation(comparison)}"
-    return "\n".join([comment, rf"\begin{{tabular}}{{{spec}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule", *rows,
-                      r"\bottomrule", r"\end{tabular}", ""])
+    top = [comment, rf"\begin{{tabular}}{{{spec}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
+    return "\n".join([*top, *rows, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def _escape(text: str) -> str:

@@ -1,0 +1,108 @@
+"""Scores trained models and compares them.
+
+    python eval.py score --workdir runs/local-k8
+    python eval.py score --workdir runs/local-k8 --suites perplexity gates --checkpoint best
+    python eval.py compare runs/* --out runs/table
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from jaxablate.errors import CheckpointError, JaxablateError
+from jaxablate.evaluation.settings import ScoreSettings
+from jaxablate.reports import results as files
+from jaxablate.reports.compare import Run, compare
+from jaxablate.reports.table import comparison_tables, score_table, write_comparison
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare:
+    """One table over scored runs; seeds of one configuration become a mean and a 95 % interval."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Working directories that `score` has measured."""
+    out: str | None = None
+    """Folder, or common prefix, of the files .md, .csv and .tex."""
+    allow_missing: bool = False
+    """Leave out runs that are not scored yet instead of stopping."""
+
+
+def score(arguments: ScoreSettings, console: Console) -> None:
+    """Runs the suites and prints their figures."""
+    from jaxablate.evaluation import runner
+
+    results = runner.score(arguments, say=lambda line: console.print(line, style="dim", highlight=False))
+    console.print(score_table(results, f"{arguments.workdir} at step {results.step:,}"))
+    console.print(f"{arguments.workdir / files.FILE_NAME}\n{arguments.workdir / 'report.html'}", highlight=False)
+
+
+def compare_runs(arguments: Compare, console: Console) -> None:
+    """Joins the runs, prints the table and writes it."""
+    comparison = compare(read_runs(arguments.runs, arguments.allow_missing, console))
+    console.print(comparison_tables(comparison, console.width))
+    for path in write_comparison(comparison, arguments.out) if arguments.out else ():
+        console.print(str(path), highlight=False)
+
+
+def read_runs(paths: tuple[Path, ...], allow_missing: bool, console: Console) -> list[Run]:
+    """Results of each path that is a working directory; other files that a ``runs/*`` matches are passed over.
+
+    Raises:
+      CheckpointError: a path does not exist, a run is not scored, a file is corrupt, or nothing is left to compare.
+    """
+    runs, missing = [], []
+    for path in dict.fromkeys(Path(p) for p in paths):
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist; give working directories of training runs")
+        scored = (path / files.FILE_NAME).exists()
+        if not scored and not (path / "config.json").exists():
+            console.print(f"{path} is no working directory and is passed over", style="dim", highlight=False)
+        elif not scored:
+            missing.append(path)
+        else:
+            runs.append(Run(name=str(path), results=files.read(path)))
+    for path in missing if allow_missing else ():
+        console.print(f"{path} is not scored and left out", style="yellow", highlight=False)
+    if missing and not allow_missing:
+        commands = "; ".join(f"python eval.py score --workdir {path}" for path in missing)
+        raise CheckpointError(f"no {files.FILE_NAME} in {', '.join(map(str, missing))}; run: {commands}")
+    if not runs:
+        raise CheckpointError("no scored run to compare; score one first: python eval.py score --workdir DIR")
+    return runs
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line and runs it.
+
+    Returns:
+      Exit code: 0, or 2 after a user's error.
+    """
+    wide = None if sys.stdout.isatty() else 140
+    console = Console(width=wide)
+    try:
+        arguments = parse(argv)
+        if isinstance(arguments, ScoreSettings):
+            score(arguments, console)
+        else:
+            compare_runs(arguments, console)
+    except JaxablateError as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(argv: list[str] | None) -> ScoreSettings | Compare:
+    """Settings of one of the two commands; an unknown or missing flag ends the program with exit code 2."""
+    commands = (Annotated[ScoreSettings, tyro.conf.subcommand("score")]
+                | Annotated[Compare, tyro.conf.subcommand("compare")])
+    return tyro.cli(commands, args=argv, prog="eval.py", description=__doc__.splitlines()[0],
+                    config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
