@@ -74,6 +74,7 @@ class Gpt2Tokenizer:
         self._encoding = _gpt2_encoding() if encoding is None else encoding
         self.vocab_size = self._encoding.n_vocab
         self.eot_id = self._encoding.eot_token
+        self._fingerprint: str | None = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
@@ -89,7 +90,10 @@ class Gpt2Tokenizer:
 
     def fingerprint(self) -> str:
         """SHA-256 of the splitting pattern and all merge ranks."""
-        return _digest("gpt2", self._encoding._pat_str, str(self.eot_id), _ranks_text(self._encoding))
+        if self._fingerprint is None:
+            ranks = _ranks_text(self._encoding)
+            self._fingerprint = _digest("gpt2", self._encoding._pat_str, str(self.eot_id), ranks)
+        return self._fingerprint
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write the merge ranks, so that the folder can be read without a network."""

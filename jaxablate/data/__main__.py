@@ -1,0 +1,105 @@
+"""``python -m jaxablate.data prepare | info | download``: make, look at and fetch the data of a run."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jaxablate.config import DataConfig
+from jaxablate.data.download import Split, download_tinystories
+from jaxablate.data.prepare import prepare as prepare_data
+from jaxablate.data.progress import progress_report
+from jaxablate.data.token_file import TokenFile, open_token_file
+from jaxablate.errors import JaxablateError
+
+app = tyro.extras.SubcommandApp()
+_DEFAULT = DataConfig()
+
+
+@app.command
+def prepare(data: Annotated[DataConfig, tyro.conf.arg(name="")] = _DEFAULT, force: bool = False) -> None:
+    """Tokenize stories to token files, or find that this was done.
+
+    Args:
+      data: source and tokenizer, as in a config file's ``data``.
+      force: make everything anew.
+    """
+    start = time.perf_counter()
+    with progress_report() as report:
+        prepared = prepare_data(data, report=report, force=force)
+    seconds = time.perf_counter() - start
+    print(f"tokenizer {prepared.tokenizer.name}: {prepared.tokenizer.vocab_size} ids ({seconds:.1f} s)")
+    for split, file in (("train", prepared.train), ("valid", prepared.valid)):
+        counts = f"{file.n_stories:>9,} stories {file.n_tokens:>13,} tokens"
+        print(f"{split}: {counts} {_source_size(file):>10}  {file.path}")
+
+
+@app.command
+def info(paths: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
+    """Check token files and print what their headers say.
+
+    Args:
+      paths: token files.
+    """
+    for path in paths:
+        _print_header(open_token_file(path))
+
+
+@app.command
+def download(cache_dir: str = DataConfig.cache_dir, splits: tuple[Split, ...] = ("train", "valid")) -> None:
+    """Fetch the public TinyStories text files (1.9 GB and 19 MB) where they are not there yet.
+
+    Args:
+      cache_dir: folder to put them in.
+      splits: which of them.
+    """
+    with progress_report() as report:
+        for split in splits:
+            print(download_tinystories(cache_dir, split, report=report))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+      Exit code: 0, or 2 after one line on standard error for what the user can mend.
+    """
+    try:
+        app.cli(args=arguments, prog="python -m jaxablate.data", description=__doc__)
+    except JaxablateError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _source_size(file: TokenFile) -> str:
+    """Size of the text; the embedded corpus has none."""
+    source = file.header.source
+    return f"{source.size / 1e6:.1f} MB" if source.mtime_ns else "made here"
+
+
+def _print_header(file: TokenFile) -> None:
+    header = file.header
+    table = Table(title=str(file.path), show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in (
+        ("tokens", f"{header.n_tokens:,} ({header.dtype})"),
+        ("stories", f"{header.n_stories:,} ({header.n_tokens / header.n_stories:.1f} tokens each)"),
+        ("vocabulary", f"{header.vocab_size:,}, end-of-text {header.eot_id}"),
+        ("tokenizer", f"{header.tokenizer_name}, fingerprint {header.tokenizer_fingerprint}"),
+        ("source", f"{header.source.name}, {_source_size(file)}"),
+        ("source sha256", header.source.sha256),
+        ("data sha256", header.data_hash),
+        ("body crc32", f"{header.body_crc32:08x}, verified"),
+    ):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

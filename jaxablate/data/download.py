@@ -1,0 +1,80 @@
+"""Fetch the public TinyStories text files: over https, whole or not at all."""
+
+import contextlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from jaxablate.data.atomic import Report, atomic_write, silent, sole_builder
+from jaxablate.errors import DataError
+
+TINYSTORIES_URL = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main"
+"""Folder of the public release (Eldan & Li 2023, CDLA-Sharing-1.0): 1.9 GB to train on, 19 MB to validate."""
+
+Split = Literal["train", "valid"]
+_TIMEOUT_S = 30
+_CHUNK = 1 << 20
+
+
+def tinystories_path(cache_dir: str | os.PathLike, split: Split) -> Path:
+    """Where a split's text file belongs."""
+    return Path(cache_dir) / f"TinyStories-{split}.txt"
+
+
+def download_tinystories(
+    cache_dir: str | os.PathLike, split: Split, *, report: Report = silent, url: str | None = None
+) -> Path:
+    """Download one split into `cache_dir`, unless it is there.
+
+    Args:
+      cache_dir: folder, made if absent.
+      split: train or valid.
+      report: progress in bytes.
+      url: folder to take the file from, instead of the public release.
+
+    Returns:
+      Path of the text file.
+
+    Raises:
+      DataError: no network, an answer that is not the whole file, or the folder cannot be written.
+    """
+    path = tinystories_path(cache_dir, split)
+    if path.exists():
+        return path
+    with sole_builder(path, report):
+        if not path.exists():
+            address = f"{url or TINYSTORIES_URL}/{path.name}"
+            with _network_errors(path, address), _open(address) as response, atomic_write(path) as file:
+                _copy(response, file, path, report)
+    return path
+
+
+def _copy(response: http.client.HTTPResponse, file: BinaryIO, path: Path, report: Report) -> None:
+    expected = int(response.headers.get("Content-Length") or 0)
+    done = 0
+    while chunk := response.read(_CHUNK):
+        file.write(chunk)
+        done += len(chunk)
+        report(f"downloading {path.name}", done, expected)
+    if done == 0 or (expected and done != expected):
+        raise DataError(f"download of {path.name} ended after {done} of {expected} bytes; run again")
+
+
+def _open(address: str) -> http.client.HTTPResponse:
+    return urllib.request.urlopen(address, timeout=_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def _network_errors(path: Path, address: str) -> Iterator[None]:
+    try:
+        yield
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise DataError(
+            f"{path.name} is not at {path} and cannot be downloaded ({reason}); on a machine with a network fetch "
+            f"{address}, then put it at {path}, or give the path of a story file"
+        ) from error

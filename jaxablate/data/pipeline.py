@@ -1,0 +1,245 @@
+"""Batches of token windows: random ones to train on, every token once to validate on.
+
+Which windows a training step sees is a pure function of (seed, step, row): `window_offsets`, a counter-based random
+function (Philox-4x64-10, Salmon et al. 2011) keyed by the seed with the step as its counter. It depends on no library's
+way of turning bits into choices, so the order survives upgrades of NumPy and Grain, and it needs neither Grain nor
+state. Grain carries it: a `MapDataset` over steps, whose element s is the batch of step s, read ahead on a background
+thread. One element is a whole batch, so a batch costs one gather, not one Python call a row.
+
+The cursor is the step alone (with the seed and the data's hash, to refuse another order), not Grain's own iterator
+state, whose format is Grain's to change; what was read ahead but not taken does not count.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxablate.data.token_file import TokenFile
+from jaxablate.errors import ConfigError, DataError
+
+Batch = dict[str, np.ndarray]
+
+_WINDOWS_DOMAIN = 0x6A61786162
+"""Second word of the Philox key: keeps these draws apart from any other use of the same seed."""
+
+
+def window_offsets(seed: int, step: int, n_rows: int, n_windows: int) -> np.ndarray:
+    """Where the windows of one training step start.
+
+    Row r is ``Philox(key=(seed, constant), counter=(step, ...))[r] mod n_windows``. It does not depend on `n_rows`: a
+    larger batch starts with the rows of a smaller one. The modulo favours no offset by more than n_windows / 2^64.
+
+    Args:
+      seed: any integer; taken modulo 2^64.
+      step: 0, 1, ...
+      n_rows: sequences of the global batch.
+      n_windows: number of possible starts; offsets are in ``0 .. n_windows - 1``.
+
+    Returns:
+      Offsets [n_rows], int64.
+
+    >>> window_offsets(0, 0, 4, 1000).tolist() == window_offsets(0, 0, 8, 1000)[:4].tolist()
+    True
+    """
+    key = np.array([seed % 2**64, _WINDOWS_DOMAIN], np.uint64)
+    bits = np.random.Philox(key=key, counter=[0, 0, step, 0]).random_raw(n_rows)
+    return (bits % np.uint64(n_windows)).astype(np.int64)
+
+
+class TrainBatches(Iterator[Batch]):
+    """Endless iterator over training batches, with a cursor. Made by `train_batches`."""
+
+    def __init__(self, dataset: Any, identity: dict[str, Any], step: int, prefetch: int):
+        self._dataset = dataset
+        self._identity = identity
+        self._prefetch = prefetch
+        self._start(step)
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The cursor: JSON-able, and the same whatever was read ahead.
+
+        Returns:
+          ``step`` (of the next batch), ``seed`` and ``data_hash``.
+        """
+        return self._identity | {"step": self._step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to the cursor's step.
+
+        Raises:
+          DataError: the cursor is of another seed or other data, with which its order means nothing.
+        """
+        for name, value in self._identity.items():
+            if state[name] != value:
+                raise DataError(
+                    f"the stored data cursor has {name}={state[name]}, this run {value}; continue with the data and "
+                    "seed of the stored run, or start anew in another working directory"
+                )
+        self._iterator.close()
+        self._start(int(state["step"]))
+
+    def close(self) -> None:
+        """Stop reading ahead. The iterator cannot be used afterwards."""
+        self._iterator.close()
+
+    def _start(self, step: int) -> None:
+        import grain
+
+        options = grain.ReadOptions(num_threads=min(1, self._prefetch), prefetch_buffer_size=self._prefetch)
+        self._step = step
+        self._iterator = iter(self._dataset[step:].to_iter_dataset(options))
+
+
+def train_batches(
+    token_file: TokenFile,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 4,
+) -> TrainBatches:
+    """Windows of sequence_length + 1 tokens at random offsets, uniform over the file and independent of each other.
+
+    A window may span several stories, as in the paper; end-of-text separates them.
+
+    Args:
+      token_file: the training split.
+      batch_size: sequences of the global batch.
+      sequence_length: T, tokens predicted in each.
+      seed: decides the order, with nothing else.
+      start_step: step of the first batch; the same as skipping so many.
+      process_index: which part of the rows: process p has rows p * b to (p + 1) * b - 1, where
+        b = batch_size / process_count.
+      process_count: number of processes that share out each batch.
+      prefetch: batches read ahead by a background thread; 0 reads in the caller's. Same batches either way.
+
+    Returns:
+      Iterator of ``inputs`` and ``targets``, int32 [b, T], targets being inputs one token on; with `get_state` and
+      `set_state`.
+
+    Raises:
+      ConfigError: process_count does not divide batch_size, or a number is out of range.
+      DataError: the file is shorter than one window.
+    """
+    import grain
+
+    first_row, n_rows = _local_rows(batch_size, process_index, process_count)
+    windows = _Windows.of(token_file, sequence_length, seed, first_row, n_rows)
+    dataset = grain.MapDataset.range(sys.maxsize).map(windows)
+    identity = {"seed": seed, "data_hash": token_file.data_hash}
+    return TrainBatches(dataset, identity, start_step, prefetch)
+
+
+def validation_batches(
+    token_file: TokenFile,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    max_batches: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """The whole split once, in order, in windows that do not overlap: every token but the first is predicted once.
+
+    Args:
+      token_file: the validation split.
+      batch_size: sequences of a global batch.
+      sequence_length: T.
+      max_batches: stop after so many; None goes to the end.
+      process_index: which part of each batch's rows, as in `train_batches`.
+      process_count: number of processes that share out each batch.
+
+    Returns:
+      Iterator of ``inputs``, ``targets`` (int32 [b, T]) and ``mask`` (float32 [b, T], 1 where a target counts). All
+      batches have the same shape; what the file does not fill has mask 0 and tokens 0.
+
+    Raises:
+      ConfigError: process_count does not divide batch_size, or a number is out of range.
+      DataError: the file has fewer than two tokens.
+    """
+    first_row, n_rows = _local_rows(batch_size, process_index, process_count)
+    n_batches = validation_batch_count(token_file, batch_size=batch_size, sequence_length=sequence_length)
+    if max_batches is not None:
+        n_batches = min(n_batches, max_batches)
+    rows = (batch * batch_size + first_row for batch in range(n_batches))
+    return (_consecutive(token_file.tokens, row * sequence_length, n_rows, sequence_length) for row in rows)
+
+
+def validation_batch_count(token_file: TokenFile, *, batch_size: int, sequence_length: int) -> int:
+    """Number of batches of a whole `validation_batches`.
+
+    Raises:
+      ConfigError: a number is out of range.
+      DataError: the file has fewer than two tokens.
+    """
+    if batch_size < 1 or sequence_length < 1:
+        raise ConfigError(f"batch_size={batch_size} and sequence_length={sequence_length} must be positive")
+    if token_file.n_tokens < 2:
+        raise DataError(f"{token_file.path.name} has {token_file.n_tokens} token; at least 2 are needed to predict one")
+    return math.ceil((token_file.n_tokens - 1) / (batch_size * sequence_length))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Windows:
+    """Step -> this process's rows of its batch."""
+
+    windows: np.ndarray
+    """Every window of the file [n_windows, T + 1]: a view, row i starts at token i."""
+    seed: int
+    first_row: int
+    n_rows: int
+
+    @classmethod
+    def of(cls, token_file: TokenFile, sequence_length: int, seed: int, first_row: int, n_rows: int) -> "_Windows":
+        if sequence_length < 1:
+            raise ConfigError(f"sequence_length={sequence_length} must be positive")
+        if token_file.n_tokens <= sequence_length:
+            raise DataError(
+                f"sequence_length={sequence_length} needs windows of {sequence_length + 1} tokens, but "
+                f"{token_file.path.name} has {token_file.n_tokens}; choose at most {token_file.n_tokens - 1}"
+            )
+        tokens = np.asarray(token_file.tokens)
+        return cls(np.lib.stride_tricks.sliding_window_view(tokens, sequence_length + 1), seed, first_row, n_rows)
+
+    def __call__(self, step: int) -> Batch:
+        end = self.first_row + self.n_rows
+        offsets = window_offsets(self.seed, step, end, len(self.windows))[self.first_row :]
+        window = self.windows[offsets].astype(np.int32)
+        return {"inputs": np.ascontiguousarray(window[:, :-1]), "targets": np.ascontiguousarray(window[:, 1:])}
+
+
+def _consecutive(tokens: np.ndarray, start: int, n_rows: int, sequence_length: int) -> Batch:
+    """Rows of adjoining windows from a token on, padded with zeros after the end of the file."""
+    size = n_rows * sequence_length
+    piece = np.zeros(size + 1, np.int32)
+    found = np.asarray(tokens[start : start + size + 1])
+    piece[: len(found)] = found
+    mask = np.arange(1, size + 1) < len(found)
+    shape = (n_rows, sequence_length)
+    return {
+        "inputs": piece[:-1].reshape(shape),
+        "targets": piece[1:].reshape(shape),
+        "mask": mask.astype(np.float32).reshape(shape),
+    }
+
+
+def _local_rows(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
+    """First row and number of rows of one process."""
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise ConfigError(f"batch_size={batch_size} must be a positive multiple of the {process_count} processes")
+    if not 0 <= process_index < process_count:
+        raise ConfigError(f"process_index={process_index} must be in 0..{process_count - 1}")
+    n_rows = batch_size // process_count
+    return process_index * n_rows, n_rows

@@ -1,0 +1,177 @@
+"""From a `DataConfig` to token files and their tokenizer, made once and used again until something changes."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxablate.config import DataConfig
+from jaxablate.data.atomic import Report, atomic_write, silent, sole_builder
+from jaxablate.data.download import Split, download_tinystories, tinystories_path
+from jaxablate.data.stories import EmbeddedSource, StorySource, TextSource, batched_by_length
+from jaxablate.data.token_file import SourceRecord, TokenFile, open_token_file, write_token_file
+from jaxablate.data.tokenizer import BpeTokenizer, Gpt2Tokenizer, Tokenizer, train_bpe
+from jaxablate.errors import DataError
+
+BPE_TRAINING_CHARACTERS = 1 << 28
+"""A BPE is trained on the first stories up to this many characters: 270 million, 14 % of TinyStories."""
+
+_ENCODE_CHARACTERS = 1 << 21
+_BPE_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedData:
+    """Both splits, and the tokenizer that made them."""
+
+    train: TokenFile
+    valid: TokenFile
+    tokenizer: Tokenizer
+
+
+def prepare(config: DataConfig, *, report: Report = silent, force: bool = False) -> PreparedData:
+    """Open the token files of a configuration, making those that are missing, damaged or out of date.
+
+    A token file is used again where the source's size and modification time are those it records (or, the time
+    having changed, its SHA-256 is), the tokenizer's fingerprint is the same, and the file passes `open_token_file`.
+    Where the source is gone, a token file made earlier serves without it. Several processes may prepare at once: one
+    builds, the others wait and then open what it made.
+
+    Args:
+      config: source, tokenizer and folder.
+      report: progress, in bytes of text or in stories.
+      force: make everything anew.
+
+    Returns:
+      Both splits, checked and mapped, and the tokenizer.
+
+    Raises:
+      DataError: a file is missing and cannot be downloaded, is empty, no text, or damaged without its source; the
+        tokenizer's files are missing; the folder cannot be written or the disk is full.
+    """
+    train, valid = _sources(config, report)
+    key, tokenizer = _tokenizer(config, train, report, force)
+    build = functools.partial(_prepare_split, tokenizer=tokenizer, report=report, force=force)
+    return PreparedData(
+        train=build(token_file_path(config, train, key), train),
+        valid=build(token_file_path(config, valid, key), valid),
+        tokenizer=tokenizer,
+    )
+
+
+def token_file_path(config: DataConfig, source: StorySource, tokenizer_key: str) -> Path:
+    """Name of a source's token file: what it was made from and with what."""
+    return Path(config.cache_dir) / f"{source.label}.{tokenizer_key}.tokens"
+
+
+def _sources(config: DataConfig, report: Report) -> tuple[StorySource, StorySource]:
+    if config.source == "embedded":
+        seed = config.embedded_seed
+        train = EmbeddedSource.train(seed, config.embedded_stories)
+        return train, EmbeddedSource.valid(seed, config.embedded_valid_stories)
+    return _text_source(config, "train", report), _text_source(config, "valid", report)
+
+
+def _text_source(config: DataConfig, split: Split, report: Report) -> TextSource:
+    """The file given; else the public one, downloaded where neither it nor its token file is here."""
+    given = config.train_path if split == "train" else config.valid_path
+    if given is not None:
+        return TextSource(given, config.cache_dir)
+    if config.source == "text":
+        raise DataError(
+            f"source='text' needs data.{split}_path; give a text file with one <|endoftext|> line after each story"
+        )
+    fetch = functools.partial(download_tinystories, config.cache_dir, split, report=report)
+    return TextSource(tinystories_path(config.cache_dir, split), config.cache_dir, fetch)
+
+
+def _tokenizer(config: DataConfig, train: StorySource, report: Report, force: bool) -> tuple[str, Tokenizer]:
+    """The tokenizer, and its part of a token file's name."""
+    match config.tokenizer:
+        case "gpt2":
+            return "gpt2", Gpt2Tokenizer()
+        case "corpus":
+            from jaxablate.data.corpus import CorpusTokenizer
+
+            return "corpus", CorpusTokenizer()
+        case "bpe":
+            key = f"bpe-{config.bpe_vocab_size}-{train.label}"
+            return key, _bpe(Path(config.cache_dir) / f"{key}.json", config.bpe_vocab_size, train, report, force)
+
+
+def _bpe(path: Path, vocab_size: int, train: StorySource, report: Report, force: bool) -> BpeTokenizer:
+    """The BPE of the training text, trained where the stored one is missing, damaged or of another text."""
+    if not force and (tokenizer := _stored_bpe(path, train)):
+        return tokenizer
+    train.require()
+    with sole_builder(path, report):
+        if not force and (tokenizer := _stored_bpe(path, train)):
+            return tokenizer
+        report(f"training a BPE of {vocab_size} tokens", 0, 0)
+        tokenizer = train_bpe(_first_characters(train, BPE_TRAINING_CHARACTERS, report), vocab_size)
+        stored = {
+            "format": _BPE_FORMAT,
+            "source": dataclasses.asdict(train.record()),
+            "sha256": hashlib.sha256(tokenizer.serialized.encode()).hexdigest(),
+            "tokenizer": tokenizer.serialized,
+        }
+        with atomic_write(path) as file:
+            file.write(json.dumps(stored).encode())
+    return tokenizer
+
+
+def _stored_bpe(path: Path, train: StorySource) -> BpeTokenizer | None:
+    """The stored tokenizer, if it is whole and of this text, or if the text is gone."""
+    try:
+        stored = json.loads(path.read_bytes())
+        record = SourceRecord(**stored["source"])
+        whole = hashlib.sha256(stored["tokenizer"].encode()).hexdigest() == stored["sha256"]
+        current = stored["format"] == _BPE_FORMAT
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if whole and current and (not train.available() or train.unchanged(record)):
+        return BpeTokenizer(stored["tokenizer"])
+    return None
+
+
+def _first_characters(source: StorySource, limit: int, report: Report) -> Iterator[str]:
+    """Stories up to a number of characters; the source is read to its end all the same, for its record."""
+    size = 0
+    for story in source.stories(report):
+        if size < limit:
+            yield story
+        size += len(story)
+
+
+def _prepare_split(
+    path: Path, source: StorySource, *, tokenizer: Tokenizer, report: Report, force: bool
+) -> TokenFile:
+    if not force and isinstance(found := _look(path, source, tokenizer), TokenFile):
+        return found
+    try:
+        source.require()
+    except DataError as error:
+        if force or not path.exists():
+            raise
+        raise DataError(f"{found}, and it cannot be made anew: {error}") from error
+    with sole_builder(path, report):
+        if not force and isinstance(found := _look(path, source, tokenizer), TokenFile):
+            return found
+        batches = batched_by_length(source.stories(report), _ENCODE_CHARACTERS)
+        write_token_file(path, map(tokenizer.encode_batch, batches), tokenizer, source.record)
+    return open_token_file(path)
+
+
+def _look(path: Path, source: StorySource, tokenizer: Tokenizer) -> TokenFile | str:
+    """The token file, if it is whole and what would be made now; else what is wrong with it."""
+    try:
+        found = open_token_file(path)
+    except DataError as error:
+        return str(error)
+    if found.tokenizer_fingerprint != tokenizer.fingerprint():
+        return f"token file {path} was made by another tokenizer"
+    if source.available() and not source.unchanged(found.header.source):
+        return f"token file {path} was made from another text"
+    return found
