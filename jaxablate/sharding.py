@@ -1,0 +1,154 @@
+"""Where arrays live: one mesh of named axes, and one table from parameter path to partition.
+
+The mesh always has the three axes ``data``, ``fsdp`` and ``tensor``; an axis of size 1 costs nothing. The batch is
+split over ``data`` and ``fsdp`` together. Parameters, and with them both Adam moments, are stored split over ``fsdp``
+and ``tensor``; a training step gathers the ``fsdp`` part where it uses a parameter (`gathered_shardings`), so that
+the model itself only ever meets whole or tensor-split weights and every activation keeps its batch split.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxablate.config import MeshConfig
+from jaxablate.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+PARTITION_RULES: tuple[tuple[str, P], ...] = (
+    (r"embed/embedding", P("tensor", "fsdp")),  # [V, D]: the tied output is vocabulary-parallel
+    (r"pos_embed/embedding", P(None, "fsdp")),  # [P, D]
+    (r"attention/(query|key|value)/kernel", P("fsdp", "tensor", None)),  # [D, N, H]: heads
+    (r"attention/out/kernel", P("tensor", None, "fsdp")),  # [N, H, D]
+    (r"mlp/up/kernel", P("fsdp", "tensor")),  # [D, F]: neurons
+    (r"mlp/up/bias", P("tensor")),
+    (r"mlp/down/kernel", P("tensor", "fsdp")),  # [F, D]
+    (r"(attention|neuron)_scores/kernel", P("fsdp", "tensor")),  # [D, U] or [D, L*U]: gated units
+    (r"(attention|neuron)_scores/bias", P("tensor")),
+    (r"(attention/out|mlp/down)/bias", P()),  # [D]: added after the tensor-parallel sum
+    (r"ln_(1|2|f)/(scale|bias)", P()),
+)
+"""First rule whose expression matches the end of a parameter's path (whole names only) gives its partition."""
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh with axes ``data``, ``fsdp``, ``tensor`` over the devices.
+
+    Args:
+      config: sizes of the axes; ``data=-1`` takes what the other two leave.
+      devices: defaults to ``jax.devices()``. Where the three sizes need fewer than there are, the first ones are used.
+
+    Raises:
+      ConfigError: the axes need more devices than there are, or the devices cannot be shared out evenly.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    per_replica = config.fsdp * config.tensor
+    if config.data == -1 and len(devices) % per_replica:
+        raise ConfigError(
+            f"mesh.fsdp={config.fsdp} times mesh.tensor={config.tensor} must divide the {len(devices)} devices here; "
+            "choose sizes whose product does, or set mesh.data"
+        )
+    data = len(devices) // per_replica if config.data == -1 else config.data
+    needed = data * per_replica
+    if needed > len(devices):
+        raise ConfigError(
+            f"mesh data={data} fsdp={config.fsdp} tensor={config.tensor} needs {needed} devices but there are "
+            f"{len(devices)}; lower one of the sizes"
+        )
+    shape = (data, config.fsdp, config.tensor)
+    return jax.make_mesh(shape, AXES, devices=devices[:needed], axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """``layer_0/mlp/up/kernel`` for a key path of `jax.tree_util`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def partition_spec(path: str) -> P:
+    """Partition that `PARTITION_RULES` gives the parameter of this path.
+
+    >>> partition_spec("layer_3/mlp/up/kernel")
+    PartitionSpec('fsdp', 'tensor')
+
+    Raises:
+      ConfigError: no rule matches.
+    """
+    for pattern, spec in PARTITION_RULES:
+        if re.search(rf"(^|/){pattern}$", path):
+            return spec
+    raise ConfigError(f"no partition rule matches parameter {path!r}; add one to jaxablate.sharding.PARTITION_RULES")
+
+
+def param_shardings(mesh: Mesh, abstract_tree: Any) -> Any:
+    """Sharding of every parameter as it is stored between steps.
+
+    A dimension that its axis does not divide is replicated instead (GPT-2's 50,257 rows on a tensor axis of 2):
+    uneven shards would need padding that no other topology could read back.
+
+    Args:
+      abstract_tree: parameters, or their shapes (``jax.eval_shape``).
+
+    Returns:
+      The same tree of `NamedSharding`.
+
+    Raises:
+      ConfigError: a path that no rule matches.
+    """
+    return _shardings(mesh, abstract_tree, dropped=())
+
+
+def gathered_shardings(mesh: Mesh, abstract_tree: Any) -> Any:
+    """Sharding of every parameter while a step uses it: `param_shardings` with the ``fsdp`` axis gathered."""
+    return _shardings(mesh, abstract_tree, dropped=("fsdp",))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over ``data`` and ``fsdp``; every other dimension whole."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on each device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch(mesh: Mesh, rows: int) -> None:
+    """Refuses a batch that does not split evenly.
+
+    Raises:
+      ConfigError: the batch axes do not divide ``rows``.
+    """
+    parts = batch_parts(mesh)
+    if rows % parts:
+        raise ConfigError(
+            f"{rows} rows (train.batch_size over train.accumulation_steps) must be a multiple of {parts}, the mesh's "
+            f"data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']}; change the batch size or the mesh"
+        )
+
+
+def _shardings(mesh: Mesh, tree: Any, dropped: tuple[str, ...]) -> Any:
+    def one(path, leaf):
+        spec = partition_spec(path_name(path))
+        return NamedSharding(mesh, _fit(spec, leaf.shape, mesh, dropped))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh, dropped: tuple[str, ...]) -> P:
+    """The spec with axes left out that are dropped, of size 1, or do not divide their dimension."""
+    kept = [
+        axis if axis is not None and axis not in dropped and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
+        else None
+        for axis, size in zip(spec, shape, strict=False)
+    ]
+    return P(*kept)

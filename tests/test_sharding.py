@@ -1,0 +1,202 @@
+"""Partition rules, meshes, and the same numbers on one, two and eight devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxablate.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
+from jaxablate.errors import ConfigError
+from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.objectives import language_model_loss
+from jaxablate.sharding import batch_sharding, check_batch, make_mesh, param_shardings, partition_spec
+from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxablate.training.state import abstract_state, bytes_per_device, init_state, state_shardings
+from jaxablate.training.step import make_train_step
+
+COMPILATIONS = []
+"""Durations of the backend's compilations (or reads of the compilation cache) so far."""
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: COMPILATIONS.append(seconds) if event.endswith("backend_compile_duration") else None
+)
+
+MESHES = {
+    "data 2": MeshConfig(data=2),
+    "data 8": MeshConfig(data=8),
+    "fsdp 8": MeshConfig(data=1, fsdp=8),
+    "tensor 2": MeshConfig(data=1, tensor=2),
+    "data 2 fsdp 2 tensor 2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "fsdp 4 tensor 2": MeshConfig(data=1, fsdp=4, tensor=2),
+}
+
+
+def tiny(ablation, **changes):
+    shape = {"vocab_size": 64, "context_length": 8, "d_model": 16, "n_layers": 1, "n_heads": 2}
+    return ModelConfig(**shape, ablation=ablation, k_attention=3, k_neurons=4, **changes)
+
+
+def initializer(model):
+    return lambda key: model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+
+
+def set_up(config, mesh_config, accumulation_steps=1):
+    """(fresh state, step, mesh) of a tiny model on a mesh."""
+    model = SelfAblatingTransformer(config)
+    mesh = make_mesh(mesh_config)
+    settings = OptimizerConfig(learning_rate=1e-2)
+    optimizer = make_optimizer(settings, 10)
+    init_params = initializer(model)
+    shardings = state_shardings(mesh, abstract_state(init_params, optimizer), optimizer)
+
+    def loss(params, batch, key):
+        del key
+        objective = ObjectiveConfig(reconstruction=0.1)
+        return language_model_loss(model, params, batch["inputs"], batch["targets"], objective)
+
+    schedule = learning_rate_schedule(settings, 10)
+    step = make_train_step(loss, optimizer, schedule, mesh, shardings, accumulation_steps)
+    return init_state(init_params, optimizer, 0, shardings), step, mesh
+
+
+def run(config, mesh_config, steps, accumulation_steps=1):
+    """Metrics of the first steps, and the final parameters on the host; the step must compile once only."""
+    state, step, mesh = set_up(config, mesh_config, accumulation_steps)
+    rng, metrics, compiled = np.random.default_rng(0), [], []
+    for _ in range(steps):
+        tokens = rng.integers(0, config.vocab_size, (16, 9), dtype=np.int32)
+        batch = jax.device_put({"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}, batch_sharding(mesh))
+        state, values = step(state, batch)
+        metrics.append({name: float(value) for name, value in values.items()})
+        compiled.append(len(COMPILATIONS))
+    assert compiled[-1] == compiled[0], "a later step compiled anew"
+    return metrics, jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def single():
+    return run(tiny("none"), MeshConfig(data=1), steps=4)
+
+
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+def test_baseline_trains_the_same_on_every_mesh(single, mesh):
+    losses, params = run(tiny("none"), mesh, steps=4)
+    for got, expected in zip(losses, single[0], strict=True):
+        assert got == pytest.approx(expected, abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params, single[1])
+
+
+@pytest.mark.parametrize("ablation", ["local", "global"])
+def test_gated_model_gives_the_same_first_losses_on_every_mesh(ablation):
+    # Later float32 losses may part: where two scores nearly tie, the last bit of a sum decides which one wins.
+    config = tiny(ablation)
+    expected, _ = run(config, MeshConfig(data=1), steps=1)
+    for name in ("fsdp 8", "tensor 2", "data 2 fsdp 2 tensor 2"):
+        losses, _ = run(config, MESHES[name], steps=1)
+        assert losses[0] == pytest.approx(expected[0], abs=1e-5), name
+
+
+def test_gated_model_trains_the_same_in_float64():
+    config = tiny("local", param_dtype="float64", compute_dtype="float64")
+    with jax.enable_x64(True):
+        expected, _ = run(config, MeshConfig(data=1), steps=4)
+        losses, _ = run(config, MESHES["data 2 fsdp 2 tensor 2"], steps=4)
+    for got, want in zip(losses, expected, strict=True):
+        assert got == pytest.approx(want, abs=1e-7, rel=1e-6)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=1), MESHES["data 2 fsdp 2 tensor 2"]], ids=["one", "eight"])
+def test_accumulated_gradient_is_the_full_batch_gradient(single, mesh):
+    losses, params = run(tiny("none"), mesh, steps=4, accumulation_steps=4)
+    for got, expected in zip(losses, single[0], strict=True):
+        assert got == pytest.approx(expected, abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params, single[1])
+
+
+def test_bytes_per_device_fall_as_fsdp_grows():
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    abstract = abstract_state(initializer(SelfAblatingTransformer(tiny("local"))), optimizer)
+    held = []
+    for size in (1, 2, 4, 8):
+        shardings = state_shardings(make_mesh(MeshConfig(data=1, fsdp=size)), abstract, optimizer)
+        arrays = (abstract.params, abstract.opt_state), (shardings.params, shardings.opt_state)
+        held.append(bytes_per_device(jax.tree.map(lambda a, s: jax.device_put(np.zeros(a.shape, a.dtype), s), *arrays)))
+    assert all(b < 0.6 * a for a, b in zip(held, held[1:], strict=False)), held
+
+
+def test_optimizer_state_lives_where_its_parameter_does():
+    state, _, _ = set_up(tiny("both"), MESHES["data 2 fsdp 2 tensor 2"])
+    adam = optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")
+    for moments in adam:
+        jax.tree.map(lambda m, p: _same_place(m, p), moments, state.params)
+
+
+def _same_place(a, b):
+    assert a.sharding.is_equivalent_to(b.sharding, a.ndim), (a.sharding, b.sharding)
+
+
+@pytest.mark.parametrize("fsdp", [2, 8])
+def test_fsdp_gathers_parameters_and_never_the_batch(fsdp):
+    state, step, mesh = set_up(tiny("local"), MeshConfig(data=1, fsdp=fsdp))
+    tokens = jax.device_put(np.zeros((16, 8), np.int32), batch_sharding(mesh))
+    text = step.lower(state, {"inputs": tokens, "targets": tokens}).compile().as_text()
+    gathered = [line.strip() for line in text.splitlines() if " all-gather(" in line]
+    assert gathered, "nothing is gathered: the parameters are not sharded"
+    activations = [line for line in gathered if "[16,8" in line or f"[{16 * 8}" in line]
+    assert not activations, activations
+
+
+def test_every_parameter_of_every_variant_has_a_rule():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    for ablation in ("none", "local", "global", "both"):
+        model = SelfAblatingTransformer(tiny(ablation))
+        shapes = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))["params"]
+        sizes = jax.tree.leaves(shapes)
+        specs = jax.tree.leaves(param_shardings(mesh, shapes))
+        whole = [a.shape for a, s in zip(sizes, specs, strict=True) if a.ndim > 1 and s.is_fully_replicated]
+        assert whole == [], "matrices that no axis splits"
+
+
+@pytest.mark.parametrize(
+    ("path", "spec"),
+    [
+        ("layer_0/attention/query/kernel", P("fsdp", "tensor", None)),
+        ("layer_11/mlp/down/bias", P()),
+        ("layer_1/attention_scores/kernel", P("fsdp", "tensor")),
+        ("neuron_scores/bias", P("tensor")),
+        ("embed/embedding", P("tensor", "fsdp")),
+        ("pos_embed/embedding", P(None, "fsdp")),
+    ],
+)
+def test_partition_rules(path, spec):
+    assert partition_spec(path) == spec
+
+
+@pytest.mark.parametrize("path", ["layer_0/adapter/kernel", "xmlp/up/kernel", "mlp/up/kernel/extra"])
+def test_a_path_without_a_rule_is_an_error(path):
+    with pytest.raises(ConfigError, match=f"no partition rule matches parameter '{path}'"):
+        partition_spec(path)
+
+
+def test_a_dimension_that_does_not_divide_is_replicated():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    shapes = {"embed": {"embedding": jax.ShapeDtypeStruct((7, 16), jnp.float32)}}
+    assert param_shardings(mesh, shapes)["embed"]["embedding"].spec == P(None, "fsdp")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MeshConfig(fsdp=3), "mesh.fsdp=3 times mesh.tensor=1 must divide the 8 devices"),
+        (MeshConfig(data=4, fsdp=4), "needs 16 devices but there are 8"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_says_so(config, message):
+    with pytest.raises(ConfigError, match=message):
+        make_mesh(config)
+
+
+def test_a_batch_that_does_not_split_says_so():
+    with pytest.raises(ConfigError, match=r"12 rows .* must be a multiple of 8"):
+        check_batch(make_mesh(MeshConfig()), 12)
