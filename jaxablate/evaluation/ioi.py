@@ -15,7 +15,7 @@ import numpy as np
 from jaxablate.config import Config
 from jaxablate.errors import DataError
 from jaxablate.evaluation.intervals import mean_interval, wilson
-from jaxablate.evaluation.suite import Params, Subject, Suite, Tokenizer
+from jaxablate.evaluation.suite import STREAMS, Params, Subject, Suite, Tokenizer
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
 from jaxablate.reports.results import Figure
 
@@ -86,7 +86,8 @@ class IoiResult:
         )
 
     def _by_group(self) -> Grid:
-        rows = tuple((group, count, *(dict((g, a) for g, _, a in s.accuracy_by_group)[group] for s in self.streams))
+        tables = [{g: accuracy for g, _, accuracy in s.accuracy_by_group} for s in self.streams]
+        rows = tuple((group, count, *(table[group] for table in tables))
                      for group, count, _ in self.streams[0].accuracy_by_group)
         caption = "Answer above wrong answer. ABBA: the receiver is named first; BABA: the giver is."
         return Grid(title="Accuracy by kind of prompt", caption=caption, rows=rows,
@@ -116,7 +117,7 @@ def evaluate(model: Any, params: Params, examples: Sequence[IoiExample], *, batc
             *((len(e.tokens) - 1, e.answer, e.wrong) for e in filled), strict=True))
         scores = answer_scores(model, params, tokens, last, answer, wrong)
         parts.append({name: np.asarray(x, np.float64)[: len(chunk)] for name, x in scores.items()})
-    joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    joined = {name: np.concatenate([p[name] for p in parts]) for name in STREAMS if name in parts[0]}
     groups = [e.group for e in examples]
     streams = tuple(_stream(name, margins, groups, seed) for name, margins in joined.items())
     return IoiResult(streams=streams, prompts=len(examples))
@@ -156,7 +157,8 @@ def _stream(name: str, margins: np.ndarray, groups: Sequence[str], seed: int) ->
         for g in dict.fromkeys(groups)
     )
     return StreamIoi(
-        stream=name, accuracy_by_group=by_group, accuracy=right / n, accuracy_interval=wilson(right, n), top1=top / n, top1_interval=wilson(top, n),
+        stream=name, accuracy_by_group=by_group, accuracy=right / n, accuracy_interval=wilson(right, n),
+        top1=top / n, top1_interval=wilson(top, n),
         logit_difference=float(margins[:, 0].mean()), logit_difference_interval=mean_interval(margins[:, 0], seed=seed),
     )
 

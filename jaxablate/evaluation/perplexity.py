@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxablate.config import DataConfig
 from jaxablate.evaluation.intervals import RESAMPLES, percentile_interval, ratio_resamples
-from jaxablate.evaluation.suite import Batch, Params, Subject, Suite
+from jaxablate.evaluation.suite import STREAMS, Batch, Params, Subject, Suite
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
 from jaxablate.reports.results import Figure
@@ -66,7 +66,7 @@ class PerplexityResult:
                      for x in self.losses)
         caption = f"Whiskers: 95 % bootstrap interval over {self.units:,} {self.unit}."
         if self.floor is not None:
-            rows += (("entropy of whole stories, the least possible", self.floor, None, None, math.exp(self.floor), None),)
+            rows += (("entropy of whole stories", self.floor, None, None, math.exp(self.floor), None),)
         return (
             Bars(title="Perplexity", caption=caption, bars=bars),
             Grid(title="Losses", caption="Nats per token, mean over the targets.", rows=rows,
@@ -92,7 +92,8 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, eot_id: in
     """
     stories, windows, open_story = [], [], 0
     for batch in batches:
-        losses = {name: np.asarray(x, np.float64) for name, x in token_losses(model, params, batch).items()}
+        found = token_losses(model, params, batch)
+        losses = {name: np.asarray(found[name], np.float64) for name in STREAMS if name in found}
         targets, mask = np.asarray(batch["targets"]), np.asarray(batch["mask"]) > 0
         ends = (targets == eot_id) & mask
         story = open_story + np.cumsum(ends.ravel()).reshape(ends.shape) - ends

@@ -21,7 +21,7 @@ STORY_PROMPTS = (
     "The cat was sad. She could not find her little ball.",
     "It was dark, but Tim was not afraid because he had a",
 )
-"""For models of real stories. All are 13 GPT-2 tokens: prompts of one length are generated, and compiled for, at once."""
+"""For models of real stories. All are 13 GPT-2 tokens: prompts of one length need one compilation."""
 CORPUS_PROMPTS = (
     "Once upon a time, there was a little girl named Lily.",
     "There was once a funny little boy named Jack. He had a",

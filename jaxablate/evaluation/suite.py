@@ -11,6 +11,9 @@ from jaxablate.config import Config
 from jaxablate.reports.panels import Panel
 from jaxablate.reports.results import Figure
 
+STREAMS = ("clean", "ablated")
+"""Residual streams in the order of every table. (Dicts that come out of `jax.jit` have their keys sorted.)"""
+
 Params = Mapping[str, Any]
 Batch = Mapping[str, jax.Array | np.ndarray]
 """inputs, targets int32 [B, T] and mask float32 [B, T], 1 where the target counts."""
@@ -53,7 +56,7 @@ class Subject:
     @property
     def streams(self) -> tuple[str, ...]:
         """The residual streams the model has."""
-        return ("clean", "ablated") if self.config.model.gated else ("clean",)
+        return STREAMS if self.config.model.gated else STREAMS[:1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

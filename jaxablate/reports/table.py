@@ -28,6 +28,8 @@ def number(value: float | None, low: float | None = None, high: float | None = N
     """
     if value is None:
         return "-"
+    if not math.isfinite(value):
+        return str(value)
     if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1e4):
         return f"{int(value):,}"
     if low is not None and high is not None and math.isfinite(high - low) and high > low:
@@ -37,8 +39,6 @@ def number(value: float | None, low: float | None = None, high: float | None = N
 
 
 def _significant(value: float) -> str:
-    if not math.isfinite(value):
-        return str(value)
     if value == 0:
         return "0"
     size = math.floor(math.log10(abs(value)))

@@ -1,0 +1,232 @@
+"""Each suite against figures worked out another way."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxablate.config import Config, DataConfig, ModelConfig
+from jaxablate.evaluation import gates, ioi, perplexity, weights
+from jaxablate.evaluation.intervals import percentile_interval, ratio_resamples, wilson
+from jaxablate.models.decoder import SelfAblatingTransformer
+
+EOT = 0
+SHAPE = {"vocab_size": 23, "context_length": 12, "d_model": 8, "n_layers": 2, "n_heads": 2, "k_attention": 3,
+         "k_neurons": (2, 5)}
+
+
+def make(**changes):
+    config = ModelConfig(**{**SHAPE, **changes})
+    model = SelfAblatingTransformer(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda x: rng.normal(scale=0.5, size=x.shape).astype(np.float32), shapes)
+
+
+def split(tokens, batch=3, length=6):
+    """Windows of a token array in file order, the last batch filled up and masked, as the pipeline makes them."""
+    inputs, targets = np.asarray(tokens[:-1]), np.asarray(tokens[1:])
+    rows = -(-len(inputs) // length)
+    rows += -rows % batch
+    pad = rows * length - len(inputs)
+    mask = np.concatenate([np.ones(len(inputs)), np.zeros(pad)]).reshape(rows, length).astype(np.float32)
+    shaped = [np.concatenate([x, np.full(pad, EOT)]).reshape(rows, length).astype(np.int32) for x in (inputs, targets)]
+    return [{"inputs": shaped[0][i : i + batch], "targets": shaped[1][i : i + batch], "mask": mask[i : i + batch]}
+            for i in range(0, rows, batch)]
+
+
+def stories(count, seed=0):
+    rng = np.random.default_rng(seed)
+    out = []
+    for _ in range(count):
+        out += [*rng.integers(1, 23, size=rng.integers(3, 9)).tolist(), EOT]
+    return np.array(out)
+
+
+@pytest.fixture(scope="module")
+def gated():
+    return make()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model, params, tokens):
+    return model.apply({"params": params}, tokens)
+
+
+def all_losses(model, params, batches):
+    """Losses, targets and stream in file order by full logits."""
+    out = {"clean": [], "ablated": [], "target": []}
+    for b in batches:
+        seen = b["mask"] > 0
+        logits = forward(model, params, b["inputs"])
+        for name in ("clean", "ablated"):
+            logp = jax.nn.log_softmax(getattr(logits, f"logits_{name}"))
+            out[name] += np.asarray(-jnp.take_along_axis(logp, b["targets"][..., None], -1))[..., 0][seen].tolist()
+        out["target"] += b["targets"][seen].tolist()
+    return {k: np.array(v) for k, v in out.items()}
+
+
+def test_perplexity_is_the_mean_over_every_target_once(gated):
+    tokens = stories(40)
+    batches = split(tokens)
+    result = perplexity.evaluate(*gated, batches, eot_id=EOT)
+    truth = all_losses(*gated, batches)
+    assert [x.stream for x in result.losses] == ["clean", "clean", "ablated", "ablated"]
+    found = {(x.stream, x.end_of_text): x for x in result.losses}
+    inner = truth["target"] != EOT
+    for stream in ("clean", "ablated"):
+        every, without = found[stream, True], found[stream, False]
+        assert (every.tokens, without.tokens) == (len(tokens) - 1, len(tokens) - 1 - 40)
+        assert every.loss == pytest.approx(truth[stream].mean(), rel=1e-5)
+        assert without.loss == pytest.approx(truth[stream][inner].mean(), rel=1e-5)
+        assert every.perplexity == pytest.approx(math.exp(every.loss))
+        assert every.perplexity_interval[0] < every.perplexity < every.perplexity_interval[1]
+    assert result.gap == pytest.approx((truth["ablated"] - truth["clean"]).mean(), rel=1e-3)
+    assert result.unit == "stories" and result.units == 40
+
+
+def test_perplexity_interval_draws_whole_stories(gated):
+    tokens = stories(35)
+    batches = split(tokens)
+    truth = all_losses(*gated, batches)
+    story = np.cumsum(truth["target"] == EOT) - (truth["target"] == EOT)
+    sums, counts = np.bincount(story, truth["clean"]), np.bincount(story)
+    expected = percentile_interval(ratio_resamples(sums, counts, seed=5))
+    result = perplexity.evaluate(*gated, batches, eot_id=EOT, seed=5)
+    assert result.losses[0].loss_interval == pytest.approx(expected, rel=1e-5)
+
+
+def test_perplexity_does_not_depend_on_the_batch_size(gated):
+    tokens = stories(31)
+    a, b = (perplexity.evaluate(*gated, split(tokens, batch=n), eot_id=EOT) for n in (1, 7))
+    for x, y in zip(a.losses, b.losses, strict=True):
+        assert (x.loss, *x.loss_interval) == pytest.approx((y.loss, *y.loss_interval), rel=1e-5)
+
+
+def test_perplexity_of_few_stories_draws_windows(gated):
+    result = perplexity.evaluate(*gated, split(stories(4)), eot_id=EOT)
+    tokens = len(stories(4)) - 1
+    assert (result.unit, result.units) == ("windows", -(-tokens // 6))
+
+
+def test_a_baseline_has_a_clean_stream_only():
+    result = perplexity.evaluate(*make(ablation="none"), split(stories(3)), eot_id=EOT)
+    assert {x.stream for x in result.losses} == {"clean"} and result.gap is None
+    assert [f.name for f in result.headline()] == ["perplexity clean", "perplexity clean w/o eot"]
+
+
+def test_gates_count_what_the_model_lets_through(gated):
+    model, params = gated
+    batches = split(stories(9), batch=2)
+    result = gates.evaluate(model, params, batches)
+    assert result.tokens == len(stories(9)) - 1
+    for layer in result.layers:
+        name = "attention_gates" if layer.kind == "attention" else "neuron_gates"
+        fired = np.concatenate([
+            np.asarray(getattr(forward(model, params, b["inputs"]), name))[b["mask"] > 0][:, layer.layer] > 0.5
+            for b in batches])
+        assert layer.live == fired.any(0).sum()
+        assert layer.mean_winners == pytest.approx(model.config.layer_k(layer.kind, layer.layer), abs=1e-9)
+        assert layer.mean_gate == pytest.approx(layer.k, rel=1e-5)
+        assert sum(layer.bin_counts) == layer.live
+        share = fired.mean(0)[fired.any(0)] / fired.mean(0).sum()
+        assert layer.effective_units == pytest.approx(math.exp(-(share * np.log(share)).sum()))
+
+
+def test_gates_null_is_what_random_winners_give():
+    rng, units, k, tokens = np.random.default_rng(0), 40, 2, 60
+    live, effective = [], []
+    for _ in range(300):
+        counts = np.bincount(np.argsort(rng.random((tokens, units)))[:, :k].ravel(), minlength=units)
+        live.append((counts > 0).sum())
+        effective.append(gates.effective_number(counts))
+    layer = gates._layer("neurons", 0, k, counts.astype(float), float(k * tokens), tokens)
+    assert layer.null_live == pytest.approx(np.mean(live), abs=0.2)
+    assert layer.null_effective_units == pytest.approx(np.mean(effective), rel=0.03)
+
+
+def test_every_firing_rate_falls_into_a_bin():
+    for tokens in (1, 7, 100, 106_705):
+        fired = np.array([1.0, tokens / 2, tokens, 0.0])
+        layer = gates._layer("neurons", 0, 2, fired, 0.0, tokens)
+        assert sum(layer.bin_counts) == layer.live == 3
+
+
+@pytest.mark.parametrize("ablation", ["none", "local", "global", "both"])
+def test_weights_add_up(ablation):
+    model, params = make(ablation=ablation)
+    result = weights.evaluate(params)
+    leaves = {jax.tree_util.keystr(p): np.abs(x) for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    total = sum(x.size for x in leaves.values())
+    assert sum(g.count for g in result.kinds) == total
+    assert result.transformer.count + result.ablation_heads.count == total
+    body = [x for path, x in leaves.items() if "scores" not in path]
+    expected = sum(x.sum() for x in body) / sum(x.size for x in body)
+    assert result.transformer.mean_abs == pytest.approx(float(expected), rel=1e-6)
+    inner = [x for path, x in leaves.items() if "scores" not in path and "embed" not in path]
+    expected = sum(x.sum() for x in inner) / sum(x.size for x in inner)
+    assert result.without_embeddings.mean_abs == pytest.approx(float(expected), rel=1e-6)
+    assert (result.ablation_heads.mean_abs is None) == (ablation == "none")
+
+
+def test_released_count_is_that_of_the_released_notebook():
+    """The paper's shape: the notebook prints "Total params: 14535249"."""
+    model = SelfAblatingTransformer(ModelConfig())
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    leaves = {tuple(k.key for k in p): np.broadcast_to(0.0, x.shape)
+              for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
+    assert sum(x.size for x in weights.released_weights(leaves)) == 14_535_249
+
+
+def test_released_weights_are_centred_where_they_write():
+    table = np.array([[1.0, 3.0], [5.0, 11.0]])
+    found = list(weights.released_weights({("embed", "embedding"): table}))
+    assert found[0].tolist() == [[-1.0, 1.0], [-3.0, 3.0]]
+    assert found[1].tolist() == [[-2.0, -4.0], [2.0, 4.0]]
+    assert found[2].tolist() == [0.0, 0.0]
+
+
+def test_ioi_reads_the_logits_after_the_last_token(gated):
+    model, params = gated
+    rng = np.random.default_rng(1)
+    examples = [ioi.IoiExample(tokens=tuple(rng.integers(1, 23, size=n).tolist()), answer=int(a), wrong=int(a) % 22 + 1,
+                               group="ab"[n % 2])
+                for n, a in zip(rng.integers(3, 10, size=11), rng.integers(1, 22, size=11), strict=True)]
+    result = ioi.evaluate(model, params, examples, batch_size=4)
+    for stream in result.streams:
+        right, top, difference = [], [], []
+        for e in examples:
+            out = forward(model, params, jnp.array([e.tokens + (0,) * (12 - len(e.tokens))]))
+            logits = np.asarray(getattr(out, f"logits_{stream.stream}")[0, len(e.tokens) - 1])
+            right.append(logits[e.answer] > logits[e.wrong])
+            top.append(logits.argmax() == e.answer)
+            difference.append(logits[e.answer] - logits[e.wrong])
+        assert (stream.accuracy, stream.top1) == (np.mean(right), np.mean(top))
+        assert stream.logit_difference == pytest.approx(np.mean(difference), rel=1e-4, abs=1e-5)
+        by_group = {g: a for g, _, a in stream.accuracy_by_group}
+        assert by_group["a"] == np.mean([r for r, e in zip(right, examples, strict=True) if e.group == "a"])
+
+
+def test_suites_say_why_they_do_not_fit():
+    baseline = Config(model=ModelConfig(ablation="none"))
+    assert "no gates" in gates.SUITE.unfit(baseline)
+    assert "embedded corpus" in ioi.SUITE.unfit(baseline)
+    embedded = Config(data=DataConfig(source="embedded", tokenizer="corpus"))
+    assert gates.SUITE.unfit(embedded) is None and ioi.SUITE.unfit(embedded) is None
+
+
+def test_wilson_interval_known_values():
+    """Newcombe 1998, table I: 81 of 263 and 15 of 148, 0 of 20."""
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+
+
+def test_bootstrap_interval_has_the_width_theory_gives():
+    x = np.random.default_rng(3).normal(size=400)
+    low, high = percentile_interval(ratio_resamples(x, np.ones(400)))
+    assert high - low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
+    assert low < x.mean() < high

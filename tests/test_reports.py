@@ -1,0 +1,298 @@
+"""Results on disk, comparisons over seeds, tables and the page: no model anywhere."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+import stat
+
+import pytest
+from rich.console import Console
+
+from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig, to_dict
+from jaxablate.errors import CheckpointError
+from jaxablate.reports import results as files
+from jaxablate.reports import table
+from jaxablate.reports.axes import Scale, linear_ticks
+from jaxablate.reports.compare import Run, compare, student_interval
+from jaxablate.reports.html import page, read_history, training_curve
+from jaxablate.reports.panels import (
+    Bar,
+    Bars,
+    Curves,
+    Grid,
+    Histogram,
+    HistogramGrid,
+    Passage,
+    Passages,
+    Series,
+    panel_from_dict,
+)
+from jaxablate.reports.provenance import git_revision, package_versions
+from jaxablate.reports.results import Figure, Provenance, Results, SuiteRecord
+
+PANELS = (
+    HistogramGrid(title="H", caption="c", x_label="rate", mark_label="chance", histograms=(
+        Histogram(title="layer 0", edges=(1e-3, 1e-2, 1e-1, 1.0), counts=(3, 0, 2), apart=4, apart_label="dead",
+                  mark=0.1),)),
+    Bars(title="B", caption="", mark=0.5,
+         bars=(Bar(label="a<b", value=2.0, low=1.5, high=2.5), Bar(label="c", value=1.0))),
+    Curves(title="C", caption="", x_label="step", y_label="loss", log_y=True,
+           series=(Series(label="train", x=(1, 2), y=(3.0, 2.0)),)),
+    Grid(title="G", caption="", columns=("name", "n", "none"), rows=(("x", 1234567, None), ("y", 0.5, 2))),
+    Passages(title="P", caption="", passages=(Passage(given="Once <b>", said=(("clean", "upon & a time"),)),)),
+)
+
+
+def record(suite="perplexity", figures=(), panels=(), **options):
+    conditions = Provenance(revision="abc", versions={"jax": "0"}, device="1 x cpu", date="2025-01-01T00:00:00+00:00")
+    return SuiteRecord(suite=suite, about="about", provenance=conditions, options=options, wall_seconds=1.5,
+                       figures=tuple(figures), panels=tuple(panels), details={"x": [1, 2.5, None]})
+
+
+def results(ablation="local", seed=0, k=8, value=6.0, digest=None, suites=None, data_hash="d" * 64, step=100, **data):
+    config = Config(model=ModelConfig(ablation=ablation, k_neurons=k), train=TrainConfig(seed=seed),
+                    data=DataConfig(**data))
+    figure = Figure(name="perplexity clean", value=value, better="down", low=value - 0.5, high=value + 0.5)
+    suites = {"perplexity": record(figures=[figure])} if suites is None else suites
+    return Results(config=to_dict(config), seed=seed, step=step, params_digest=digest or f"{ablation}{k}{seed}",
+                   data_hash=data_hash, parameters=10, suites=suites)
+
+
+def runs(*found):
+    return [Run(name=f"runs/{i}", results=r) for i, r in enumerate(found)]
+
+
+def test_results_survive_json():
+    figures = [Figure(name="f", value=None), Figure(name="g", value=1.5, unit="nats")]
+    r = results(suites={"s": record("s", figures, PANELS)})
+    assert files.from_json(files.to_json(r)) == r
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda p: p.kind)
+def test_panels_survive_json(panel):
+    assert panel_from_dict(json.loads(json.dumps(dataclasses.asdict(panel)))) == panel
+
+
+def test_numbers_that_are_not_finite_become_null():
+    r = results(suites={"s": record("s", [Figure(name="f", value=math.inf)])})
+    assert files.from_json(files.to_json(r)).suites["s"].figures[0].value is None
+
+
+def test_half_an_interval_is_refused():
+    with pytest.raises(ValueError, match="both ends"):
+        Figure(name="f", value=1.0, low=0.5)
+
+
+def test_same_checkpoint_merges_and_another_replaces():
+    old = results(suites={"a": record("a"), "b": record("b", seed=1)})
+    new = results(suites={"b": record("b", seed=2)})
+    merged = files.merge(old, new)
+    assert set(merged.suites) == {"a", "b"} and merged.suites["b"].options == {"seed": 2}
+    assert files.merge(None, new) == new
+    for other in (dataclasses.replace(new, params_digest="other"), dataclasses.replace(new, data_hash="other"),
+                  dataclasses.replace(new, step=7)):
+        assert files.merge(old, other) == other
+
+
+def test_write_leaves_one_readable_file(tmp_path):
+    files.write(tmp_path, results(value=1.0))
+    files.write(tmp_path, results(value=2.0))
+    assert files.read(tmp_path) == results(value=2.0)
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert stat.S_IMODE((tmp_path / "results.json").stat().st_mode) & 0o400
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    files.write(tmp_path, results(value=1.0))
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        files.write(tmp_path, results(value=2.0))
+    assert files.read(tmp_path) == results(value=1.0)
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("{", "cannot be read"), ("[]", "no schema_version"), ('{"schema_version": 99}', "schema version 99"),
+    ('{"schema_version": 1}', "field is missing"), ('{"schema_version": 1, "suites": {"a": {}}}', "field is missing"),
+])
+def test_a_corrupt_file_is_named_with_the_command_to_run(tmp_path, text, complaint):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(CheckpointError, match=complaint) as e:
+        files.read(tmp_path)
+    assert "eval.py score --workdir" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_missing_results_name_the_command(tmp_path):
+    with pytest.raises(CheckpointError, match=re.escape(f"run: python eval.py score --workdir {tmp_path}")):
+        files.read(tmp_path)
+
+
+def test_seeds_are_joined_by_students_t():
+    comparison = compare(runs(*(results(seed=s, value=v) for s, v in enumerate((5.0, 6.0, 7.0)))))
+    (row,) = comparison.rows
+    cell = row.cells[0]
+    assert (cell.value, cell.n, row.seeds) == (6.0, 3, (0, 1, 2))
+    half = 4.302652729911275 / math.sqrt(3)  # t quantile .975 of 2 degrees of freedom, standard deviation 1
+    assert (cell.low, cell.high) == pytest.approx((6 - half, 6 + half))
+    assert comparison.fields == ("run",)
+
+
+def test_a_single_run_keeps_its_own_interval():
+    assert compare(runs(results(value=6.0))).rows[0].cells[0].low == 5.5
+    assert student_interval([3.0]) is None
+
+
+def test_rows_are_labelled_by_what_differs():
+    comparison = compare(runs(results("none"), results(k=4), results(k=8), results(k=8, seed=1)))
+    assert comparison.fields == ("model.ablation", "model.k_neurons")
+    assert [(row.labels, len(row.runs)) for row in comparison.rows] == [
+        (("none", "-"), 1), (("local", "4"), 1), (("local", "8"), 2)]
+
+
+def test_paths_and_mesh_do_not_split_a_row_but_other_data_does():
+    same = results(seed=1, train_path="elsewhere/a.txt", cache_dir="b")
+    assert len(compare(runs(results(), same)).rows) == 1
+    other = compare(runs(results(), results(seed=1, data_hash="e" * 64)))
+    assert len(other.rows) == 2 and other.fields == ("validation data",)
+
+
+def test_embedded_corpora_of_different_seeds_are_repetitions():
+    embedded = {"source": "embedded", "tokenizer": "corpus"}
+    comparison = compare(runs(results(**embedded), results(seed=1, data_hash="e", embedded_seed=1, **embedded)))
+    assert len(comparison.rows) == 1
+
+
+def test_the_same_checkpoint_twice_is_not_a_second_seed():
+    comparison = compare(runs(results(), results()))
+    assert comparison.rows[0].cells[0].n == 1
+    assert "counted once" in comparison.notes[0]
+
+
+def test_what_is_missing_is_a_dash_and_a_note():
+    gates = record("gates", [Figure(name="live", value=0.5)])
+    both = results(suites={**results().suites, "gates": gates})
+    comparison = compare(runs(both, results(seed=1), results("none")))
+    assert comparison.rows[1].cells[1] is None
+    assert comparison.notes == ("runs/1 lacks gates; run: python eval.py score --workdir runs/1 --suites gates",)
+    assert comparison.rows[0].cells[1].n == 1
+
+
+def test_different_options_are_noted():
+    other = results(seed=1, suites={"perplexity": record(figures=[Figure(name="perplexity clean", value=1.0)], n=5)})
+    assert any("different options" in note for note in compare(runs(results(), other)).notes)
+
+
+def three():
+    return compare(runs(results("none", value=5.73), results(value=6.4), results(seed=1, value=6.6)))
+
+
+def test_markdown_has_one_line_a_row():
+    lines = table.markdown(three()).splitlines()
+    assert lines[0] == "| ablation | n | step | perplexity clean ↓ |"
+    assert lines[2] == "| none | 1 | 100 | 5.73 [5.23, 6.23] |"
+    assert lines[3] == "| local | 2 | 100 | 6.5 ± 1.3 |"
+    assert "Student t" in lines[5]
+
+
+def test_csv_keeps_full_precision():
+    rows = list(csv.DictReader(io.StringIO(table.csv_text(three()))))
+    assert float(rows[1]["perplexity/perplexity clean"]) == 6.5
+    assert rows[1]["perplexity/perplexity clean n"] == "2" and rows[1]["seeds"] == "0;1"
+    low, high = student_interval([6.4, 6.6])
+    assert float(rows[1]["perplexity/perplexity clean low"]) == low
+    assert float(rows[1]["perplexity/perplexity clean high"]) == high
+
+
+def test_latex_escapes_and_aligns():
+    figure = Figure(name="a_b %", value=1.0, better="up")
+    text = table.latex(compare(runs(results(suites={"s": record("s", [figure])}))))
+    assert r"a\_b \% $\uparrow$" in text
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len({line.count("&") for line in body}) == 1
+
+
+@pytest.mark.parametrize("out, names", [
+    ("t", ["t.csv", "t.md", "t.tex"]), ("d/", ["d"]), ("v1.5", ["v1.5.csv", "v1.5.md", "v1.5.tex"])])
+def test_comparison_files(tmp_path, out, names):
+    paths = table.write_comparison(three(), f"{tmp_path}/{out}")
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert all(p.read_text() for p in paths) and len(paths) == 3
+
+
+def test_terminal_tables_show_every_figure():
+    figures = [Figure(name=f"figure {i}", value=i + 0.5) for i in range(12)]
+    wide = compare(runs(results(suites={"a": record("a", figures[:6]), "b": record("b", figures[6:])})))
+    for width in (80, 300):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(table.comparison_tables(wide, width))
+        text = " ".join(console.export_text().split())
+        assert all(table.number(i + 0.5) in text for i in range(12))
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(table.score_table(results(), "title"))
+    assert "5.50 – 6.50" in console.export_text()
+
+
+@pytest.mark.parametrize("value, low, high, text", [
+    (0.00012345, None, None, "0.0001234"), (3, None, None, "3"), (1e-9, None, None, "1.000e-09"),
+    (0.0, None, None, "0"), (math.nan, None, None, "nan"),
+    (6.4712, 6.31, 6.63, "6.47"), (1234.5, 1000.0, 1500.0, "1,234"), (-0.5, None, None, "-0.5000"),
+])
+def test_numbers_show_what_is_known(value, low, high, text):
+    assert table.number(value, low, high) == text
+
+
+def test_page_is_self_contained_and_escapes():
+    r = results(suites={"demo": record("demo", [Figure(name="f<1", value=1.0)], PANELS)})
+    text = page(r, [{"step": s, "split": "train", "loss_clean": 3.0 - s} for s in (1, 2)], "run")
+    assert "a&lt;b" in text and "Once &lt;b&gt;" in text and "f&lt;1" in text and "<b>upon" not in text
+    assert not re.findall(r'(?:src|href)="(?!#)', text) and "@import" not in text and "url(" not in text
+    assert text.count("<svg") == 4 and 'id="training"' in text and "1,234,567" in text
+
+
+def test_page_of_nothing_yet_is_a_page():
+    assert "</html>" in page(results(suites={}), [], "empty")
+
+
+def test_history_passes_over_a_cut_line_and_keeps_the_last_of_a_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_history(path) == []
+    lines = [{"step": s, "split": "train", "loss_clean": v, "tokens_per_second": 1.0}
+             for s, v in ((1, 5.0), (2, 4.0), (2, 3.0))]
+    lines.append({"step": 2, "split": "valid", "loss_clean": 4.5})
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "spl')
+    curve = training_curve(read_history(path))
+    assert {s.label: s.y for s in curve.series} == {"training, clean": (5.0, 3.0), "validation, clean": (4.5,)}
+    assert training_curve([]) is None
+
+
+def test_long_histories_are_thinned_by_averaging():
+    curve = training_curve([{"step": i, "split": "train", "loss_clean": float(i % 2)} for i in range(10_000)])
+    (series,) = curve.series
+    assert len(series.x) <= 300 and series.y[0] == pytest.approx(0.5)
+
+
+def test_ticks_are_round_and_inside():
+    assert linear_ticks(0.13, 0.87) == (0.2, 0.4, 0.6, 0.8)
+    for low, high in ((1.3, 2.4), (0.02, 3e5), (5.0, 50.0)):
+        ticks = Scale(low, high, 0, 1, True).ticks()
+        assert 2 <= len(ticks) <= 8 and all(low <= t <= high for t in ticks) and list(ticks) == sorted(set(ticks))
+    assert Scale(0.0, 10.0, 100, 0)(2.5) == 75
+
+
+def test_provenance_names_the_packages():
+    versions = package_versions(("numpy", "no-such-package"))
+    assert list(versions) == ["numpy"]
+
+
+def test_revision_is_that_of_the_repository(tmp_path):
+    assert git_revision(tmp_path) is None
+    found = git_revision()
+    assert found is None or re.fullmatch(r"[0-9a-f]{12}(-dirty)?", found)
