@@ -17,12 +17,11 @@ THINGS = ("nothing", *(noun.word for noun in words.NOUNS))
 WHERE = ("nowhere", *(place.word for place in words.PLACES))
 KINDS = ("function", "name", "pronoun", "thing", "adjective", "place", "feeling", "verb", "kin", "punctuation", "end")
 
-VERBS = frozenset(
-    "asked ate began bought brought cry dance decided draw fell felt found gave get give going got had hand "
-    "handed held help hugged hurt liked lived looked lost loved make met missed nodded play played playing put ran "
-    "read run said sat saw see showed sing smile smiled Thank thanked thinking told took walked wanted was went were "
-    "wore".split()
-)
+_VERBS = """
+asked ate began bought brought cry dance decided draw fell felt found gave get give going got had hand handed held help
+hugged hurt liked lived looked lost loved make met missed nodded play played playing put ran read run said sat saw see
+showed sing smile smiled Thank thanked thinking told took walked wanted was went were wore
+"""
 
 LABELS: dict[str, tuple[str, ...]] = {
     "kind": KINDS,
@@ -187,7 +186,7 @@ def _kind(token: str) -> str:
         "place": WHERE[1:],
         "adjective": (*words.ADJECTIVES, *words.TRAITS),
         "feeling": [w for group in FEELINGS.values() for w in group],
-        "verb": VERBS,
+        "verb": _VERBS.split(),
         "kin": words.KIN,
     }
     if token == VOCABULARY[0]:

@@ -4,13 +4,13 @@ A line is English with slots in braces and choices in parentheses:
 
 ==================  ===================================================================================================
 ``{A}``             a person's name
-``{A~}``            the name, or ``he`` / ``she`` where that can only mean this person (a capital where a sentence starts)
+``{A~}``            the name, or ``he`` / ``she`` (``He`` / ``She``) where that can only mean this person
 ``{A.he}``          that word for the person's gender: ``he him his boy He His``
 ``{A.kin}``         ``mom``, ``dad`` or ``grandma``: with whom this child lives, the same all through a story
 ``{A:io}``          with the person's part in the clause, a key of `ROLE_CODES`; otherwise subject, or owner for ``his``
 ``{o}``             a thing: ``a red ball`` at first, then ``the ball`` or ``the red ball``
 ``{o.full}``        ``red ball``; ``{o.noun}`` ``ball``
-``{p.at}``          ``at the park``; ``{p.goal}`` ``park`` where they arrive; ``{p.name}`` ``park`` where they do not (yet)
+``{p.at}``          ``at the park``; ``{p.goal}`` ``park``, where they arrive; ``{p.name}`` ``park``, where they do not
 ``{trait}`` ...     a word of that kind: ``trait good bad cross``; ``{cross.again}`` the feeling named last
 ``{spot}``          where in this place a lost thing turns up: ``under a tree``
 ``(very|so|)``      one of these, each as likely

@@ -93,8 +93,8 @@ class Page:
       nats: information of the choices made so far.
     """
 
-    __slots__ = ("_dice", "_next", "breaks", "feeling", "focus", "kin", "last_subject", "log", "marks", "moods", "nats", "place", "stage", "subject",
-                 "tokens", "transfers")
+    __slots__ = ("_dice", "_next", "breaks", "feeling", "focus", "kin", "last_subject", "log", "marks", "moods", "nats",
+                 "place", "stage", "subject", "tokens", "transfers")
 
     def __init__(self, dice: list[float]):
         self._dice, self._next = dice, 0
@@ -164,7 +164,7 @@ class Page:
         self.tokens.append(_PARAGRAPH)
 
     def tell(self, group: str, **cast) -> None:
-        """Writes one line of a group of `templates`; ``A=3`` binds slot ``A`` to the third name, ``o=thing`` a thing."""
+        """Writes one line of a group of `templates`; ``A=3`` is a name for slot ``A``, ``o=thing`` a thing."""
         lines = TEMPLATES[group]
         self.write(lines[self.draw(len(lines))] if len(lines) > 1 else lines[0], cast)
 

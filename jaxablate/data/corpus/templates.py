@@ -6,7 +6,9 @@ Two lines of one group must not be able to say the same thing in the same words:
 as different stories.
 """
 
-OPENING = frozenset({"INTRO", "OUTING", "MEETING", "OUTING_AND_GIFT", "OUTING_AND_FIND", "PLAN_AND_OFFER", "LAST_HOURS"})
+OPENING = frozenset(
+    {"INTRO", "OUTING", "MEETING", "OUTING_AND_GIFT", "OUTING_AND_FIND", "PLAN_AND_OFFER", "LAST_HOURS"}
+)
 """Groups that only ever open a paragraph."""
 SOMETIMES_OPENING = frozenset({"HOME_WITH", "NOW_HAS", "ASK_WHO", "ASK_WHERE", "TELL_WHERE"})
 """Groups that open a paragraph or continue one."""
