@@ -20,7 +20,6 @@ _LONGEST_STORY = 1 << 26
 _MARKER = END_OF_TEXT.encode()
 _BYTE_ORDER_MARK = "\ufeff"
 _PROBE_STORIES = 64
-_VALID_START = 1_000_000_000
 _WANTED = "give the path of a UTF-8 text file with one <|endoftext|> line after each story"
 
 
@@ -152,14 +151,18 @@ class EmbeddedSource:
     @classmethod
     def train(cls, seed: int, count: int) -> "EmbeddedSource":
         """The first `count` stories of a seed."""
-        if count > _VALID_START:
-            raise DataError(f"embedded_stories={count} must be at most {_VALID_START}")
+        from jaxablate.data import corpus
+
+        if count > corpus.VALID_START:
+            raise DataError(f"embedded_stories={count} must be at most {corpus.VALID_START}")
         return cls(seed, 0, count)
 
     @classmethod
     def valid(cls, seed: int, count: int) -> "EmbeddedSource":
         """`count` stories that no training range reaches, the same ones however many are trained on."""
-        return cls(seed, _VALID_START, count)
+        from jaxablate.data import corpus
+
+        return cls(seed, corpus.VALID_START, count)
 
     @property
     def label(self) -> str:
@@ -178,11 +181,11 @@ class EmbeddedSource:
         return record == self.record()
 
     def record(self) -> SourceRecord:
-        """Seed, range, and SHA-256 of the range's first and last stories."""
+        """Range, and SHA-256 of the corpus's version and of the range's first and last stories."""
         from jaxablate.data import corpus
 
         n = min(self.count, _PROBE_STORIES)
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(corpus.CORPUS_VERSION.encode())
         for start in (self.start, self.start + self.count - n):
             for story in corpus.stories(self.seed, start, n):
                 digest.update(story.text.encode() + b"\0")
