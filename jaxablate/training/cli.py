@@ -1,0 +1,116 @@
+"""The command line of ``train.py``."""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxablate.config import Config
+from jaxablate.errors import ConfigError, JaxablateError
+
+DESCRIPTION = """Trains a self-ablating transformer, or continues a run that was stopped or killed.
+
+Any setting of the config file can be changed: --model.ablation global --model.k-neurons 4 --train.seed 1.
+Exit code 0: finished, or saved after SIGTERM or Ctrl-C (the same command continues). 2: an error told in one line."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What ``train.py`` takes."""
+
+    config: Annotated[Path, tyro.conf.arg(metavar="FILE.py")]
+    """Python file with get_config(), for example configs/tinystories.py."""
+    workdir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Where checkpoints and metrics go; a directory that already holds this run is continued."""
+    distributed: bool = False
+    """Several processes: call jax.distributed.initialize() first (SLURM, Open MPI, Kubernetes, Cloud TPU)."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses, trains, and returns the exit code; an unknown or missing flag ends the program with exit code 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = parse(argv)
+        _set_precision(arguments.settings)
+        if arguments.distributed:
+            _initialize_distributed()
+        from jaxablate.training.loop import train
+
+        train(arguments.settings, arguments.workdir)
+    except JaxablateError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Arguments with the config file's settings as defaults of the typed flags.
+
+    Raises:
+      ConfigError: the config file is missing or broken, or a setting is out of range.
+      SystemExit: a flag is unknown (the nearest is named) or of the wrong type, or help was asked for.
+    """
+    path = _config_path(argv)
+    settings = Config() if path is None else load_config(path)
+    # tyro fills what a default gives; --config and --workdir stay required unless given.
+    default = Arguments(config=tyro.MISSING, workdir=tyro.MISSING, settings=settings)
+    options = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(Arguments, args=argv, default=default, prog="train.py", description=DESCRIPTION, config=options)
+
+
+def load_config(path: str | Path) -> Config:
+    """What ``get_config()`` of a Python file returns.
+
+    Raises:
+      ConfigError: the file is missing, does not run, or has no such function.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"--config {path} does not exist; give a Python file with get_config(), as in configs/")
+    spec = importlib.util.spec_from_file_location(f"jaxablate_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config {path} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except JaxablateError:
+        raise
+    except Exception as error:  # whatever the user's file raises is told in one line
+        raise ConfigError(f"--config {path} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"--config {path}: get_config() must return a jaxablate.config.Config, not {config!r:.80}")
+    return config
+
+
+def _config_path(argv: Sequence[str]) -> str | None:
+    for index, argument in enumerate(argv):
+        if argument == "--config" and index + 1 < len(argv):
+            return argv[index + 1]
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+    return None
+
+
+def _set_precision(config: Config) -> None:
+    import jax
+
+    if "float64" in (config.model.param_dtype, config.model.compute_dtype):
+        jax.config.update("jax_enable_x64", True)
+
+
+def _initialize_distributed() -> None:
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"--distributed could not join the other processes ({str(error).splitlines()[0]}); start them under SLURM, "
+            "Open MPI, Kubernetes or Cloud TPU, or leave --distributed out"
+        ) from error
