@@ -11,13 +11,9 @@ unnoticed (zstd frames carry no checksum); hence seals, and `orbax.checkpoint.As
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import errno
-import json
 import logging
-import math
 import shutil
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,29 +24,12 @@ import orbax.checkpoint as ocp
 
 from jaxablate.errors import CheckpointError
 from jaxablate.sharding import path_name
+from jaxablate.training.seal import Seal, damage, read_seal, write_seal
 from jaxablate.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
-SEAL = "seal.json"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Seal:
-    """What was known of a checkpoint when it was whole.
-
-    Attributes:
-      step: updates behind it.
-      valid_loss: clean validation loss measured at this very step, or None.
-      arrays: ``"params/ln_f/scale" -> "float32[128]"`` for every array.
-      files: path inside the folder -> (bytes, CRC-32).
-    """
-
-    step: int
-    valid_loss: float | None
-    arrays: dict[str, str]
-    files: dict[str, tuple[int, int]]
 
 
 class Checkpoints:
@@ -92,9 +71,10 @@ class Checkpoints:
         step = int(state.step)
         self._pending_step = step
         arrays = {"params": state.params, "optimizer": _without_params(state)}
-        with _readable_errors(f"checkpoint {step} in {self.folder}"):
+        with self._saving(step):
             items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
             items["progress"] = ocp.args.JsonSave(dict(progress))
+            self._require_space(arrays)
             self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items), force=True)
         described = {f"{name}/{k}": v for name, tree in arrays.items() for k, v in _describe(tree).items()}
         self._pending = self._thread.submit(self._finish, step, valid_loss, described)
@@ -117,12 +97,8 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        try:
-            with _readable_errors(f"checkpoint {self._pending_step} in {self.folder}"):
-                pending.result()
-        except CheckpointError as error:
-            self._remove_unfinished()
-            raise CheckpointError(f"{error}; {self.last_good()}") from error
+        with self._saving(self._pending_step):
+            pending.result()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Newest good checkpoint, on the devices that the target's shardings name.
@@ -149,7 +125,7 @@ class Checkpoints:
 
     def last_good(self) -> str:
         """Words that name the newest whole checkpoint."""
-        good = [step for step in saved_steps(self.folder) if _damage(self.folder / str(step)) is None]
+        good = [step for step in saved_steps(self.folder) if damage(self.folder / str(step)) is None]
         if not good:
             return "there is no good checkpoint yet"
         return f"the last good checkpoint is {self.folder / str(good[-1])}"
@@ -163,15 +139,32 @@ class Checkpoints:
             self._orbax.close()
             logging.getLogger("absl").removeFilter(self._quiet)
 
+    @contextlib.contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        try:
+            with _readable_errors(f"checkpoint {step} in {self.folder}"):
+                yield
+        except CheckpointError as error:
+            self._remove_unfinished()
+            raise CheckpointError(f"{error}; {self.last_good()}") from error
+
+    def _require_space(self, arrays: Any) -> None:
+        """Refuses before Orbax begins: when it meets a full disk itself, its threads fill the screen."""
+        leaves = (x for x in jax.tree.leaves(arrays) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+        needed = 1.05 * sum(x.nbytes for x in leaves) + 2**16
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"No space left on device: {needed:,.0f} bytes needed, {free:,} free")
+
     def _finish(self, step: int, valid_loss: float | None, arrays: dict[str, str]) -> None:
         self._orbax.wait_until_finished()
         if jax.process_index() == 0:
-            _write_seal(self.folder / str(step), step, valid_loss, arrays)
+            write_seal(self.folder / str(step), step, valid_loss, arrays)
             self._prune()
 
     def _prune(self) -> None:
         """Removes all but the last ones, the best one, and what is not ours."""
-        seals = {step: _read_seal(self.folder / str(step)) for step in saved_steps(self.folder)}
+        seals = {step: read_seal(self.folder / str(step)) for step in saved_steps(self.folder)}
         good = [step for step, seal in seals.items() if seal is not None]
         measured = [step for step in good if seals[step].valid_loss is not None]
         best = min(measured, key=lambda step: (seals[step].valid_loss, -step), default=None)
@@ -205,7 +198,7 @@ def restore_params(
     folder = Path(workdir).absolute() / FOLDER
     candidates = _candidates(folder, step)
     for number in candidates:
-        seal = _read_seal(folder / str(number))
+        seal = read_seal(folder / str(number))
         target = {} if seal is None else {"params": _params_target(seal, shardings)}
         restored = _try_restore(folder / str(number), target)
         if restored is not None:
@@ -232,7 +225,7 @@ def _candidates(folder: Path, step: int | str | None) -> list[int]:
         if step not in steps:
             raise CheckpointError(f"{folder} holds no checkpoint of step {step}; choose one of {_listed(folder)}")
         return [step]
-    seals = {s: _read_seal(folder / str(s)) for s in steps}
+    seals = {s: read_seal(folder / str(s)) for s in steps}
     measured = [s for s in steps if seals[s] is not None and seals[s].valid_loss is not None]
     if not measured:
         raise CheckpointError(f"no checkpoint in {folder} has a validation loss yet; take the newest one instead")
@@ -275,7 +268,7 @@ def _params_target(seal: Seal, shardings: Any) -> Any:
 
 def _try_restore(folder: Path, target: dict[str, Any]) -> dict[str, Any] | None:
     """Restored items, or None with a warning where the checkpoint is damaged."""
-    reason = _damage(folder)
+    reason = damage(folder)
     if reason is None:
         _check_fit(folder, target)
         try:
@@ -295,7 +288,7 @@ def _load(folder: Path, target: dict[str, Any]) -> dict[str, Any]:
 
 def _check_fit(folder: Path, target: dict[str, Any]) -> None:
     """One clear line where the stored arrays are not those wanted."""
-    stored = _read_seal(folder).arrays
+    stored = read_seal(folder).arrays
     wanted = {f"{name}/{k}": v for name, tree in target.items() for k, v in _describe(tree).items()}
     stored = {k: v for k, v in stored.items() if k.split("/")[0] in target}
     wrong = [k for k in sorted(stored.keys() | wanted.keys()) if stored.get(k) != wanted.get(k)]
@@ -306,57 +299,6 @@ def _check_fit(folder: Path, target: dict[str, Any]) -> None:
             f"checkpoint {folder} does not fit the model: {name} is {stored.get(name, 'absent')} there and "
             f"{wanted.get(name, 'absent')} here{more}; use the configuration it was trained with"
         )
-
-
-def _write_seal(folder: Path, step: int, valid_loss: float | None, arrays: dict[str, str]) -> None:
-    files = {str(p.relative_to(folder)): (p.stat().st_size, _crc(p)) for p in _files(folder)}
-    loss = valid_loss if valid_loss is not None and math.isfinite(valid_loss) else None
-    seal = Seal(step=step, valid_loss=loss, arrays=arrays, files=files)
-    body = json.dumps(dataclasses.asdict(seal), sort_keys=True)
-    partial = folder / f"{SEAL}.partial"
-    partial.write_text(json.dumps({"crc": zlib.crc32(body.encode()), "seal": json.loads(body)}, sort_keys=True))
-    partial.replace(folder / SEAL)
-
-
-def _read_seal(folder: Path) -> Seal | None:
-    """The seal, or None where it is missing or not what was written."""
-    try:
-        outer = json.loads((folder / SEAL).read_text())
-        body = json.dumps(outer["seal"], sort_keys=True)
-        if outer["crc"] != zlib.crc32(body.encode()):
-            return None
-        files = {name: tuple(value) for name, value in outer["seal"]["files"].items()}
-        return Seal(**outer["seal"] | {"files": files})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
-    seal = _read_seal(folder)
-    if seal is None:
-        return f"its {SEAL} is missing or damaged (the save never finished, or the file was changed)"
-    for name, (size, crc) in seal.files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes of {size}"
-        if _crc(path) != crc:
-            return f"the content of {name} has changed"
-    return None
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(SEAL))
-
-
-def _crc(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return value
 
 
 def _first_line(error: BaseException) -> str:
@@ -376,7 +318,7 @@ def _readable_errors(what: str) -> Iterator[None]:
         text = f"{_first_line(error)} {error}"
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "RESOURCE_EXHAUSTED" in text
         if full:
-            message = f"cannot write {what}: no space left on the device; free some and run the same command again"
+            message = f"cannot write {what}: no space left on the device; free some, then the same command continues"
         else:
             message = f"cannot write {what}: {_first_line(error)}; make it writable, or choose another --workdir"
         raise CheckpointError(message) from error

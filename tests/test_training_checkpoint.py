@@ -1,0 +1,253 @@
+"""Checkpoints under every fault: damaged files, full disks, other devices, other models."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxablate.config import MeshConfig, OptimizerConfig
+from jaxablate.errors import CheckpointError
+from jaxablate.sharding import make_mesh, param_shardings
+from jaxablate.training.checkpoint import Checkpoints, restore_params, saved_steps
+from jaxablate.training.optimizer import make_optimizer
+from jaxablate.training.state import abstract_state, init_state, place_on, state_shardings
+
+OPTIMIZER = make_optimizer(OptimizerConfig(), 10)
+
+
+def init_params(key, width=64):
+    """A small tree with names that the partition rules know; nothing is trained here."""
+    return {
+        "embed": {"embedding": jax.random.normal(key, (64, width))},
+        "ln_f": {"bias": jnp.zeros(width), "scale": jnp.ones(width)},
+    }
+
+
+def abstract(**mesh):
+    """Target of a restore on a mesh."""
+    shapes = abstract_state(init_params, OPTIMIZER)
+    return place_on(shapes, state_shardings(make_mesh(MeshConfig(**mesh)), shapes, OPTIMIZER))
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """States of step 0 by mesh, made once."""
+    made = {}
+
+    def get(**mesh):
+        name = tuple(mesh.items())
+        if name not in made:
+            shapes = abstract_state(init_params, OPTIMIZER)
+            shardings = state_shardings(make_mesh(MeshConfig(**mesh)), shapes, OPTIMIZER)
+            made[name] = init_state(init_params, OPTIMIZER, 3, shardings)
+        return made[name]
+
+    return get
+
+
+def at_step(state, step):
+    """The state as of a step, with parameters that tell the step."""
+    sharding = state.step.sharding
+    params = jax.tree.map(lambda x: x + step, state.params)
+    return state.replace(step=jax.device_put(np.int32(step), sharding), params=params)
+
+
+def write(workdir, state, losses, keep_last=3):
+    """Saves steps with validation losses."""
+    checkpoints = Checkpoints(workdir, keep_last)
+    for step, loss in losses.items():
+        checkpoints.save(at_step(state, step), {"data": {"step": step}}, loss)
+    checkpoints.close()
+
+
+def restore(workdir, target):
+    checkpoints = Checkpoints(workdir, 3)
+    try:
+        return checkpoints.restore(target)
+    finally:
+        checkpoints.close()
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("there", [{"data": 1}, {"data": 2, "fsdp": 4}, {"data": 1, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize("here", [{"data": 1}, {"data": 8}, {"data": 1, "fsdp": 2, "tensor": 4}])
+def test_any_mesh_restores_on_any_other(tmp_path, fresh, there, here):
+    write(tmp_path, fresh(**there), {5: None})
+    target = abstract(**here)
+    state, progress = restore(tmp_path, target)
+    assert progress == {"data": {"step": 5}}
+    assert_same(state, at_step(fresh(**there), 5))
+    for got, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(target), strict=True):
+        assert got.sharding.is_equivalent_to(wanted.sharding, got.ndim)
+
+
+def test_the_last_ones_and_the_best_one_are_kept(tmp_path, fresh):
+    write(tmp_path, fresh(data=1), {1: 3.0, 2: 1.0, 3: 1.0, 4: None, 5: 2.0, 6: float("nan")}, keep_last=2)
+    assert saved_steps(tmp_path / "checkpoints") == [3, 5, 6]  # of equal losses the later one
+    assert restore_params(tmp_path, step="best")[1] == 3
+    assert restore_params(tmp_path)[1] == 6
+    params, step = restore_params(tmp_path, step=5)
+    assert step == 5
+    assert_same(params, at_step(fresh(data=1), 5).params)
+
+
+def test_params_restore_with_shardings_of_their_own(tmp_path, fresh):
+    write(tmp_path, fresh(data=1), {1: None})
+    shapes = abstract_state(init_params, OPTIMIZER).params
+    shardings = param_shardings(make_mesh(MeshConfig(data=1, fsdp=8)), shapes)
+    params, _ = restore_params(tmp_path, shardings=shardings)
+    assert_same(params, at_step(fresh(data=1), 1).params)
+    assert params["embed"]["embedding"].sharding == shardings["embed"]["embedding"]
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    match how:
+        case "delete":
+            path.unlink()
+        case "truncate":
+            path.write_bytes(content[: len(content) // 2])
+        case "flip":
+            middle = len(content) // 2
+            path.write_bytes(content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :])
+
+
+@pytest.mark.parametrize("how", ["delete", "truncate", "flip"])
+def test_any_damaged_file_falls_back_to_the_one_before_and_says_so(tmp_path, fresh, how, caplog):
+    write(tmp_path / "good", fresh(data=1), {1: 2.0, 2: 1.0})
+    files = [p.relative_to(tmp_path / "good") for p in (tmp_path / "good/checkpoints/2").rglob("*") if p.is_file()]
+    assert len(files) > 10
+    chosen = {p for p in files if p.name == "seal.json"} | set(random.Random(how).sample(files, 6))
+    for file in sorted(chosen):
+        shutil.copytree(tmp_path / "good", tmp_path / "run", dirs_exist_ok=True)
+        damage(tmp_path / "run" / file, how)
+        caplog.clear()
+        state, _ = restore(tmp_path / "run", abstract(data=1))
+        assert int(state.step) == 1, file
+        assert "falling back to the one before" in caplog.text and file.name in caplog.text
+        assert restore_params(tmp_path / "run")[1] == 1
+        assert restore_params(tmp_path / "run", step="best")[1] == 1
+        with pytest.raises(CheckpointError, match="checkpoint 2 in .* is damaged; there are also 1, 2"):
+            restore_params(tmp_path / "run", step=2)
+        shutil.rmtree(tmp_path / "run")
+
+
+def test_a_save_that_never_finished_is_no_checkpoint(tmp_path, fresh, caplog):
+    write(tmp_path, fresh(data=1), {1: None, 2: None})
+    (tmp_path / "checkpoints/2/seal.json").unlink()  # killed after Orbax's commit
+    left = tmp_path / "checkpoints/3.orbax-checkpoint-tmp"  # killed before it
+    left.mkdir()
+    state, _ = restore(tmp_path, abstract(data=1))
+    assert int(state.step) == 1
+    assert not left.exists()
+    write(tmp_path, fresh(data=1), {2: None})  # the run goes on and saves step 2 again
+    assert int(restore(tmp_path, abstract(data=1))[0].step) == 2
+
+
+def test_a_damaged_checkpoint_never_counts_among_the_last(tmp_path, fresh):
+    write(tmp_path, fresh(data=1), {1: None, 2: None})
+    (tmp_path / "checkpoints/2/seal.json").unlink()
+    write(tmp_path, fresh(data=1), {3: None}, keep_last=2)
+    assert saved_steps(tmp_path / "checkpoints") == [1, 3]
+
+
+def test_no_good_checkpoint_left_is_an_error(tmp_path, fresh):
+    assert restore(tmp_path, abstract(data=1)) is None
+    write(tmp_path, fresh(data=1), {1: None})
+    damage(tmp_path / "checkpoints/1/seal.json", "truncate")
+    with pytest.raises(CheckpointError, match="no checkpoint in .* can be read; move it away"):
+        restore(tmp_path, abstract(data=1))
+    with pytest.raises(CheckpointError, match="no checkpoint in .* can be read"):
+        restore_params(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (None, "holds no checkpoint; train first"),
+        (7, "no checkpoint of step 7; choose one of 1"),
+        ("best", "no checkpoint in .* has a validation loss yet"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there(tmp_path, fresh, step, message):
+    if step is not None:
+        write(tmp_path, fresh(data=1), {1: None})
+    with pytest.raises(CheckpointError, match=message):
+        restore_params(tmp_path, step=step)
+
+
+def test_another_shape_is_one_clear_line(tmp_path, fresh):
+    write(tmp_path, fresh(data=1), {1: None})
+    shapes = abstract_state(lambda key: init_params(key, width=32), OPTIMIZER)
+    target = place_on(shapes, state_shardings(make_mesh(MeshConfig(data=1)), shapes, OPTIMIZER))
+    message = r"does not fit the model: optimizer/\S+ is float32\[64,64\] there and float32\[64,32\] here \(8 more"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        restore(tmp_path, target)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_save_keeps_and_names_the_last_good_one(tmp_path, fresh, monkeypatch):
+    write(tmp_path, fresh(data=1), {1: None})
+    checkpoints = Checkpoints(tmp_path, 2)
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jaxablate.training.checkpoint.write_seal", full)
+    checkpoints.save(at_step(fresh(data=1), 2), {})
+    with pytest.raises(CheckpointError, match=r"no space left .* the last good checkpoint is .*/checkpoints/1$"):
+        checkpoints.wait()
+    checkpoints.close()
+    assert int(restore(tmp_path, abstract(data=1))[0].step) == 1
+
+
+# Orbax's own threads still talk to an event loop that the failed save has closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("seen", ["before", "while saving"])
+def test_a_full_disk_is_one_clear_line(tmp_path, fresh, seen, monkeypatch):
+    if seen == "while saving":
+        monkeypatch.setattr(Checkpoints, "_require_space", lambda self, arrays: None)
+    small = tmp_path / "small"
+    small.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        write(small, fresh(data=1), {1: None})
+        checkpoints = Checkpoints(small, 3)
+        with pytest.raises(CheckpointError, match=r"no space left on the device.*the last good") as caught:
+            for step in range(2, 40):
+                checkpoints.save(at_step(fresh(data=1), step), {})
+        checkpoints.close()
+        assert "\n" not in str(caught.value)
+        assert not list((small / "checkpoints").glob("*tmp*")), "half a checkpoint was left"
+        state, _ = restore(small, abstract(data=1))
+        assert str(caught.value).endswith(f"checkpoints/{int(state.step)}")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write checkpoint folder .*: .*File exists"):
+        Checkpoints(tmp_path, 2)
+
+
+def test_seals_list_every_file_and_array(tmp_path, fresh):
+    write(tmp_path, fresh(data=2, fsdp=4), {1: 2.5})
+    seal = json.loads((tmp_path / "checkpoints/1/seal.json").read_text())["seal"]
+    folder = tmp_path / "checkpoints/1"
+    assert set(seal["files"]) == {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"seal.json"}
+    assert seal["arrays"]["params/embed/embedding"] == "float32[64,64]"
+    assert seal["valid_loss"] == 2.5
