@@ -153,7 +153,7 @@ def _prepare_split(
     except DataError as error:
         if force or not path.exists():
             raise
-        raise DataError(f"{found}, and it cannot be made anew: {error}") from error
+        raise DataError(f"{found}; its text is not here either: {error}") from error
     with sole_builder(path, report):
         if not force and isinstance(found := _look(path, source, tokenizer), TokenFile):
             return found

@@ -1,0 +1,165 @@
+"""Token files: what is written comes back; damage of any kind is seen; failures leave nothing behind."""
+
+import errno
+import hashlib
+import os
+import struct
+
+import numpy as np
+import pytest
+
+from jaxablate.data import token_file as tf
+from jaxablate.data.atomic import atomic_write, sole_builder
+from jaxablate.errors import DataError
+
+SOURCE = tf.SourceRecord(name="stories.txt", size=10, mtime_ns=5, sha256="ab" * 32)
+STORIES = [[[1, 2, 3], [4]], [[], [5, 6]]]
+EXPECTED = [1, 2, 3, 9, 4, 9, 9, 5, 6, 9]
+
+
+class Ids:
+    """A tokenizer as far as a token file needs one."""
+
+    name = "ids"
+
+    def __init__(self, vocab_size=10, eot_id=9):
+        self.vocab_size, self.eot_id = vocab_size, eot_id
+
+    def fingerprint(self):
+        return "cd" * 32
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "a.tokens"
+    tf.write_token_file(path, STORIES, Ids(), SOURCE)
+    return path
+
+
+def test_what_is_written_comes_back(path):
+    file = tf.open_token_file(path)
+    assert file.tokens.tolist() == EXPECTED
+    assert file.story_offsets.tolist() == [0, 4, 6, 7, 10]
+    assert (file.n_tokens, file.n_stories, file.vocab_size, file.eot_id) == (10, 4, 10, 9)
+    assert (file.tokenizer_fingerprint, file.source_hash) == ("cd" * 32, SOURCE.sha256)
+    assert file.header.source == SOURCE
+    assert isinstance(file.tokens, np.memmap) and not file.tokens.flags.writeable
+    assert file.data_hash == hashlib.sha256(np.array(EXPECTED, "<u2").tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(1 << 16, "<u2"), ((1 << 16) + 1, "<u4")])
+def test_width_of_an_id_follows_the_vocabulary(tmp_path, vocab_size, dtype):
+    path = tmp_path / "a.tokens"
+    tf.write_token_file(path, [[[0, vocab_size - 2]]], Ids(vocab_size, vocab_size - 1), SOURCE)
+    file = tf.open_token_file(path)
+    assert file.tokens.dtype == np.dtype(dtype)
+    assert file.tokens.tolist() == [0, vocab_size - 2, vocab_size - 1]
+
+
+@pytest.mark.parametrize("bad", [10, 70000, -1])
+def test_an_id_beyond_the_vocabulary_is_refused_and_nothing_is_left(tmp_path, bad):
+    with pytest.raises(DataError, match=rf"token id {bad} is beyond the vocabulary of tokenizer ids; ids are 0\.\.9"):
+        tf.write_token_file(tmp_path / "a.tokens", [[[1]], [[2, bad]]], Ids(), SOURCE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_stories_is_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no story"):
+        tf.write_token_file(tmp_path / "a.tokens", [], Ids(), SOURCE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_too_few_rows_is_told(path):
+    tf.open_token_file(path).require_vocab(10)
+    with pytest.raises(DataError, match="token ids up to 9, beyond the model's vocab_size=9; .* at least 10"):
+        tf.open_token_file(path).require_vocab(9)
+
+
+def test_every_flipped_byte_is_seen(path):
+    whole = path.read_bytes()
+    header_end = tf._PREAMBLE.size + struct.unpack_from("<I", whole, 12)[0]
+    for at in [*range(0, header_end, 7), *range(tf.HEADER_BYTES, len(whole))]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(DataError, match=r"prepare the data again \(python -m jaxablate.data prepare\)"):
+            tf.open_token_file(path)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, tf.HEADER_BYTES - 1, tf.HEADER_BYTES, tf.HEADER_BYTES + 3, -1])
+def test_truncation_is_seen(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"truncated|not a token file"):
+        tf.open_token_file(path)
+
+
+def test_growth_is_seen(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(DataError, match="too long"):
+        tf.open_token_file(path)
+
+
+def test_another_version_is_named(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8] + struct.pack("<I", tf.FORMAT_VERSION + 1) + whole[12:])
+    with pytest.raises(DataError, match=f"has format {tf.FORMAT_VERSION + 1}, this version reads {tf.FORMAT_VERSION}"):
+        tf.open_token_file(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    for path in (tmp_path / "none.tokens", tmp_path):
+        with pytest.raises(DataError, match="cannot be read"):
+            tf.open_token_file(path)
+
+
+def test_without_verification_the_body_is_not_read(path):
+    whole = bytearray(path.read_bytes())
+    whole[tf.HEADER_BYTES] ^= 1
+    path.write_bytes(whole)
+    assert tf.open_token_file(path, verify=False).n_tokens == 10
+
+
+def test_a_failing_source_leaves_the_old_file(path):
+    before = path.read_bytes()
+
+    def stories():
+        yield STORIES[0]
+        raise DataError("the source broke")
+
+    with pytest.raises(DataError, match="the source broke"):
+        tf.write_token_file(path, stories(), Ids(), SOURCE)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, monkeypatch, number):
+    def full(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match=r"disk full while writing .*a\.tokens.*; free some space"):
+        tf.write_token_file(tmp_path / "a.tokens", STORIES, Ids(), SOURCE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_place_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "a.tokens", tmp_path / "file" / "deeper" / "a.tokens"):
+        with pytest.raises(DataError, match="cannot write"):
+            tf.write_token_file(place, STORIES, Ids(), SOURCE)
+        with pytest.raises(DataError, match="cannot write"), sole_builder(place):
+            pytest.fail("no lock can be had here")
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "a") as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_builder_removes_what_a_killed_one_left_of_this_file_only(tmp_path):
+    left, other = tmp_path / ".a[1].tokens.77-ab.partial", tmp_path / ".b.tokens.77-ab.partial"
+    left.write_bytes(b"half")
+    other.write_bytes(b"half")
+    with sole_builder(tmp_path / "a[1].tokens"):
+        assert not left.exists() and other.exists()
