@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxablate.config import ModelConfig
 from jaxablate.gating import k_wta, soft_top_k
-from jaxablate.models.layers import Attention, Mlp, ScoreHead, layer_norm, torch_linear_init
+from jaxablate.models.layers import Attention, LayerNorm, Mlp, ScoreHead, torch_linear_init
 from jaxablate.ops.attention import causal_attention, two_stream_attention
 
 
@@ -108,7 +108,7 @@ class Block(nn.Module):
 
     def setup(self):
         c = self.config
-        self.ln_1, self.ln_2 = layer_norm(c), layer_norm(c)
+        self.ln_1, self.ln_2 = LayerNorm(c), LayerNorm(c)
         self.attention, self.mlp = Attention(c), Mlp(c)
         if c.ablation in ("local", "both"):
             self.attention_scores = ScoreHead(c.d_model, c)
@@ -177,7 +177,7 @@ class SelfAblatingTransformer(nn.Module):
         self.pos_embed = nn.Embed(c.context_length, c.d_model, embedding_init=nn.initializers.normal(1.0), **types)
         block = nn.remat(Block, methods=["clean", "ablated"]) if c.remat == "blocks" else Block
         self.blocks = [block(c, i, name=f"layer_{i}") for i in range(c.n_layers)]
-        self.ln_f = layer_norm(c)
+        self.ln_f = LayerNorm(c)
         if c.ablation in ("global", "both"):
             self.attention_scores = ScoreHead(c.n_layers * c.d_model, c)
             self.neuron_scores = ScoreHead(c.n_layers * c.mlp_width, c)

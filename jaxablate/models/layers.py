@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxablate.config import ModelConfig
+from jaxablate.ops.normalization import layer_norm
 
 
 def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
@@ -17,12 +18,18 @@ def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def layer_norm(config: ModelConfig, name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm over D with two-pass variance, at least float32."""
-    dtype = jnp.promote_types(config.compute_dtype, jnp.float32)
-    return nn.LayerNorm(
-        epsilon=config.layer_norm_eps, dtype=dtype, param_dtype=config.param_dtype, use_fast_variance=False, name=name
-    )
+class LayerNorm(nn.Module):
+    """LayerNorm over D; statistics and result are at least float32."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        width, dtype = x_BTD.shape[-1:], self.config.param_dtype
+        scale = self.param("scale", nn.initializers.ones_init(), width, dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), width, dtype)
+        return layer_norm(x_BTD, scale, bias, self.config.layer_norm_eps)
 
 
 class ScoreHead(nn.Module):

@@ -80,12 +80,13 @@ def _weighted_loss_fwd(hidden, embedding, targets, weights, chunk):
         scale = (w / total)[..., None]
         d_hidden = jnp.einsum("btv,vd->btd", exps, embedding, preferred_element_type=wide) * scale
         scaled = (h.astype(wide) * scale).astype(embedding.dtype)
-        d_embedding = d_embedding + jnp.einsum("btv,btd->vd", exps, scaled, preferred_element_type=wide)
+        d_embedding = d_embedding + jnp.einsum("btd,btv->dv", scaled, exps, preferred_element_type=wide)
         return (loss, d_embedding), d_hidden.astype(hidden.dtype)
 
-    start = jnp.zeros((), wide), jnp.zeros(embedding.shape, wide)
+    # The matrix's gradient grows as [D, V]: [V, D] would transpose every chunk's exponentials.
+    start = jnp.zeros((), wide), jnp.zeros(embedding.shape[::-1], wide)
     (loss, d_embedding), d_hidden = jax.lax.scan(body, start, _chunks((hidden, targets, weights), chunk))
-    return loss, (_joined(d_hidden, targets.shape[1]), d_embedding)
+    return loss, (_joined(d_hidden, targets.shape[1]), d_embedding.T)
 
 
 def _weighted_loss_bwd(chunk, residuals, cotangent):
