@@ -170,6 +170,13 @@ def test_weights_add_up(ablation):
     expected = sum(x.sum() for x in inner) / sum(x.size for x in inner)
     assert result.without_embeddings.mean_abs == pytest.approx(float(expected), rel=1e-6)
     assert (result.ablation_heads.mean_abs is None) == (ablation == "none")
+    local = [abs(params["layer_1"][f"{kind}_scores"]["kernel"]).ravel() for kind in ("attention", "neuron")
+             if "attention_scores" in params["layer_1"]]
+    by_layer = {(layer, kind): value for layer, kind, value in result.by_layer}
+    assert by_layer[1, "query"] == pytest.approx(float(abs(params["layer_1"]["attention"]["query"]["kernel"]).mean()))
+    assert ((1, "ablation heads") in by_layer) == bool(local)
+    if local:
+        assert by_layer[1, "ablation heads"] == pytest.approx(float(np.concatenate(local).mean()), rel=1e-5)
 
 
 def test_released_count_is_that_of_the_released_notebook():

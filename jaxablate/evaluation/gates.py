@@ -60,15 +60,15 @@ class GatesResult:
 
     def headline(self) -> tuple[Figure, ...]:
         """Live fraction and effective fraction of units per kind, over all layers."""
-        figures = []
-        for kind in KINDS:
-            of = [x for x in self.layers if x.kind == kind]
-            units = sum(x.units for x in of)
-            figures += [
-                Figure(name=f"live {kind}", value=sum(x.live for x in of) / units, unit="fraction"),
-                Figure(name=f"effective {kind}", value=sum(x.effective_units for x in of) / units, unit="fraction"),
-            ]
-        return tuple(figures)
+        return tuple(
+            Figure(name=f"{name} {kind}", value=self._fraction(kind, field), unit="fraction")
+            for name, field in (("live", "live"), ("effective", "effective_units")) for kind in KINDS
+        )
+
+    def _fraction(self, kind: str, field: str) -> float:
+        """Sum of a field over the layers, as a fraction of all their units of a kind."""
+        of = [x for x in self.layers if x.kind == kind]
+        return sum(getattr(x, field) for x in of) / sum(x.units for x in of)
 
     def panels(self) -> tuple[Panel, ...]:
         """A grid of histograms per kind and the table of all layers."""

@@ -64,14 +64,12 @@ class IoiResult:
 
     def headline(self) -> tuple[Figure, ...]:
         """Accuracy, top-1 accuracy and logit difference of each stream."""
-        figures = []
-        for s in self.streams:
-            figures += [
-                _figure(f"IOI accuracy {s.stream}", s.accuracy, "fraction", s.accuracy_interval),
-                _figure(f"IOI top-1 {s.stream}", s.top1, "fraction", s.top1_interval),
-                _figure(f"IOI logit diff {s.stream}", s.logit_difference, "logits", s.logit_difference_interval),
-            ]
-        return tuple(figures)
+        kinds = (("accuracy", "accuracy", "fraction"), ("top-1", "top1", "fraction"),
+                 ("logit diff", "logit_difference", "logits"))
+        return tuple(
+            _figure(f"IOI {name} {s.stream}", getattr(s, field), unit, getattr(s, f"{field}_interval"))
+            for name, field, unit in kinds for s in self.streams
+        )
 
     def panels(self) -> tuple[Panel, ...]:
         """Bars of the accuracies, and accuracies by kind of prompt."""

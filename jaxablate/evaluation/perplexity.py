@@ -53,8 +53,9 @@ class PerplexityResult:
 
     def headline(self) -> tuple[Figure, ...]:
         """Perplexity of each stream and choice of targets, and what ablation costs."""
+        ordered = sorted(self.losses, key=lambda loss: not loss.end_of_text)
         figures = [_figure(f"perplexity {loss.stream}{'' if loss.end_of_text else ' w/o eot'}", loss.perplexity, "",
-                           loss.perplexity_interval) for loss in self.losses]
+                           loss.perplexity_interval) for loss in ordered]
         if self.gap is not None:
             figures.append(_figure("loss ablated - clean", self.gap, "nats", self.gap_interval))
         return tuple(figures)

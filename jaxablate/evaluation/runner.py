@@ -5,7 +5,6 @@ The only file of this room that knows of training and data.
 
 import dataclasses
 import difflib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,16 +13,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxablate.config import Config, MeshConfig, from_dict, to_dict
+from jaxablate.config import Config, MeshConfig, to_dict
+from jaxablate.data.pipeline import validation_batches
+from jaxablate.data.prepare import prepare
+from jaxablate.data.progress import progress_report
+from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import CheckpointError, ConfigError, DataError
 from jaxablate.evaluation import gates, ioi, perplexity, samples, weights
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.evaluation.suite import Batch, Subject, Suite
+from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.reports import results as files
 from jaxablate.reports.html import write_report
 from jaxablate.reports.provenance import provenance
 from jaxablate.reports.results import Results, SuiteRecord
 from jaxablate.sharding import batch_parts, batch_sharding, make_mesh, replicated
+from jaxablate.training.checkpoint import restore_params
+from jaxablate.training.workdir import read_config, require_x64
 
 SUITES: tuple[Suite, ...] = (perplexity.SUITE, ioi.SUITE, gates.SUITE, weights.SUITE, samples.SUITE)
 """Every suite, in the order of tables and reports. A new one needs its line here and nothing else."""
@@ -47,6 +53,7 @@ def score(settings: ScoreSettings, say: Callable[[str], None] = lambda line: Non
     """
     settings.check()
     config = read_config(settings.workdir)
+    require_x64(config)
     chosen = choose(settings.suites, config, say)
     subject, results = open_checkpoint(settings, config)
     results = files.merge(_earlier(settings.workdir, say), results)
@@ -82,24 +89,6 @@ def choose(names: Sequence[str], config: Config, say: Callable[[str], None] = la
     return [suite for suite in SUITES if suite.unfit(config) is None]
 
 
-def read_config(workdir: Path) -> Config:
-    """Stored config of a working directory.
-
-    Raises:
-      CheckpointError: the folder or its ``config.json`` is missing or cannot be read.
-    """
-    if not workdir.is_dir():
-        raise CheckpointError(f"{workdir} does not exist; give the --workdir of a training run")
-    path = workdir / "config.json"
-    if not path.exists():
-        raise CheckpointError(f"{workdir} has no config.json, so no run was started in it; train first: "
-                              f"python train.py --config configs/quickstart.py --workdir {workdir}")
-    try:
-        return from_dict(Config, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, ConfigError) as e:
-        raise CheckpointError(f"{path} cannot be read: {e}") from e
-
-
 def open_checkpoint(settings: ScoreSettings, config: Config) -> tuple[Subject, Results]:
     """Parameters and data of a run, and its results without any suite.
 
@@ -107,14 +96,9 @@ def open_checkpoint(settings: ScoreSettings, config: Config) -> tuple[Subject, R
       CheckpointError: no checkpoint can be restored.
       DataError: the data cannot be prepared, or its tokens are not the model's.
     """
-    from jaxablate.data.pipeline import validation_batches
-    from jaxablate.data.prepare import prepare
-    from jaxablate.data.tokenizer import load_tokenizer
-    from jaxablate.models.decoder import SelfAblatingTransformer
-    from jaxablate.training.checkpoint import restore_params
-
     params, step = restore_params(settings.workdir, step=settings.step)
-    data = prepare(config.data)
+    with progress_report() as report:
+        data = prepare(config.data, report=report)
     tokenizer = load_tokenizer(settings.workdir / "tokenizer")
     if tokenizer.fingerprint() != data.tokenizer.fingerprint():
         raise DataError(f"the data in {config.data.cache_dir!r} was made with another tokenizer than the run's; "

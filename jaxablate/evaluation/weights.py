@@ -98,11 +98,15 @@ def evaluate(params: Params) -> WeightsResult:
         released=_group("as released", released_weights(leaves)),
         ablation_heads=_group("ablation heads", (leaves[p] for p in heads)),
         kinds=tuple(_group(kind, (leaves[p] for p in leaves if kinds[p] == kind)) for kind in KINDS),
-        by_layer=tuple(
-            (int(path[0].removeprefix("layer_")), kinds[path], float(np.abs(leaves[path]).mean()))
-            for path in leaves if path[0].startswith("layer_") and path[-1] == "kernel"
-        ),
+        by_layer=_by_layer({p: x for p, x in leaves.items() if p[0].startswith("layer_") and p[-1] == "kernel"}),
     )
+
+
+def _by_layer(kernels: Mapping[tuple[str, ...], np.ndarray]) -> tuple[tuple[int, str, float], ...]:
+    groups: dict[tuple[int, str], list[np.ndarray]] = {}
+    for path, x in kernels.items():
+        groups.setdefault((int(path[0].removeprefix("layer_")), kind_of(path)), []).append(x)
+    return tuple((layer, kind, _group(kind, arrays).mean_abs) for (layer, kind), arrays in sorted(groups.items()))
 
 
 def kind_of(path: tuple[str, ...]) -> str:

@@ -43,11 +43,11 @@ def linear_ticks(low: float, high: float, about: int = 5) -> tuple[float, ...]:
 
 def _log_ticks(low: float, high: float, about: int) -> tuple[float, ...]:
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    if high / low < 10:
+        return linear_ticks(low, high, about)
     if last - first < 2:  # less than two decades: a few round values in between
         powers = range(math.floor(math.log10(low)), last + 1)
-        fine = [m * 10.0**p for p in powers for m in (1, 1.5, 2, 3, 5, 7)]
-        inside = [v for v in fine if low <= v <= high]
-        return tuple(inside[:: max(1, math.ceil(len(inside) / about))])
+        return tuple(m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high)
     every = max(1, math.ceil((last - first + 1) / about))
     return tuple(10.0**p for p in range(last, first - 1, -every))[::-1]
 

@@ -127,7 +127,7 @@ def training_curve(history: Sequence[Mapping[str, Any]]) -> Curves | None:
                 series.append(Series(label=f"{prefix}, {stream}", x=x, y=y))
     if not series:
         return None
-    return Curves(title="Training", caption="Cross-entropy in nats per token, logarithmic.", x_label="step",
+    return Curves(title="Training", caption="Cross-entropy in nats per token, on a logarithmic scale.", x_label="step",
                   y_label="loss", series=tuple(series), log_y=True)
 
 

@@ -12,9 +12,9 @@ COLOURS = 6
 """Series colours the style sheet knows, as classes ``c0`` .. ``c5``."""
 
 
-def curves(panel: Curves, width: int = 720, height: int = 280) -> str:
+def curves(panel: Curves, width: int = 900, height: int = 300) -> str:
     """Lines over one pair of axes, each labelled at its right end."""
-    left, right, top, bottom = 58, 110, 14, 42
+    left, right, top, bottom = 58, 150, 14, 42
     xs = [x for s in panel.series for x in s.x]
     ys = [y for s in panel.series for y in s.y]
     x = Scale(*bounds(xs, panel.log_x, 0.0), left, width - right, panel.log_x)
@@ -33,9 +33,9 @@ def curves(panel: Curves, width: int = 720, height: int = 280) -> str:
     return _svg(width, height, panel.title, parts)
 
 
-def bars(panel: Bars, width: int = 720) -> str:
+def bars(panel: Bars, width: int = 900) -> str:
     """Horizontal bars from zero with whiskers and values."""
-    label_width = min(300, 20 + int(6.6 * max((len(b.label) for b in panel.bars), default=0)))
+    label_width = min(380, 20 + int(7.2 * max((len(b.label) for b in panel.bars), default=0)))
     right, row, top = 150, 28, 8
     height = top + row * len(panel.bars) + (24 if panel.mark is not None else 6)
     most = max([b.high if b.high is not None else b.value for b in panel.bars] + [panel.mark or 0.0, 1e-12])
@@ -59,14 +59,14 @@ def bars(panel: Bars, width: int = 720) -> str:
     return _svg(width, height, panel.title, parts)
 
 
-def histograms(panel: HistogramGrid, columns: int = 4, cell: tuple[int, int] = (224, 150)) -> str:
+def histograms(panel: HistogramGrid, columns: int = 4, cell: tuple[int, int] = (228, 164)) -> str:
     """Small multiples with one horizontal and one vertical scale."""
     columns = max(1, min(columns, len(panel.histograms)))
     rows = math.ceil(len(panel.histograms) / columns)
     width, height = columns * cell[0], rows * cell[1] + 16
     edges = [e for h in panel.histograms for e in h.edges]
     span = min(edges), max(edges)
-    most = max([c for h in panel.histograms for c in (*h.counts, h.apart or 0)] + [1])
+    most = _tallest(panel)
     parts = []
     for i, histogram in enumerate(panel.histograms):
         at = (i % columns) * cell[0], (i // columns) * cell[1]
@@ -76,17 +76,25 @@ def histograms(panel: HistogramGrid, columns: int = 4, cell: tuple[int, int] = (
     return _svg(width, height, panel.title, parts)
 
 
-def _histogram(h: Histogram, span: tuple[float, float], most: int, log: bool, cell: tuple[int, int]) -> list[str]:
+def _tallest(panel: HistogramGrid) -> float:
+    """Upper end of the counts' axis. A bar apart that is much taller is cut off there; its number is written on it."""
+    counts = max([c for h in panel.histograms for c in h.counts] + [1])
+    return min(max([counts, *(h.apart or 0 for h in panel.histograms)]), 1.5 * counts)
+
+
+def _histogram(h: Histogram, span: tuple[float, float], most: float, log: bool, cell: tuple[int, int]) -> list[str]:
     width, height = cell
-    left, right, top, bottom = 36, 8, 34, 26
+    left, right, top, bottom = 36, 8, 44, 26
     base = height - bottom
-    first = left + (26 if h.apart is not None else 0)
+    first = left + (30 if h.apart is not None else 0)
     x, y = Scale(*span, first, width - right, log), Scale(0, most, base, top)
     parts = [_text(left, 14, h.title, "cell-title", "start"), _text(left, 27, h.note, "cell-note", "start")]
     parts += _grid_y(y, left, width - right, about=3)
     if h.apart is not None:
-        parts.append(_bar(left + 3, left + 17, y(h.apart), base, "apart", f"{h.apart_label}: {h.apart}"))
-        parts.append(_text(left + 10, base + 13, h.apart_label, "tick", "middle"))
+        tip = y(min(h.apart, most))
+        parts += [_bar(left + 3, left + 19, tip, base, "apart", f"{h.apart_label}: {h.apart}"),
+                  _text(left + 11, tip - 3, str(h.apart), "tick", "middle"),
+                  _text(left + 11, base + 14, h.apart_label, "tick", "middle")]
     for count, low, high in zip(h.counts, h.edges, h.edges[1:], strict=False):
         if count:
             what = f"{tick_label(low)} to {tick_label(high)}: {count}"
