@@ -1,7 +1,9 @@
 """The command line of ``train.py``."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +62,17 @@ def parse(argv: Sequence[str]) -> Arguments:
     # tyro fills what a default gives; --config and --workdir stay required unless given.
     default = Arguments(config=tyro.MISSING, workdir=tyro.MISSING, settings=settings)
     options = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(Arguments, args=argv, default=default, prog="train.py", description=DESCRIPTION, config=options)
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(
+                Arguments, args=argv, default=default, prog="train.py", description=DESCRIPTION, config=options
+            )
+    except SystemExit as stop:
+        if (refused := _config_error(stop)) is not None:
+            raise refused from None
+        print(told.getvalue(), end="", file=sys.stderr)
+        raise
 
 
 def load_config(path: str | Path) -> Config:
@@ -86,6 +98,14 @@ def load_config(path: str | Path) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f"--config {path}: get_config() must return a jaxablate.config.Config, not {config!r:.80}")
     return config
+
+
+def _config_error(stop: SystemExit) -> ConfigError | None:
+    """What a configuration refused, which tyro has drawn a box around; None where tyro refused the flags itself."""
+    error: BaseException | None = stop
+    while error is not None and not isinstance(error, ConfigError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _config_path(argv: Sequence[str]) -> str | None:

@@ -29,13 +29,13 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, config: Config, step: int):
         self._path = workdir / METRICS
+        self._wandb = _wandb(workdir, config) if config.train.wandb_project is not None else None
         try:
             _drop_after(self._path, step)
+            self._tensorboard = _tensorboard(workdir, step) if config.train.tensorboard else None
             self._file = self._path.open("a")
         except OSError as error:
             raise CheckpointError(unwritable(self._path, error)) from error
-        self._tensorboard = _tensorboard(workdir, step) if config.train.tensorboard else None
-        self._wandb = _wandb(workdir, config) if config.train.wandb_project is not None else None
 
     def write(self, step: int, split: Split, values: Mapping[str, float]) -> None:
         """Adds one measurement.

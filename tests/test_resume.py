@@ -1,0 +1,309 @@
+"""Runs that are stopped, killed, moved to other devices or pointed at the wrong directory."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxablate.config import Config, DataConfig, MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from jaxablate.errors import CheckpointError, TrainingError
+from jaxablate.training import loop
+from jaxablate.training.checkpoint import restore_params, saved_steps
+from jaxablate.training.loop import train
+from jaxablate.training.metrics import read_metrics
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
+def tiny(cache, ablation="none", mesh=None, **settings):
+    """A run of twelve steps."""
+    settings = {"steps": 12, "log_every": 1, "eval_every": 4, "eval_batches": 2, "checkpoint_every": 4} | settings
+    shape = {"vocab_size": 320, "context_length": 8, "d_model": 16, "n_layers": 1, "n_heads": 2}
+    return Config(
+        model=ModelConfig(**shape, ablation=ablation, k_attention=3, k_neurons=4),
+        objective=ObjectiveConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        data=DataConfig(
+            source="embedded", tokenizer="corpus", cache_dir=cache, embedded_stories=30, embedded_valid_stories=5
+        ),
+        train=TrainConfig(batch_size=8, sequence_length=8, tensorboard=False, **settings),
+        mesh=mesh or MeshConfig(data=1),
+    )
+
+
+def change(config, **train_settings):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **train_settings))
+
+
+def losses(workdir, split="train"):
+    """Step -> all metrics that do not depend on the clock."""
+    timed = {"step", "split", "tokens_per_second"}
+    lines = read_metrics(workdir, split)
+    assert len({line["step"] for line in lines}) == len(lines), "a step is in the log twice"
+    return {line["step"]: {k: v for k, v in line.items() if k not in timed} for line in lines}
+
+
+def params_of(workdir):
+    params, step = restore_params(workdir)
+    return step, jax.tree.map(np.asarray, params)
+
+
+def assert_identical(one, other):
+    assert losses(one) == losses(other)
+    assert losses(one, "valid") == losses(other, "valid")
+    (step_a, a), (step_b, b) = params_of(one), params_of(other)
+    assert step_a == step_b
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def stop_at(monkeypatch, step, number=signal.SIGTERM):
+    """Sends this process a signal while the batch of a step goes to the devices."""
+    real, seen = loop._to_devices, []
+
+    def to_devices(batch, program):
+        seen.append(batch)
+        if "mask" not in batch and sum("mask" not in b for b in seen) == step:
+            os.kill(os.getpid(), number)
+        return real(batch, program)
+
+    monkeypatch.setattr(loop, "_to_devices", to_devices)
+
+
+@pytest.fixture(scope="module")
+def whole(cache, tmp_path_factory):
+    """An uninterrupted gated run on one device."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    result = train(tiny(cache, "local"), workdir)
+    assert (result.step, result.reason) == (12, "finished")
+    return workdir
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(cache, whole, tmp_path, monkeypatch, number, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6, number)
+        result = train(tiny(cache, "local"), tmp_path / "run")
+    assert (result.step, result.reason) == (6, "interrupted")
+    assert saved_steps(tmp_path / "run/checkpoints") == [4, 6]
+    assert "saved step 6 of 12; the same command continues" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert train(tiny(cache, "local"), tmp_path / "run").reason == "finished"
+    assert "continues from step 6" in capsys.readouterr().out
+    assert_identical(tmp_path / "run", whole)
+    assert [r["step"] for r in json.loads((tmp_path / "run/run.json").read_text())["resumed"]] == [6]
+
+
+def test_a_finished_run_stays_as_it_is(cache, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    result = train(tiny(cache, "local"), tmp_path / "run")
+    assert (result.step, result.reason, result.metrics) == (12, "finished", {})
+    assert_identical(tmp_path / "run", whole)
+
+
+def test_the_data_parallel_size_may_change_in_between(cache, tmp_path, monkeypatch):
+    # Ungated: with gates a last bit may decide a winner, and float32 runs part for good.
+    train(tiny(cache, mesh=MeshConfig(data=2)), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        train(tiny(cache, mesh=MeshConfig(data=2)), tmp_path / "run")
+    train(tiny(cache, mesh=MeshConfig(data=2, fsdp=4)), tmp_path / "run")
+    expected, got = losses(tmp_path / "whole"), losses(tmp_path / "run")
+    assert got.keys() == expected.keys()
+    for step, values in expected.items():
+        assert got[step] == pytest.approx(values, abs=1e-5), step
+
+
+def test_a_damaged_last_checkpoint_costs_time_and_no_bit(cache, whole, tmp_path, caplog):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run/checkpoints/12/params/manifest.ocdbt").write_bytes(b"")
+    train(tiny(cache, "local"), tmp_path / "run")
+    assert "params/manifest.ocdbt has 0 bytes" in caplog.text
+    assert_identical(tmp_path / "run", whole)
+
+
+def test_half_a_line_in_the_log_is_dropped(cache, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/12")
+    log = tmp_path / "run/metrics.jsonl"
+    log.write_text(log.read_text()[:-25])
+    train(tiny(cache, "local"), tmp_path / "run")
+    assert_identical(tmp_path / "run", whole)
+
+
+CONFIG_FILE = """
+import json
+from jaxablate.config import Config, from_dict
+
+def get_config():
+    return from_dict(Config, json.loads({text!r}))
+"""
+
+
+@pytest.fixture
+def processes():
+    """Processes of a test; none outlives it."""
+    started = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def start(config, workdir, folder):
+    """train.py in a process of its own."""
+    from jaxablate.config import to_dict
+
+    path = folder / "config_of_test.py"
+    path.write_text(CONFIG_FILE.format(text=json.dumps(to_dict(config))))
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(path), "--workdir", str(workdir)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
+
+
+def wait_for_step(workdir, step, process):
+    while process.poll() is None:
+        lines = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
+        if lines and lines[-1]["step"] >= step:
+            return
+        time.sleep(0.001)
+    pytest.fail(f"ended before step {step}: {process.stdout.read()}")
+
+
+def test_sigterm_and_sigkill_at_random_steps_leave_no_trace(cache, tmp_path, processes):
+    config = tiny(cache, "local", steps=300, eval_every=100, checkpoint_every=7)
+    train(config, tmp_path / "whole")
+    chance = random.Random(time.time_ns())
+    for number, code in ((signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)):
+        process = start(config, tmp_path / "run", tmp_path)
+        processes.append(process)
+        done = max([0, *losses(tmp_path / "run")]) if (tmp_path / "run").exists() else 0
+        wait_for_step(tmp_path / "run", done + chance.randint(5, 100), process)
+        process.send_signal(number)
+        output = process.communicate()[0]
+        assert process.returncode == code, output
+        assert "Traceback" not in output
+        reached = max(losses(tmp_path / "run"))
+        assert reached < 300, "the signal came too late to test anything"
+    last = start(config, tmp_path / "run", tmp_path)
+    processes.append(last)
+    output = last.communicate()[0]
+    assert last.returncode == 0, output
+    assert "continues from step" in output
+    assert_identical(tmp_path / "run", tmp_path / "whole")
+
+
+def test_another_configuration_is_refused_with_the_differences(cache, whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+    config = dataclasses.replace(tiny(cache, "global", seed=3), optimizer=OptimizerConfig(learning_rate=0.5))
+    with pytest.raises(CheckpointError) as caught:
+        train(config, whole)
+    message = str(caught.value)
+    assert "model.ablation: stored 'local', given 'global'" in message
+    assert "optimizer.learning_rate: stored 0.01, given 0.5" in message
+    assert "train.seed: stored 0, given 3" in message
+    assert "train.steps" not in message
+    with pytest.raises(CheckpointError, match="train.steps: stored 12, given 24"):
+        train(tiny(cache, "local", steps=24), whole)
+    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+
+
+def test_settings_that_change_no_number_may_change(cache, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    config = tiny(cache, "local", keep_last=1, log_every=5, checkpoint_every=3, eval_every=2)
+    assert train(config, tmp_path / "run").reason == "finished"
+    stored = json.loads((tmp_path / "run/config.json").read_text())
+    assert stored["train"]["keep_last"] == 1
+
+
+def test_other_data_under_the_same_settings_is_refused(cache, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    record["data_hash"]["valid"] = "0" * 64
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="was trained with data_hash=.* bring the data back"):
+        train(tiny(cache, "local"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("place", ["run", "run/below"])
+def test_a_file_in_place_of_the_workdir(cache, tmp_path, place):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write .*/run.* another --workdir"):
+        train(tiny(cache), tmp_path / place)
+
+
+def test_a_read_only_workdir(cache, tmp_path):
+    command = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a read-only file system needs root")
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write .*Read-only file system\); make it writable"):
+            train(tiny(cache), tmp_path / "run")
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_two_processes_never_share_a_workdir(cache, whole, tmp_path):
+    from jaxablate.training.workdir import hold_workdir
+
+    shutil.copytree(whole, tmp_path / "run")
+    with hold_workdir(tmp_path / "run"), pytest.raises(CheckpointError, match="another process is training in"):
+        train(tiny(cache, "local"), tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(cache, tmp_path):
+    config = tiny(cache, checkpoint_every=1)
+    config = dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=1e30, schedule="constant"))
+    message = r"step \d+ gave .*(nan|inf).*; the last good checkpoint is .*/checkpoints/\d+;"
+    with pytest.raises(TrainingError, match=message):
+        train(config, tmp_path / "run")
+    params, step = restore_params(tmp_path / "run")
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+    assert max(losses(tmp_path / "run")) == step
+
+
+def test_parameters_that_are_not_finite_are_never_saved(cache, tmp_path, monkeypatch):
+    real = loop.make_program
+
+    def poisoned(config, mesh):
+        program = real(config, mesh)
+
+        def step(state, batch):
+            state, metrics = program.step(state, batch)
+            if int(state.step) == 8:  # the loss of this step is still finite
+                state = state.replace(params=jax.tree.map(lambda x: x * np.float32("nan"), state.params))
+            return state, metrics
+
+        return dataclasses.replace(program, step=step)
+
+    monkeypatch.setattr(loop, "make_program", poisoned)
+    message = r"step 8 made .* not finite; the last good checkpoint is .*/checkpoints/4;"
+    with pytest.raises(TrainingError, match=message):
+        train(tiny(cache, eval_every=12), tmp_path / "run")
+    assert saved_steps(tmp_path / "run/checkpoints") == [4]
+
+
+def test_the_workdir_is_self_contained(cache, whole):
+    from jaxablate.data.tokenizer import load_tokenizer
+    from jaxablate.training.workdir import read_config
+
+    assert read_config(whole) == tiny(cache, "local")
+    assert load_tokenizer(whole / "tokenizer").name == "corpus"
+    record = json.loads((whole / "run.json").read_text())
+    assert record["device"] == "1 x cpu" and record["data_hash"]["train"] != record["data_hash"]["valid"]
+    assert record["parameters"] == sum(x.size for x in jax.tree.leaves(restore_params(whole)[0]))
+    assert set(losses(whole)) == set(range(1, 13)) and set(losses(whole, "valid")) == {4, 8, 12}

@@ -1,0 +1,126 @@
+"""The command line of train.py: typed overrides, and one line for whatever is wrong."""
+
+import textwrap
+
+import pytest
+
+from jaxablate.config import Config, MeshConfig
+from jaxablate.errors import ConfigError
+from jaxablate.training.cli import load_config, main, parse
+
+CONFIG = """
+from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
+
+def get_config():
+    return Config(
+        model=ModelConfig(vocab_size=320, context_length=16, d_model=16, n_layers=2, n_heads=2, k_attention=3),
+        data=DataConfig(source="embedded", tokenizer="corpus", cache_dir={cache!r}),
+        train=TrainConfig(steps=30, batch_size=8, sequence_length=16),
+    )
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG.format(cache=str(tmp_path / "cache")))
+    return path
+
+
+def test_overrides_are_typed_and_change_only_what_they_name(config_file):
+    model = "--model.ablation global --model.k-neurons 4 --model.k-attention 2 3"
+    others = "--optimizer.clip-norm None --mesh.fsdp 2"
+    got = parse(["--config", str(config_file), "--workdir", "runs/x", *model.split(), *others.split()])
+    stored = load_config(config_file)
+    assert got.settings.model.ablation == "global"
+    assert got.settings.model.k_neurons == 4
+    assert got.settings.model.k_attention == (2, 3)
+    assert got.settings.optimizer.clip_norm is None
+    assert got.settings.mesh == MeshConfig(fsdp=2)
+    assert (got.settings.train, got.settings.data) == (stored.train, stored.data)
+    assert str(got.workdir) == "runs/x" and not got.distributed
+
+
+def test_without_overrides_the_file_is_taken_as_it_is(config_file):
+    assert parse([f"--config={config_file}", "--workdir", "x"]).settings == load_config(config_file)
+
+
+def error_of(capsys, *argv):
+    """(exit code, standard error) of the command."""
+    try:
+        code = main([str(a) for a in argv])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return code, captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--model.k-neurons 64", "error: k_neurons=64 must be below the 64 neurons of a layer; choose 1..63"),
+        ("--model.n-heads 3", "error: n_heads=3 must divide d_model=16; choose one of 1, 2, 4, 8, 16"),
+        ("--train.batch-size 12", "error: 12 rows (train.batch_size over train.accumulation_steps) must be a mul"),
+        ("--mesh.fsdp 3", "error: mesh.fsdp=3 times mesh.tensor=1 must divide the 8 devices here"),
+        ("--data.tokenizer gpt2", "error: tokenizer='gpt2' does not fit source='embedded'"),
+        ("--model.vocab-size 100", "beyond the model's vocab_size=100; set model.vocab_size to at least"),
+    ],
+)
+def test_a_bad_setting_is_one_line_and_leaves_nothing(config_file, tmp_path, capsys, flags, message):
+    small = "--data.embedded-stories 20 --data.embedded-valid-stories 5"
+    code, err = error_of(capsys, "--config", config_file, "--workdir", tmp_path / "w", *small.split(), *flags.split())
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1, err
+    assert not (tmp_path / "w").exists()
+
+
+def test_an_unknown_key_names_the_nearest(config_file, tmp_path, capsys):
+    code, err = error_of(capsys, "--config", config_file, "--workdir", tmp_path / "w", "--model.k-neuron", "3")
+    assert code == 2
+    assert "--model.k-neurons" in err and "Perhaps you meant" in err
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist; give a Python file with get_config(), as in configs/"),
+        ("x = 1", "failed: AttributeError: module 'jaxablate_config_c' has no attribute 'get_config'"),
+        ("import jaxablat", "failed: ModuleNotFoundError: No module named 'jaxablat'"),
+        ("def get_config(:", "failed: SyntaxError"),
+        ("def get_config(): return {'steps': 3}", "must return a jaxablate.config.Config, not {'steps': 3}"),
+        ("from jaxablate.config import *\nmodel = ModelConfig(k_neurons=0)", "k_neurons=0 must be at least 1"),
+    ],
+)
+def test_a_missing_or_broken_config_file_is_one_line(tmp_path, capsys, content, message):
+    path = tmp_path / "c.py"
+    if content is not None:
+        path.write_text(textwrap.dedent(content))
+    code, err = error_of(capsys, "--config", path, "--workdir", tmp_path / "w")
+    assert code == 2
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
+
+
+def test_the_two_paths_are_required(capsys):
+    code, err = error_of(capsys)
+    assert code == 2
+    assert "--config FILE.py" in err and "--workdir DIR" in err
+
+
+def test_help_shows_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in ("--model.k-neurons", "--optimizer.beta1", "--mesh.fsdp", "--train.seed"))
+
+
+def test_float64_outside_the_command_line_says_what_to_set(config_file, tmp_path):
+    from jaxablate.training.workdir import require_x64
+
+    config = parse(["--config", str(config_file), "--workdir", "x", "--model.param-dtype", "float64"]).settings
+    assert isinstance(config, Config)
+    with pytest.raises(ConfigError, match="needs jax_enable_x64; set the environment variable JAX_ENABLE_X64=1"):
+        require_x64(config)

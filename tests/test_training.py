@@ -1,0 +1,230 @@
+"""Optimiser, schedule, arithmetic counts, logs, progress and signals, each on its own."""
+
+import io
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+
+from jaxablate.config import Config, ModelConfig, OptimizerConfig, TrainConfig
+from jaxablate.errors import CheckpointError, ConfigError, TrainingError
+from jaxablate.training.flops import PEAK_FLOPS, peak_flops, train_flops_per_token
+from jaxablate.training.metrics import MetricsLog, nonfinite, read_metrics
+from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxablate.training.preemption import Interruption
+from jaxablate.training.progress import ProgressLine, Throughput
+from jaxablate.training.recorder import Recorder
+from jaxablate.training.state import TrainState, step_key
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"schedule": "constant"}, [1, 1, 1, 1, 1, 1, 1, 1]),
+        ({"schedule": "constant", "warmup_steps": 2}, [0.5, 1, 1, 1, 1, 1, 1, 1]),
+        ({}, [(1 + np.cos(np.pi * s / 8)) / 2 for s in range(8)]),
+        ({"final_fraction": 0.1}, [0.1 + 0.9 * (1 + np.cos(np.pi * s / 8)) / 2 for s in range(8)]),
+        ({"warmup_steps": 4}, [0.25, 0.5, 0.75, 1] + [(1 + np.cos(np.pi * s / 4)) / 2 for s in range(4)]),
+        ({"warmup_steps": 1}, [1] + [(1 + np.cos(np.pi * s / 7)) / 2 for s in range(7)]),
+    ],
+)
+def test_schedule(settings, expected):
+    schedule = learning_rate_schedule(OptimizerConfig(learning_rate=2.0, **settings), 8)
+    np.testing.assert_allclose([float(schedule(s)) for s in range(8)], 2 * np.array(expected), rtol=1e-6, atol=1e-6)
+
+
+def adamw_by_hand(w, grads, *, lr, b1, b2, eps, decay, clip):
+    """Loshchilov and Hutter (2019), algorithm 2, after clipping by global norm."""
+    m = v = np.zeros_like(w)
+    for t, g in enumerate(grads, start=1):
+        g = g * min(1.0, clip / np.linalg.norm(g))
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        w = w - lr * (m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + decay * w)
+    return w
+
+
+@pytest.mark.parametrize("clip", [0.5, 1e9])
+def test_optimizer_is_clipped_adamw(clip):
+    rng = np.random.default_rng(0)
+    w, grads = rng.normal(size=5).astype(np.float32), rng.normal(size=(4, 5)).astype(np.float32)
+    settings = {"beta1": 0.8, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.1, "clip_norm": clip}
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, schedule="constant", **settings), 4)
+    params, state = jnp.array(w), optimizer.init(jnp.array(w))
+    for g in grads:
+        updates, state = optimizer.update(jnp.array(g), state, params)
+        params = optax.apply_updates(params, updates)
+    expected = adamw_by_hand(w, grads, lr=0.1, b1=0.8, b2=0.9, eps=1e-3, decay=0.1, clip=clip)
+    np.testing.assert_allclose(params, expected, rtol=1e-5)
+
+
+def test_no_clip_norm_never_clips():
+    optimizer = make_optimizer(OptimizerConfig(clip_norm=None, eps=1.0, schedule="constant", learning_rate=1.0), 4)
+    gradient = jnp.array([1e4])
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    np.testing.assert_allclose(updates, -1e4 / (1e4 + 1), rtol=1e-5)
+
+
+def test_step_key_is_a_function_of_seed_and_step():
+    def key(seed, step):
+        return jax.random.key_data(step_key(TrainState(jnp.int32(step), {}, (), jax.random.key(seed))))
+
+    assert (key(0, 3) == key(0, 3)).all()
+    assert (key(0, 3) != key(0, 4)).any() and (key(0, 3) != key(1, 3)).any()
+
+
+def test_flops_by_hand():
+    shape = {"d_model": 4, "d_mlp": 6, "n_layers": 2, "n_heads": 2, "vocab_size": 10, "k_attention": 1, "k_neurons": 1}
+    layer = 4 * 4 * 4 + 2 * 4 * 6  # q, k, v, out; up, down
+    causal = 2 * 4 * (1 + 2 + 3) / 3  # scores and values over 1, 2 and 3 keys
+    one = 2 * (layer + causal) + 4 * 10
+    heads = 2 * (4 * 4 + 4 * 6)
+    expected = {"none": one, "local": 2 * one + heads, "global": 2 * one + heads, "both": 2 * one + 2 * heads}
+    for ablation, weights in expected.items():
+        assert train_flops_per_token(ModelConfig(**shape, ablation=ablation), 3) == pytest.approx(6 * weights), ablation
+    windowed = ModelConfig(**shape, ablation="none", attention_layers=("local",), window_size=2)
+    assert train_flops_per_token(windowed, 3) == pytest.approx(6 * (one - 2 * 2 * 4 / 3))
+
+
+class Device:
+    def __init__(self, device_kind):
+        self.device_kind = device_kind
+
+
+def test_peak_is_known_by_the_longest_name():
+    assert peak_flops([Device("TPU v5 lite")]) == PEAK_FLOPS["TPU v5 lite"] != PEAK_FLOPS["TPU v5"]
+    assert peak_flops([Device("NVIDIA H100 80GB HBM3")] * 8) == 8 * PEAK_FLOPS["NVIDIA H100"]
+    assert peak_flops([Device("NVIDIA H100 PCIe"), Device("cpu")]) is None
+
+
+def log_of(path, step, **settings):
+    return MetricsLog(path, Config(train=TrainConfig(**settings)), step)
+
+
+def test_a_continued_log_keeps_what_was_before_and_nothing_else(tmp_path):
+    log = log_of(tmp_path, 0, tensorboard=False)
+    for step in range(1, 6):
+        log.write(step, "train", {"loss": 1 / step})
+    log.write(3, "valid", {"loss": 7.0})
+    log.close()
+    log = log_of(tmp_path, 3, tensorboard=False)
+    log.write(4, "train", {"loss": 0.5})
+    log.close()
+    kept = [(m["step"], m["loss"]) for m in read_metrics(tmp_path, "train")]
+    assert kept == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.5)]
+    assert read_metrics(tmp_path, "valid") == [{"step": 3, "split": "valid", "loss": 7.0}]
+
+
+def test_every_float_survives_the_log(tmp_path):
+    values = {str(i): float(x) for i, x in enumerate(np.random.default_rng(0).normal(size=50).astype(np.float32))}
+    log = log_of(tmp_path, 0, tensorboard=False)
+    log.write(1, "train", values)
+    log.close()
+    assert read_metrics(tmp_path)[0] == {"step": 1, "split": "train", **values}
+
+
+def test_tensorboard_gets_the_same_figures(tmp_path):
+    log = log_of(tmp_path, 0)
+    log.write(1, "train", {"loss": 2.5})
+    log.close()
+    event_file = next((tmp_path / "tensorboard").iterdir())
+    assert b"train/loss" in event_file.read_bytes()
+
+
+def test_wandb_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"pip install 'jaxablate\[wandb\]'"):
+        log_of(tmp_path, 0, tensorboard=False, wandb_project="p")
+
+
+def test_a_full_disk_while_logging_is_one_line(tmp_path):
+    log = log_of(tmp_path, 0, tensorboard=False)
+    log._file.close()
+    log._file = open("/dev/full", "a")  # noqa: SIM115
+    with pytest.raises(CheckpointError, match=r"cannot write .*metrics.jsonl \(No space left on device\)"):
+        log.write(1, "train", {"loss": 1.0})
+    with pytest.raises(OSError, match="No space left"):
+        log._file.close()
+
+
+def test_nonfinite_names_what_is_wrong():
+    assert nonfinite({"loss": 1.0, "grad_norm": float("inf"), "x": float("nan")}) == "grad_norm=inf, x=nan"
+    assert nonfinite({"loss": 1.0}) == ""
+
+
+def progress_text(terminal=False, peak=None, **settings):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, highlight=False, soft_wrap=True, width=200)
+    return stream, ProgressLine(200, 1000, 5e6, peak, console)
+
+
+def test_plain_progress_lines():
+    stream, line = progress_text(peak=1e8)
+    with line:
+        line.update(1, {"loss": 3.0}, None)
+        line.validated({"loss_clean": 2.25})
+        speed = line.update(100, {"loss": 2.0, "loss_clean": 1.5, "loss_ablated": 2.5}, 10.0)
+    assert speed == {"tokens_per_second": 10_000.0, "peak_fraction": 0.5}
+    assert stream.getvalue().splitlines() == [
+        "step 1/200  loss 3.0000",
+        "step 100/200  loss 2.0000  clean 1.5000  ablated 2.5000  valid clean 2.2500  10,000 tokens/s  50.0% of peak  "
+        "0:10 left",
+    ]
+
+
+def test_a_terminal_gets_one_live_line():
+    stream, line = progress_text(terminal=True)
+    with line:
+        for step in (10, 20):
+            line.update(step, {"loss": 3.0}, 0.01)
+    assert "step 20/200  loss 3.0000  10 tokens/s  5:00:00 left" in stream.getvalue()
+
+
+def test_throughput_counts_from_the_restart(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock = Throughput()
+    assert clock.rate() is None
+    clock.restart()
+    now[0] = 2.0
+    clock.count()
+    assert clock.rate() == 0.5
+    clock.restart()
+    assert clock.rate() is None
+
+
+def test_recorder_logs_what_is_due_and_refuses_nan(tmp_path):
+    _, line = progress_text()
+    log = log_of(tmp_path, 0, tensorboard=False)
+    recorder = Recorder(TrainConfig(steps=7, log_every=3), log, line)
+    recorder.restart_clock()
+    for step in range(1, 8):
+        recorder.train(step, {"loss": jnp.float32(step)})
+    with pytest.raises(TrainingError, match="step 8 gave loss=nan"):
+        recorder.train(8, {"loss": jnp.float32("nan")})
+    with pytest.raises(TrainingError, match="validation at step 8 gave loss=inf"):
+        recorder.valid(8, {"loss": float("inf")})
+    log.close()
+    assert [m["step"] for m in read_metrics(tmp_path)] == [1, 3, 6, 7]
+
+
+def test_a_first_signal_asks_and_a_second_one_insists():
+    with Interruption() as interruption:
+        assert not interruption.requested(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.requested(2) and interruption.name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_json_lines_are_plain(tmp_path):
+    log = log_of(tmp_path, 0, tensorboard=False)
+    log.write(1, "train", {"loss": 1.0})
+    log.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "split": "train", "loss": 1.0}
