@@ -52,7 +52,7 @@ def read_arrays(source: Source) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             entries = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is no .npz file of plain arrays, or is damaged: {_one_line(error)}") from error

@@ -1,0 +1,52 @@
+"""Makes tests/golden, the compact part of the parity figures: python tests/make_golden.py FOLDER_OF_THE_FULL_SET"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+GOLDEN = Path(__file__).parent / "golden"
+
+# Together: every kind of score and gate, both losses' extras, windows, and models without scores.
+MODELS = (
+    "sat_both_hard_k1",
+    "sat_global_soft_ka3_kn7_mixed",
+    "sat_local_hard_k4_altwindow5",
+    "sat_none_soft_k1",
+)
+GRADIENTS_OF = ("wte", "wpe", "ln_f", ".h.1.", "ablations_head")
+"""Gradients kept: of the shared matrices and of one block. They need those of the other blocks to be right."""
+TOP_K_SIZE = (8, 3)
+
+
+def compact_model(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All but the gradients of the other blocks and the figures no test reads."""
+    unused = ("topk_gap_min_", "reference_loss_shape", "adamw_losses_clean", "adamw_losses_ablated", "adamw_losses_rec")
+    return {
+        name: values
+        for name, values in stored.items()
+        if not name.startswith(unused) and name != "param/lm_head.weight"
+        if not name.startswith("grad/") or any(part in name for part in GRADIENTS_OF)
+    }
+
+
+def compact_top_k(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every case at one size, the one that also has an eps of its own."""
+    index = [case for case in json.loads(str(stored["index_json"])) if (case["n"], case["k"]) == TOP_K_SIZE]
+    names = ("x", "ct", "soft", "soft_vjp", "hard", "gap")
+    kept = {f"{case['key']}/{name}": stored[f"{case['key']}/{name}"] for case in index for name in names}
+    return {"index_json": np.array(json.dumps(index))} | kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder with the full set of figures")
+    folder = parser.parse_args().folder
+    for name, compact in [(name, compact_model) for name in MODELS] + [("topk", compact_top_k)]:
+        with np.load(folder / f"{name}.npz") as stored:
+            np.savez_compressed(GOLDEN / f"{name}.npz", **compact({key: stored[key] for key in stored.files}))
+
+
+if __name__ == "__main__":
+    main()
