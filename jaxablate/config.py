@@ -112,6 +112,11 @@ class ModelConfig:
         return self.d_model // self.n_heads
 
     @property
+    def attention_scale(self) -> float:
+        """Factor of the attention scores before the softmax."""
+        return self.head_width**-0.5 if self.scale_attention else 1.0
+
+    @property
     def mlp_width(self) -> int:
         """Neurons F of one layer, resolved."""
         return 4 * self.d_model if self.d_mlp is None else self.d_mlp

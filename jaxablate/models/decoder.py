@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxablate.config import ModelConfig
 from jaxablate.gating import k_wta, soft_top_k
-from jaxablate.models.layers import Attention, LayerNorm, Mlp, ScoreHead, torch_linear_init
+from jaxablate.models.layers import Attention, CachedAttention, LayerNorm, Mlp, ScoreHead, torch_linear_init
 from jaxablate.ops.attention import causal_attention, two_stream_attention
 
 
@@ -100,6 +100,10 @@ class DecoderOutput:
         return None if arrays[0] is None else jnp.stack(arrays, axis=2)
 
 
+KeyValueCache = tuple[tuple[jax.Array, jax.Array], ...]
+"""For each layer the clean stream's keys and values, [B, S, N, H] with room for S positions."""
+
+
 class Block(nn.Module):
     """One decoder block; its weights serve both streams."""
 
@@ -142,8 +146,7 @@ class Block(nn.Module):
         return self.attention_scores(x_BTD), self.neuron_scores(x_BTD)
 
     def _attention_options(self):
-        c = self.config
-        return {"window": c.layer_window(self.layer), "scale": c.head_width**-0.5 if c.scale_attention else 1.0}
+        return {"window": self.config.layer_window(self.layer), "scale": self.config.attention_scale}
 
     def _finish(self, x, head_out, attention_gate, neuron_gate) -> StreamActivations:
         mid = x + self.attention.output(head_out, attention_gate).astype(x.dtype)
@@ -216,16 +219,49 @@ class SelfAblatingTransformer(nn.Module):
         layers, _, final = self._clean_stream(self._embedded(tokens_BT))
         return CleanOutput(final, self._logits(final), layers)
 
+    def prefill(self, tokens_BT: jax.Array, length: int) -> KeyValueCache:
+        """Clean keys and values of a prompt, with room for `length` positions; the prompt may be empty (T = 0)."""
+        c, (batch, filled) = self.config, tokens_BT.shape
+        if filled == 0:
+            empty = jnp.zeros((batch, length, c.n_heads, c.head_width), c.compute_dtype)
+            return ((empty, empty),) * c.n_layers
+        pad = ((0, 0), (0, length - filled), (0, 0), (0, 0))
+        _, keys_values, _ = self._clean_stream(self._embedded(tokens_BT))
+        return tuple((jnp.pad(k, pad), jnp.pad(v, pad)) for k, v in keys_values)
+
+    def decode(self, tokens_B: jax.Array, position: jax.Array, cache: KeyValueCache, ablated: bool):
+        """One token further, with the cached keys and values of the clean stream.
+
+        Args:
+          tokens_B: int token at `position`.
+          position: int scalar, the same for the whole batch.
+          cache: from `prefill` and earlier calls, filled up to `position`.
+          ablated: whether the logits are of the ablated stream; the cache is of the clean stream in both cases.
+
+        Returns:
+          Logits [B, V] for the next token, and the cache with this position filled.
+        """
+        x = y = self.embed(tokens_B)[:, None] + self.pos_embed(position)[None, None]
+        attends = [CachedAttention(self.config, i, position, *kv) for i, kv in enumerate(cache)]
+        clean, keys_values, final = self._clean_stream(x, [a.clean for a in attends])
+        cache = tuple(a.written(k, v) for a, (k, v) in zip(attends, keys_values, strict=True))
+        if not ablated:
+            return self._logits(final)[:, 0], cache
+        scores = self._scores(clean, final)
+        for i, (block, attend) in enumerate(zip(self.blocks, attends, strict=True)):
+            y = block.ablated(y, *keys_values[i], self._gates(i, scores[i]), attend.ablated).resid_post
+        return self._logits(self.ln_f(y))[:, 0], cache
+
     def _embedded(self, tokens_BT: jax.Array) -> jax.Array:
         length, limit = tokens_BT.shape[1], self.config.context_length
         if length > limit:
             raise ValueError(f"{length} tokens exceed the model's context_length={limit}; shorten the input")
         return self.embed(tokens_BT) + self.pos_embed(jnp.arange(length))[None]
 
-    def _clean_stream(self, x_BTD: jax.Array):
+    def _clean_stream(self, x_BTD: jax.Array, attends=None):
         activations, keys_values = [], []
-        for block in self.blocks:
-            layer, k, v = block.clean(x_BTD)
+        for block, attend in zip(self.blocks, attends or [None] * len(self.blocks), strict=True):
+            layer, k, v = block.clean(x_BTD, attend)
             activations.append(layer)
             keys_values.append((k, v))
             x_BTD = layer.resid_post

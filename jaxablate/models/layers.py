@@ -1,5 +1,8 @@
 """Layers shared by the models: attention projections, gated MLP, score heads, initialisers."""
 
+import dataclasses
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -75,6 +78,45 @@ class Attention(nn.Module):
             gate = gate_BTD.reshape(head_out_BTNH.shape)
             head_out_BTNH = head_out_BTNH * gate.astype(head_out_BTNH.dtype)
         return self.out(head_out_BTNH)
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedAttention:
+    """Attention of one new position over cached keys and values, for generating text.
+
+    Attributes:
+      config, layer: the model's and the layer's number, for window and scale.
+      position: int scalar, index of the new position.
+      keys, values: [B, S, N, H] of the clean stream, filled below `position`.
+    """
+
+    config: ModelConfig
+    layer: int
+    position: jax.Array
+    keys: jax.Array
+    values: jax.Array
+
+    def written(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The cache with the new position's keys and values [B, 1, N, H] put in."""
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.position, axis=1)
+        return put(self.keys, k.astype(self.keys.dtype)), put(self.values, v.astype(self.values.dtype))
+
+    def clean(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Head outputs [B, 1, N, H] of the clean stream."""
+        return self._attend(q, *self.written(k, v))
+
+    def ablated(self, q, k, v, k_self: jax.Array, v_self: jax.Array) -> jax.Array:
+        """Head outputs [B, 1, N, H] of the ablated stream, which sees its own key and value at its own position."""
+        return self._attend(q, *self.written(k_self, v_self))
+
+    def _attend(self, q, keys, values):
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        scores = jnp.einsum("btnh,bsnh->bnts", q, keys, preferred_element_type=wide) * self.config.attention_scale
+        age = self.position - jnp.arange(keys.shape[1])
+        window = self.config.layer_window(self.layer)
+        visible = (age >= 0) if window is None else (age >= 0) & (age < window)
+        probs = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+        return jnp.einsum("bnts,bsnh->btnh", probs.astype(values.dtype), values)
 
 
 class Mlp(nn.Module):

@@ -1,0 +1,61 @@
+"""Cached generation against the full model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxablate.config import ModelConfig
+from jaxablate.errors import ConfigError
+from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.models.generation import generate
+
+
+def _model(ablation="local", **kwargs):
+    shape = {"vocab_size": 31, "context_length": 16, "d_model": 16, "n_layers": 2, "n_heads": 2}
+    config = ModelConfig(**shape, ablation=ablation, k_attention=3, k_neurons=5, **kwargs)
+    model = SelfAblatingTransformer(config)
+    tokens = jax.random.randint(jax.random.key(1), (2, 5), 0, 31)
+    return model, model.init(jax.random.key(0), tokens)["params"], tokens
+
+
+@pytest.mark.parametrize(("ablation", "stream"), [("none", "clean"), ("local", "ablated"), ("both", "ablated")])
+def test_greedy_continuation_is_the_argmax_of_the_full_pass(ablation, stream):
+    model, params, prompt = _model(ablation, attention_layers=("global", "local"), window_size=3)
+    out = generate(model, params, prompt, steps=6, stream=stream, temperature=0)
+    full = model.apply({"params": params}, out)
+    logits = full.logits_clean if stream == "clean" else full.logits_ablated
+    np.testing.assert_array_equal(out[:, :5], prompt)
+    np.testing.assert_array_equal(out[:, 5:], jnp.argmax(logits[:, 4:-1], -1))
+
+
+def test_sampling_is_seeded_and_top_1_is_greedy():
+    model, params, prompt = _model()
+    sample = [generate(model, params, prompt, steps=8, key=jax.random.key(s)) for s in (0, 0, 1)]
+    np.testing.assert_array_equal(sample[0], sample[1])
+    assert (sample[0] != sample[2]).any()
+    top_1 = generate(model, params, prompt, steps=8, top_k=1, key=jax.random.key(3))
+    np.testing.assert_array_equal(top_1, generate(model, params, prompt, steps=8, temperature=0))
+
+
+def test_a_prompt_of_one_token():
+    model, params, prompt = _model()
+    out = generate(model, params, prompt[:, :1], steps=3, temperature=0)
+    full = model.apply({"params": params}, out, method=model.clean)
+    np.testing.assert_array_equal(out[:, 1:], jnp.argmax(full.logits[:, :-1], -1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 12, "temperature": 0}, "generate at most 11 tokens"),
+        ({"steps": 2, "stream": "gated", "temperature": 0}, "clean and ablated"),
+        ({"steps": 2}, "PRNG key"),
+        ({"steps": 2, "temperature": -1}, "0 is greedy"),
+        ({"steps": 2, "top_k": 99, "temperature": 0}, "1..31"),
+    ],
+)
+def test_bad_requests_say_the_fix(options, message):
+    model, params, prompt = _model()
+    with pytest.raises(ConfigError, match=message):
+        generate(model, params, prompt, **options)
