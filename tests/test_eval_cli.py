@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import shutil
+import sys
 
 import pytest
 
@@ -14,12 +15,12 @@ from jaxablate.reports import results as files
 from jaxablate.training.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent
-SUITES = ["perplexity", "gates", "weights"]
 
 
 def load_eval():
     spec = importlib.util.spec_from_file_location("eval_script", ROOT / "eval.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -48,8 +49,8 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def workdir(trained, tmp_path):
-    """A copy that a test may change."""
-    return pathlib.Path(shutil.copytree(trained, tmp_path / "run"))
+    """An unscored copy that a test may change."""
+    return pathlib.Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("results*", "*.html")))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Each suite against figures worked out another way."""
 
 import functools
+import json
 import math
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxablate.config import Config, DataConfig, ModelConfig
-from jaxablate.evaluation import gates, ioi, perplexity, weights
+from jaxablate.evaluation import gates, ioi, perplexity, samples, weights
 from jaxablate.evaluation.intervals import percentile_interval, ratio_resamples, wilson
 from jaxablate.models.decoder import SelfAblatingTransformer
 
@@ -237,3 +238,40 @@ def test_bootstrap_interval_has_the_width_theory_gives():
     low, high = percentile_interval(ratio_resamples(x, np.ones(400)))
     assert high - low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
     assert low < x.mean() < high
+
+
+class Letters:
+    """One letter a token; 0 ends a story, the model's ids from 20 on are not the tokenizer's."""
+
+    eot_id, vocab_size = EOT, 20
+
+    def encode(self, text):
+        return [ord(c) - 96 for c in text]
+
+    def decode(self, ids):
+        assert all(i < self.vocab_size for i in ids)
+        return "".join(chr(96 + i) for i in ids)
+
+
+def test_samples_continue_each_prompt_in_each_stream(gated):
+    model, params = gated
+    texts = ("abc", "de", "fgh")
+    prompts = [Letters().encode(t) for t in texts]
+    options = {"streams": ("clean", "ablated"), "eot_id": 99, "steps": 4, "temperature": 0.0, "top_k": None}
+    result = samples.evaluate(model, params, prompts, decode=str, **options)
+    assert [s.prompt for s in result.samples] == [str(p) for p in prompts]
+    for prompt, sample in zip(prompts, result.samples, strict=True):
+        for stream, text in sample.continuations:
+            tokens = list(prompt)
+            for _ in range(4):
+                out = forward(model, params, jnp.array([tokens + [0] * (12 - len(tokens))]))
+                tokens.append(int(getattr(out, f"logits_{stream}")[0, len(tokens) - 1].argmax()))
+            assert text == str(tokens[len(prompt):])
+    first = json.loads(result.samples[0].continuations[0][1])
+    options["eot_id"] = first[2]
+    cut = samples.evaluate(model, params, prompts, decode=str, **options)
+    assert json.loads(cut.samples[0].continuations[0][1]) == first[: first.index(first[2])]
+
+
+def test_samples_show_ids_that_only_the_model_has():
+    assert samples.readable(Letters(), [1, 2, 21, 22, 3]) == "ab\ufffd\ufffdc"

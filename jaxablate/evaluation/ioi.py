@@ -198,9 +198,7 @@ def _unfit(config: Config) -> str | None:
 
 
 def _run(subject: Subject) -> tuple[IoiResult, dict[str, Any]]:
-    from jaxablate.data.corpus import ioi_prompts
-
-    examples = tokenise(ioi_prompts(subject.seed, COUNT), subject.tokenizer)
+    examples = tokenise(subject.ioi_prompts(subject.seed, COUNT), subject.tokenizer)
     result = evaluate(subject.model, subject.params, examples, seed=subject.seed)
     return result, {"prompts": COUNT, "seed": subject.seed}
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.config import DataConfig
 from jaxablate.evaluation.intervals import RESAMPLES, percentile_interval, ratio_resamples
 from jaxablate.evaluation.suite import STREAMS, Batch, Params, Subject, Suite
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
@@ -172,18 +171,10 @@ def _figure(name: str, value: float, unit: str, interval: tuple[float, float] | 
     return Figure(name=name, value=value, unit=unit, better="down", **_ends(interval))
 
 
-def _floor(data: DataConfig) -> float | None:
-    """Entropy of the embedded corpus, whose grammar is known."""
-    if data.source != "embedded":
-        return None
-    from jaxablate.data import corpus
-
-    return corpus.entropy_floor(data.embedded_seed, corpus.VALID_START, data.embedded_valid_stories)
-
-
 def _run(subject: Subject) -> tuple[PerplexityResult, dict[str, Any]]:
+    floor = None if subject.loss_floor is None else subject.loss_floor()
     result = evaluate(subject.model, subject.params, subject.batches(), eot_id=subject.tokenizer.eot_id,
-                      seed=subject.seed, floor=_floor(subject.config.data))
+                      seed=subject.seed, floor=floor)
     return result, {"bootstrap_resamples": RESAMPLES, "seed": subject.seed, "unit": result.unit}
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxablate.config import Config, MeshConfig, to_dict
+from jaxablate.config import Config, DataConfig, MeshConfig, to_dict
+from jaxablate.data import corpus
 from jaxablate.data.pipeline import validation_batches
 from jaxablate.data.prepare import prepare
 from jaxablate.data.progress import progress_report
@@ -114,8 +115,16 @@ def open_checkpoint(settings: ScoreSettings, config: Config) -> tuple[Subject, R
 
     model = SelfAblatingTransformer(config.model)
     subject = Subject(config=config, model=model, params=params, tokenizer=tokenizer, batches=batches,
-                      seed=settings.seed)
+                      seed=settings.seed, **_known_facts(config.data))
     return subject, _empty_results(config, params, step, data.valid.data_hash)
+
+
+def _known_facts(data: DataConfig) -> dict[str, Callable[..., Any]]:
+    """What is known of the data beyond its tokens: for the embedded corpus, its prompts and its entropy."""
+    if data.source != "embedded":
+        return {}
+    valid = data.embedded_seed, corpus.VALID_START, data.embedded_valid_stories
+    return {"ioi_prompts": corpus.ioi_prompts, "loss_floor": lambda: corpus.entropy_floor(*valid)}
 
 
 def run_suite(suite: Suite, subject: Subject, settings: ScoreSettings) -> SuiteRecord:

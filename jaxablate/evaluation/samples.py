@@ -1,6 +1,8 @@
 """Continuations of fixed prompts by each stream, for a reader's eye."""
 
 import dataclasses
+import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate.config import Config
-from jaxablate.evaluation.suite import Params, Subject, Suite
+from jaxablate.evaluation.suite import Params, Subject, Suite, Tokenizer
 from jaxablate.models.generation import generate
 from jaxablate.reports.panels import Panel, Passage, Passages
 from jaxablate.reports.results import Figure
@@ -106,6 +108,12 @@ def _until(tokens: list[int], end: int) -> list[int]:
     return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
+def readable(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Text of token ids. Ids that only the model has (its vocabulary may be rounded up) become U+FFFD."""
+    runs = itertools.groupby(ids, key=lambda i: i < tokenizer.vocab_size)
+    return "".join(tokenizer.decode(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs)
+
+
 def prompts_for(config: Config) -> tuple[str, ...]:
     """The fixed prompts that suit what the model was trained on."""
     return CORPUS_PROMPTS if config.data.source == "embedded" else STORY_PROMPTS
@@ -115,8 +123,9 @@ def _run(subject: Subject) -> tuple[SamplesResult, dict[str, Any]]:
     tokenizer = subject.tokenizer
     prompts = [tokenizer.encode(text) for text in prompts_for(subject.config)]
     top_k = min(TOP_K, subject.config.model.vocab_size)
-    result = evaluate(subject.model, subject.params, prompts, streams=subject.streams, decode=tokenizer.decode,
-                      eot_id=tokenizer.eot_id, top_k=top_k, seed=subject.seed)
+    result = evaluate(subject.model, subject.params, prompts, streams=subject.streams,
+                      decode=functools.partial(readable, tokenizer), eot_id=tokenizer.eot_id, top_k=top_k,
+                      seed=subject.seed)
     return result, {"steps": MAX_STEPS, "temperature": TEMPERATURE, "top_k": top_k, "seed": subject.seed}
 
 

@@ -1,7 +1,7 @@
 """What a suite is, and what it is given."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -51,7 +51,11 @@ class Subject:
     batches: Callable[[], Iterator[Batch]]
     """Starts the validation split from its beginning: every token after the first is a target once, in file order."""
     seed: int = 0
-    """Of resampling and of sampled text."""
+    """Of resampling, of drawn prompts and of sampled text."""
+    ioi_prompts: Callable[[int, int], Sequence[Any]] | None = None
+    """(seed, count) -> indirect-object prompts in the language of the data; None where the data has none."""
+    loss_floor: Callable[[], float] | None = None
+    """Nats a token that no model of the data can beat; None where it is not known."""
 
     @property
     def streams(self) -> tuple[str, ...]:
