@@ -17,7 +17,7 @@ from jaxablate.errors import CheckpointError, JaxablateError
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.reports import results as files
 from jaxablate.reports.compare import Run, compare
-from jaxablate.reports.table import comparison_tables, score_table, write_comparison
+from jaxablate.reports.table import comparison_tables, first_passages, score_table, write_comparison
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ def score(arguments: ScoreSettings, console: Console) -> None:
 
     results = runner.score(arguments, say=lambda line: console.print(line, style="dim", highlight=False))
     console.print(score_table(results, f"{arguments.workdir} at step {results.step:,}"))
+    for passage in first_passages(results):
+        console.print(passage)
     console.print(f"{arguments.workdir / files.FILE_NAME}\n{arguments.workdir / 'report.html'}", highlight=False)
 
 

@@ -1,6 +1,8 @@
 """eval.py end to end on a really trained tiny model."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import pathlib
 import shutil
@@ -55,7 +57,11 @@ def workdir(trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def scored(trained):
-    assert evaluation.main(["score", "--workdir", str(trained)]) == 0
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert evaluation.main(["score", "--workdir", str(trained)]) == 0
+    for stream in ("clean", "ablated"):
+        assert f"{stream}: Once upon a time" in out.getvalue()
     return trained
 
 
@@ -99,6 +105,7 @@ def test_the_same_checkpoint_merges_and_another_replaces(workdir, capsys):
     assert evaluation.main(["score", "--workdir", str(workdir), "--suites", "weights"]) == 0
     assert evaluation.main(["score", "--workdir", str(workdir), "--suites", "gates", "--batch-size", "3"]) == 0
     assert set(files.read(workdir).suites) == {"weights", "gates"}
+    assert "clean: " not in capsys.readouterr().out
     assert evaluation.main(["score", "--workdir", str(workdir), "--suites", "weights", "--checkpoint", "2"]) == 0
     assert set(files.read(workdir).suites) == {"weights"} and files.read(workdir).step == 2
     assert "mean |w|" in capsys.readouterr().out

@@ -196,7 +196,7 @@ def three():
 
 def test_markdown_has_one_line_a_row():
     lines = table.markdown(three()).splitlines()
-    assert lines[0] == "| ablation | n | step | perplexity clean ↓ |"
+    assert lines[0] == "| ablation | n | checkpoint | perplexity clean ↓ |"
     assert lines[2] == "| none | 1 | 100 | 5.73 [5.23, 6.23] |"
     assert lines[3] == "| local | 2 | 100 | 6.5 ± 1.3 |"
     assert "Student t" in lines[5]
@@ -252,7 +252,7 @@ def test_numbers_show_what_is_known(value, low, high, text):
 def test_page_is_self_contained_and_escapes():
     r = results(suites={"demo": record("demo", [Figure(name="f<1", value=1.0)], PANELS)})
     text = page(r, [{"step": s, "split": "train", "loss_clean": 3.0 - s} for s in (1, 2)], "run")
-    assert "a&lt;b" in text and "Once &lt;b&gt;" in text and "f&lt;1" in text and "<b>upon" not in text
+    assert "upon &amp; a time" in text and "a&lt;b" in text and "Once &lt;b&gt;" in text and "f&lt;1" in text and "<b>upon" not in text
     assert not re.findall(r'(?:src|href)="(?!#)', text) and "@import" not in text and "url(" not in text
     assert text.count("<svg") == 4 and 'id="training"' in text and "1,234,567" in text
 

@@ -13,7 +13,7 @@ from jaxablate.reports import svg
 from jaxablate.reports.compare import flatten
 from jaxablate.reports.panels import Bars, Curves, HistogramGrid, Panel, Series
 from jaxablate.reports.results import Results, write_text
-from jaxablate.reports.table import ARROWS, interval, number
+from jaxablate.reports.table import ARROWS, interval, number, prose
 
 FILE_NAME = "report.html"
 LOSSES = (("loss_clean", "clean"), ("loss_ablated", "ablated"))
@@ -51,7 +51,7 @@ def page(results: Results, history: Sequence[Mapping[str, Any]], name: str) -> s
     loader = jinja2.PackageLoader("jaxablate.reports", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
-    environment.filters |= {"number": number, "draw": draw}
+    environment.filters |= {"number": number, "draw": draw, "prose": prose}
     environment.globals |= {"interval": interval, "arrows": ARROWS}
     curve = training_curve(history)
     return environment.get_template("report.html").render(

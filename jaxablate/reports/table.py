@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from jaxablate.errors import CheckpointError
 from jaxablate.reports.compare import Cell, Column, Comparison, Row
+from jaxablate.reports.panels import Passages
 from jaxablate.reports.results import Results, write_text
 
 ARROWS = {"up": "↑", "down": "↓", "none": ""}
@@ -89,6 +91,25 @@ def score_table(results: Results, title: str = "") -> Table:
     return table
 
 
+def first_passages(results: Results) -> list[Text]:
+    """The first text of each panel of texts: what was given in bold, then each voice's own words."""
+    panels = [p for record in results.suites.values() for p in record.panels if isinstance(p, Passages) and p.passages]
+    lines = []
+    for panel in panels:
+        given, said = panel.passages[0].given, panel.passages[0].said
+        lines += [Text.assemble((f"{voice}: ", "dim"), (given, "bold"), " ", prose(text)) for voice, text in said]
+    return lines
+
+
+def prose(text: str) -> str:
+    """Text without blank lines at its ends and without more than one in a row.
+
+    >>> prose(" a\\n\\n \\nb ")
+    'a\\n\\nb'
+    """
+    return re.sub(r"\n\s*\n", "\n\n", text.strip())
+
+
 def comparison_tables(comparison: Comparison, width: int) -> Group:
     """The comparison for a terminal of ``width`` columns: one table where it fits, else one below another by suite."""
     whole = _rich_table(comparison, range(len(comparison.columns)), "")
@@ -103,7 +124,7 @@ def comparison_tables(comparison: Comparison, width: int) -> Group:
 
 def _rich_table(comparison: Comparison, chosen: Sequence[int], title: str) -> Table:
     table = Table(title=title or None, title_justify="left", header_style="bold")
-    for name in (*comparison.fields, "n", "step"):
+    for name in (*comparison.fields, "n", "checkpoint"):
         table.add_column(short(name), no_wrap=True)
     for i in chosen:
         table.add_column(_heading(comparison.columns[i]), justify="right")
@@ -146,7 +167,7 @@ def explanation(comparison: Comparison) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """The comparison as a Markdown table with its notes."""
-    head = [*map(short, comparison.fields), "n", "step", *map(_heading, comparison.columns)]
+    head = [*map(short, comparison.fields), "n", "checkpoint", *map(_heading, comparison.columns)]
     rule = ["---"] * (len(comparison.fields) + 2) + ["---:"] * len(comparison.columns)
     lines = [_markdown_row(head), _markdown_row(rule)]
     lines += [_markdown_row([*row.labels, str(len(row.runs)), steps_text(row), *map(cell_text, row.cells)])
@@ -180,7 +201,7 @@ def _csv_cells(cell: Cell | None) -> tuple[object, ...]:
 
 def latex(comparison: Comparison) -> str:
     """The comparison as a LaTeX ``tabular`` (package booktabs)."""
-    head = [*(_escape(short(f)) for f in comparison.fields), "$n$", "step"]
+    head = [*(_escape(short(f)) for f in comparison.fields), "$n$", "checkpoint"]
     head += [f"{_escape(c.name)} {_LATEX_ARROWS[c.better]}".strip() for c in comparison.columns]
     spec = "l" * (len(comparison.fields)) + "rr" + "r" * len(comparison.columns)
     rows = [" & ".join([*map(_escape, row.labels), str(len(row.runs)), _escape(steps_text(row)),
