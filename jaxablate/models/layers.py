@@ -55,6 +55,18 @@ class ScoreHead(nn.Module):
         return jnp.dot(x.astype(dtype), kernel.astype(dtype), preferred_element_type=wide) + bias.astype(wide)
 
 
+class HeadKernel(nn.Module):
+    """The kernel [D, N, H] of a projection to heads, without bias."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The parameter itself."""
+        c = self.config
+        return self.param("kernel", torch_linear_init(c.d_model), (c.d_model, c.n_heads, c.head_width), c.param_dtype)
+
+
 class Attention(nn.Module):
     """Projections of multi-head attention; heads [N, H] are explicit axes of the kernels."""
 
@@ -64,13 +76,15 @@ class Attention(nn.Module):
         c = self.config
         init = torch_linear_init(c.d_model)
         types = {"dtype": c.compute_dtype, "param_dtype": c.param_dtype, "kernel_init": init}
-        heads = {"features": (c.n_heads, c.head_width), "use_bias": False, **types}
-        self.query, self.key, self.value = (nn.DenseGeneral(**heads) for _ in range(3))
+        self.query, self.key, self.value = (HeadKernel(c) for _ in range(3))
         self.out = nn.DenseGeneral(c.d_model, axis=(-2, -1), bias_init=init, **types)
 
     def project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, each [B, T, N, H]."""
-        return self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        dtype = jnp.dtype(self.config.compute_dtype)
+        kernel = jnp.stack([self.query(), self.key(), self.value()], axis=1).astype(dtype)  # one product for all three
+        qkv = jnp.einsum("btd,dcnh->cbtnh", x_BTD.astype(dtype), kernel)
+        return qkv[0], qkv[1], qkv[2]
 
     def output(self, head_out_BTNH: jax.Array, gate_BTD: jax.Array | None = None) -> jax.Array:
         """[B, T, D]; the gate multiplies the concatenated head outputs, never the bias."""

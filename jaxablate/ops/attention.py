@@ -28,7 +28,8 @@ def causal_attention(
     Returns:
       [B, T, N, H] in v's type; scores and softmax are at least float32.
     """
-    return two_stream_attention(q, k, v, k, v, window=window, scale=scale)
+    q, k, v = (_heads_first(x) for x in (q, k, v))
+    return _heads_first(_attend(q, (k, v), None, window, scale))
 
 
 def two_stream_attention(
@@ -54,8 +55,8 @@ def two_stream_attention(
     Returns:
       [B, T, N, H] in v's type.
     """
-    heads_first = [x.transpose(0, 2, 1, 3) for x in (q, k, v, k_self, v_self)]
-    return _attend(*heads_first, window, scale).transpose(0, 2, 1, 3)
+    q, k, v, k_self, v_self = (_heads_first(x) for x in (q, k, v, k_self, v_self))
+    return _heads_first(_attend(q, (k, v), (k_self, v_self), window, scale))
 
 
 class _Block(NamedTuple):
@@ -72,11 +73,17 @@ def _blocks(length: int, window: int | None) -> list[_Block]:
     return [_Block(s, min(s + size, length), 0 if window is None else max(0, s - window + 1)) for s in starts]
 
 
-def _hidden(block: _Block, window: int | None) -> jax.Array:
-    """True where a query of the block must not see a key: the key is not strictly earlier, or left the window."""
+def _heads_first(x: jax.Array) -> jax.Array:
+    """[B, T, N, H] <-> [B, N, T, H]."""
+    return x.transpose(0, 2, 1, 3)
+
+
+def _hidden(block: _Block, window: int | None, strict: bool) -> jax.Array:
+    """True where a query of the block must not see a key: the key is later (or its own), or has left the window."""
     i = jnp.arange(block.start, block.stop)[:, None]
     j = jnp.arange(block.first, block.stop)[None, :]
-    return (j >= i) if window is None else (j >= i) | (i - j >= window)
+    later = (j >= i) if strict else (j > i)
+    return later if window is None else later | (i - j >= window)
 
 
 def _wide(x: jax.Array) -> jnp.dtype:
@@ -88,63 +95,86 @@ def _dot(spec: str, a: jax.Array, b: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.einsum(spec, a.astype(like.dtype), b.astype(like.dtype), preferred_element_type=_wide(like))
 
 
-def _scores(q, k, block: _Block, window, scale):
+def _scores(q, k, block: _Block, window, scale, strict):
     scores = _dot("bnth,bnsh->bnts", q, k, q) * scale
-    return jnp.where(_hidden(block, window), -jnp.inf, scores)
+    return jnp.where(_hidden(block, window, strict), -jnp.inf, scores)
 
 
 def _own_scores(q, k_self, scale):
     return jnp.sum(q.astype(_wide(q)) * k_self.astype(_wide(q)), axis=-1, keepdims=True) * scale
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(q, k, v, k_self, v_self, window, scale):
-    return _forward(q, k, v, k_self, v_self, window, scale)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _attend(q, clean, own, window, scale):
+    """Heads first. clean = (k, v); own = (k_self, v_self), or None where the own position is the clean one too."""
+    return _forward(q, clean, own, window, scale)[0]
 
 
-def _forward(q, k, v, k_self, v_self, window, scale):
-    """Head outputs [B, N, T, H] and log-sum-exp of the scores [B, N, T, 1]."""
-    outs, log_sums = [], []
+def _forward(q, clean, own, window, scale):
+    """Head outputs [B, N, T, H], log-sum-exp of the scores [B, N, T, 1], and each block's probabilities."""
+    outs, log_sums, kept = [], [], []
     for block in _blocks(q.shape[2], window):
         rows, keys = slice(block.start, block.stop), slice(block.first, block.stop)
-        scores = _scores(q[:, :, rows], k[:, :, keys], block, window, scale)
-        own = _own_scores(q[:, :, rows], k_self[:, :, rows], scale)
-        top = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), own)
-        weights, own_weight = jnp.exp(scores - top), jnp.exp(own - top)
-        total = jnp.sum(weights, axis=-1, keepdims=True) + own_weight
-        earlier = _dot("bnts,bnsh->bnth", weights, v[:, :, keys], v)
-        outs.append(((earlier + own_weight * v_self[:, :, rows]) / total).astype(v.dtype))
+        k, v = (x[:, :, keys] for x in clean)
+        scores = _scores(q[:, :, rows], k, block, window, scale, own is not None)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        if own is not None:
+            k_self, v_self = (x[:, :, rows] for x in own)
+            own_scores = _own_scores(q[:, :, rows], k_self, scale)
+            top = jnp.maximum(top, own_scores)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        out = _dot("bnts,bnsh->bnth", weights, v, v)
+        if own is not None:
+            own_weight = jnp.exp(own_scores - top)
+            total, out = total + own_weight, out + own_weight * v_self
+        outs.append((out / total).astype(v.dtype))
         log_sums.append(top + jnp.log(total))
-    return jnp.concatenate(outs, axis=2), jnp.concatenate(log_sums, axis=2)
+        kept.append((weights, total))
+    return jnp.concatenate(outs, axis=2), jnp.concatenate(log_sums, axis=2), kept
 
 
-def _attend_fwd(q, k, v, k_self, v_self, window, scale):
-    out, log_sum = _forward(q, k, v, k_self, v_self, window, scale)
-    return out, (q, k, v, k_self, v_self, out, log_sum)
+def _attend_fwd(q, clean, own, window, scale):
+    out, log_sum, kept = _forward(q, clean, own, window, scale)
+    return out, (q, clean, own, out, log_sum, kept if _keep_weights() else None)
+
+
+def _keep_weights() -> bool:
+    """On CPU the exponentials stay for the backward pass: memory there is large and arithmetic slow."""
+    return jax.default_backend() == "cpu"
 
 
 def _attend_bwd(window, scale, residuals, d_out):
-    q, k, v, k_self, v_self, out, log_sum = residuals
+    q, (k, v), own, out, log_sum, kept = residuals
+    if kept is None:  # without a barrier the compiler would merge the recomputed scores with the first ones
+        q, k, log_sum = jax.lax.optimization_barrier((q, k, log_sum))
     wide = _wide(q)
     delta = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1, keepdims=True)
-    own = jnp.exp(_own_scores(q, k_self, scale) - log_sum)
-    d_own = own * (_own_scores(d_out, v_self, 1.0) - delta) * scale
     # [B, N, H, T]: XLA's CPU product over the queries is five times faster with the keys last.
     d_k, d_v = (jnp.zeros(x.shape[:2] + x.shape[:1:-1], wide) for x in (k, v))
     d_q = []
-    for block in _blocks(q.shape[2], window):
+    for i, block in enumerate(_blocks(q.shape[2], window)):
         rows, keys = slice(block.start, block.stop), slice(block.first, block.stop)
-        scores = _scores(q[:, :, rows], k[:, :, keys], block, window, scale)
-        probs = jnp.exp(scores - log_sum[:, :, rows])
-        d_probs = _dot("bnth,bnsh->bnts", d_out[:, :, rows], v[:, :, keys], v)
-        d_scores = probs * (d_probs - delta[:, :, rows]) * scale
+        if kept is None:
+            scores = _scores(q[:, :, rows], k[:, :, keys], block, window, scale, own is not None)
+            weights, total = jnp.exp(scores - log_sum[:, :, rows]), 1.0
+        else:
+            weights, total = kept[i]
+        scaled = d_out[:, :, rows] / total
+        d_weights = _dot("bnth,bnsh->bnts", scaled, v[:, :, keys], v) - delta[:, :, rows] / total
+        d_scores = weights * d_weights * scale
         d_q.append(_dot("bnts,bnsh->bnth", d_scores, k[:, :, keys], k))
         d_k = d_k.at[..., keys].add(_dot("bnts,bnth->bnhs", d_scores, q[:, :, rows], q))
-        d_v = d_v.at[..., keys].add(_dot("bnts,bnth->bnhs", probs, d_out[:, :, rows], v))
-    d_q = jnp.concatenate(d_q, axis=2) + d_own * k_self
-    d_k, d_v = d_k.swapaxes(2, 3), d_v.swapaxes(2, 3)
-    grads = d_q, d_k, d_v, d_own * q, own * d_out
-    return tuple(g.astype(x.dtype) for g, x in zip(grads, (q, k, v, k_self, v_self), strict=True))
+        d_v = d_v.at[..., keys].add(_dot("bnts,bnth->bnhs", weights, scaled, v))
+    d_q, d_own = jnp.concatenate(d_q, axis=2), None
+    if own is not None:
+        k_self, v_self = own
+        prob = jnp.exp(_own_scores(q, k_self, scale) - log_sum)
+        d_score = prob * (_own_scores(d_out, v_self, 1.0) - delta) * scale
+        d_q = d_q + d_score * k_self
+        d_own = (d_score * q).astype(k_self.dtype), (prob * d_out).astype(v_self.dtype)
+    d_clean = d_k.swapaxes(2, 3).astype(k.dtype), d_v.swapaxes(2, 3).astype(v.dtype)
+    return d_q.astype(q.dtype), d_clean, d_own
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
