@@ -61,30 +61,33 @@ def run(path: Path, dtype: str) -> Run:
 
 
 def _train(config, params, expected, settings) -> list[dict[str, Any]]:
-    model, objective = SelfAblatingTransformer(config), objective_from_reference(settings)
+    forward_backward = _forward_backward(config, objective_from_reference(settings), expected)
+    init, update = _optimizer(_optimizer_config(settings))
+    state, steps = init(params), []
+    for _ in range(len(expected["adamw_losses"])):
+        seen = forward_backward(params)
+        params, state, norm = update(params, state, seen["grads"])
+        steps.append(jax.device_get(seen | {"norm": norm}))
+    steps[0]["grads"] = transformer_to_reference(config, steps[0]["grads"])
+    return steps
+
+
+def _forward_backward(config, objective, expected):
+    model = SelfAblatingTransformer(config)
     inputs, targets = expected["input_ids"].astype(np.int32), expected["targets"].astype(np.int32)
     gates = None if config.gated else _constant_gates(config, expected)
-    optimizer = make_optimizer(_optimizer_config(settings), steps=len(expected["adamw_losses"]))
 
     @jax.jit
-    def step(params, state):
+    def forward_backward(params):
         def loss(params):
             return language_model_loss(model, params, inputs, targets, objective, gates=gates)
 
         (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, state = optimizer.update(grads, state, params)
         out = model.apply({"params": params}, inputs, gates=gates)
-        seen = {"metrics": metrics, "grads": grads, "norm": optax.global_norm(grads)}
-        seen |= {"logits_clean": out.logits_clean, "logits_ablated": out.logits_ablated}
-        seen |= {"attention_gates": out.attention_gates, "neuron_gates": out.neuron_gates}
-        return optax.apply_updates(params, updates), state, seen
+        fields = ("logits_clean", "logits_ablated", "attention_gates", "neuron_gates")
+        return {"metrics": metrics, "grads": grads} | {name: getattr(out, name) for name in fields}
 
-    state, steps = optimizer.init(params), []
-    for _ in range(len(expected["adamw_losses"])):
-        params, state, seen = step(params, state)
-        steps.append(jax.device_get(seen))
-    steps[0]["grads"] = transformer_to_reference(config, steps[0]["grads"])
-    return steps
+    return forward_backward
 
 
 def _constant_gates(config, expected) -> Gates:
@@ -94,6 +97,19 @@ def _constant_gates(config, expected) -> Gates:
         attention = np.full_like(attention, config.k_attention / config.d_model)
         neuron = np.full_like(neuron, config.k_neurons / config.mlp_width)
     return Gates(attention=attention, neuron=neuron)
+
+
+@functools.cache
+def _optimizer(config: OptimizerConfig):
+    """State of some parameters, and one step: compiled apart from the models, many of which share it."""
+    optimizer = make_optimizer(config, steps=5)
+
+    @jax.jit
+    def update(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, optax.tree.norm(grads)
+
+    return optimizer.init, update
 
 
 def _optimizer_config(settings) -> OptimizerConfig:
