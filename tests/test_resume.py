@@ -46,10 +46,6 @@ def tiny(cache, ablation="none", mesh=None, **settings):
     )
 
 
-def change(config, **train_settings):
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **train_settings))
-
-
 def losses(workdir, split="train"):
     """Step -> all metrics that do not depend on the clock."""
     timed = {"step", "split", "tokens_per_second"}
@@ -265,36 +261,38 @@ def test_two_processes_never_share_a_workdir(cache, whole, tmp_path):
         train(tiny(cache, "local"), tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(cache, tmp_path):
-    config = tiny(cache, checkpoint_every=1)
-    config = dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=1e30, schedule="constant"))
-    message = r"step \d+ gave .*(nan|inf).*; the last good checkpoint is .*/checkpoints/\d+;"
-    with pytest.raises(TrainingError, match=message):
-        train(config, tmp_path / "run")
-    params, step = restore_params(tmp_path / "run")
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
-    assert max(losses(tmp_path / "run")) == step
-
-
-def test_parameters_that_are_not_finite_are_never_saved(cache, tmp_path, monkeypatch):
+def poison(monkeypatch, at):
+    """Makes all parameters NaN with the update of a step, whose own loss is still finite."""
     real = loop.make_program
 
-    def poisoned(config, mesh):
+    def make_program(config, mesh):
         program = real(config, mesh)
 
         def step(state, batch):
             state, metrics = program.step(state, batch)
-            if int(state.step) == 8:  # the loss of this step is still finite
+            if int(state.step) == at:
                 state = state.replace(params=jax.tree.map(lambda x: x * np.float32("nan"), state.params))
             return state, metrics
 
         return dataclasses.replace(program, step=step)
 
-    monkeypatch.setattr(loop, "make_program", poisoned)
-    message = r"step 8 made .* not finite; the last good checkpoint is .*/checkpoints/4;"
+    monkeypatch.setattr(loop, "make_program", make_program)
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        (5, r"step 6 gave grad_norm=nan, .*loss=nan, .*; the last good checkpoint is .*/checkpoints/4;"),
+        (8, r"step 8 made .* not finite; the last good checkpoint is .*/checkpoints/4;"),
+        (2, r"step 3 gave .*; there is no good checkpoint yet;"),
+    ],
+)
+def test_what_is_not_finite_stops_the_run_and_is_never_saved(cache, tmp_path, monkeypatch, at, message):
+    poison(monkeypatch, at)
     with pytest.raises(TrainingError, match=message):
-        train(tiny(cache, eval_every=12), tmp_path / "run")
-    assert saved_steps(tmp_path / "run/checkpoints") == [4]
+        train(tiny(cache, "local", eval_every=12), tmp_path / "run")
+    assert saved_steps(tmp_path / "run/checkpoints") == ([4] if at > 4 else [])
+    assert max(losses(tmp_path / "run")) == at
 
 
 def test_the_workdir_is_self_contained(cache, whole):

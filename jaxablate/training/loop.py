@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from rich.console import Console
 
 from jaxablate.config import Config, to_dict
 from jaxablate.data.pipeline import TrainBatches, train_batches, validation_batches
@@ -84,11 +85,13 @@ def train(config: Config, workdir: str | Path, *, devices: Sequence[jax.Device] 
         first = int(state.step)
 
         record_run(workdir, config, program.mesh, _facts(program, data), first)
-        data.tokenizer.save(workdir / "tokenizer")
+        if jax.process_index() == 0:
+            data.tokenizer.save(workdir / "tokenizer")
         line = stack.enter_context(_progress_line(config, program))
         line.say(_banner(config, program, workdir, first))
-        log = MetricsLog(workdir, config, first)
-        stack.callback(log.close)
+        log = None
+        if jax.process_index() == 0:
+            log = stack.enter_context(contextlib.closing(MetricsLog(workdir, config, first)))
         recorder = Recorder(config.train, log, line)
         try:
             result = _run(config, program, state, batches, data.valid, checkpoints, recorder)
@@ -231,7 +234,8 @@ def _facts(program: Program, data: PreparedData) -> dict[str, Any]:
 def _progress_line(config: Config, program: Program) -> ProgressLine:
     tokens = config.train.batch_size * config.train.sequence_length
     flops = tokens * train_flops_per_token(config.model, config.train.sequence_length)
-    return ProgressLine(config.train.steps, tokens, flops, peak_flops(list(program.mesh.devices.flat)))
+    console = Console(highlight=False, soft_wrap=True, quiet=jax.process_index() != 0)
+    return ProgressLine(config.train.steps, tokens, flops, peak_flops(list(program.mesh.devices.flat)), console)
 
 
 def _banner(config: Config, program: Program, workdir: Path, step: int) -> str:

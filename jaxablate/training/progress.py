@@ -38,7 +38,7 @@ class ProgressLine:
       tokens_per_step: over all devices.
       flops_per_step: arithmetic of one step, for the fraction of peak.
       peak: operations per second of all devices, or None where unknown.
-      console: where to draw; standard output by default.
+      console: where to draw.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class ProgressLine:
         tokens_per_step: int,
         flops_per_step: float,
         peak: float | None,
-        console: Console | None = None,
+        console: Console,
     ):
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console
         self._steps = steps
         self._tokens_per_step = tokens_per_step
         self._flops_per_step = flops_per_step

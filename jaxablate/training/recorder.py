@@ -15,11 +15,11 @@ class Recorder:
 
     Args:
       settings: how often to log.
-      log: files.
+      log: files; None in all processes but the first.
       line: screen.
     """
 
-    def __init__(self, settings: TrainConfig, log: MetricsLog, line: ProgressLine):
+    def __init__(self, settings: TrainConfig, log: MetricsLog | None, line: ProgressLine):
         self._settings = settings
         self._log = log
         self._line = line
@@ -48,7 +48,8 @@ class Recorder:
         self._clock.count()
         if step == 1 or step % self._settings.log_every == 0 or step == self._settings.steps:
             speed = self._line.update(step, numbers, self._clock.rate())
-            self._log.write(step, "train", numbers | speed)
+            if self._log is not None:
+                self._log.write(step, "train", numbers | speed)
             self._clock.restart()
         return numbers
 
@@ -60,5 +61,6 @@ class Recorder:
         """
         if wrong := nonfinite(values):
             raise TrainingError(f"validation at step {step} gave {wrong}")
-        self._log.write(step, "valid", values)
+        if self._log is not None:
+            self._log.write(step, "valid", values)
         self._line.validated(values)
