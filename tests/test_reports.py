@@ -297,3 +297,12 @@ def test_revision_is_that_of_the_repository(tmp_path):
     assert git_revision(tmp_path) is None
     found = git_revision()
     assert found is None or re.fullmatch(r"[0-9a-f]{12}(-dirty)?", found)
+
+
+def test_terminal_shows_a_text_that_every_voice_goes_on_with():
+    passages = (Passage(given="one", said=(("clean", "a"), ("ablated", ""))),
+                Passage(given="two", said=(("clean", "b"), ("ablated", "c"))))
+    for chosen, lines in ((passages, ["clean: two b", "ablated: two c"]),
+                          (passages[:1], ["clean: one a", "ablated: one (ends at once)"])):
+        panel = Passages(title="P", caption="", passages=chosen)
+        assert [str(x) for x in table.first_passages(results(suites={"s": record("s", panels=[panel])}))] == lines

@@ -92,12 +92,14 @@ def score_table(results: Results, title: str = "") -> Table:
 
 
 def first_passages(results: Results) -> list[Text]:
-    """The first text of each panel of texts: what was given in bold, then each voice's own words."""
+    """The first text of each panel of texts that every voice goes on with: given in bold, then the voice's own words."""
     panels = [p for record in results.suites.values() for p in record.panels if isinstance(p, Passages) and p.passages]
     lines = []
     for panel in panels:
-        given, said = panel.passages[0].given, panel.passages[0].said
-        lines += [Text.assemble((f"{voice}: ", "dim"), (given, "bold"), " ", prose(text)) for voice, text in said]
+        full = (p for p in panel.passages if all(text.strip() for _, text in p.said))
+        shown = next(full, panel.passages[0])
+        lines += [Text.assemble((f"{voice}: ", "dim"), (shown.given, "bold"), " ", prose(text) or "(ends at once)")
+                  for voice, text in shown.said]
     return lines
 
 
