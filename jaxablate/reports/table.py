@@ -92,7 +92,7 @@ def score_table(results: Results, title: str = "") -> Table:
 
 
 def first_passages(results: Results) -> list[Text]:
-    """The first text of each panel of texts that every voice goes on with: given in bold, then the voice's own words."""
+    """The first text of each panel of texts that every voice goes on with: the given in bold, then its own words."""
     panels = [p for record in results.suites.values() for p in record.panels if isinstance(p, Passages) and p.passages]
     lines = []
     for panel in panels:
