@@ -177,7 +177,7 @@ class SelfAblatingTransformer(nn.Module):
         c = self.config
         types = {"dtype": jnp.promote_types(c.compute_dtype, jnp.float32), "param_dtype": c.param_dtype}
         self.embed = nn.Embed(c.vocab_size, c.d_model, embedding_init=torch_linear_init(c.d_model), **types)
-        self.pos_embed = nn.Embed(c.context_length, c.d_model, embedding_init=nn.initializers.normal(1.0), **types)
+        self.pos_embed = nn.Embed(c.context_length, c.d_model, embedding_init=nn.initializers.normal(c.position_std), **types)
         block = nn.remat(Block, methods=["clean", "ablated"]) if c.remat == "blocks" else Block
         self.blocks = [block(c, i, name=f"layer_{i}") for i in range(c.n_layers)]
         self.ln_f = LayerNorm(c)

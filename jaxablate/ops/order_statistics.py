@@ -48,10 +48,10 @@ def thresholds(x: jax.Array, k: int) -> Thresholds:
     if k > _MAX_REPEATED:
         return _by_bisection(x, k)
     if jax.default_backend() != "cpu":  # a branch would stall an accelerator
-        return _by_repeated_max(x, k)
+        return _by_repeated_max(x, k, unroll=k)
     distinct = _by_distinct_max(x, k)
     tied = jnp.any(_count(x >= distinct.next) != k + 1)
-    return jax.lax.cond(tied, lambda: _by_repeated_max(x, k), lambda: distinct)
+    return jax.lax.cond(tied, lambda: _by_repeated_max(x, k, unroll=1), lambda: distinct)
 
 
 def winners(x: jax.Array, t: Thresholds) -> jax.Array:
@@ -74,12 +74,13 @@ def _largest(x: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
     return value, index
 
 
-def _by_repeated_max(x: jax.Array, k: int) -> Thresholds:
-    value, index = _largest(x, jnp.ones(x.shape, bool))
-    for _ in range(k - 1):
-        value, index = _largest(x, _below(x, value, index))
-    following, following_index = _largest(x, _below(x, value, index))
-    return Thresholds(value, following, index, following_index)
+def _by_repeated_max(x: jax.Array, k: int, unroll: int) -> Thresholds:
+    def following(_, found):
+        return _largest(x, _below(x, *found))
+
+    kth = jax.lax.fori_loop(1, k, following, _largest(x, jnp.ones(x.shape, bool)), unroll=unroll)
+    after = following(None, kth)
+    return Thresholds(kth[0], after[0], kth[1], after[1])
 
 
 def _by_distinct_max(x: jax.Array, k: int) -> Thresholds:

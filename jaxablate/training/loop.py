@@ -16,16 +16,17 @@ from jaxablate.data.prepare import PreparedData, prepare
 from jaxablate.data.progress import progress_report
 from jaxablate.data.token_file import TokenFile
 from jaxablate.errors import ConfigError, TrainingError
+from jaxablate.provenance import device_names
 from jaxablate.sharding import BATCH_AXES, batch_sharding, make_mesh
 from jaxablate.training.checkpoint import Checkpoints
 from jaxablate.training.flops import peak_flops, train_flops_per_token
 from jaxablate.training.metrics import MetricsLog
 from jaxablate.training.preemption import Interruption
-from jaxablate.training.program import Program, make_program
+from jaxablate.training.program import Program, accumulation_steps, make_program
 from jaxablate.training.progress import ProgressLine
 from jaxablate.training.recorder import Recorder
 from jaxablate.training.state import TrainState, place_on
-from jaxablate.training.workdir import check_workdir, device_names, hold_workdir, record_run, require_x64
+from jaxablate.training.workdir import check_workdir, hold_workdir, record_run, require_x64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,7 @@ def evaluate(config: Config, program: Program, params: Any, valid_file: TokenFil
     """
     batches = validation_batches(
         valid_file,
-        batch_size=config.train.batch_size // config.train.accumulation_steps,
+        batch_size=config.train.batch_size // accumulation_steps(config, program.mesh),
         sequence_length=config.train.sequence_length,
         max_batches=config.train.eval_batches,
         **_process(),
@@ -244,5 +245,5 @@ def _banner(config: Config, program: Program, workdir: Path, step: int) -> str:
     begin = f"continues from step {step}" if step else "starts"
     return (
         f"{workdir}: {program.n_parameters:,} parameters, ablation {model.ablation}, {gates}; "
-        f"{device_names(program.mesh)}, mesh {mesh}; {begin} of {config.train.steps}"
+        f"{device_names(list(program.mesh.devices.flat))}, mesh {mesh}; {begin} of {config.train.steps}"
     )

@@ -5,11 +5,8 @@
 """
 
 import contextlib
-import datetime
 import fcntl
-import importlib.metadata
 import json
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +17,7 @@ from jax.sharding import Mesh
 
 from jaxablate.config import Config, differences, from_dict, to_dict
 from jaxablate.errors import CheckpointError, ConfigError
+from jaxablate.provenance import provenance
 
 CONFIG = "config.json"
 RUN = "run.json"
@@ -41,9 +39,6 @@ CHANGEABLE = (
 )
 """Settings that a run may be continued with another value of: they change where, how fast, and how often it is looked
 at, not what is computed (the data itself is recognised by its hash, wherever it lies)."""
-
-PACKAGES = ("jaxablate", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tiktoken",
-            "tokenizers")  # fmt: skip
 
 
 def read_config(workdir: str | Path) -> Config:
@@ -157,38 +152,16 @@ def unwritable(path: str | Path, error: OSError) -> str:
     return f"cannot write {path} ({error.strerror or error}); make it writable, or choose another --workdir"
 
 
-def device_names(mesh: Mesh) -> str:
-    """Kind and number of a mesh's devices: ``8 x NVIDIA H100 80GB HBM3``."""
-    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
-
-
 def _conditions(mesh: Mesh) -> dict[str, Any]:
+    now = provenance(list(mesh.devices.flat))
     return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "revision": _git_revision(),
-        "versions": _versions(),
-        "device": device_names(mesh),
+        "started": now.date,
+        "revision": now.revision,
+        "versions": now.versions,
+        "device": now.device,
         "mesh": dict(mesh.shape),
         "processes": jax.process_count(),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _git_revision() -> str | None:
-    """Commit of the package's own repository, ``-dirty`` where tracked files differ; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
