@@ -25,6 +25,7 @@ _MODEL = _GROUND | {"gating", "regularizers", "ops", "sharding", "models"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
+    "provenance": _GROUND,
     "ops": _GROUND,
     "gating": _GROUND | {"ops"},
     "regularizers": _GROUND,
@@ -32,10 +33,10 @@ ALLOWED = {
     "models": _MODEL,
     "objectives": _MODEL,
     "data": _GROUND,
-    "training": _MODEL | {"objectives", "data"},
+    "training": _MODEL | {"objectives", "data", "provenance"},
     "evaluation": _MODEL | {"objectives", "reports"},
-    "evaluation.runner": _MODEL | {"objectives", "reports", "training", "data"},
-    "reports": {"errors"},
+    "evaluation.runner": _MODEL | {"objectives", "reports", "training", "data", "provenance"},
+    "reports": {"errors", "provenance"},
     "interop": _GROUND,
 }
 """Room, or one file of it -> rooms it may import besides itself. Scripts and `jaxablate/__init__.py` see all."""

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig, to_dict
 from jaxablate.errors import CheckpointError
+from jaxablate.provenance import Provenance
 from jaxablate.reports import results as files
 from jaxablate.reports import table
 from jaxablate.reports.axes import Scale, linear_ticks
@@ -31,8 +32,7 @@ from jaxablate.reports.panels import (
     Series,
     panel_from_dict,
 )
-from jaxablate.reports.provenance import git_revision, package_versions
-from jaxablate.reports.results import Figure, Provenance, Results, SuiteRecord
+from jaxablate.reports.results import Figure, Results, SuiteRecord
 
 PANELS = (
     HistogramGrid(title="H", caption="c", x_label="rate", mark_label="chance", histograms=(
@@ -286,17 +286,6 @@ def test_ticks_are_round_and_inside():
         ticks = Scale(low, high, 0, 1, True).ticks()
         assert 2 <= len(ticks) <= 8 and all(low <= t <= high for t in ticks) and list(ticks) == sorted(set(ticks))
     assert Scale(0.0, 10.0, 100, 0)(2.5) == 75
-
-
-def test_provenance_names_the_packages():
-    versions = package_versions(("numpy", "no-such-package"))
-    assert list(versions) == ["numpy"]
-
-
-def test_revision_is_that_of_the_repository(tmp_path):
-    assert git_revision(tmp_path) is None
-    found = git_revision()
-    assert found is None or re.fullmatch(r"[0-9a-f]{12}(-dirty)?", found)
 
 
 def test_terminal_shows_a_text_that_every_voice_goes_on_with():

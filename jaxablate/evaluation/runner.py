@@ -24,9 +24,9 @@ from jaxablate.evaluation import gates, ioi, perplexity, samples, weights
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.evaluation.suite import Batch, Subject, Suite
 from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.provenance import provenance
 from jaxablate.reports import results as files
 from jaxablate.reports.html import write_report
-from jaxablate.reports.provenance import provenance
 from jaxablate.reports.results import Results, SuiteRecord
 from jaxablate.sharding import batch_parts, batch_sharding, make_mesh, replicated
 from jaxablate.training.checkpoint import restore_params
@@ -129,7 +129,7 @@ def _known_facts(data: DataConfig) -> dict[str, Callable[..., Any]]:
 
 def run_suite(suite: Suite, subject: Subject, settings: ScoreSettings) -> SuiteRecord:
     """One suite with its conditions and wall time."""
-    conditions = provenance(device_name())
+    conditions = provenance(jax.devices())
     start = time.perf_counter()
     result, options = suite.run(subject)
     seconds = time.perf_counter() - start
@@ -139,12 +139,6 @@ def run_suite(suite: Suite, subject: Subject, settings: ScoreSettings) -> SuiteR
         suite=suite.name, about=suite.about, provenance=conditions, options=options, wall_seconds=round(seconds, 3),
         figures=tuple(result.headline()), panels=tuple(result.panels()), details=dataclasses.asdict(result),
     )
-
-
-def device_name() -> str:
-    """Number and kind of the devices in use, for example ``1 x cpu``."""
-    devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind}"
 
 
 def _empty_results(config: Config, params: Any, step: int, data_hash: str) -> Results:

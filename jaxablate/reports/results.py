@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxablate.errors import CheckpointError
+from jaxablate.provenance import Provenance
 from jaxablate.reports.panels import Panel, panel_from_dict
 
 SCHEMA_VERSION = 1
@@ -39,20 +40,6 @@ class Figure:
     def __post_init__(self):
         if (self.low is None) != (self.high is None):
             raise ValueError(f"figure {self.name!r}: give both ends of the interval or neither")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Where, when and with what a suite was run."""
-
-    revision: str | None
-    """Git revision of the package, with ``-dirty`` where files had changed; None outside a repository."""
-    versions: Mapping[str, str]
-    """Installed version of each package the figures depend on."""
-    device: str
-    """Kind and number of the accelerators, for example ``4 x NVIDIA A100`` or ``1 x cpu``."""
-    date: str
-    """Start, ISO 8601, UTC."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
