@@ -1,0 +1,115 @@
+"""Self-ablating transformers in JAX: train them, score them, take their parts into other JAX code.
+
+The names of `__all__` are for ``import jaxablate as ja``; everything else is imported from the module it lives in
+(``from jaxablate.evaluation import perplexity``). A name's module is imported when the name is first used, so
+``import jaxablate`` itself imports no other package and starts no device.
+
+Example:
+  >>> import jax, jaxablate as ja
+  >>> ja.gating.k_wta(jax.numpy.array([0.3, -1.0, 2.0, 0.5]), k=2).tolist()
+  [0.0, 0.0, 1.0, 1.0]
+  >>> ja.ModelConfig(d_model=64, n_heads=8).mlp_width
+  256
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` finds the same names
+    from jaxablate import config, errors, gating, interop, objectives, regularizers, sharding
+    from jaxablate.config import (
+        Config,
+        DataConfig,
+        MeshConfig,
+        ModelConfig,
+        ObjectiveConfig,
+        OptimizerConfig,
+        TrainConfig,
+        from_dict,
+        to_dict,
+    )
+    from jaxablate.data import corpus
+    from jaxablate.data.pipeline import train_batches, validation_batches
+    from jaxablate.data.prepare import PreparedData, prepare
+    from jaxablate.data.token_file import open_token_file
+    from jaxablate.data.tokenizer import load_tokenizer
+    from jaxablate.errors import JaxablateError
+    from jaxablate.evaluation.runner import score
+    from jaxablate.evaluation.settings import ScoreSettings
+    from jaxablate.models.decoder import (
+        CleanOutput,
+        DecoderOutput,
+        Gates,
+        LayerActivations,
+        SelfAblatingTransformer,
+        StreamActivations,
+    )
+    from jaxablate.models.generation import generate
+    from jaxablate.objectives import language_model_loss
+    from jaxablate.ops.attention import two_stream_attention
+    from jaxablate.ops.cross_entropy import linear_cross_entropy, per_token_cross_entropy
+    from jaxablate.training.checkpoint import restore_params
+    from jaxablate.training.loop import TrainResult, train
+    from jaxablate.training.metrics import read_metrics
+    from jaxablate.training.workdir import read_config
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CleanOutput", "Config", "DataConfig", "DecoderOutput", "Gates", "JaxablateError", "LayerActivations",
+    "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig", "PreparedData", "ScoreSettings",
+    "SelfAblatingTransformer", "StreamActivations", "TrainConfig", "TrainResult", "__version__", "config", "corpus",
+    "errors", "from_dict", "gating", "generate", "interop", "language_model_loss", "linear_cross_entropy",
+    "load_tokenizer", "objectives", "open_token_file", "per_token_cross_entropy", "prepare", "read_config",
+    "read_metrics", "regularizers", "restore_params", "score", "sharding", "to_dict", "train", "train_batches",
+    "two_stream_attention", "validation_batches",
+]  # fmt: skip
+
+_MODULES = {
+    "config": "config",
+    "corpus": "data.corpus",
+    "errors": "errors",
+    "gating": "gating",
+    "interop": "interop",
+    "objectives": "objectives",
+    "regularizers": "regularizers",
+    "sharding": "sharding",
+}
+_MEMBERS = {
+    "config": ("Config", "DataConfig", "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig",
+               "TrainConfig", "from_dict", "to_dict"),
+    "data.pipeline": ("train_batches", "validation_batches"),
+    "data.prepare": ("PreparedData", "prepare"),
+    "data.token_file": ("open_token_file",),
+    "data.tokenizer": ("load_tokenizer",),
+    "errors": ("JaxablateError",),
+    "evaluation.runner": ("score",),
+    "evaluation.settings": ("ScoreSettings",),
+    "models.decoder": ("CleanOutput", "DecoderOutput", "Gates", "LayerActivations", "SelfAblatingTransformer",
+                       "StreamActivations"),
+    "models.generation": ("generate",),
+    "objectives": ("language_model_loss",),
+    "ops.attention": ("two_stream_attention",),
+    "ops.cross_entropy": ("linear_cross_entropy", "per_token_cross_entropy"),
+    "training.checkpoint": ("restore_params",),
+    "training.loop": ("TrainResult", "train"),
+    "training.metrics": ("read_metrics",),
+    "training.workdir": ("read_config",),
+}  # fmt: skip
+_HOMES = {name: home for home, names in _MEMBERS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported at its first use (PEP 562)."""
+    if name in _MODULES:
+        value = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
