@@ -163,6 +163,15 @@ def test_a_damaged_checkpoint_never_counts_among_the_last(tmp_path, fresh):
     assert saved_steps(tmp_path / "checkpoints") == [1, 3]
 
 
+def test_a_damaged_later_checkpoint_does_not_displace_a_good_one(tmp_path, fresh):
+    write(tmp_path, fresh(data=1), {1: 2.0, 4: 1.0})
+    damage(tmp_path / "checkpoints/4/params/manifest.ocdbt", "flip")  # its seal is as it was
+    assert int(restore(tmp_path, abstract(data=1))[0].step) == 1
+    write(tmp_path, fresh(data=1), {2: 3.0}, keep_last=1)  # the run went on from step 1 and was interrupted
+    assert saved_steps(tmp_path / "checkpoints") == [1, 2]  # the best and the last
+    assert restore_params(tmp_path)[1] == 2
+
+
 def test_no_good_checkpoint_left_is_an_error(tmp_path, fresh):
     assert restore(tmp_path, abstract(data=1)) is None
     write(tmp_path, fresh(data=1), {1: None})

@@ -160,12 +160,16 @@ class Checkpoints:
         self._orbax.wait_until_finished()
         if jax.process_index() == 0:
             write_seal(self.folder / str(step), step, valid_loss, arrays)
-            self._prune()
+            self._prune(step)
 
-    def _prune(self) -> None:
-        """Removes all but the last ones, the best one, and what is not ours."""
+    def _prune(self, newest: int) -> None:
+        """Removes all but the last ones up to the one just sealed, and the best one.
+
+        What is there of later steps was passed over when the run was restored, so it is damaged even where its seal is
+        not; it must not take the place of a good one.
+        """
         seals = {step: read_seal(self.folder / str(step)) for step in saved_steps(self.folder)}
-        good = [step for step, seal in seals.items() if seal is not None]
+        good = [step for step, seal in seals.items() if seal is not None and step <= newest]
         measured = [step for step in good if seals[step].valid_loss is not None]
         best = min(measured, key=lambda step: (seals[step].valid_loss, -step), default=None)
         for step in seals.keys() - {*good[-self.keep_last :], best}:
