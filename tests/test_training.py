@@ -1,9 +1,15 @@
 """Optimiser, schedule, arithmetic counts, logs, progress and signals, each on its own."""
 
+import contextlib
 import io
 import json
 import os
+import re
 import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +27,8 @@ from jaxablate.training.preemption import Interruption
 from jaxablate.training.progress import ProgressLine, Throughput
 from jaxablate.training.recorder import Recorder
 from jaxablate.training.state import TrainState, step_key
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
@@ -221,6 +229,38 @@ def test_a_first_signal_asks_and_a_second_one_insists():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+ONE_OF_TWO = """
+import os, signal, sys, time
+import jax
+from jaxablate.training.preemption import Interruption
+
+address, index = sys.argv[1], int(sys.argv[2])
+jax.distributed.initialize(address, 2, index)
+with Interruption() as interruption:
+    for step in range(600):
+        if step == 3 and index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if interruption.requested(step):
+            print("stops after", step, interruption.name)
+            break
+        time.sleep(0.05)
+"""
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    commands = [[sys.executable, "-c", ONE_OF_TWO, address, str(index)] for index in range(2)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "cwd": ROOT}
+    with contextlib.ExitStack() as stack:
+        both = [stack.enter_context(subprocess.Popen(command, **options)) for command in commands]
+        for process in both:
+            stack.callback(process.kill)
+        told = [process.communicate(timeout=100)[0] for process in both]
+    assert re.fullmatch(r"stops after \d+ SIGTERM\n", told[0]) and told[0] == told[1]
 
 
 def test_json_lines_are_plain(tmp_path):

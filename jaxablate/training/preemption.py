@@ -10,7 +10,8 @@ class Interruption:
     """While this context is open, SIGTERM and SIGINT only ask: the loop finishes its step, saves, and leaves.
 
     A second signal of the same kind does what it always did, so that Ctrl-C twice stops at once. With several
-    processes the JAX coordination service catches SIGTERM and picks a step that all of them have yet to reach.
+    processes no signal is taken here: the JAX coordination service catches SIGTERM, by a handler that one of Python's
+    would replace, and picks a step that all of them have yet to reach.
     """
 
     _signals = (signal.SIGTERM, signal.SIGINT)
@@ -20,6 +21,8 @@ class Interruption:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Interruption":
+        if jax.process_count() > 1:
+            return self
         for number in self._signals:
             self._before[number] = signal.signal(number, self._ask)
         return self
