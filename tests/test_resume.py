@@ -1,6 +1,7 @@
 """Runs that are stopped, killed, moved to other devices or pointed at the wrong directory."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -226,6 +227,18 @@ def test_settings_that_change_no_number_may_change(cache, whole, tmp_path):
     assert stored["train"]["keep_last"] == 1
 
 
+def test_a_run_killed_before_its_first_record_starts_anew(cache, whole, tmp_path):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)  # the kill came while the first state was compiled
+    train(tiny(cache, "local"), tmp_path / "run")
+    assert_identical(tmp_path / "run", whole)
+
+
+def test_a_run_without_its_configuration_is_refused(cache, whole, tmp_path):
+    shutil.copytree(whole / "checkpoints", tmp_path / "run/checkpoints")
+    with pytest.raises(CheckpointError, match="holds a run without its config.json"):
+        train(tiny(cache, "local"), tmp_path / "run")
+
+
 def test_other_data_under_the_same_settings_is_refused(cache, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     record = json.loads((tmp_path / "run/run.json").read_text())
@@ -259,6 +272,18 @@ def test_two_processes_never_share_a_workdir(cache, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     with hold_workdir(tmp_path / "run"), pytest.raises(CheckpointError, match="another process is training in"):
         train(tiny(cache, "local"), tmp_path / "run")
+
+
+def test_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch):
+    from jaxablate.training import workdir
+
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(workdir.fcntl, "flock", flock)
+    message = r"cannot lock .*/run \(No locks available\)"
+    with pytest.raises(CheckpointError, match=message), workdir.hold_workdir(tmp_path / "run"):
+        pytest.fail("entered without a lock")
 
 
 def poison(monkeypatch, at):

@@ -76,7 +76,7 @@ def check_workdir(workdir: str | Path, config: Config) -> None:
                 f"{workdir} holds a run with another configuration ({'; '.join(changed)}); "
                 "give the stored settings to continue it, or another --workdir"
             )
-    elif any((workdir / name).exists() for name in (RUN, METRICS, "checkpoints")):
+    elif any((workdir / name).exists() for name in (RUN, METRICS)) or any(workdir.glob("checkpoints/*")):
         raise CheckpointError(f"{workdir} holds a run without its {CONFIG}; restore it, or choose another --workdir")
 
 
@@ -96,8 +96,12 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
         if jax.process_index() == 0:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise CheckpointError(f"another process is training in {workdir}; wait for it or stop it") from error
+            except OSError as error:
+                raise CheckpointError(
+                    f"cannot lock {workdir} ({error.strerror}); choose a --workdir on a file system with locks"
+                ) from error
         yield
 
 
