@@ -155,7 +155,8 @@ def _run(
 def evaluate(config: Config, program: Program, params: Any, valid_file: TokenFile) -> dict[str, float]:
     """Means over the first ``train.eval_batches`` batches of the validation split, each token counted alike.
 
-    ``live_attention`` and ``live_neurons`` are means over batches of the fraction that is live within a batch.
+    The batches are read in the parts that training takes them in; which tokens are seen does not depend on the parts.
+    ``live_attention`` and ``live_neurons`` are means over these parts of the fraction that is live within one.
 
     Args:
       config: of the run.
@@ -163,11 +164,12 @@ def evaluate(config: Config, program: Program, params: Any, valid_file: TokenFil
       params: parameters as the program places them.
       valid_file: tokens.
     """
+    parts = accumulation_steps(config, program.mesh)
     batches = validation_batches(
         valid_file,
-        batch_size=config.train.batch_size // accumulation_steps(config, program.mesh),
+        batch_size=config.train.batch_size // parts,
         sequence_length=config.train.sequence_length,
-        max_batches=config.train.eval_batches,
+        max_batches=config.train.eval_batches * parts,
         **_process(),
     )
     return _weighted_means([program.evaluate(params, _to_devices(batch, program)) for batch in batches])
