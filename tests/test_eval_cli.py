@@ -140,6 +140,14 @@ def test_score_names_what_is_wrong(workdir, tmp_path, capsys):
     assert not (workdir / "results.json").exists()
 
 
+def test_other_validation_data_than_the_runs_is_refused(workdir, capsys):
+    record = json.loads((workdir / "run.json").read_text())
+    record["data_hash"]["valid"] = "0" * 64
+    (workdir / "run.json").write_text(json.dumps(record))
+    line = error_of(capsys, "score", "--workdir", workdir, "--suites", "weights")
+    assert "are not the run's" in line and "000000000000" in line
+
+
 def test_a_suite_that_does_not_fit_says_why(workdir, capsys):
     stored = json.loads((workdir / "config.json").read_text())
     stored["model"]["ablation"] = "none"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -17,7 +18,9 @@ import numpy as np
 import pytest
 
 from jaxablate.config import Config, DataConfig, MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from jaxablate.data.prepare import prepare
 from jaxablate.errors import CheckpointError, TrainingError
+from jaxablate.sharding import make_mesh
 from jaxablate.training import loop
 from jaxablate.training.checkpoint import restore_params, saved_steps
 from jaxablate.training.loop import train
@@ -237,6 +240,23 @@ def test_a_run_without_its_configuration_is_refused(cache, whole, tmp_path):
     shutil.copytree(whole / "checkpoints", tmp_path / "run/checkpoints")
     with pytest.raises(CheckpointError, match="holds a run without its config.json"):
         train(tiny(cache, "local"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_validation_sees_the_same_tokens_however_the_batch_is_divided(cache, parts):
+    config = tiny(cache, accumulation_steps=parts)
+    seen = []
+
+    def evaluate(params, batch):
+        seen.append(batch["targets"])
+        return {"tokens": batch["mask"].sum(), "loss": batch["targets"].mean()}
+
+    program = types.SimpleNamespace(mesh=make_mesh(config.mesh, jax.devices()[:1]), evaluate=evaluate)
+    file = prepare(config.data).valid
+    values = loop.evaluate(config, program, None, file)
+    expected = file.tokens[1 : 1 + 2 * 8 * 8]  # two batches of 8 rows and 8 tokens
+    np.testing.assert_array_equal(np.concatenate(seen).ravel(), expected)
+    assert values == {"loss": pytest.approx(expected.mean())}
 
 
 def test_other_data_under_the_same_settings_is_refused(cache, whole, tmp_path):

@@ -16,9 +16,9 @@ import numpy as np
 from jaxablate.config import Config, DataConfig, MeshConfig, to_dict
 from jaxablate.data import corpus
 from jaxablate.data.pipeline import validation_batches
-from jaxablate.data.prepare import prepare
+from jaxablate.data.prepare import PreparedData, prepare
 from jaxablate.data.progress import progress_report
-from jaxablate.data.tokenizer import load_tokenizer
+from jaxablate.data.tokenizer import Tokenizer, load_tokenizer
 from jaxablate.errors import CheckpointError, ConfigError, DataError
 from jaxablate.evaluation import gates, ioi, perplexity, samples, weights
 from jaxablate.evaluation.settings import ScoreSettings
@@ -30,7 +30,7 @@ from jaxablate.reports.html import write_report
 from jaxablate.reports.results import Results, SuiteRecord
 from jaxablate.sharding import batch_parts, batch_sharding, make_mesh, replicated
 from jaxablate.training.checkpoint import restore_params
-from jaxablate.training.workdir import read_config, require_x64
+from jaxablate.training.workdir import read_config, read_run, require_x64
 
 SUITES: tuple[Suite, ...] = (perplexity.SUITE, ioi.SUITE, gates.SUITE, weights.SUITE, samples.SUITE)
 """Every suite, in the order of tables and reports. A new one needs its line here and nothing else."""
@@ -101,9 +101,7 @@ def open_checkpoint(settings: ScoreSettings, config: Config) -> tuple[Subject, R
     with progress_report() as report:
         data = prepare(config.data, report=report)
     tokenizer = load_tokenizer(settings.workdir / "tokenizer")
-    if tokenizer.fingerprint() != data.tokenizer.fingerprint():
-        raise DataError(f"the data in {config.data.cache_dir!r} was made with another tokenizer than the run's; "
-                        "prepare it again from the text the run was trained on")
+    _check_data(settings.workdir, config.data, data, tokenizer)
     mesh = make_mesh(MeshConfig())
     params = jax.device_put(params, replicated(mesh))
     rows = settings.batch_size or config.train.batch_size
@@ -117,6 +115,18 @@ def open_checkpoint(settings: ScoreSettings, config: Config) -> tuple[Subject, R
     subject = Subject(config=config, model=model, params=params, tokenizer=tokenizer, batches=batches,
                       seed=settings.seed, **_known_facts(config.data))
     return subject, _empty_results(config, params, step, data.valid.data_hash)
+
+
+def _check_data(workdir: Path, config: DataConfig, data: PreparedData, tokenizer: Tokenizer) -> None:
+    """Refuses data that is not the run's: its figures would stand beside those of other data."""
+    if tokenizer.fingerprint() != data.tokenizer.fingerprint():
+        raise DataError(f"the data in {config.cache_dir!r} was made with another tokenizer than the run's; "
+                        "prepare it again from the text the run was trained on")
+    now = data.valid.data_hash
+    then = read_run(workdir).get("data_hash", {}).get("valid", now)
+    if now != then:
+        raise DataError(f"the validation tokens in {config.cache_dir!r} are not the run's (hash {now[:12]}, then "
+                        f"{then[:12]}); bring the text back as it was")
 
 
 def _known_facts(data: DataConfig) -> dict[str, Callable[..., Any]]:

@@ -56,6 +56,21 @@ def read_config(workdir: str | Path) -> Config:
         raise CheckpointError(f"{path} cannot be read ({error}); restore it, or choose another --workdir") from error
 
 
+def read_run(workdir: str | Path) -> dict[str, Any]:
+    """The record of a run's conditions and data, see `record_run`; empty where there is none yet.
+
+    Raises:
+      CheckpointError: it cannot be read.
+    """
+    path = Path(workdir) / RUN
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); restore it, or choose another --workdir") from error
+
+
 def check_workdir(workdir: str | Path, config: Config) -> None:
     """Refuses a directory that is another run's or that cannot be written; leaves nothing behind.
 
@@ -119,9 +134,8 @@ def record_run(workdir: Path, config: Config, mesh: Mesh, facts: dict[str, Any],
       CheckpointError: the stored run has other data, or a file cannot be written.
     """
     now = _conditions(mesh)
-    path = workdir / RUN
-    if path.exists():
-        record = _read_json(path)
+    record = read_run(workdir)
+    if record:
         for name, value in facts.items():
             if record.get(name, value) != value:
                 raise CheckpointError(
@@ -133,7 +147,7 @@ def record_run(workdir: Path, config: Config, mesh: Mesh, facts: dict[str, Any],
         record = now | facts | {"resumed": []}
     if jax.process_index() == 0:
         write_json(workdir / CONFIG, to_dict(config))
-        write_json(path, record)
+        write_json(workdir / RUN, record)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -166,13 +180,6 @@ def _conditions(mesh: Mesh) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "processes": jax.process_count(),
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); restore it, or choose another --workdir") from error
 
 
 def require_x64(config: Config) -> None:
