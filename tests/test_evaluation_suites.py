@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxablate.config import Config, DataConfig, ModelConfig
+from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
+from jaxablate.data import corpus
 from jaxablate.evaluation import gates, ioi, perplexity, samples, weights
 from jaxablate.evaluation.intervals import percentile_interval, ratio_resamples, wilson
 from jaxablate.models.decoder import SelfAblatingTransformer
@@ -224,6 +225,14 @@ def test_suites_say_why_they_do_not_fit():
     assert "embedded corpus" in ioi.SUITE.unfit(baseline)
     embedded = Config(data=DataConfig(source="embedded", tokenizer="corpus"))
     assert gates.SUITE.unfit(embedded) is None and ioi.SUITE.unfit(embedded) is None
+    short = Config(model=ModelConfig(context_length=8), data=embedded.data, train=TrainConfig(sequence_length=8))
+    assert "the model takes 8" in ioi.SUITE.unfit(short)
+
+
+def test_no_prompt_is_longer_than_the_suite_believes():
+    tokenizer = corpus.CorpusTokenizer()
+    lengths = [len(tokenizer.encode(prompt.clean)) for prompt in corpus.ioi_prompts(0, ioi.COUNT)]
+    assert max(lengths) == ioi.LONGEST_PROMPT
 
 
 def test_wilson_interval_known_values():

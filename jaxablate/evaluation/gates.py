@@ -86,11 +86,11 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch]) -> GatesResul
     config: ModelConfig = model.config
     totals, tokens = None, 0
     for batch in batches:
-        counts = jax.device_get(firing_counts(model, params, batch))
+        counts = jax.tree.map(lambda x: np.asarray(x, np.float64), firing_counts(model, params, batch))
         totals = counts if totals is None else jax.tree.map(np.add, totals, counts)
         tokens += int(np.sum(np.asarray(batch["mask"]) > 0))
     layers = tuple(
-        _layer(kind, i, config.layer_k(kind, i), fired.astype(np.float64), float(total), tokens)
+        _layer(kind, i, config.layer_k(kind, i), fired, float(total), tokens)
         for kind in KINDS for i, (fired, total) in enumerate(totals[kind])
     )
     return GatesResult(layers=layers, tokens=tokens)

@@ -49,6 +49,12 @@ def percentile_interval(draws: np.ndarray, transform: Callable[[np.ndarray], np.
     return float(low), float(high)
 
 
+def interval_ends(interval: tuple[float, float] | None) -> dict[str, float | None]:
+    """Ends of an interval by the names that figures and bars have for them, both None where there is no interval."""
+    low, high = interval or (None, None)
+    return {"low": low, "high": high}
+
+
 def mean_interval(values: np.ndarray, *, seed: int = 0) -> tuple[float, float] | None:
     """Bootstrap interval of a mean over units [units]; None with fewer than two units."""
     if values.size < 2:

@@ -14,14 +14,16 @@ import numpy as np
 
 from jaxablate.config import Config
 from jaxablate.errors import DataError
-from jaxablate.evaluation.intervals import mean_interval, wilson
-from jaxablate.evaluation.suite import STREAMS, Params, Subject, Suite, Tokenizer
+from jaxablate.evaluation.intervals import interval_ends, mean_interval, wilson
+from jaxablate.evaluation.suite import STREAMS, Params, Subject, Suite, Tokenizer, final_states
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
 from jaxablate.reports.results import Figure
 
 COUNT = 560
 """Prompts: a multiple of the corpus's templates times name orders, so that all are equally frequent."""
 BATCH_SIZE = 56
+LONGEST_PROMPT = 20
+"""Tokens of the corpus's longest prompt."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,15 +69,16 @@ class IoiResult:
         kinds = (("accuracy", "accuracy", "fraction"), ("top-1", "top1", "fraction"),
                  ("logit diff", "logit_difference", "logits"))
         return tuple(
-            _figure(f"IOI {name} {s.stream}", getattr(s, field), unit, getattr(s, f"{field}_interval"))
+            Figure(name=f"IOI {name} {s.stream}", value=getattr(s, field), unit=unit, better="up",
+                   **interval_ends(getattr(s, f"{field}_interval")))
             for name, field, unit in kinds for s in self.streams
         )
 
     def panels(self) -> tuple[Panel, ...]:
         """Bars of the accuracies, and accuracies by kind of prompt."""
         bars = [bar for s in self.streams for bar in (
-            _bar(f"{s.stream}, answer above wrong answer", s.accuracy, s.accuracy_interval),
-            _bar(f"{s.stream}, answer is the top token", s.top1, s.top1_interval))]
+            Bar(label=f"{s.stream}, answer above wrong answer", value=s.accuracy, **interval_ends(s.accuracy_interval)),
+            Bar(label=f"{s.stream}, answer is the top token", value=s.top1, **interval_ends(s.top1_interval)))]
         caption = f"{self.prompts:,} prompts. Whiskers: 95 % Wilson interval."
         return (
             Bars(title="Indirect-object identification", caption=caption, bars=tuple(bars), mark=0.5,
@@ -135,9 +138,8 @@ def answer_scores(model: Any, params: Params, tokens: jax.Array, last: jax.Array
       wrong: [B] token.
     """
     out = model.apply({"params": params}, tokens)
-    finals = {"clean": out.final_clean, "ablated": out.final_ablated}
     return {name: _margins(x, params["embed"]["embedding"], last, answer, wrong)
-            for name, x in finals.items() if x is not None}
+            for name, x in final_states(out).items()}
 
 
 def _margins(final: jax.Array, table: jax.Array, last: jax.Array, answer: jax.Array, wrong: jax.Array) -> jax.Array:
@@ -181,20 +183,12 @@ def _one_token(tokenizer: Tokenizer, text: str) -> int:
     return ids[0]
 
 
-def _figure(name: str, value: float, unit: str, interval: tuple[float, float] | None) -> Figure:
-    low, high = interval or (None, None)
-    return Figure(name=name, value=value, unit=unit, better="up", low=low, high=high)
-
-
-def _bar(label: str, value: float, interval: tuple[float, float] | None) -> Bar:
-    low, high = interval or (None, None)
-    return Bar(label=label, value=value, low=low, high=high)
-
-
 def _unfit(config: Config) -> str | None:
-    if config.data.source == "embedded":
-        return None
-    return f"its prompts come from the embedded corpus, the model was trained on data.source={config.data.source!r}"
+    if config.data.source != "embedded":
+        return f"its prompts come from the embedded corpus, the model was trained on data.source={config.data.source!r}"
+    if config.model.context_length < LONGEST_PROMPT:
+        return f"its prompts have up to {LONGEST_PROMPT} tokens, the model takes {config.model.context_length}"
+    return None
 
 
 def _run(subject: Subject) -> tuple[IoiResult, dict[str, Any]]:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.evaluation.intervals import RESAMPLES, percentile_interval, ratio_resamples
-from jaxablate.evaluation.suite import STREAMS, Batch, Params, Subject, Suite
+from jaxablate.evaluation.intervals import RESAMPLES, interval_ends, percentile_interval, ratio_resamples
+from jaxablate.evaluation.suite import STREAMS, Batch, Params, Subject, Suite, final_states
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
 from jaxablate.reports.results import Figure
@@ -61,7 +61,8 @@ class PerplexityResult:
 
     def panels(self) -> tuple[Panel, ...]:
         """Bars of the perplexities and the table of losses behind them."""
-        bars = tuple(Bar(label=_label(x), value=x.perplexity, **_ends(x.perplexity_interval)) for x in self.losses)
+        bars = tuple(Bar(label=_label(x), value=x.perplexity, **interval_ends(x.perplexity_interval))
+                     for x in self.losses)
         rows = tuple((_label(x), x.loss, *(x.loss_interval or (None, None)), x.perplexity, x.tokens)
                      for x in self.losses)
         caption = f"Whiskers: 95 % bootstrap interval over {self.units:,} {self.unit}."
@@ -111,11 +112,10 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, eot_id: in
 def token_losses(model: Any, params: Params, batch: Batch) -> dict[str, jax.Array]:
     """Cross-entropy of each target by stream: ``clean`` and, for gated models, ``ablated``; float32 [B, T]."""
     out = model.apply({"params": params}, batch["inputs"])
-    finals = {"clean": out.final_clean, "ablated": out.final_ablated}
     dtype = jnp.dtype(model.config.compute_dtype)
     table = params["embed"]["embedding"].astype(dtype)
     return {name: per_token_cross_entropy(x.astype(dtype), table, batch["targets"])
-            for name, x in finals.items() if x is not None}
+            for name, x in final_states(out).items()}
 
 
 def _unit_sums(losses: Mapping[str, np.ndarray], unit: np.ndarray, ends: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -162,13 +162,8 @@ def _label(loss: StreamLoss) -> str:
     return f"{loss.stream}, {'all' if loss.end_of_text else 'without end-of-text'}"
 
 
-def _ends(interval: tuple[float, float] | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {"low": low, "high": high}
-
-
 def _figure(name: str, value: float, unit: str, interval: tuple[float, float] | None) -> Figure:
-    return Figure(name=name, value=value, unit=unit, better="down", **_ends(interval))
+    return Figure(name=name, value=value, unit=unit, better="down", **interval_ends(interval))
 
 
 def _run(subject: Subject) -> tuple[PerplexityResult, dict[str, Any]]:

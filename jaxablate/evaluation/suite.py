@@ -19,6 +19,12 @@ Batch = Mapping[str, jax.Array | np.ndarray]
 """inputs, targets int32 [B, T] and mask float32 [B, T], 1 where the target counts."""
 
 
+def final_states(output: Any) -> dict[str, jax.Array]:
+    """Last hidden states [B, T, D] by stream, of the streams that a model's output has."""
+    states = {"clean": output.final_clean, "ablated": output.final_ablated}
+    return {name: x for name, x in states.items() if x is not None}
+
+
 class Tokenizer(Protocol):
     """The part of ``jaxablate.data.tokenizer.Tokenizer`` that suites use."""
 
