@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -142,6 +143,18 @@ def test_tensorboard_gets_the_same_figures(tmp_path):
     log.close()
     event_file = next((tmp_path / "tensorboard").iterdir())
     assert b"train/loss" in event_file.read_bytes()
+
+
+def test_a_continued_run_goes_on_with_its_own_wandb_page(tmp_path, monkeypatch):
+    calls = []
+    wandb = types.SimpleNamespace(init=lambda **settings: calls.append(settings) or wandb, finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for folder in ("one", "one", "two"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        log_of(tmp_path / folder, 0, tensorboard=False, wandb_project="p").close()
+    first, again, other = (call["id"] for call in calls)
+    assert first == again != other
+    assert all(call["resume"] == "allow" and call["project"] == "p" for call in calls)
 
 
 def test_wandb_without_its_package_says_what_to_install(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +30,8 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, config: Config, step: int):
         self._path = workdir / METRICS
-        self._wandb = _wandb(workdir, config) if config.train.wandb_project is not None else None
         try:
+            self._wandb = _wandb(workdir, config) if config.train.wandb_project is not None else None
             _drop_after(self._path, step)
             self._tensorboard = _tensorboard(workdir, step) if config.train.tensorboard else None
             self._file = self._path.open("a")
@@ -118,6 +119,14 @@ def _wandb(workdir: Path, config: Config) -> Any:
         import wandb
     except ImportError as error:
         raise ConfigError("train.wandb_project needs wandb; pip install 'jaxablate[wandb]', or leave it out") from error
+    identity = workdir / "wandb_id"  # by which a continued run finds its own page again
+    if not identity.exists():
+        identity.write_text(secrets.token_hex(8))
     return wandb.init(
-        project=config.train.wandb_project, dir=str(workdir), name=workdir.name, config=to_dict(config), resume="allow"
+        project=config.train.wandb_project,
+        id=identity.read_text(),
+        resume="allow",
+        dir=str(workdir),
+        name=workdir.name,
+        config=to_dict(config),
     )
