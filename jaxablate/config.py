@@ -190,7 +190,7 @@ class DataConfig:
     """Where tokens come from."""
 
     source: Literal["tinystories", "text", "embedded"] = "tinystories"
-    """tinystories / text: files of stories, one ``<|endoftext|>`` line after each; embedded: the package's own corpus."""
+    """tinystories / text: files of stories, one ``<|endoftext|>`` line after each; embedded: the package's corpus."""
     train_path: str | None = None
     """Story file to train on; None takes TinyStories from ``cache_dir``, downloaded where a network allows."""
     valid_path: str | None = None
@@ -206,7 +206,10 @@ class DataConfig:
 
     def __post_init__(self):
         _positive(self, "embedded_stories", "embedded_valid_stories")
-        _require(self.bpe_vocab_size >= 257, f"bpe_vocab_size={self.bpe_vocab_size} must be at least 257 (256 bytes and end-of-text)")
+        _require(
+            self.bpe_vocab_size >= 257,
+            f"bpe_vocab_size={self.bpe_vocab_size} must be at least 257 (256 bytes and end-of-text)",
+        )
         _require(
             (self.source == "embedded") == (self.tokenizer == "corpus"),
             f"tokenizer={self.tokenizer!r} does not fit source={self.source!r}; the embedded corpus takes "

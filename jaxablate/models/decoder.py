@@ -162,7 +162,8 @@ class SelfAblatingTransformer(nn.Module):
     the clean pass that gives the scores is the clean stream itself, so there is one, not two (REFERENCE section 1).
 
     Example:
-      >>> config = ModelConfig(vocab_size=11, context_length=8, d_model=8, n_layers=1, n_heads=2, k_attention=2, k_neurons=3)
+      >>> shape = dict(vocab_size=11, context_length=8, d_model=8, n_layers=1, n_heads=2)
+      >>> config = ModelConfig(**shape, ablation="local", k_attention=2, k_neurons=3)
       >>> model = SelfAblatingTransformer(config)
       >>> tokens = jnp.zeros((1, 5), jnp.int32)
       >>> params = model.init(jax.random.key(0), tokens)["params"]
@@ -177,7 +178,8 @@ class SelfAblatingTransformer(nn.Module):
         c = self.config
         types = {"dtype": jnp.promote_types(c.compute_dtype, jnp.float32), "param_dtype": c.param_dtype}
         self.embed = nn.Embed(c.vocab_size, c.d_model, embedding_init=torch_linear_init(c.d_model), **types)
-        self.pos_embed = nn.Embed(c.context_length, c.d_model, embedding_init=nn.initializers.normal(c.position_std), **types)
+        positions = nn.initializers.normal(c.position_std)
+        self.pos_embed = nn.Embed(c.context_length, c.d_model, embedding_init=positions, **types)
         block = nn.remat(Block, methods=["clean", "ablated"]) if c.remat == "blocks" else Block
         self.blocks = [block(c, i, name=f"layer_{i}") for i in range(c.n_layers)]
         self.ln_f = LayerNorm(c)
@@ -271,7 +273,8 @@ class SelfAblatingTransformer(nn.Module):
         """Relevance scores of every layer; (None, None) for a model without score heads."""
         c = self.config
         local, overall = c.ablation in ("local", "both"), c.ablation in ("global", "both")
-        scores = [block.scores(a.resid_pre) if local else (None, None) for block, a in zip(self.blocks, clean, strict=True)]
+        blocks = zip(self.blocks, clean, strict=True)
+        scores = [block.scores(a.resid_pre) if local else (None, None) for block, a in blocks]
         if overall:
             attention = jnp.split(self.attention_scores(final_BTD), c.n_layers, axis=-1)
             neuron = jnp.split(self.neuron_scores(final_BTD), c.n_layers, axis=-1)

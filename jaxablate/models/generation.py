@@ -47,7 +47,9 @@ def generate(
     _check(model, prompt_BT, steps, stream, temperature, top_k, key)
     key = jax.random.key(0) if key is None else key
     prompt_BT = jnp.asarray(prompt_BT, jnp.int32)
-    return _generate(model, params, prompt_BT, key, jnp.float32(temperature or 1.0), steps, stream, temperature == 0, top_k)
+    greedy = temperature == 0
+    scale = jnp.float32(1.0 if greedy else temperature)
+    return _generate(model, params, prompt_BT, key, scale, steps, stream, greedy, top_k)
 
 
 def _check(model, prompt, steps, stream, temperature, top_k, key) -> None:

@@ -1,8 +1,9 @@
 """Causal attention of the clean stream, and of the ablated stream that reads the clean stream's keys and values.
 
-Both are one operation: strictly earlier positions come from (k, v), the own position from (k_self, v_self). It runs
-over blocks of queries, so that the keys a block cannot see cost nothing, and has its own derivative, which recomputes
-the probabilities: only q, k, v, the result and one log-sum-exp a query are kept, never [B, N, T, T].
+Both are one operation: earlier positions come from (k, v), the own position from the same or from (k_self, v_self).
+It runs over blocks of queries, so that keys no query of a block sees cost nothing, and has its own derivative. On
+accelerators that recomputes the probabilities: q, k, v, the result and one log-sum-exp a query are kept, never
+[B, N, T, T]. On CPU the exponentials are kept, which is faster.
 """
 
 import functools

@@ -17,7 +17,12 @@ _CHUNK_TOKENS_ELSEWHERE = 8192
 
 
 def linear_cross_entropy(
-    hidden: tuple[jax.Array, ...], embedding: jax.Array, targets: jax.Array, mask: jax.Array | None = None, *, chunk: int = 0
+    hidden: tuple[jax.Array, ...],
+    embedding: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    chunk: int = 0,
 ) -> tuple[jax.Array, ...]:
     """Mean cross-entropy over unmasked targets, for one or several streams that share the head.
 
@@ -37,7 +42,9 @@ def linear_cross_entropy(
     return tuple(_weighted_loss(h, embedding, targets, weights, chunk) for h in hidden)
 
 
-def per_token_cross_entropy(hidden: jax.Array, embedding: jax.Array, targets: jax.Array, *, chunk: int = 0) -> jax.Array:
+def per_token_cross_entropy(
+    hidden: jax.Array, embedding: jax.Array, targets: jax.Array, *, chunk: int = 0
+) -> jax.Array:
     """-log softmax(hidden @ embedding.T)[target] for each token, with the same bound on memory; not for training.
 
     Args:
@@ -53,7 +60,7 @@ def per_token_cross_entropy(hidden: jax.Array, embedding: jax.Array, targets: ja
 
     def body(_, part):
         h, t = part
-        exps, total, top = _exponentials(h, embedding)
+        _, total, top = _exponentials(h, embedding)
         return None, _losses(h, embedding, t, total, top)
 
     _, losses = jax.lax.scan(body, None, _chunks((hidden, targets), chunk))
@@ -103,7 +110,8 @@ def _wide(x: jax.Array) -> jnp.dtype:
 
 def _exponentials(hidden, embedding):
     """exp(logits - top) [b, t, V], its sum and the row maximum, both [b, t]."""
-    logits = jnp.einsum("btd,vd->btv", hidden.astype(embedding.dtype), embedding, preferred_element_type=_wide(embedding))
+    hidden = hidden.astype(embedding.dtype)
+    logits = jnp.einsum("btd,vd->btv", hidden, embedding, preferred_element_type=_wide(embedding))
     top = jnp.max(logits, axis=-1)
     exps = jnp.exp(logits - top[..., None])
     return exps, jnp.sum(exps, axis=-1), top

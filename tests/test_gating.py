@@ -1,0 +1,127 @@
+"""k-winner-take-all: hand values, exactly k, ties, derivatives, extremes, types."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxablate.config import ModelConfig
+from jaxablate.errors import ConfigError
+from jaxablate.gating import hard_top_k, k_wta, soft_top_k
+from jaxablate.ops import order_statistics
+from jaxablate.ops.order_statistics import thresholds
+
+
+def _tied(shape, seed=0):
+    """Values on a coarse grid: many equal ones, zeros of one sign."""
+    return jnp.round(2 * jax.random.normal(jax.random.key(seed), shape)) / 2 + 0.0
+
+
+_METHODS = {
+    "chosen": thresholds,
+    "bisection": order_statistics._by_bisection,
+    "repeated": lambda x, k: order_statistics._by_repeated_max(x, k, unroll=1),
+}
+
+
+@pytest.mark.parametrize("method", _METHODS)
+@pytest.mark.parametrize("k", [1, 3, 20, 36])
+def test_thresholds_are_those_of_a_stable_sort(method, k):
+    for x in (_tied((16, 37)), jax.random.normal(jax.random.key(1), (16, 37)), jnp.zeros((2, 37))):
+        order = np.argsort(-np.asarray(x), axis=-1, kind="stable")
+        values = np.take_along_axis(np.asarray(x), order, -1)
+        t = jax.jit(_METHODS[method], static_argnums=1)(x, k)
+        np.testing.assert_array_equal(t.kth[:, 0], values[:, k - 1])
+        np.testing.assert_array_equal(t.next[:, 0], values[:, k])
+        np.testing.assert_array_equal(t.kth_index[:, 0], order[:, k - 1])
+        np.testing.assert_array_equal(t.next_index[:, 0], order[:, k])
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 19])
+def test_exactly_k_winners_and_none_beaten_by_a_loser(k):
+    x = _tied((50, 20))
+    mask = hard_top_k(x, k)
+    assert set(np.unique(mask)) == {0.0, 1.0}
+    np.testing.assert_array_equal(mask.sum(-1), k)
+    worst_winner = jnp.where(mask == 1, x, jnp.inf).min(-1)
+    assert (worst_winner >= jnp.where(mask == 0, x, -jnp.inf).max(-1)).all()
+
+
+def test_hand_value_of_the_sigmoid_gate():
+    # x = (2, 0, -1), k = 1: g = 1, T = 0.5 * 2 = 1, s = sigmoid(1, -1, -2).
+    s = 1 / (1 + np.exp(-np.array([1.0, -1.0, -2.0])))
+    got = soft_top_k(jnp.array([2.0, 0.0, -1.0]), 1, temperature=0.5)
+    np.testing.assert_allclose(got, s / s.sum(), rtol=1e-6)
+
+
+def test_hand_value_of_the_softmax_gate():
+    e = np.exp([2.0, 0.0, -1.0])
+    got = soft_top_k(jnp.array([2.0, 0.0, -1.0]), 1, temperature=0.5, surrogate="softmax")
+    np.testing.assert_allclose(got, e / e.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("surrogate", "temperature"), [*itertools.product(["sigmoid", "softmax"], [1.0, 0.1])])
+def test_derivative_is_that_of_the_formula(surrogate, temperature):
+    """Against automatic differentiation of the formula written with a sort, and against finite differences."""
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(2), (4, 9), jnp.float64)
+        weights = jax.random.normal(jax.random.key(3), (4, 9), jnp.float64)
+
+        def formula(x):
+            ranked = jnp.sort(x, -1)[:, ::-1]
+            kth, following = ranked[:, 2:3], ranked[:, 3:4]
+            z = (x - (kth + following) / 2) / (temperature * (kth - following) + 1e-12)
+            w = jax.nn.sigmoid(z) if surrogate == "sigmoid" else jax.nn.softmax(z)
+            return jnp.sum(weights * 3 * w / w.sum(-1, keepdims=True))
+
+        def ours(gate):
+            return lambda x: jnp.sum(weights * gate(x, 3, temperature=temperature, surrogate=surrogate))
+
+        expected = jax.grad(formula)(x)
+        np.testing.assert_allclose(jax.grad(ours(soft_top_k))(x), expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_array_equal(jax.grad(ours(k_wta))(x), jax.grad(ours(soft_top_k))(x))
+        check_grads(ours(soft_top_k), (x,), order=1, modes=["rev"], eps=1e-6, rtol=1e-4)
+
+
+def test_a_permutation_of_units_permutes_gates_and_gradients():
+    x = jax.random.normal(jax.random.key(4), (3, 12))
+    order = jax.random.permutation(jax.random.key(5), 12)
+    value, pullback = jax.vjp(lambda x: soft_top_k(x, 4), x)
+    permuted, pullback_permuted = jax.vjp(lambda x: soft_top_k(x, 4), x[:, order])
+    np.testing.assert_allclose(permuted, value[:, order], rtol=1e-6)
+    cotangent = jax.random.normal(jax.random.key(6), x.shape)
+    expected = pullback(cotangent)[0][:, order]
+    np.testing.assert_allclose(pullback_permuted(cotangent[:, order])[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("surrogate", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-8, 1e8, 1e30])
+def test_finite_at_extremes(surrogate, scale):
+    x = scale * _tied((20, 10), seed=7)
+    value, pullback = jax.vjp(lambda x: soft_top_k(x, 3, temperature=0.1, surrogate=surrogate), x)
+    np.testing.assert_allclose(value.sum(-1), 3, rtol=1e-5)
+    assert jnp.isfinite(pullback(jnp.ones_like(x))[0]).all()
+
+
+def test_types():
+    with jax.enable_x64(True):
+        for given, inside in (("bfloat16", "float32"), ("float16", "float32"), ("float64", "float64")):
+            x = jnp.arange(8).astype(given)
+            for gate in (k_wta, soft_top_k, hard_top_k):
+                assert gate(x, 3).dtype == inside
+            assert jax.grad(lambda x: k_wta(x, 3)[0])(x).dtype == given
+
+
+def test_hard_mask_alone_has_no_gradient():
+    np.testing.assert_array_equal(jax.grad(lambda x: hard_top_k(x, 2)[0])(jnp.arange(5.0)), 0)
+
+
+@pytest.mark.parametrize("k", [0, 5, 6])
+def test_k_out_of_range(k):
+    with pytest.raises(ValueError, match=r"choose 1\.\.4"):
+        k_wta(jnp.zeros(5), k)
+    with pytest.raises(ConfigError, match=r"choose 1\.\.511"):
+        ModelConfig(k_neurons=k if k == 0 else 512)

@@ -1,0 +1,135 @@
+"""Attention, cross-entropy and normalisation against their plain formulas, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from jaxablate.ops import attention
+from jaxablate.ops.cross_entropy import linear_cross_entropy, per_token_cross_entropy
+from jaxablate.ops.normalization import layer_norm
+
+
+def _normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+
+
+def _plain_attention(q, k, v, k_self, v_self, window, scale):
+    """One query and one key at a time, as the definition reads."""
+    length = q.shape[1]
+    i, j = jnp.arange(length)[:, None], jnp.arange(length)[None]
+    own = jnp.einsum("btnh,btnh->bnt", q, k_self)[..., None]
+    scores = scale * jnp.where(i == j, own, jnp.einsum("btnh,bsnh->bnts", q, k))
+    visible = (j <= i) & (i - j < (window or length))
+    probs = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+    values = jnp.where((i == j)[:, :, None, None], v_self[:, :, None], v[:, None])
+    return jnp.einsum("bnts,btsnh->btnh", probs, values)
+
+
+@pytest.fixture(params=[True, False], ids=["keep", "recompute"])
+def blocks_of_five(request, monkeypatch):
+    monkeypatch.setattr(attention, "_BLOCK", 5)
+    monkeypatch.setattr(attention, "_keep_weights", lambda: request.param)
+
+
+@pytest.mark.usefixtures("blocks_of_five")
+@pytest.mark.parametrize("window", [None, 1, 4, 6])
+def test_attention_of_both_streams_and_its_derivative(window):
+    with jax.enable_x64(True):
+        q, k, v, k_self, v_self, cotangent = (_normal(s, 2, 17, 3, 4) for s in range(6))
+        plain, plain_vjp = jax.vjp(lambda *a: _plain_attention(*a, window, 0.7), q, k, v, k_self, v_self)
+        ours = jax.jit(lambda *a: attention.two_stream_attention(*a, window=window, scale=0.7))
+        out, vjp = jax.vjp(ours, q, k, v, k_self, v_self)
+        np.testing.assert_allclose(out, plain, rtol=0, atol=1e-12)
+        for ours_, expected in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
+            np.testing.assert_allclose(ours_, expected, rtol=0, atol=1e-11)
+        plain, plain_vjp = jax.vjp(lambda q, k, v: _plain_attention(q, k, v, k, v, window, 1.0), q, k, v)
+        out, vjp = jax.vjp(jax.jit(lambda q, k, v: attention.causal_attention(q, k, v, window=window)), q, k, v)
+        np.testing.assert_allclose(out, plain, rtol=0, atol=1e-12)
+        for ours_, expected in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
+            np.testing.assert_allclose(ours_, expected, rtol=0, atol=1e-11)
+
+
+def test_attention_survives_huge_scores():
+    q, k, v = (1e3 * jax.random.normal(jax.random.key(s), (1, 9, 1, 4)) for s in range(3))
+    out, vjp = jax.vjp(attention.causal_attention, q, k, v)
+    assert jnp.isfinite(out).all()
+    assert all(jnp.isfinite(g).all() for g in vjp(out))
+
+
+def _plain_loss(hidden, embedding, targets, mask):
+    log_probs = jax.nn.log_softmax(hidden @ embedding.T)
+    losses = -jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
+    return (losses * mask).sum() / mask.sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 1000])
+def test_cross_entropy_and_its_derivative(chunk):
+    """Two streams with different cotangents; lengths that the chunk does not divide; masked and repeated targets."""
+    with jax.enable_x64(True):
+        hidden, embedding = (_normal(0, 2, 7, 5), _normal(1, 2, 7, 5)), _normal(2, 11, 5)
+        targets = jnp.array([[0, 10, 3, 3, 3, 1, 0], [5, 5, 5, 5, 2, 9, 8]])
+        mask = jnp.array([[1, 1, 1, 1, 0, 1, 1], [0, 1, 1, 1, 1, 1, 0]])
+
+        def combined(loss_of):
+            def f(hidden, embedding):
+                a, b = loss_of(hidden, embedding)
+                return 0.3 * a + 2 * b
+
+            return jax.value_and_grad(f, argnums=(0, 1))(hidden, embedding)
+
+        plain = combined(lambda h, e: [_plain_loss(x, e, targets, mask) for x in h])
+        ours = combined(jax.jit(lambda h, e: linear_cross_entropy(h, e, targets, mask, chunk=chunk)))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), ours, plain)
+
+
+def test_cross_entropy_per_token():
+    with jax.enable_x64(True):
+        hidden, embedding, targets = _normal(0, 2, 7, 5), _normal(1, 11, 5), jnp.arange(14).reshape(2, 7) % 11
+        expected = -jax.nn.log_softmax(hidden @ embedding.T)[jnp.arange(2)[:, None], jnp.arange(7)[None], targets]
+        np.testing.assert_allclose(
+            per_token_cross_entropy(hidden, embedding, targets, chunk=6), expected, rtol=0, atol=1e-12
+        )
+
+
+def test_cross_entropy_of_bfloat16_is_float32_and_of_nothing_is_zero():
+    hidden, embedding = jnp.ones((1, 3, 4), jnp.bfloat16), jnp.ones((5, 4), jnp.bfloat16)
+    targets = jnp.zeros((1, 3), jnp.int32)
+    (loss,) = linear_cross_entropy((hidden,), embedding, targets)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, np.log(5), rtol=1e-6)
+    (nothing,) = linear_cross_entropy((hidden,), embedding, targets, jnp.zeros((1, 3)))
+    assert nothing == 0
+
+
+def test_no_array_of_the_size_of_all_logits():
+    """The largest intermediate of loss and gradient is one chunk's logits."""
+    batch, length, width, vocab = 2, 64, 4, 97
+    hidden, embedding = jnp.ones((batch, length, width)), jnp.ones((vocab, width))
+    targets = jnp.zeros((batch, length), jnp.int32)
+    loss = jax.grad(lambda h, e: linear_cross_entropy((h,), e, targets, chunk=16)[0], argnums=(0, 1))
+    sizes = [v.aval.size for v in _variables(jax.make_jaxpr(loss)(hidden, embedding).jaxpr)]
+    assert max(sizes) == 16 * vocab
+
+
+def _variables(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from equation.outvars
+        for sub in jaxprs_in_params(equation.params):
+            yield from _variables(getattr(sub, "jaxpr", sub))
+
+
+def test_layer_norm_and_its_derivative():
+    with jax.enable_x64(True):
+        x, scale, bias, cotangent = _normal(0, 3, 4, 6), _normal(1, 6), _normal(2, 6), _normal(3, 3, 4, 6)
+
+        def plain(x, scale, bias):
+            centred = x - x.mean(-1, keepdims=True)
+            return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-3) * scale + bias
+
+        expected, plain_vjp = jax.vjp(plain, x, scale, bias)
+        got, vjp = jax.vjp(lambda *a: layer_norm(*a, 1e-3), x, scale, bias)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+        for ours, theirs in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11)
