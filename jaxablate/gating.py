@@ -148,6 +148,8 @@ def _backward(k, width, surrogate, residuals, cotangent):
     """Closed form: dL/dz through the normalisation, then to x directly and to the two order statistics."""
     x, t = residuals
     z, scale = _standardised(x, t, width, surrogate)
+    if surrogate == "sigmoid":  # the same z, rounded alike on both sides of g: the sums below cancel over 1 / T
+        z = jnp.clip(0.5 * ((x - t.kth) + (x - t.next)) / scale, -_SATURATED, _SATURATED)
     if surrogate == "softmax":
         p = jax.nn.softmax(z, axis=-1)
         d_z = k * p * (cotangent - jnp.sum(p * cotangent, axis=-1, keepdims=True))

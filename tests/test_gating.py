@@ -30,7 +30,8 @@ _METHODS = {
 @pytest.mark.parametrize("method", _METHODS)
 @pytest.mark.parametrize("k", [1, 3, 20, 36])
 def test_thresholds_are_those_of_a_stable_sort(method, k):
-    for x in (_tied((16, 37)), jax.random.normal(jax.random.key(1), (16, 37)), jnp.zeros((2, 37))):
+    all_but_one = jnp.arange(37.0).at[5].set(0.0)  # with k = 36 the two smallest tie
+    for x in (_tied((16, 37)), all_but_one[None], jax.random.normal(jax.random.key(1), (16, 37)), jnp.zeros((2, 37))):
         order = np.argsort(-np.asarray(x), axis=-1, kind="stable")
         values = np.take_along_axis(np.asarray(x), order, -1)
         t = jax.jit(_METHODS[method], static_argnums=1)(x, k)

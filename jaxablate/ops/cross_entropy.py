@@ -38,8 +38,8 @@ def linear_cross_entropy(
     """
     wide = _wide(embedding)
     weights = jnp.ones(targets.shape, wide) if mask is None else mask.astype(wide)
-    weights = weights / jnp.maximum(jnp.sum(weights), 1)
-    return tuple(_weighted_loss(h, embedding, targets, weights, chunk) for h in hidden)
+    count = jnp.maximum(jnp.sum(weights), 1)
+    return tuple(_weighted_loss(h, embedding, targets, weights, chunk) / count for h in hidden)
 
 
 def per_token_cross_entropy(

@@ -50,7 +50,7 @@ def thresholds(x: jax.Array, k: int) -> Thresholds:
     if jax.default_backend() != "cpu":  # a branch would stall an accelerator
         return _by_repeated_max(x, k, unroll=k)
     distinct = _by_distinct_max(x, k)
-    tied = jnp.any(_count(x >= distinct.next) != k + 1)
+    tied = jnp.any((_count(x >= distinct.kth) != k) | (_count(x >= distinct.next) != k + 1))
     return jax.lax.cond(tied, lambda: _by_repeated_max(x, k, unroll=1), lambda: distinct)
 
 
