@@ -149,7 +149,7 @@ class ObjectiveConfig:
     ablated: float = 0.5
     reconstruction: float = 0.0
     ce_chunk: int = 0
-    """Tokens of a chunk of the linear cross-entropy, all streams together; 0 lets the backend choose."""
+    """Tokens whose logits the linear cross-entropy holds at once; 0 lets the backend choose."""
 
     def __post_init__(self):
         for name in ("clean", "ablated", "reconstruction"):

@@ -1,5 +1,6 @@
 """Attention, cross-entropy and normalisation against their plain formulas, in float64."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,13 +43,11 @@ def test_attention_of_both_streams_and_its_derivative(window):
         ours = jax.jit(lambda *a: attention.two_stream_attention(*a, window=window, scale=0.7))
         out, vjp = jax.vjp(ours, q, k, v, k_self, v_self)
         np.testing.assert_allclose(out, plain, rtol=0, atol=1e-12)
-        for ours_, expected in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
-            np.testing.assert_allclose(ours_, expected, rtol=0, atol=1e-11)
+        chex.assert_trees_all_close(vjp(cotangent), plain_vjp(cotangent), rtol=0, atol=1e-11)
         plain, plain_vjp = jax.vjp(lambda q, k, v: _plain_attention(q, k, v, k, v, window, 1.0), q, k, v)
         out, vjp = jax.vjp(jax.jit(lambda q, k, v: attention.causal_attention(q, k, v, window=window)), q, k, v)
         np.testing.assert_allclose(out, plain, rtol=0, atol=1e-12)
-        for ours_, expected in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
-            np.testing.assert_allclose(ours_, expected, rtol=0, atol=1e-11)
+        chex.assert_trees_all_close(vjp(cotangent), plain_vjp(cotangent), rtol=0, atol=1e-11)
 
 
 def test_attention_survives_huge_scores():
@@ -81,7 +80,7 @@ def test_cross_entropy_and_its_derivative(chunk):
 
         plain = combined(lambda h, e: [_plain_loss(x, e, targets, mask) for x in h])
         ours = combined(jax.jit(lambda h, e: linear_cross_entropy(h, e, targets, mask, chunk=chunk)))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), ours, plain)
+        chex.assert_trees_all_close(ours, plain, rtol=0, atol=1e-12)
 
 
 def test_cross_entropy_per_token():
@@ -131,5 +130,4 @@ def test_layer_norm_and_its_derivative():
         expected, plain_vjp = jax.vjp(plain, x, scale, bias)
         got, vjp = jax.vjp(lambda *a: layer_norm(*a, 1e-3), x, scale, bias)
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
-        for ours, theirs in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11)
+        chex.assert_trees_all_close(vjp(cotangent), plain_vjp(cotangent), rtol=0, atol=1e-11)

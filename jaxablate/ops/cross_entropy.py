@@ -1,9 +1,9 @@
 """Softmax cross-entropy of a linear head, without ever holding [B, T, V] logits.
 
-At the paper's shape the two 50,257-way heads are 73 % of a training step's arithmetic. A scan over chunks of positions
-holds the logits of one chunk, and computes the gradient in the forward pass from the same exponentials: three matrix
-products a chunk (logits, gradient of the hidden states, gradient of the matrix), the least there can be. Chunks are
-cut from the positions and never from the batch, which may be sharded.
+At the paper's shape the two 50,257-way heads are three quarters of a training step's arithmetic. A scan over chunks
+of positions holds the logits of one chunk, and computes the gradient in the forward pass from the same exponentials:
+three matrix products a chunk (logits, gradient of the hidden states, gradient of the matrix), the least there can be.
+Chunks are cut from the positions and never from the batch, which may be sharded.
 """
 
 import functools
