@@ -72,8 +72,8 @@ def path_name(path: tuple[Any, ...]) -> str:
 def partition_spec(path: str) -> P:
     """Partition that `PARTITION_RULES` gives the parameter of this path.
 
-    >>> partition_spec("layer_3/mlp/up/kernel")
-    PartitionSpec('fsdp', 'tensor')
+    >>> tuple(partition_spec("layer_3/mlp/up/kernel"))
+    ('fsdp', 'tensor')
 
     Raises:
       ConfigError: no rule matches.
