@@ -30,6 +30,12 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=50, final_fraction=0.1, beta2=0.95),
         data=DataConfig(source="embedded", tokenizer="corpus", embedded_stories=40_000),
         train=TrainConfig(
-            steps=4500, batch_size=8, sequence_length=128, eval_every=500, eval_batches=20, checkpoint_every=1500
+            steps=4500,
+            batch_size=8,
+            sequence_length=128,
+            accumulation_steps=1,
+            eval_every=500,
+            eval_batches=20,
+            checkpoint_every=1500,
         ),
     )

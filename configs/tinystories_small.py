@@ -27,6 +27,12 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, weight_decay=0.1),
         data=DataConfig(source="tinystories", tokenizer="bpe", bpe_vocab_size=4096),
         train=TrainConfig(
-            steps=1500, batch_size=8, sequence_length=256, eval_every=300, eval_batches=25, checkpoint_every=150
+            steps=1500,
+            batch_size=8,
+            sequence_length=256,
+            accumulation_steps=1,
+            eval_every=300,
+            eval_batches=25,
+            checkpoint_every=150,
         ),
     )
