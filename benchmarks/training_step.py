@@ -53,7 +53,7 @@ def measure(options: Options) -> dict[str, float]:
     start = time.perf_counter()
     step = program.step.lower(state, batch).compile()
     compiled = time.perf_counter() - start
-    state, _ = step(state, batch)
+    state, _ = jax.block_until_ready(step(state, batch))
     seconds = []
     for _ in range(options.steps):
         start = time.perf_counter()
