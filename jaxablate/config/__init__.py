@@ -1,0 +1,45 @@
+"""Frozen configuration dataclasses: validated when made, exact through JSON.
+
+A config file (``configs/*.py``) has one function ``get_config()`` that returns a `Config` (language models) or a
+`ClassificationConfig` (text classifiers); the command line changes single fields of it (``--model.k-neurons 4``).
+Everything a run depends on is here and is stored beside its checkpoints.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxablate.config.classification import (
+    ClassificationConfig,
+    ClassificationObjective,
+    ClassifierConfig,
+    EpochTrainConfig,
+    SentimentDataConfig,
+)
+from jaxablate.config.gated import GatedModelConfig
+from jaxablate.config.language import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from jaxablate.config.run import MeshConfig, OptimizerConfig
+from jaxablate.config.serialization import differences, from_dict, to_dict
+from jaxablate.errors import ConfigError
+
+RunConfig = Config | ClassificationConfig
+"""Everything about one run, of either kind."""
+
+_TASKS: dict[str, type[RunConfig]] = {cls.task: cls for cls in (Config, ClassificationConfig)}
+
+__all__ = [
+    "ClassificationConfig", "ClassificationObjective", "ClassifierConfig", "Config", "DataConfig", "EpochTrainConfig",
+    "GatedModelConfig", "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig", "RunConfig",
+    "SentimentDataConfig", "TrainConfig", "differences", "from_dict", "run_from_dict", "to_dict",
+]  # fmt: skip
+
+
+def run_from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """The run that `to_dict` wrote; one without a ``task`` is a language model's.
+
+    Raises:
+      ConfigError: the task or a field is unknown, or a value is bad.
+    """
+    task = values.get("task", Config.task)
+    if task not in _TASKS:
+        raise ConfigError(f"task={task!r} must be one of {', '.join(_TASKS)}")
+    return from_dict(_TASKS[task], values)
