@@ -1,0 +1,70 @@
+"""How the tokens of a text share a space: capacity of each token, alignment of each pair; arrays in, arrays out."""
+
+import jax
+import jax.numpy as jnp
+
+
+def capacity(x: jax.typing.ArrayLike, mask: jax.typing.ArrayLike | None = None) -> jax.Array:
+    """Share of a dimension that each row has to itself.
+
+    ``C_i = (x_i . x_i)^2 / sum_j (x_i . x_j)^2`` over the real rows of one text (Scherlis et al. 2022, with
+    tokens in the place of features): 1 for a row orthogonal to all others, 1/m for m copies of one row. The sum
+    over the rows is at most the number of columns.
+
+    Args:
+      x: ``[..., L, F]``, real floating, any scale.
+      mask: ``[..., L]``, positive for a real row, 0 for padding; padding has no part in any sum. None: all are real.
+
+    Returns:
+      ``[..., L]`` in [0, 1], at least float32; 0 for padding and for a row of zeros, which has no direction to share.
+      Gradients are finite everywhere, 0 with respect to those rows.
+
+    >>> x = [[1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
+    >>> capacity(x).tolist()
+    [0.5, 0.5, 1.0, 0.0]
+    >>> capacity(x, mask=[1.0, 0.0, 1.0, 1.0]).tolist()
+    [1.0, 0.0, 1.0, 0.0]
+    """
+    x_LF = _scaled(x, mask)
+    square_L = jnp.sum(x_LF**2, axis=-1)
+    overlap_LM = jnp.einsum("...lf,...mf->...lm", _unit(x_LF), x_LF, precision="highest")
+    total_L = jnp.sum(overlap_LM**2, axis=-1)
+    alive_L = total_L > 0
+    return jnp.where(alive_L, jnp.minimum(square_L / jnp.where(alive_L, total_L, 1.0), 1.0), 0.0)
+
+
+def alignment(x: jax.typing.ArrayLike) -> jax.Array:
+    """Absolute cosine of each pair of rows, ``|x_i . x_j| / (|x_i| |x_j|)``.
+
+    Args:
+      x: ``[..., L, F]``, real floating, any scale.
+
+    Returns:
+      ``[..., L, L]`` in [0, 1], at least float32, symmetric; 0 wherever one of the rows is zero, its own place on the
+      diagonal included. Gradients are finite everywhere.
+
+    >>> alignment([[2.0, 0.0], [-3.0, 4.0], [0.0, 0.0]]).round(2)
+    Array([[1. , 0.6, 0. ],
+           [0.6, 1. , 0. ],
+           [0. , 0. , 0. ]], dtype=float32)
+    """
+    unit_LF = _unit(_scaled(x, None))
+    return jnp.minimum(jnp.abs(jnp.einsum("...lf,...mf->...lm", unit_LF, unit_LF, precision="highest")), 1.0)
+
+
+def _scaled(x: jax.typing.ArrayLike, mask: jax.typing.ArrayLike | None) -> jax.Array:
+    """Real rows divided by the greatest entry of their text: neither measure changes, and no square over- or
+    underflows."""
+    x_LF = jnp.asarray(x)
+    x_LF = x_LF.astype(jnp.promote_types(x_LF.dtype, jnp.float32))
+    if mask is not None:
+        x_LF = jnp.where(jnp.asarray(mask)[..., None] > 0, x_LF, 0.0)
+    most = jax.lax.stop_gradient(jnp.max(jnp.abs(x_LF), axis=(-2, -1), keepdims=True, initial=0.0))
+    return x_LF / jnp.where(most > 0, most, 1.0)
+
+
+def _unit(x_LF: jax.Array) -> jax.Array:
+    """Rows of length 1; a zero row stays zero, and so does its gradient."""
+    square_L1 = jnp.sum(x_LF**2, axis=-1, keepdims=True)
+    alive_L1 = square_L1 > 0
+    return jnp.where(alive_L1, x_LF / jnp.sqrt(jnp.where(alive_L1, square_L1, 1.0)), 0.0)
