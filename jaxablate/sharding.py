@@ -25,6 +25,7 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"pos_embed/embedding", P(None, "fsdp")),  # [P, D]
     (r"attention/(query|key|value)/kernel", P("fsdp", "tensor", None)),  # [D, N, H]: heads
     (r"attention/out/kernel", P("tensor", None, "fsdp")),  # [N, H, D]
+    (r"attention/(query|key|value)/bias", P("tensor", None)),  # [N, H]
     (r"mlp/up/kernel", P("fsdp", "tensor")),  # [D, F]: neurons
     (r"mlp/up/bias", P("tensor")),
     (r"mlp/down/kernel", P("tensor", "fsdp")),  # [F, D]
@@ -32,6 +33,7 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"(attention|neuron)_scores/bias", P("tensor")),
     (r"(attention/out|mlp/down)/bias", P()),  # [D]: added after the tensor-parallel sum
     (r"ln_(1|2|f)/(scale|bias)", P()),
+    (r"(vmask/(hidden|out)|classes)/(kernel|bias)", P()),  # small
 )
 """First rule whose expression matches the end of a parameter's path (whole names only) gives its partition."""
 

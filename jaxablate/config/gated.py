@@ -45,8 +45,9 @@ class GatedModelConfig:
             self.d_model % self.n_heads == 0,
             f"n_heads={self.n_heads} must divide d_model={self.d_model}; choose one of {divisors(self.d_model)}",
         )
-        self._check_k("k_attention", self.d_model, "attention channels")
-        self._check_k("k_neurons", self.mlp_width, "neurons")
+        if self.gated:
+            self._check_k("k_attention", self.d_model, "attention channels")
+            self._check_k("k_neurons", self.mlp_width, "neurons")
 
     def _check_k(self, name: str, units: int, noun: str) -> None:
         value = getattr(self, name)

@@ -17,6 +17,12 @@ class StreamActivations:
 
     resid_pre: jax.Array
     """[B, T, D] residual stream that enters the block."""
+    query: jax.Array
+    """[B, T, N, H]."""
+    key: jax.Array
+    """[B, T, N, H] keys of this stream; the ablated stream uses its own at its own position only."""
+    value: jax.Array
+    """[B, T, N, H] values of this stream, used as its keys are."""
     head_out: jax.Array
     """[B, T, N, H] output of each head, before the gate and the output projection."""
     resid_mid: jax.Array
@@ -126,11 +132,11 @@ class Block(nn.Module):
           attend: (q, k, v) -> head outputs; None attends causally over this very sequence.
 
         Returns:
-          `StreamActivations`, and the keys and values [B, T, N, H] for the ablated stream.
+          `StreamActivations`, with the keys and values for the ablated stream.
         """
         q, k, v = self.attention.project(self.ln_1(x_BTD))
         head_out = causal_attention(q, k, v, **self._attention_options()) if attend is None else attend(q, k, v)
-        return self._finish(x_BTD, head_out, None, None), k, v
+        return self._finish(x_BTD, (q, k, v), head_out, None, None)
 
     def ablated(self, x_BTD: jax.Array, k: jax.Array, v: jax.Array, gates: tuple[jax.Array, jax.Array], attend=None):
         """The gated stream; earlier positions are seen through the clean stream's keys k and values v."""
@@ -139,7 +145,7 @@ class Block(nn.Module):
             head_out = two_stream_attention(q, k, v, k_self, v_self, **self._attention_options())
         else:
             head_out = attend(q, k, v, k_self, v_self)
-        return self._finish(x_BTD, head_out, *gates)
+        return self._finish(x_BTD, (q, k_self, v_self), head_out, *gates)
 
     def scores(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Local relevance scores ([B,T,D], [B,T,F]) read from the block's incoming clean residual, not normalised."""
@@ -148,10 +154,10 @@ class Block(nn.Module):
     def _attention_options(self):
         return {"window": self.config.layer_window(self.layer), "scale": self.config.attention_scale}
 
-    def _finish(self, x, head_out, attention_gate, neuron_gate) -> StreamActivations:
+    def _finish(self, x, qkv, head_out, attention_gate, neuron_gate) -> StreamActivations:
         mid = x + self.attention.output(head_out, attention_gate).astype(x.dtype)
         pre, post, out = self.mlp(self.ln_2(mid), neuron_gate)
-        return StreamActivations(x, head_out, mid, pre, post, mid + out.astype(x.dtype))
+        return StreamActivations(x, *qkv, head_out, mid, pre, post, mid + out.astype(x.dtype))
 
 
 class SelfAblatingTransformer(nn.Module):
@@ -263,9 +269,9 @@ class SelfAblatingTransformer(nn.Module):
     def _clean_stream(self, x_BTD: jax.Array, attends=None):
         activations, keys_values = [], []
         for block, attend in zip(self.blocks, attends or [None] * len(self.blocks), strict=True):
-            layer, k, v = block.clean(x_BTD, attend)
+            layer = block.clean(x_BTD, attend)
             activations.append(layer)
-            keys_values.append((k, v))
+            keys_values.append((layer.key, layer.value))
             x_BTD = layer.resid_post
         return tuple(activations), keys_values, self.ln_f(x_BTD)
 

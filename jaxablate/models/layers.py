@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxablate.config import ModelConfig
+from jaxablate.config import GatedModelConfig, ModelConfig
 from jaxablate.ops.normalization import layer_norm
 
 
@@ -21,10 +22,16 @@ def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
+def torch_dense(features: int, fan_in: int, dtype: str, param_dtype: str, **options) -> nn.Dense:
+    """`flax.linen.Dense` with PyTorch's default initialisation."""
+    init = torch_linear_init(fan_in)
+    return nn.Dense(features, dtype=dtype, param_dtype=param_dtype, kernel_init=init, bias_init=init, **options)
+
+
 class LayerNorm(nn.Module):
     """LayerNorm over D; statistics and result are at least float32."""
 
-    config: ModelConfig
+    config: GatedModelConfig
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
@@ -42,7 +49,7 @@ class ScoreHead(nn.Module):
     """
 
     features: int
-    config: ModelConfig
+    config: GatedModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -134,20 +141,19 @@ class CachedAttention:
 
 
 class Mlp(nn.Module):
-    """Two linear maps with a tanh-GELU between; the gate multiplies the activated neurons."""
+    """Two linear maps with an activation function between; the gate multiplies the activated neurons."""
 
-    config: ModelConfig
+    config: GatedModelConfig
+    activation: Callable[[jax.Array], jax.Array] = functools.partial(nn.gelu, approximate=True)
 
     def setup(self):
         c = self.config
-        types = {"dtype": c.compute_dtype, "param_dtype": c.param_dtype}
-        for name, features, fan_in in (("up", c.mlp_width, c.d_model), ("down", c.d_model, c.mlp_width)):
-            init = torch_linear_init(fan_in)
-            setattr(self, name, nn.Dense(features, kernel_init=init, bias_init=init, **types))
+        self.up = torch_dense(c.mlp_width, c.d_model, c.compute_dtype, c.param_dtype)
+        self.down = torch_dense(c.d_model, c.mlp_width, c.compute_dtype, c.param_dtype)
 
     def __call__(self, x_BTD: jax.Array, gate_BTF: jax.Array | None = None):
         """Returns (mlp_pre [B,T,F], mlp_post [B,T,F] before the gate, output [B,T,D])."""
         pre = self.up(x_BTD)
-        post = nn.gelu(pre, approximate=True)
+        post = self.activation(pre)
         gated = post if gate_BTF is None else post * gate_BTF.astype(post.dtype)
         return pre, post, self.down(gated)

@@ -60,6 +60,35 @@ def two_stream_attention(
     return _heads_first(_attend(q, (k, v), (k_self, v_self), window, scale))
 
 
+def attention_weights(
+    q: jax.Array,
+    k: jax.Array,
+    k_self: jax.Array | None = None,
+    *,
+    window: int | None = None,
+    scale: float = 1.0,
+) -> jax.Array:
+    """The weights that `causal_attention`, or with k_self `two_stream_attention`, gives to every position.
+
+    For measures and losses that look at attention itself; costs B N T^2 numbers, which the other two never hold.
+
+    Args:
+      q, k: [B, T, N, H] queries, and keys of earlier positions (the clean stream's).
+      k_self: [B, T, N, H] keys used at a query's own position; None takes k there too.
+      window, scale: as in `causal_attention`.
+
+    Returns:
+      [B, N, T, T], at least float32; rows sum to 1, later positions have 0.
+    """
+    q, k = _heads_first(q), _heads_first(k)
+    scores = _dot("bnth,bnsh->bnts", q, k, q) * scale
+    if k_self is not None:
+        own = _own_scores(q, _heads_first(k_self), scale)
+        scores = jnp.where(jnp.eye(q.shape[2], dtype=bool), own, scores)
+    whole = _Block(0, q.shape[2], 0)
+    return jax.nn.softmax(jnp.where(_hidden(whole, window, strict=False), -jnp.inf, scores), axis=-1)
+
+
 class _Block(NamedTuple):
     """Queries [start, stop) and the keys [first, stop) that some of them see."""
 

@@ -1,0 +1,278 @@
+"""The SAFR text classifier: a post-norm encoder behind VMASK (REFERENCE section 3), with optional gates."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxablate.config import ClassifierConfig
+from jaxablate.gating import k_wta, soft_top_k
+from jaxablate.models.layers import LayerNorm, Mlp, ScoreHead, torch_dense, torch_linear_init
+from jaxablate.models.vmask import Vmask
+
+
+@flax.struct.dataclass
+class BlockActivations:
+    """What one stream computes in one block."""
+
+    attention: jax.Array
+    """[B, N, L, L] attention weights: rows sum to 1, keys of padding weigh 0."""
+    head_out: jax.Array
+    """[B, L, N, H] output of each head, before the gate and the output projection."""
+    resid_mid: jax.Array
+    """[B, L, D] after attention and the first norm."""
+    mlp_pre: jax.Array
+    """[B, L, F] neurons before the ReLU."""
+    mlp_post: jax.Array
+    """[B, L, F] activated neurons, before the gate."""
+    resid_post: jax.Array
+    """[B, L, D] after the MLP and the second norm."""
+
+
+@flax.struct.dataclass
+class ClassifierLayer:
+    """Both streams of one block and its gates (None where the model has none)."""
+
+    clean: BlockActivations
+    ablated: BlockActivations | None = None
+    attention_gates: jax.Array | None = None
+    """[B, L, D]."""
+    neuron_gates: jax.Array | None = None
+    """[B, L, F]."""
+
+
+@flax.struct.dataclass
+class ClassifierOutput:
+    """All of one pass. Under `jax.jit` what nobody reads is never computed."""
+
+    logits: jax.Array
+    """[B, C]."""
+    logits_ablated: jax.Array | None
+    """[B, C] of the gated stream; None without gates."""
+    embedded: jax.Array
+    """[B, L, D] word embeddings times sqrt(D)."""
+    vmask_logits: jax.Array | None
+    """[B, L, 2]: to drop a token, to keep it; None without VMASK."""
+    keep: jax.Array | None
+    """[B, L] probability that a token is kept."""
+    vmask: jax.Array | None
+    """[B, L] the mask that was used: the probability, or a 0/1 sample in training."""
+    masked: jax.Array
+    """[B, L, D] embeddings times mask, before the positions."""
+    layers: tuple[ClassifierLayer, ...]
+
+
+class Gates(NamedTuple):
+    """Gates of one block."""
+
+    attention: jax.Array
+    neurons: jax.Array
+
+
+class HeadProjection(nn.Module):
+    """Kernel [D, N, H] and bias [N, H] of a projection to heads."""
+
+    config: ClassifierConfig
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        """The parameters themselves."""
+        c, init = self.config, torch_linear_init(self.config.d_model)
+        heads = (c.n_heads, c.head_width)
+        return (self.param("kernel", init, (c.d_model, *heads), c.param_dtype),
+                self.param("bias", init, heads, c.param_dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of every token to every real token, with biases and scaled scores."""
+
+    config: ClassifierConfig
+
+    def setup(self):
+        c = self.config
+        self.query, self.key, self.value = (HeadProjection(c) for _ in range(3))
+        init = torch_linear_init(c.d_model)
+        types = {"dtype": c.compute_dtype, "param_dtype": c.param_dtype}
+        self.out = nn.DenseGeneral(c.d_model, axis=(-2, -1), kernel_init=init, bias_init=init, **types)
+
+    def project(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values, each [B, N, L, H]."""
+        dtype = jnp.dtype(self.config.compute_dtype)
+        kernels, biases = zip(self.query(), self.key(), self.value(), strict=True)
+        kernel, bias = jnp.stack(kernels, 1).astype(dtype), jnp.stack(biases).astype(dtype)  # one product for all
+        qkv = jnp.einsum("bld,dcnh->cbnlh", x_BLD.astype(dtype), kernel) + bias[:, None, :, None, :]
+        return qkv[0], qkv[1], qkv[2]
+
+    def weights(self, q_BNLH: jax.Array, k_BNLH: jax.Array, own_BNLH: jax.Array | None, mask_BL: jax.Array):
+        """Attention weights [B, N, L, L]; `own` are keys that each token sees at its own position in place of k's."""
+        wide = jnp.promote_types(q_BNLH.dtype, jnp.float32)
+        scores = jnp.einsum("bnih,bnjh->bnij", q_BNLH, k_BNLH, preferred_element_type=wide)
+        if own_BNLH is not None:
+            own = jnp.einsum("bnih,bnih->bni", q_BNLH, own_BNLH, preferred_element_type=wide)
+            scores = jnp.where(jnp.eye(scores.shape[-1], dtype=bool), own[..., None], scores)
+        hidden = jnp.where(mask_BL > 0, 0, _HIDDEN).astype(wide)
+        return jax.nn.softmax(scores * self.config.attention_scale + hidden[:, None, None, :], axis=-1)
+
+    def output(self, head_out_BLNH: jax.Array, gate_BLD: jax.Array | None = None) -> jax.Array:
+        """[B, L, D]; the gate multiplies the concatenated head outputs, never the bias."""
+        if gate_BLD is not None:
+            head_out_BLNH = head_out_BLNH * gate_BLD.reshape(head_out_BLNH.shape).astype(head_out_BLNH.dtype)
+        return self.out(head_out_BLNH)
+
+
+# Added to the scores of padding: its weight is exactly 0, and a row without any real token stays finite.
+_HIDDEN = -1e9
+
+
+class Block(nn.Module):
+    """One post-norm encoder block; its weights serve both streams."""
+
+    config: ClassifierConfig
+    layer: int
+
+    def setup(self):
+        c = self.config
+        self.ln_1, self.ln_2 = LayerNorm(c), LayerNorm(c)
+        self.attention, self.mlp = Attention(c), Mlp(c, nn.relu)
+        if c.gated:
+            self.attention_scores = ScoreHead(c.d_model, c)
+            self.neuron_scores = ScoreHead(c.mlp_width, c)
+
+    def clean(self, x_BLD: jax.Array, mask_BL: jax.Array):
+        """The ordinary stream: `BlockActivations`, and the keys and values [B, N, L, H] for the gated stream."""
+        q, k, v = self.attention.project(x_BLD)
+        weights = self.attention.weights(q, k, None, mask_BL)
+        head_out = jnp.einsum("bnij,bnjh->binh", weights.astype(v.dtype), v)
+        return self._finish(x_BLD, weights, head_out, None), k, v
+
+    def ablated(self, y_BLD: jax.Array, k: jax.Array, v: jax.Array, gates: Gates, mask_BL: jax.Array):
+        """The gated stream; other tokens are seen through the clean stream, as in the self-ablating transformer."""
+        q, k_self, v_self = self.attention.project(y_BLD)
+        weights = self.attention.weights(q, k, k_self, mask_BL)
+        own = jnp.einsum("bnii->bni", weights)[..., None].astype(v.dtype)
+        head_out = jnp.einsum("bnij,bnjh->bnih", weights.astype(v.dtype), v) + own * (v_self - v)
+        return self._finish(y_BLD, weights, head_out.transpose(0, 2, 1, 3), gates)
+
+    def gates(self, x_BLD: jax.Array) -> Gates:
+        """k-winner-take-all gates from scores of the clean stream that enters the block."""
+        c = self.config
+        gate = k_wta if c.gate == "hard" else soft_top_k
+        options = {"eps": c.gate_eps, "surrogate": c.surrogate}
+        k_attention, k_neurons = c.layer_k("attention", self.layer), c.layer_k("neurons", self.layer)
+        return Gates(
+            gate(self.attention_scores(x_BLD), k_attention, temperature=c.temperature_attention, **options),
+            gate(self.neuron_scores(x_BLD), k_neurons, temperature=c.temperature_neurons, **options),
+        )
+
+    def _finish(self, x, weights, head_out, gates: Gates | None) -> BlockActivations:
+        attended = self.attention.output(head_out, None if gates is None else gates.attention)
+        mid = self.ln_1(x + attended.astype(x.dtype))
+        pre, post, out = self.mlp(mid, None if gates is None else gates.neurons)
+        return BlockActivations(weights, head_out, mid, pre, post, self.ln_2(mid + out.astype(mid.dtype)))
+
+
+class SafrClassifier(nn.Module):
+    """Embedding, VMASK, sinusoidal positions, encoder blocks, mean over the tokens, class logits.
+
+    With `ablation="local"` a second stream keeps only k channels and k neurons a token and layer, and has logits of its
+    own (neither paper has this).
+
+    Example:
+      >>> config = ClassifierConfig(vocab_size=11, max_length=8, d_model=8, n_heads=2, vmask_width=4)
+      >>> model = SafrClassifier(config)
+      >>> tokens, mask = jnp.array([[3, 4, 5, 0]]), jnp.array([[1., 1., 1., 0.]])
+      >>> params = model.init(jax.random.key(0), tokens, mask)["params"]
+      >>> out = model.apply({"params": params}, tokens, mask)
+      >>> out.logits.shape, out.layers[0].clean.attention.shape
+      ((1, 2), (1, 2, 4, 4))
+    """
+
+    config: ClassifierConfig
+
+    def setup(self):
+        c = self.config
+        if c.vocab_size < 1:
+            raise ValueError("vocab_size=0 stands for the data's; give the vocabulary's size")
+        types = {"dtype": jnp.promote_types(c.compute_dtype, jnp.float32), "param_dtype": c.param_dtype}
+        self.embed = nn.Embed(c.vocab_size, c.d_model, embedding_init=nn.initializers.normal(1.0), **types)
+        if c.vmask:
+            self.vmask = Vmask(c.vmask_width, c.param_dtype)
+        self.dropout = nn.Dropout(c.dropout)
+        self.blocks = [Block(c, i, name=f"layer_{i}") for i in range(c.n_layers)]
+        self.classes = torch_dense(c.n_classes, c.d_model, types["dtype"], c.param_dtype)
+
+    def __call__(
+        self,
+        tokens_BL: jax.Array,
+        mask_BL: jax.Array,
+        *,
+        scale_BL: jax.Array | None = None,
+        train: bool = False,
+        noise_BL2: jax.Array | None = None,
+    ) -> ClassifierOutput:
+        """Classifies texts.
+
+        Args:
+          tokens_BL: int token ids, L <= max_length.
+          mask_BL: 1 for a real token, 0 for padding.
+          scale_BL: multiplies the word embeddings; the gradient by it at 1 is gradient x input.
+          train: draws a hard VMASK sample and dropout, from the keys "vmask" and "dropout" (`rngs`).
+          noise_BL2: Gumbel noise of VMASK, used in place of a drawn one; also makes the sample hard without `train`.
+
+        Returns:
+          `ClassifierOutput`. With `padding="masked"` its logits do not depend on L.
+
+        Raises:
+          ValueError: more positions than the model has.
+        """
+        c, (batch, length) = self.config, tokens_BL.shape
+        if length > c.max_length:
+            raise ValueError(f"{length} tokens exceed the model's max_length={c.max_length}; shorten the input")
+        embedded = self.embed(tokens_BL) * c.d_model**0.5
+        if scale_BL is not None:
+            embedded = embedded * scale_BL[..., None]
+        logits = keep = vmask = None
+        masked = embedded
+        if c.vmask:
+            if train and noise_BL2 is None:
+                noise_BL2 = jax.random.gumbel(self.make_rng("vmask"), (batch, length, 2), embedded.dtype)
+            logits, keep, vmask = self.vmask(embedded, noise_BL2)
+            masked = embedded * vmask[..., None]
+        x = y = self.dropout(masked + sinusoids(length, c.d_model).astype(masked.dtype), deterministic=not train)
+        layers = []
+        for block in self.blocks:
+            clean, k, v = block.clean(x, mask_BL)
+            if c.gated:
+                gates = block.gates(x)
+                ablated = block.ablated(y, k, v, gates, mask_BL)
+                layers.append(ClassifierLayer(clean, ablated, gates.attention, gates.neurons))
+                y = ablated.resid_post
+            else:
+                layers.append(ClassifierLayer(clean))
+            x = clean.resid_post
+        ablated_logits = self._classify(y, mask_BL) if c.gated else None
+        return ClassifierOutput(self._classify(x, mask_BL), ablated_logits, embedded, logits, keep, vmask, masked,
+                                tuple(layers))
+
+    def _classify(self, x_BLD: jax.Array, mask_BL: jax.Array) -> jax.Array:
+        """Logits of the mean over the text's tokens, or over all positions as in the released code."""
+        if self.config.padding == "paper":
+            return self.classes(jnp.mean(x_BLD, axis=1))
+        mask = mask_BL.astype(x_BLD.dtype)
+        total = jnp.einsum("bld,bl->bd", x_BLD, mask)
+        return self.classes(total / jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None])
+
+
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """Position table [L, D] of Vaswani et al. 2017: sin(p w_i) in column 2i, cos(p w_i) in 2i + 1, w_i = 10000^(-2i/D).
+
+    >>> sinusoids(2, 4).round(4).tolist()
+    [[0.0, 1.0, 0.0, 1.0], [0.8415, 0.5403, 0.01, 1.0]]
+    """
+    angles = np.arange(length)[:, None] * 10000.0 ** (-np.arange(0, width, 2) / width)
+    table = np.empty((length, width))
+    table[:, 0::2], table[:, 1::2] = np.sin(angles), np.cos(angles)
+    return table
