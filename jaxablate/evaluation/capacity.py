@@ -43,10 +43,8 @@ def alignment(x: jax.typing.ArrayLike) -> jax.Array:
       ``[..., L, L]`` in [0, 1], at least float32, symmetric; 0 wherever one of the rows is zero, its own place on the
       diagonal included. Gradients are finite everywhere.
 
-    >>> alignment([[2.0, 0.0], [-3.0, 4.0], [0.0, 0.0]]).round(2)
-    Array([[1. , 0.6, 0. ],
-           [0.6, 1. , 0. ],
-           [0. , 0. , 0. ]], dtype=float32)
+    >>> [[round(float(v), 4) for v in row] for row in alignment([[2.0, 0.0], [-3.0, 4.0], [0.0, 0.0]])]
+    [[1.0, 0.6, 0.0], [0.6, 1.0, 0.0], [0.0, 0.0, 0.0]]
     """
     unit_LF = _unit(_scaled(x, None))
     return jnp.minimum(jnp.abs(jnp.einsum("...lf,...mf->...lm", unit_LF, unit_LF, precision="highest")), 1.0)
