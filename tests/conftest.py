@@ -42,11 +42,11 @@ _set_environment()
 _share_compilation_cache()
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_PARITY_FILES = {"sat_file": "sat_*.npz", "topk_file": "topk.npz"}
+_PARITY_FILES = {"sat_file": "sat_*.npz", "topk_file": "topk.npz", "safr_file": "safr_*.npz"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `sat_file` or `topk_file` runs over every such file in JAXABLATE_FIXTURES and tests/golden.
+    """A test that takes `sat_file`, `topk_file` or `safr_file` runs over every such file in JAXABLATE_FIXTURES and tests/golden.
 
     Golden files are parts of the full ones and are left out where those are there.
     """

@@ -37,7 +37,7 @@ ALLOWED = {
     "evaluation": _MODEL | {"objectives", "reports"},
     "evaluation.runner": _MODEL | {"objectives", "reports", "training", "data", "provenance"},
     "reports": {"errors", "provenance"},
-    "interop": _GROUND,
+    "interop": _MODEL,
 }
 """Room, or one file of it -> rooms it may import besides itself. Scripts and `jaxablate/__init__.py` see all."""
 

@@ -5,5 +5,13 @@ from jaxablate.interop.reference import (
     transformer_from_reference,
     transformer_to_reference,
 )
+from jaxablate.interop.safr import (
+    classification_objective_from_reference,
+    classifier_from_reference,
+    classifier_to_reference,
+)
 
-__all__ = ["objective_from_reference", "transformer_from_reference", "transformer_to_reference"]
+__all__ = [
+    "classification_objective_from_reference", "classifier_from_reference", "classifier_to_reference",
+    "objective_from_reference", "transformer_from_reference", "transformer_to_reference",
+]  # fmt: skip

@@ -6,15 +6,16 @@ The tied embedding is there twice, as `transformer.wte.weight` and `lm_head.weig
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.traverse_util
 import numpy as np
 
 from jaxablate.config import ModelConfig, ObjectiveConfig, from_dict
 from jaxablate.errors import CheckpointError, ConfigError
 from jaxablate.interop.files import Source, read_arrays
+from jaxablate.interop.layout import Entry, check_arrays, check_settings, linear, norm, same, to_state_dict, to_tree
 
+_WHAT = "a self-ablating transformer"
 _EMBEDDING, _OUTPUT = "transformer.wte.weight", "lm_head.weight"
 _POSITIONS = "transformer.wpe.weight"
 _FIRST_MLP = "transformer.h.0.mlp.c_fc.weight"
@@ -42,25 +43,6 @@ _GATES = {"soft-top-K-version-1": "soft", "hard-top-K-with-soft-gradient": "hard
 _LEVELS = {None: "none", "layer-by-layer": "local", "overall": "global", "both": "both"}
 _FLAGS = ("has_layer_by_layer_ablation_mask", "has_overall_ablation_mask")
 _ABLATIONS = {(False, False): "none", (True, False): "local", (False, True): "global", (True, True): "both"}
-
-
-class _Entry(NamedTuple):
-    """One array of a state dict: its name there, its path in our tree, and its shape in each."""
-
-    name: str
-    path: str
-    reference_shape: tuple[int, ...]
-    shape: tuple[int, ...]
-
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
-        return (array.T if self._transposed else array).reshape(self.shape)
-
-    def to_reference(self, array: np.ndarray) -> np.ndarray:
-        return array.reshape(self.reference_shape[::-1]).T if self._transposed else array
-
-    @property
-    def _transposed(self) -> bool:
-        return self.path.endswith("/kernel")
 
 
 def transformer_from_reference(
@@ -97,8 +79,7 @@ def transformer_from_reference(
     sizes = _sizes(arrays, given["ablation"])
     dtype = "float64" if any(array.dtype == np.float64 for array in arrays.values()) else "float32"
     config = _config(sizes, dtype, given)
-    flat = {e.path: np.array(e.to_ours(arrays[e.name]), config.param_dtype, order="C") for e in _entries(config)}
-    return config, flax.traverse_util.unflatten_dict(flat, sep="/")
+    return config, to_tree(_entries(config), arrays, config.param_dtype)
 
 
 def transformer_to_reference(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -114,11 +95,7 @@ def transformer_to_reference(config: ModelConfig, params: Mapping[str, Any]) -> 
     Raises:
       CheckpointError: parameters are missing, unexpected or of another shape for this config (all named).
     """
-    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
-    arrays = {path: np.asarray(value) for path, value in flat.items()}
-    entries = list(_entries(config))
-    _check("the parameter tree", {path: a.shape for path, a in arrays.items()}, {e.path: e.shape for e in entries})
-    state = {e.name: np.ascontiguousarray(e.to_reference(arrays[e.path])) for e in entries}
+    state = to_state_dict(_entries(config), params, _WHAT)
     return state | {_OUTPUT: state[_EMBEDDING]}
 
 
@@ -137,8 +114,8 @@ def objective_from_reference(source: Source) -> ObjectiveConfig:
 
     Example:
       >>> objective_from_reference({"loss_coeff_base": 0.1, "loss_coeff_ablated": 0.9,
-      ...                           "reconstruction_loss_type": None, "reconstruction_coeff": 0.1})
-      ObjectiveConfig(clean=0.1, ablated=0.9, reconstruction=0.0, ce_chunk=0)
+      ...                           "reconstruction_loss_type": None, "reconstruction_coeff": 0.1}).ablated
+      0.9
     """
     settings = source if isinstance(source, Mapping) else read_arrays(source)[1]
     kind = settings.get("reconstruction_loss_type")
@@ -152,48 +129,34 @@ def objective_from_reference(source: Source) -> ObjectiveConfig:
     return ObjectiveConfig(clean=clean, ablated=ablated, reconstruction=sum(reconstruction, 0.0))
 
 
-def _entries(config: ModelConfig) -> Iterator[_Entry]:
+def _entries(config: ModelConfig) -> Iterator[Entry]:
     """Every array of the state dict but the second copy of the tied matrix, in the reference's order."""
     d, f, layers = config.d_model, config.mlp_width, config.n_layers
-    yield _same(_EMBEDDING, "embed/embedding", config.vocab_size, d)
-    yield _same(_POSITIONS, "pos_embed/embedding", config.context_length, d)
+    yield same(_EMBEDDING, "embed/embedding", config.vocab_size, d)
+    yield same(_POSITIONS, "pos_embed/embedding", config.context_length, d)
     for i in range(layers):
         yield from _block_entries(config, f"transformer.h.{i}", f"layer_{i}")
-    yield from _norm("transformer.ln_f", "ln_f", d)
+    yield from norm("transformer.ln_f", "ln_f", d)
     if config.ablation in ("global", "both"):
-        yield from _linear("attention_ablations_head", "attention_scores", d, layers * d)
-        yield from _linear("neuron_ablations_head", "neuron_scores", d, layers * f)
+        yield from linear("attention_ablations_head", "attention_scores", d, layers * d)
+        yield from linear("neuron_ablations_head", "neuron_scores", d, layers * f)
 
 
-def _block_entries(config: ModelConfig, name: str, path: str) -> Iterator[_Entry]:
+def _block_entries(config: ModelConfig, name: str, path: str) -> Iterator[Entry]:
     d, f, heads = config.d_model, config.mlp_width, (config.n_heads, config.head_width)
-    yield from _norm(f"{name}.ln_1", f"{path}/ln_1", d)
+    yield from norm(f"{name}.ln_1", f"{path}/ln_1", d)
     for short, long in (("q", "query"), ("k", "key"), ("v", "value")):
         reference = f"{name}.attn.attention.{short}_proj.weight"
-        yield _Entry(reference, f"{path}/attention/{long}/kernel", (d, d), (d, *heads))
+        yield Entry(reference, f"{path}/attention/{long}/kernel", (d, d), (d, *heads))
     out = f"{name}.attn.attention.out_proj"
-    yield _Entry(f"{out}.weight", f"{path}/attention/out/kernel", (d, d), (*heads, d))
-    yield _same(f"{out}.bias", f"{path}/attention/out/bias", d)
-    yield from _norm(f"{name}.ln_2", f"{path}/ln_2", d)
-    yield from _linear(f"{name}.mlp.c_fc", f"{path}/mlp/up", d, f)
-    yield from _linear(f"{name}.mlp.c_proj", f"{path}/mlp/down", f, d)
+    yield Entry(f"{out}.weight", f"{path}/attention/out/kernel", (d, d), (*heads, d))
+    yield same(f"{out}.bias", f"{path}/attention/out/bias", d)
+    yield from norm(f"{name}.ln_2", f"{path}/ln_2", d)
+    yield from linear(f"{name}.mlp.c_fc", f"{path}/mlp/up", d, f)
+    yield from linear(f"{name}.mlp.c_proj", f"{path}/mlp/down", f, d)
     if config.ablation in ("local", "both"):
-        yield from _linear(f"{name}.attention_ablation_head", f"{path}/attention_scores", d, d)
-        yield from _linear(f"{name}.neuron_ablation_head", f"{path}/neuron_scores", d, f)
-
-
-def _same(name: str, path: str, *shape: int) -> _Entry:
-    return _Entry(name, path, shape, shape)
-
-
-def _norm(name: str, path: str, width: int) -> Iterator[_Entry]:
-    yield _same(f"{name}.weight", f"{path}/scale", width)
-    yield _same(f"{name}.bias", f"{path}/bias", width)
-
-
-def _linear(name: str, path: str, inputs: int, outputs: int) -> Iterator[_Entry]:
-    yield _Entry(f"{name}.weight", f"{path}/kernel", (outputs, inputs), (inputs, outputs))
-    yield _same(f"{name}.bias", f"{path}/bias", outputs)
+        yield from linear(f"{name}.attention_ablation_head", f"{path}/attention_scores", d, d)
+        yield from linear(f"{name}.neuron_ablation_head", f"{path}/neuron_scores", d, f)
 
 
 def _tie(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -238,35 +201,12 @@ def _sizes(arrays: Mapping[str, np.ndarray], ablation: str) -> dict[str, int]:
         sizes["n_layers"] = n_layers
         config = ModelConfig(**sizes, n_heads=1, k_attention=1, k_neurons=1, ablation=ablation)
         expected = {entry.name: entry.reference_shape for entry in _entries(config)}
-    _check("the state dict", {name: array.shape for name, array in arrays.items()}, expected)
+    check_arrays("the state dict", _WHAT, {name: array.shape for name, array in arrays.items()}, expected)
     return sizes
-
-
-def _check(where: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...] | None]) -> None:
-    """One error that names everything missing, unexpected or misshapen; the shape None stands for any."""
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    misshapen = [
-        f"{name} is {shape}, expected {expected[name]}"
-        for name, shape in found.items()
-        if name in expected and shape != (expected[name] or shape)
-    ]
-    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
-    lines = [f"{kind}: {', '.join(names)}" for kind, names in problems if names]
-    if lines:
-        raise CheckpointError(f"{where} does not fit a self-ablating transformer; {'; '.join(lines)}")
 
 
 def _config(sizes: Mapping[str, int], dtype: str, given: Mapping[str, Any]) -> ModelConfig:
     """Sizes from the arrays, the rest from what was given; what contradicts them is an error."""
     needed = ("n_heads",) if given["ablation"] == "none" else ("n_heads", "k_attention", "k_neurons")
-    missing = [name for name in needed if name not in given]
-    if missing:
-        raise ConfigError(
-            f"{', '.join(missing)} cannot be read off the arrays; give "
-            f"{', '.join(f'{name}=...' for name in missing)} (d_model={sizes['d_model']}), or reference_config"
-        )
-    wrong = [f"{name}={given[name]}, in the arrays {n}" for name, n in sizes.items() if given.get(name, n) != n]
-    if wrong:
-        raise ConfigError(f"settings contradict the arrays: {'; '.join(wrong)}")
+    check_settings(sizes, given, needed)
     return from_dict(ModelConfig, {"param_dtype": dtype, "compute_dtype": dtype, **sizes, **given})
