@@ -21,7 +21,8 @@ import tyro
 from jaxablate.config import Config, MeshConfig, ModelConfig, TrainConfig
 from jaxablate.sharding import batch_sharding, make_mesh
 from jaxablate.training.flops import train_flops_per_token
-from jaxablate.training.program import Program, accumulation_steps, make_program
+from jaxablate.training.language import accumulation_steps
+from jaxablate.training.program import Program, make_program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def measure(options: Options) -> dict[str, float]:
     """One row of the table, as plain numbers: rates in 1/s, times in s, memory in bytes."""
     program, batch, parts = _prepare(options)
     rate_before = matmul_rate()
-    state = program.init()
+    state = program.init(0)
     start = time.perf_counter()
     step = program.step.lower(state, batch).compile()
     compiled = time.perf_counter() - start

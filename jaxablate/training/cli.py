@@ -11,10 +11,11 @@ from typing import Annotated
 
 import tyro
 
-from jaxablate.config import Config
+from jaxablate.config import ClassificationConfig, Config, RunConfig
 from jaxablate.errors import ConfigError, JaxablateError
 
-DESCRIPTION = """Trains a self-ablating transformer, or continues a run that was stopped or killed.
+DESCRIPTION = """Trains a self-ablating transformer or a SAFR text classifier, or continues a run that was stopped or
+killed.
 
 Any setting of the config file can be changed: --model.ablation global --model.k-neurons 4 --train.seed 1.
 Exit code 0: finished, or saved after SIGTERM or Ctrl-C (the same command continues). 2: an error told in one line."""
@@ -28,9 +29,18 @@ class Arguments:
     """Python file with get_config(), for example configs/tinystories.py."""
     workdir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Where checkpoints and metrics go; a directory that already holds this run is continued."""
+    seeds: tuple[int, ...] = ()
+    """Train once with each of these seeds, one after another, in DIR/seed-0, DIR/seed-1, ..."""
     distributed: bool = False
     """Several processes: call jax.distributed.initialize() first (SLURM, Open MPI, Kubernetes, Cloud TPU)."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassificationArguments(Arguments):
+    """The same where the config file is a text classifier's."""
+
+    settings: Annotated[ClassificationConfig, tyro.conf.arg(name="")] = ClassificationConfig()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,11 +53,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             _initialize_distributed()
         from jaxablate.training.loop import train
 
-        train(arguments.settings, arguments.workdir)
+        for settings, workdir in runs(arguments):
+            if train(settings, workdir).reason == "interrupted":
+                break
     except JaxablateError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def runs(arguments: Arguments) -> list[tuple[RunConfig, Path]]:
+    """The runs that the arguments ask for: one, or one a seed."""
+    settings, workdir = arguments.settings, arguments.workdir
+    if not arguments.seeds:
+        return [(settings, workdir)]
+    if len(set(arguments.seeds)) < len(arguments.seeds):
+        raise ConfigError(f"--seeds {' '.join(map(str, arguments.seeds))} has a seed twice; give each once")
+    seeded = [dataclasses.replace(settings, train=dataclasses.replace(settings.train, seed=s)) for s in arguments.seeds]
+    return [(config, workdir / f"seed-{config.train.seed}") for config in seeded]
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -60,13 +83,14 @@ def parse(argv: Sequence[str]) -> Arguments:
     path = _config_path(argv)
     settings = Config() if path is None else load_config(path)
     # tyro fills what a default gives; --config and --workdir stay required unless given.
-    default = Arguments(config=tyro.MISSING, workdir=tyro.MISSING, settings=settings)
+    kind = Arguments if isinstance(settings, Config) else ClassificationArguments
+    default = kind(config=tyro.MISSING, workdir=tyro.MISSING, settings=settings)
     options = (tyro.conf.FlagCreatePairsOff,)
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
             return tyro.cli(
-                Arguments, args=argv, default=default, prog="train.py", description=DESCRIPTION, config=options
+                kind, args=argv, default=default, prog="train.py", description=DESCRIPTION, config=options
             )
     except SystemExit as stop:
         if (refused := _config_error(stop)) is not None:
@@ -75,7 +99,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         raise
 
 
-def load_config(path: str | Path) -> Config:
+def load_config(path: str | Path) -> RunConfig:
     """What ``get_config()`` of a Python file returns.
 
     Raises:
@@ -95,8 +119,11 @@ def load_config(path: str | Path) -> Config:
         raise
     except Exception as error:  # whatever the user's file raises is told in one line
         raise ConfigError(f"--config {path} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(config, Config):
-        raise ConfigError(f"--config {path}: get_config() must return a jaxablate.config.Config, not {config!r:.80}")
+    if not isinstance(config, RunConfig):
+        raise ConfigError(
+            f"--config {path}: get_config() must return a jaxablate.config.Config or ClassificationConfig, not "
+            f"{config!r:.80}"
+        )
     return config
 
 
@@ -117,7 +144,7 @@ def _config_path(argv: Sequence[str]) -> str | None:
     return None
 
 
-def _set_precision(config: Config) -> None:
+def _set_precision(config: RunConfig) -> None:
     import jax
 
     if "float64" in (config.model.param_dtype, config.model.compute_dtype):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxablate.config import Config, to_dict
+from jaxablate.config import RunConfig, to_dict
 from jaxablate.errors import CheckpointError, ConfigError
 from jaxablate.training.workdir import METRICS, unwritable
 
@@ -28,7 +28,7 @@ class MetricsLog:
       ConfigError: W&B is asked for but not installed.
     """
 
-    def __init__(self, workdir: Path, config: Config, step: int):
+    def __init__(self, workdir: Path, config: RunConfig, step: int):
         self._path = workdir / METRICS
         try:
             self._wandb = _wandb(workdir, config) if config.train.wandb_project is not None else None
@@ -114,7 +114,7 @@ def _tensorboard(workdir: Path, step: int) -> Any:
     return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
 
-def _wandb(workdir: Path, config: Config) -> Any:
+def _wandb(workdir: Path, config: RunConfig) -> Any:
     try:
         import wandb
     except ImportError as error:

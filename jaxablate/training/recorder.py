@@ -4,23 +4,23 @@ from collections.abc import Mapping
 
 import jax
 
-from jaxablate.config import TrainConfig
 from jaxablate.errors import TrainingError
 from jaxablate.training.metrics import MetricsLog, nonfinite
 from jaxablate.training.progress import ProgressLine, Throughput
+from jaxablate.training.task import Pace
 
 
 class Recorder:
     """Brings metrics to the host, refuses what is not finite, and shows and writes what is due.
 
     Args:
-      settings: how often to log.
+      pace: how often to log.
       log: files; None in all processes but the first.
       line: screen.
     """
 
-    def __init__(self, settings: TrainConfig, log: MetricsLog | None, line: ProgressLine):
-        self._settings = settings
+    def __init__(self, pace: Pace, log: MetricsLog | None, line: ProgressLine):
+        self._pace = pace
         self._log = log
         self._line = line
         self._clock = Throughput()
@@ -46,7 +46,7 @@ class Recorder:
         if wrong := nonfinite(numbers):
             raise TrainingError(f"step {step} gave {wrong}")
         self._clock.count()
-        if step == 1 or step % self._settings.log_every == 0 or step == self._settings.steps:
+        if step == 1 or step % self._pace.log_every == 0 or step == self._pace.steps:
             speed = self._line.update(step, numbers, self._clock.rate())
             if self._log is not None:
                 self._log.write(step, "train", numbers | speed)

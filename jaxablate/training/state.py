@@ -59,19 +59,18 @@ def state_shardings(mesh: Mesh, abstract: TrainState, optimizer: optax.GradientT
     return TrainState(step=whole, params=params, opt_state=opt_state, key=whole)
 
 
-def init_state(
-    init_params: InitParams, optimizer: optax.GradientTransformation, seed: int, shardings: TrainState
-) -> TrainState:
-    """Fresh state, made where it will live: no device ever holds a whole copy of a sharded array.
+def make_initializer(
+    init_params: InitParams, optimizer: optax.GradientTransformation, shardings: TrainState
+) -> Callable[[int], TrainState]:
+    """Compiled function seed -> fresh state, made where it will live: no device ever holds a whole sharded array.
 
     Args:
       init_params: draws the parameters.
       optimizer: makes its own state from them.
-      seed: of the run.
       shardings: from `state_shardings`.
     """
-    make = jax.jit(lambda s: _fresh_state(init_params, optimizer, s), out_shardings=shardings)
-    return make(jnp.uint32(seed % 2**32))
+    make = jax.jit(lambda seed: _fresh_state(init_params, optimizer, seed), out_shardings=shardings)
+    return lambda seed: make(jnp.uint32(seed % 2**32))
 
 
 def _fresh_state(init_params: InitParams, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:

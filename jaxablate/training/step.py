@@ -58,18 +58,21 @@ def make_train_step(
     )
 
 
-def make_eval_step(loss_fn: LossFunction, mesh: Mesh, shardings: TrainState) -> Callable[[Any, Batch], Metrics]:
-    """Compiled ``evaluate(params, batch) -> metrics`` with ``tokens``, the number of targets they are means over.
+def make_eval_step(
+    loss_fn: LossFunction, mesh: Mesh, shardings: TrainState, counted: str = "mask"
+) -> Callable[[Any, Batch], Metrics]:
+    """Compiled ``evaluate(params, batch) -> metrics`` with ``count``, the number of things they are means over.
 
     Args:
       loss_fn: as for `make_train_step`; called with a fixed key.
       mesh: from `jaxablate.sharding.make_mesh`.
       shardings: of the state.
+      counted: name of the batch's array whose sum is that number.
     """
 
     def evaluate(params: Any, batch: Batch) -> Metrics:
         _, metrics = _gathered_loss(loss_fn, mesh, params, batch, jax.random.key(0))
-        return metrics | {"tokens": batch["mask"].sum()}
+        return metrics | {"count": batch[counted].sum()}
 
     in_shardings = (shardings.params, batch_sharding(mesh))
     return jax.jit(evaluate, in_shardings=in_shardings, out_shardings=replicated(mesh))

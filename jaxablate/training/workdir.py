@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxablate.config import Config, differences, from_dict, to_dict
+from jaxablate.config import RunConfig, differences, run_from_dict, to_dict
 from jaxablate.errors import CheckpointError, ConfigError
 from jaxablate.provenance import provenance
 
@@ -28,6 +28,7 @@ CHANGEABLE = (
     "model.remat",
     "objective.ce_chunk",
     "data.cache_dir",
+    "data.path",
     "data.train_path",
     "data.valid_path",
     "train.log_every",
@@ -41,7 +42,7 @@ CHANGEABLE = (
 at, not what is computed (the data itself is recognised by its hash, wherever it lies)."""
 
 
-def read_config(workdir: str | Path) -> Config:
+def read_config(workdir: str | Path) -> RunConfig:
     """Configuration that a run is stored with.
 
     Raises:
@@ -49,7 +50,7 @@ def read_config(workdir: str | Path) -> Config:
     """
     path = Path(workdir) / CONFIG
     try:
-        return from_dict(Config, json.loads(path.read_text()))
+        return run_from_dict(json.loads(path.read_text()))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; {workdir} is not the --workdir of a training run") from error
     except (OSError, ValueError) as error:
@@ -71,7 +72,7 @@ def read_run(workdir: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read ({error}); restore it, or choose another --workdir") from error
 
 
-def check_workdir(workdir: str | Path, config: Config) -> None:
+def check_workdir(workdir: str | Path, config: RunConfig) -> None:
     """Refuses a directory that is another run's or that cannot be written; leaves nothing behind.
 
     Raises:
@@ -120,7 +121,7 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
         yield
 
 
-def record_run(workdir: Path, config: Config, mesh: Mesh, facts: dict[str, Any], step: int) -> None:
+def record_run(workdir: Path, config: RunConfig, mesh: Mesh, facts: dict[str, Any], step: int) -> None:
     """Writes ``config.json`` and ``run.json``; a continued run keeps its first record and adds to ``resumed``.
 
     Args:
@@ -182,7 +183,7 @@ def _conditions(mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def require_x64(config: Config) -> None:
+def require_x64(config: RunConfig) -> None:
     """Refuses float64 where JAX would quietly compute in float32.
 
     Raises:

@@ -1,0 +1,19 @@
+"""SAFR on the Stanford Sentiment Treebank (REFERENCE: the second paper's shape), three seeds of one lambda setting.
+
+    python train.py --config configs/sst2.py --workdir runs/sst2-l11 --seeds 0 1 2
+    python train.py --config configs/sst2.py --workdir runs/sst2-l00 --seeds 0 1 2 --objective.importance 0 \
+        --objective.interaction 0
+
+It reads the PTB trees from data/trees, downloaded where a network allows, or from --data.path. As in the released code,
+with padding inside the pooled mean and both regularisers: --model.padding paper. The README states times and figures.
+"""
+
+from jaxablate.config import ClassificationConfig, ClassifierConfig, SentimentDataConfig
+
+
+def get_config() -> ClassificationConfig:
+    """One layer of width 256, VMASK, words that occur twice, both lambdas 1, batches of like length."""
+    return ClassificationConfig(
+        model=ClassifierConfig(max_length=128),
+        data=SentimentDataConfig(source="sst2"),
+    )

@@ -1,0 +1,109 @@
+"""Text classifiers as a `Task`: labelled texts in epochs, SAFR's loss, ranked by accuracy on the development split."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxablate.config import ClassificationConfig
+from jaxablate.data.progress import progress_report
+from jaxablate.data.sentiment.batches import evaluation_batches, training_batches
+from jaxablate.data.sentiment.prepare import EncodedTexts, SentimentData, prepare_sentiment
+from jaxablate.errors import ConfigError
+from jaxablate.models.classifier import SafrClassifier
+from jaxablate.objectives import classification_loss
+from jaxablate.training.step import Batch, LossFunction, Metrics
+from jaxablate.training.task import Learner, Pace, Task
+
+
+def classification_task(config: ClassificationConfig) -> Task:
+    """A text classifier's run.
+
+    Raises:
+      DataError: the data is missing, malformed or damaged.
+      ConfigError: the model's vocabulary is smaller than the data's.
+    """
+    with progress_report() as report:
+        data = prepare_sentiment(config.data, report=report)
+    if 0 < config.model.vocab_size < data.vocabulary.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={config.model.vocab_size} is below the {data.vocabulary.vocab_size} tokens of the data's"
+            " vocabulary; set it to 0 to take that, or raise data.min_count"
+        )
+    train, shape = config.train, batch_shape(config, data.vocabulary.pad_id) | _process()
+    per_epoch = -(-len(data.splits["train"]) // train.batch_size)
+    return Task(
+        config=dataclasses.replace(config, model=resolved_model(config, data.vocabulary.vocab_size)),
+        pace=Pace(steps=train.epochs * per_epoch, log_every=train.log_every, eval_every=per_epoch,
+                  checkpoint_every=per_epoch, patience=train.patience),
+        tokenizer=data.vocabulary,
+        facts=_facts(data),
+        train_batches=lambda: training_batches(data.splits["train"], seed=train.seed, **shape),
+        valid_batches=lambda: _without_index(evaluation_batches(data.splits["dev"], **shape)),
+        valid_loss=lambda metrics: 1 - metrics["accuracy"],
+        about=_about(config, data),
+        unit="texts",
+        units_per_step=train.batch_size,
+    )
+
+
+def resolved_model(config: ClassificationConfig, vocab_size: int) -> Any:
+    """The model's settings with the vocabulary's size in them."""
+    return dataclasses.replace(config.model, vocab_size=config.model.vocab_size or vocab_size)
+
+
+def batch_shape(config: ClassificationConfig, pad_id: int) -> dict[str, int]:
+    """How this run's texts become batches; the released code pads all of them to the full length."""
+    multiple = 0 if config.model.padding == "paper" else config.train.bucket_multiple
+    return {"batch_size": config.train.batch_size, "max_length": config.model.max_length, "bucket_multiple": multiple,
+            "pad_id": pad_id}
+
+
+def classification_learner(config: ClassificationConfig) -> Learner:
+    """The SAFR classifier with its loss; the config's vocabulary size is resolved."""
+    model = SafrClassifier(config.model)
+    tokens = jnp.zeros((1, min(8, config.model.max_length)), jnp.int32)
+    return Learner(
+        init_params=lambda key: model.init(key, tokens, jnp.ones(tokens.shape))["params"],
+        train_loss=_loss(model, config, train=True),
+        eval_loss=_loss(model, config, train=False),
+        counted="weight",
+    )
+
+
+def _loss(model: SafrClassifier, config: ClassificationConfig, train: bool) -> LossFunction:
+    def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        dropout, vmask = jax.random.split(key)
+        rngs = {"dropout": dropout, "vmask": vmask} if train else None
+        return classification_loss(model, params, batch, config.objective, train=train, rngs=rngs)
+
+    return loss
+
+
+def _without_index(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    return ({name: rows for name, rows in batch.items() if name != "index"} for batch in batches)
+
+
+def _process() -> dict[str, int]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def _facts(data: SentimentData) -> dict[str, Any]:
+    splits: dict[str, EncodedTexts] = dict(data.splits)
+    return {
+        "data_hash": {name: split.data_hash for name, split in splits.items()},
+        "texts": {name: len(split) for name, split in splits.items()},
+        "tokenizer": {"name": data.vocabulary.name, "fingerprint": data.vocabulary.fingerprint()},
+    }
+
+
+def _about(config: ClassificationConfig, data: SentimentData) -> str:
+    model, objective = config.model, config.objective
+    gates = f", k={model.k_attention}/{model.k_neurons}" if model.gated else ""
+    lambdas = f"lambdas {objective.importance:g}/{objective.interaction:g}, padding {model.padding}{gates}"
+    return f"{config.data.source} with {len(data.splits['train']):,} training texts, {data.vocabulary.name}, {lambdas}"
+
+
