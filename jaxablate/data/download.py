@@ -1,4 +1,4 @@
-"""Fetch the public TinyStories text files: over https, whole or not at all."""
+"""Fetch public data, such as the TinyStories text files: over https, whole or not at all."""
 
 import contextlib
 import http.client
@@ -43,12 +43,30 @@ def download_tinystories(
       DataError: no network, an answer that is not the whole file, or the folder cannot be written.
     """
     path = tinystories_path(cache_dir, split)
+    address = f"{url or TINYSTORIES_URL}/{path.name}"
+    return fetch(address, path, report=report, instead="give the path of a story file")
+
+
+def fetch(address: str, path: Path, *, instead: str, report: Report = silent) -> Path:
+    """Download one file, unless it is there.
+
+    Args:
+      address: where it is.
+      path: where it belongs; its folder is made if absent.
+      instead: what the user can do who has no network.
+      report: progress in bytes.
+
+    Returns:
+      The path.
+
+    Raises:
+      DataError: no network, an answer that is not the whole file, or the folder cannot be written.
+    """
     if path.exists():
         return path
     with sole_builder(path, report):
         if not path.exists():
-            address = f"{url or TINYSTORIES_URL}/{path.name}"
-            with _network_errors(path, address), _open(address) as response, atomic_write(path) as file:
+            with _network_errors(path, address, instead), _open(address) as response, atomic_write(path) as file:
                 _copy(response, file, path, report)
     return path
 
@@ -69,12 +87,12 @@ def _open(address: str) -> http.client.HTTPResponse:
 
 
 @contextlib.contextmanager
-def _network_errors(path: Path, address: str) -> Iterator[None]:
+def _network_errors(path: Path, address: str, instead: str) -> Iterator[None]:
     try:
         yield
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
         raise DataError(
             f"{path.name} is not at {path} and cannot be downloaded ({reason}); on a machine with a network fetch "
-            f"{address}, then put it at {path}, or give the path of a story file"
+            f"{address}, then put it at {path}, or {instead}"
         ) from error

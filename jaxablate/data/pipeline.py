@@ -13,7 +13,7 @@ state, whose format is Grain's to change; what was read ahead but not taken does
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,16 @@ def window_offsets(seed: int, step: int, n_rows: int, n_windows: int) -> np.ndar
 
 
 class TrainBatches(Iterator[Batch]):
-    """Endless iterator over training batches, with a cursor. Made by `train_batches`."""
+    """Endless iterator over training batches, with a cursor. Made by `step_batches`.
 
-    def __init__(self, dataset: Any, identity: dict[str, Any], step: int, prefetch: int):
+    Attributes:
+      steps_per_epoch: after how many steps every text was seen once; None where the data has no epochs.
+    """
+
+    def __init__(
+        self, dataset: Any, identity: dict[str, Any], step: int, prefetch: int, steps_per_epoch: int | None = None
+    ):
+        self.steps_per_epoch = steps_per_epoch
         self._dataset = dataset
         self._identity = identity
         self._prefetch = prefetch
@@ -68,7 +75,7 @@ class TrainBatches(Iterator[Batch]):
         """The cursor: JSON-able, and the same whatever was read ahead.
 
         Returns:
-          ``step`` (of the next batch), ``seed`` and ``data_hash``.
+          ``step`` (of the next batch) and what decides the order: ``seed``, ``data_hash`` ...
         """
         return self._identity | {"step": self._step}
 
@@ -97,6 +104,32 @@ class TrainBatches(Iterator[Batch]):
         options = grain.ReadOptions(num_threads=min(1, self._prefetch), prefetch_buffer_size=self._prefetch)
         self._step = step
         self._iterator = iter(self._dataset[step:].to_iter_dataset(options))
+
+
+def step_batches(
+    make_batch: Callable[[int], Batch],
+    identity: dict[str, Any],
+    *,
+    start_step: int = 0,
+    prefetch: int = 4,
+    steps_per_epoch: int | None = None,
+) -> TrainBatches:
+    """The batches of steps start_step, start_step + 1, ... , read ahead by a background thread.
+
+    Args:
+      make_batch: step -> its batch; nothing else may decide it.
+      identity: JSON-able values of all that decides the order, ``seed`` and ``data_hash`` at least. They are part of
+        the cursor, and a cursor with others is refused.
+      start_step: step of the first batch.
+      prefetch: batches read ahead; 0 reads in the caller's thread.
+      steps_per_epoch: becomes the iterator's attribute.
+    """
+    import grain
+
+    if start_step < 0 or prefetch < 0:
+        raise ConfigError(f"start_step={start_step} and prefetch={prefetch} must not be negative")
+    dataset = grain.MapDataset.range(sys.maxsize).map(make_batch)
+    return TrainBatches(dataset, identity, start_step, prefetch, steps_per_epoch)
 
 
 def train_batches(
@@ -133,13 +166,10 @@ def train_batches(
       ConfigError: process_count does not divide batch_size, or a number is out of range.
       DataError: the file is shorter than one window.
     """
-    import grain
-
-    first_row, n_rows = _local_rows(batch_size, process_index, process_count)
+    first_row, n_rows = local_rows(batch_size, process_index, process_count)
     windows = _Windows.of(token_file, sequence_length, seed, first_row, n_rows)
-    dataset = grain.MapDataset.range(sys.maxsize).map(windows)
     identity = {"seed": seed, "data_hash": token_file.data_hash}
-    return TrainBatches(dataset, identity, start_step, prefetch)
+    return step_batches(windows, identity, start_step=start_step, prefetch=prefetch)
 
 
 def validation_batches(
@@ -169,7 +199,7 @@ def validation_batches(
       ConfigError: process_count does not divide batch_size, or a number is out of range.
       DataError: the file has fewer than two tokens.
     """
-    first_row, n_rows = _local_rows(batch_size, process_index, process_count)
+    first_row, n_rows = local_rows(batch_size, process_index, process_count)
     n_batches = validation_batch_count(token_file, batch_size=batch_size, sequence_length=sequence_length)
     if max_batches is not None:
         n_batches = min(n_batches, max_batches)
@@ -235,8 +265,14 @@ def _consecutive(tokens: np.ndarray, start: int, n_rows: int, sequence_length: i
     }
 
 
-def _local_rows(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
-    """First row and number of rows of one process."""
+def local_rows(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
+    """First row and number of rows of one process.
+
+    Process p of P has rows p * b to (p + 1) * b - 1, where b = batch_size / P.
+
+    Raises:
+      ConfigError: process_count does not divide batch_size, or a number is out of range.
+    """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise ConfigError(f"batch_size={batch_size} must be a positive multiple of the {process_count} processes")
     if not 0 <= process_index < process_count:

@@ -196,7 +196,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
       DataError: the folder has no tokenizer, it is damaged, or it is not the one that was saved.
     """
     folder = Path(folder)
-    meta = _read_meta(folder)
+    meta = read_meta(folder)
     tokenizer = _load_kind(folder, meta)
     if tokenizer.fingerprint() != meta["fingerprint"]:
         raise DataError(
@@ -242,7 +242,12 @@ def _load_kind(folder: Path, meta: dict[str, Any]) -> Tokenizer:
     raise DataError(f"{folder / META_FILE} has kind {meta['kind']!r}; this version knows gpt2, bpe and corpus")
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
+    """``kind``, ``name`` and ``fingerprint`` of a saved tokenizer.
+
+    Raises:
+      DataError: the folder has none, or it is damaged.
+    """
     path = folder / META_FILE
     text = _read_text(path)
     try:
