@@ -19,7 +19,7 @@ from jaxablate.reports import results as files
 from jaxablate.reports import table
 from jaxablate.reports.axes import Scale, linear_ticks
 from jaxablate.reports.compare import Run, compare, student_interval
-from jaxablate.reports.html import page, read_history, training_curve
+from jaxablate.reports.html import page, read_history, training_curves
 from jaxablate.reports.panels import (
     Bar,
     Bars,
@@ -269,13 +269,13 @@ def test_history_passes_over_a_cut_line_and_keeps_the_last_of_a_step(tmp_path):
              for s, v in ((1, 5.0), (2, 4.0), (2, 3.0))]
     lines.append({"step": 2, "split": "valid", "loss_clean": 4.5})
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "spl')
-    curve = training_curve(read_history(path))
+    (curve,) = training_curves(read_history(path))
     assert {s.label: s.y for s in curve.series} == {"training, clean": (5.0, 3.0), "validation, clean": (4.5,)}
-    assert training_curve([]) is None
+    assert training_curves([]) == ()
 
 
 def test_long_histories_are_thinned_by_averaging():
-    curve = training_curve([{"step": i, "split": "train", "loss_clean": float(i % 2)} for i in range(10_000)])
+    (curve,) = training_curves([{"step": i, "split": "train", "loss_clean": float(i % 2)} for i in range(10_000)])
     (series,) = curve.series
     assert len(series.x) <= 300 and series.y[0] == pytest.approx(0.5)
 

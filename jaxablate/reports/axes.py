@@ -1,4 +1,4 @@
-"""Scales of drawn axes: positions, round ticks and their labels."""
+"""Scales of drawn axes: positions, round ticks and labels."""
 
 import dataclasses
 import math
@@ -69,6 +69,16 @@ def tick_label(value: float) -> str:
     lead = value / 10.0**power
     digits = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"10{digits}" if abs(lead - 1) < 1e-9 else f"{lead:g}·10{digits}"
+
+
+def short(label: str, most: int = 18) -> str:
+    """A label on one line and not too long; white space alone becomes a visible sign.
+
+    >>> short(" incomprehensibilities "), short("a b"), short("\\n")
+    ('incomprehensibili…', 'a b', '␣')
+    """
+    line = " ".join(label.split()) or "␣"
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def bounds(values: Sequence[float], log: bool = False, room: float = 0.05) -> tuple[float, float]:

@@ -2,21 +2,29 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from jaxablate.reports import svg
+from jaxablate.reports import svg, token_pictures
 from jaxablate.reports.compare import flatten
-from jaxablate.reports.panels import Bars, Curves, HistogramGrid, Panel, Series
+from jaxablate.reports.panels import Bars, Beside, Curves, Heatmap, HistogramGrid, Network, Panel, Series
 from jaxablate.reports.results import Results, write_text
 from jaxablate.reports.table import ARROWS, interval, number, prose
 
 FILE_NAME = "report.html"
 LOSSES = (("loss_clean", "clean"), ("loss_ablated", "ablated"))
+ACCURACIES = (("accuracy", ""), ("accuracy_ablated", "ablated"))
+TERMS = (("loss", "loss"), ("cross_entropy", "cross-entropy"), ("importance", "importance"),
+         ("interaction", "interaction"), ("information", "information"))
+"""Pairs (key in the log, name in the legend) of each picture of a training run."""
+_DRAWINGS: dict[type, Callable[[Any], str]] = {
+    HistogramGrid: svg.histograms, Bars: svg.bars, Curves: svg.curves, Heatmap: token_pictures.heatmap,
+    Network: token_pictures.network, Beside: token_pictures.beside,
+}
 MOST_POINTS = 300
 """Points of a training curve; longer logs are averaged over equal stretches."""
 
@@ -48,37 +56,44 @@ def page(results: Results, history: Sequence[Mapping[str, Any]], name: str) -> s
       history: lines of the training log, see `read_history`; may be empty.
       name: of the run, for the title.
     """
+    return template("report.html").render(
+        name=name, results=results, summary=summary(results), curves=training_curves(history), tiles=_tiles(results),
+        settings=flatten(results.config), shared=_shared_provenance(results),
+    )
+
+
+def template(name: str) -> jinja2.Template:
+    """A page of this room, with the filters and globals that all of them use."""
     loader = jinja2.PackageLoader("jaxablate.reports", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": number, "draw": draw, "prose": prose}
     environment.globals |= {"interval": interval, "arrows": ARROWS}
-    curve = training_curve(history)
-    return environment.get_template("report.html").render(
-        name=name, results=results, summary=summary(results), curve=curve, tiles=_tiles(results),
-        settings=flatten(results.config), shared=_shared_provenance(results),
-    )
+    return environment.get_template(name)
 
 
 def draw(panel: Panel) -> str:
     """SVG of a panel that is a picture; empty for tables and texts, which the template sets itself."""
-    drawn = ""
-    if isinstance(panel, HistogramGrid):
-        drawn = svg.histograms(panel)
-    elif isinstance(panel, Bars):
-        drawn = svg.bars(panel)
-    elif isinstance(panel, Curves):
-        drawn = svg.curves(panel)
-    return Markup(drawn)
+    drawing = _DRAWINGS.get(type(panel))
+    return Markup(drawing(panel) if drawing else "")
 
 
 def summary(results: Results) -> str:
     """The model in one line."""
     m = results.config["model"]
-    k = f"k {_one(m['k_attention'])} attention / {_one(m['k_neurons'])} neurons"
-    gates = "no ablation" if m["ablation"] == "none" else f"{m['ablation']} ablation, {m['gate']} gates, {k}"
-    shape = f"{m['n_layers']} layers, width {m['d_model']}, {m['n_heads']} heads"
-    return f"{shape}, {results.parameters:,} parameters, {gates}"
+    shape = (f"{m['n_layers']} layer{'s' if m['n_layers'] > 1 else ''}, width {m['d_model']}, {m['n_heads']} heads, "
+             f"{results.parameters:,} parameters")
+    gates = "no ablation"
+    if m["ablation"] != "none":
+        k = f"k {_one(m['k_attention'])} attention / {_one(m['k_neurons'])} neurons"
+        gates = f"{m['ablation']} ablation, {m['gate']} gates, {k}"
+    if results.config.get("task") != "classification":
+        return f"{shape}, {gates}"
+    weights = results.config["objective"]
+    parts = [shape, "VMASK" if m["vmask"] else "no VMASK",
+             f"λ importance {weights['importance']:g}, λ interaction {weights['interaction']:g}",
+             "padding as in the paper" if m["padding"] == "paper" else "padding masked"]
+    return ", ".join(parts if m["ablation"] == "none" else [*parts, gates])
 
 
 def _one(k: int | Sequence[int]) -> str:
@@ -112,23 +127,33 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return out
 
 
-def training_curve(history: Sequence[Mapping[str, Any]]) -> Curves | None:
-    """Losses over steps by split and stream; None where the log has none.
+def training_curves(history: Sequence[Mapping[str, Any]]) -> tuple[Curves, ...]:
+    """What the log of a run shows: losses of a language model; accuracy and the loss with its terms of a classifier.
 
     A step that was trained twice (a run resumed from an older checkpoint) counts with its last value.
     """
+    language = _curves(history, LOSSES, ("training", "validation"), title="Training", y_label="loss", log_y=True,
+                       caption="Cross-entropy in nats per token, on a logarithmic scale.")
+    accuracy = _curves(history, ACCURACIES, ("training batches", "development"), title="Accuracy", y_label="accuracy",
+                       caption="Share of texts classified rightly; the checkpoint with the best on the development "
+                               "split is the one that is kept.")
+    terms = _curves(history, TERMS, ("training", "development"), title="Loss and its terms", y_label="nats",
+                    caption="The loss that is minimised, and its terms before their coefficients.")
+    return tuple(curve for curve in (language, accuracy, terms) if curve is not None)
+
+
+def _curves(history: Sequence[Mapping[str, Any]], keys: Sequence[tuple[str, str]], splits: tuple[str, str],
+            **looks: Any) -> Curves | None:
+    """Named numbers of the log over steps, by split; None where it has none of them."""
     series = []
-    for split, prefix in (("train", "training"), ("valid", "validation")):
-        for key, stream in LOSSES:
+    for split, prefix in zip(("train", "valid"), splits, strict=True):
+        for key, name in keys:
             points = {e["step"]: e[key] for e in history
                       if e.get("split") == split and isinstance(e.get(key), int | float)}
             if points:
                 x, y = _thinned(sorted(points.items()))
-                series.append(Series(label=f"{prefix}, {stream}", x=x, y=y))
-    if not series:
-        return None
-    return Curves(title="Training", caption="Cross-entropy in nats per token, on a logarithmic scale.", x_label="step",
-                  y_label="loss", series=tuple(series), log_y=True)
+                series.append(Series(label=f"{prefix}, {name}" if name else prefix, x=x, y=y))
+    return Curves(x_label="step", series=tuple(series), **looks) if series else None
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,7 +1,8 @@
-"""What a suite shows beyond its headline figures: histograms, bars, curves, tables and texts, as plain data.
+"""What a suite shows beyond its headline figures: charts, tables, texts and pictures of a text's tokens, as plain data.
 
-A panel says *what* is to be seen; ``jaxablate.reports.svg`` and the page template decide how it looks. Panels are
-stored in ``results.json``, so a report can be drawn again without the model.
+A panel says *what* is to be seen. How it looks is decided elsewhere: on the page by ``svg``, ``token_pictures`` and
+the template, in print by ``figures``. Panels are stored in ``results.json``, so a report can be drawn again without
+the model.
 """
 
 import dataclasses
@@ -115,11 +116,99 @@ class Passages:
     kind: str = "passages"
 
 
-Panel = HistogramGrid | Bars | Curves | Grid | Passages
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heatmap:
+    """Numbers by row and column as shades of one hue, from 0 (or the least, if negative) to the greatest."""
 
-_PANELS = {cls.kind: cls for cls in (HistogramGrid, Bars, Curves, Grid, Passages)}
-_PARTS = {HistogramGrid: ("histograms", Histogram), Bars: ("bars", Bar), Curves: ("series", Series),
-          Passages: ("passages", Passage)}
+    title: str
+    caption: str
+    rows: tuple[str, ...]
+    """Labels from top to bottom, for example the tokens of a text in reading order."""
+    values: tuple[tuple[float, ...], ...]
+    """A row of numbers for each label, all equally long."""
+    x_label: str
+    value_label: str
+    """What a shade stands for."""
+    columns: tuple[str, ...] = ()
+    """Labels of the columns, written where there is room and shown on hovering; none for their numbers."""
+    bars: tuple[float, ...] = ()
+    """One number in [0, 1] for each row, drawn as a bar at its right end; none for no bars."""
+    bar_label: str = ""
+    kind: str = "heatmap"
+
+    def __post_init__(self):
+        widths = {len(row) for row in self.values}
+        fits = len(self.values) == len(self.rows) and len(widths) <= 1
+        if not fits or len(self.bars) not in (0, len(self.rows)) or {len(self.columns)} - widths - {0}:
+            raise ValueError(f"heat map {self.title!r}: {len(self.rows)} rows, {len(self.columns)} column labels and "
+                             f"{len(self.bars)} bars do not fit {len(self.values)} rows of {sorted(widths)} values")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Node:
+    """One node of a network."""
+
+    label: str
+    size: float
+    """In [0, 1]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edge:
+    """A tie between two nodes, by their places; it has no direction."""
+
+    first: int
+    second: int
+    weight: float
+    """Positive."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """Nodes in an order that matters (the tokens of a text), drawn on a line with an arc for each edge."""
+
+    title: str
+    caption: str
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    size_label: str
+    weight_label: str
+    kind: str = "network"
+
+    def __post_init__(self):
+        for e in self.edges:
+            if not 0 <= min(e.first, e.second) < max(e.first, e.second) < len(self.nodes):
+                raise ValueError(f"network {self.title!r}: no edge can join {e.first} and {e.second} of "
+                                 f"{len(self.nodes)} nodes")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Heat maps or networks side by side, with one scale."""
+
+    title: str
+    caption: str
+    labels: tuple[str, ...]
+    """What stands over each."""
+    panels: tuple[Heatmap, ...] | tuple[Network, ...]
+    """Two or more of one kind."""
+    kind: str = "beside"
+
+    def __post_init__(self):
+        kinds = {panel.kind for panel in self.panels}
+        if len(self.panels) < 2 or len(self.panels) != len(self.labels) or kinds not in ({"heatmap"}, {"network"}):
+            raise ValueError(f"panels beside each other, {self.title!r}: give two or more heat maps or networks and a "
+                             f"label for each, not {len(self.panels)} of {sorted(kinds)} and {len(self.labels)} labels")
+
+
+Panel = HistogramGrid | Bars | Curves | Grid | Passages | Heatmap | Network | Beside
+
+_PANELS = {cls.kind: cls for cls in (HistogramGrid, Bars, Curves, Grid, Passages, Heatmap, Network, Beside)}
+_PARTS: dict[type, dict[str, Any]] = {
+    HistogramGrid: {"histograms": Histogram}, Bars: {"bars": Bar}, Curves: {"series": Series},
+    Passages: {"passages": Passage}, Network: {"nodes": Node, "edges": Edge},
+}
+"""Fields of a panel that hold dataclasses of their own."""
 
 
 def panel_from_dict(values: Mapping[str, Any]) -> Panel:
@@ -130,10 +219,10 @@ def panel_from_dict(values: Mapping[str, Any]) -> Panel:
     """
     cls = _PANELS[values["kind"]]
     fields = {name: _tuples(value) for name, value in values.items()}
-    if cls in _PARTS:
-        name, part = _PARTS[cls]
-        parts = (part(**{k: _tuples(v) for k, v in p.items()}) for p in values[name])
-        fields[name] = tuple(parts)
+    for name, part in _PARTS.get(cls, {}).items():
+        fields[name] = tuple(part(**{k: _tuples(v) for k, v in p.items()}) for p in values[name])
+    if cls is Beside:
+        fields["panels"] = tuple(panel_from_dict(p) for p in values["panels"])
     return cls(**fields)
 
 

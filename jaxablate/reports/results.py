@@ -155,17 +155,21 @@ def write(workdir: str | os.PathLike[str], results: Results) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file's text atomically: a temporary file beside it, flushed to disk, then renamed.
+    """`write_bytes` of text as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file's content atomically: a temporary file beside it, flushed to disk, then renamed.
 
     Raises:
       CheckpointError: the folder is missing, not writable or full; nothing is left behind.
     """
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.",
-                                         delete=False) as f:
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
             temporary = f.name
-            f.write(text)
+            f.write(content)
             f.flush()
             os.fsync(f.fileno())
         os.chmod(temporary, 0o666 & ~_umask())

@@ -20,8 +20,8 @@ def curves(panel: Curves, width: int = 900, height: int = 300) -> str:
     x = Scale(*bounds(xs, panel.log_x, 0.0), left, width - right, panel.log_x)
     y = Scale(*bounds(ys, panel.log_y), height - bottom, top, panel.log_y)
     parts = [*_grid_y(y, left, width - right), *_ticks_x(x, height - bottom)]
-    parts += [_text((left + width - right) / 2, height - 6, panel.x_label, "axis", "middle"),
-              _text(14, (top + height - bottom) / 2, panel.y_label, "axis", "middle", rotate=-90)]
+    parts += [text((left + width - right) / 2, height - 6, panel.x_label, "axis", "middle"),
+              text(14, (top + height - bottom) / 2, panel.y_label, "axis", "middle", rotate=-90)]
     ends = _spread([y(s.y[-1]) if s.y else 0.0 for s in panel.series], 14, top, height - bottom)
     for i, (series, end) in enumerate(zip(panel.series, ends, strict=True)):
         points = [(x(a), y(b)) for a, b in zip(series.x, series.y, strict=True) if math.isfinite(b)]
@@ -29,8 +29,8 @@ def curves(panel: Curves, width: int = 900, height: int = 300) -> str:
         parts.append(f'<polyline class="line c{i % COLOURS}" points="{path}"/>')
         if len(points) <= 40:
             parts += [f'<circle class="dot c{i % COLOURS}" cx="{a:g}" cy="{b:g}" r="2.5"/>' for a, b in points]
-        parts.append(_text(width - right + 8, end + 4, series.label, f"name c{i % COLOURS}", "start"))
-    return _svg(width, height, panel.title, parts)
+        parts.append(text(width - right + 8, end + 4, series.label, f"name c{i % COLOURS}", "start"))
+    return picture(width, height, panel.title, parts)
 
 
 def bars(panel: Bars, width: int = 900) -> str:
@@ -45,18 +45,18 @@ def bars(panel: Bars, width: int = 900) -> str:
     for i, bar in enumerate(panel.bars):
         y = top + row * i
         start, end = sorted((x(0.0), x(bar.value)))
-        parts.append(_text(label_width - 10, y + 18, bar.label, "label", "end"))
+        parts.append(text(label_width - 10, y + 18, bar.label, "label", "end"))
         parts.append(_bar(start, end, y + 5, y + 23, "bar c0", f"{bar.label}: {bar.value:g}"))
         reach = end
         if bar.low is not None and bar.high is not None:
             parts.append(_whisker(x(bar.low), x(bar.high), y + 14))
             reach = max(end, x(bar.high))
-        parts.append(_text(reach + 8, y + 18, number(bar.value, bar.low, bar.high), "value", "start"))
+        parts.append(text(reach + 8, y + 18, number(bar.value, bar.low, bar.high), "value", "start"))
     if panel.mark is not None:
         at = x(panel.mark)
         parts += [f'<line class="mark" x1="{at}" x2="{at}" y1="{top - 4}" y2="{height - 18}"/>',
-                  _text(at, height - 5, panel.mark_label, "tick", "middle")]
-    return _svg(width, height, panel.title, parts)
+                  text(at, height - 5, panel.mark_label, "tick", "middle")]
+    return picture(width, height, panel.title, parts)
 
 
 def histograms(panel: HistogramGrid, columns: int = 4, cell: tuple[int, int] = (228, 164)) -> str:
@@ -72,8 +72,8 @@ def histograms(panel: HistogramGrid, columns: int = 4, cell: tuple[int, int] = (
         at = (i % columns) * cell[0], (i // columns) * cell[1]
         inner = _histogram(histogram, span, most, panel.log_x, cell)
         parts.append(f'<g transform="translate({at[0]},{at[1]})">{"".join(inner)}</g>')
-    parts.append(_text(width / 2, height - 3, panel.x_label, "axis", "middle"))
-    return _svg(width, height, panel.title, parts)
+    parts.append(text(width / 2, height - 3, panel.x_label, "axis", "middle"))
+    return picture(width, height, panel.title, parts)
 
 
 def _tallest(panel: HistogramGrid) -> float:
@@ -88,13 +88,13 @@ def _histogram(h: Histogram, span: tuple[float, float], most: float, log: bool, 
     base = height - bottom
     first = left + (30 if h.apart is not None else 0)
     x, y = Scale(*span, first, width - right, log), Scale(0, most, base, top)
-    parts = [_text(left, 14, h.title, "cell-title", "start"), _text(left, 27, h.note, "cell-note", "start")]
+    parts = [text(left, 14, h.title, "cell-title", "start"), text(left, 27, h.note, "cell-note", "start")]
     parts += _grid_y(y, left, width - right, about=3)
     if h.apart is not None:
         tip = y(min(h.apart, most))
         parts += [_bar(left + 3, left + 19, tip, base, "apart", f"{h.apart_label}: {h.apart}"),
-                  _text(left + 11, tip - 3, str(h.apart), "tick", "middle"),
-                  _text(left + 11, base + 14, h.apart_label, "tick", "middle")]
+                  text(left + 11, tip - 3, str(h.apart), "tick", "middle"),
+                  text(left + 11, base + 14, h.apart_label, "tick", "middle")]
     for count, low, high in zip(h.counts, h.edges, h.edges[1:], strict=False):
         if count:
             what = f"{tick_label(low)} to {tick_label(high)}: {count}"
@@ -115,12 +115,12 @@ def _whisker(start: float, end: float, y: float) -> str:
 
 def _grid_y(y: Scale, start: float, end: float, about: int = 5) -> list[str]:
     lines = [f'<line class="grid" x1="{start}" x2="{end}" y1="{y(t)}" y2="{y(t)}"/>' for t in y.ticks(about)]
-    return lines + [_text(start - 6, y(t) + 3.5, tick_label(t), "tick", "end") for t in y.ticks(about)]
+    return lines + [text(start - 6, y(t) + 3.5, tick_label(t), "tick", "end") for t in y.ticks(about)]
 
 
 def _ticks_x(x: Scale, base: float, about: int = 6) -> list[str]:
     lines = [f'<line class="base" x1="{x.start}" x2="{x.end}" y1="{base}" y2="{base}"/>']
-    return lines + [_text(x(t), base + 14, tick_label(t), "tick", "middle") for t in x.ticks(about)]
+    return lines + [text(x(t), base + 14, tick_label(t), "tick", "middle") for t in x.ticks(about)]
 
 
 def _spread(positions: list[float], apart: float, low: float, high: float) -> list[float]:
@@ -133,11 +133,13 @@ def _spread(positions: list[float], apart: float, low: float, high: float) -> li
     return [max(low, p - over) if over > 0 else p for p in out]
 
 
-def _text(x: float, y: float, text: str, style: str, anchor: str, rotate: int = 0) -> str:
+def text(x: float, y: float, words: str, style: str, anchor: str, rotate: int = 0) -> str:
+    """Words at a point: ``anchor`` is start, middle or end, ``rotate`` in degrees clockwise."""
     turn = f' transform="rotate({rotate} {x:g} {y:g})"' if rotate else ""
-    return f'<text class="{style}" x="{x:g}" y="{y:g}" text-anchor="{anchor}"{turn}>{html.escape(text)}</text>'
+    return f'<text class="{style}" x="{x:g}" y="{y:g}" text-anchor="{anchor}"{turn}>{html.escape(words)}</text>'
 
 
-def _svg(width: int, height: int, title: str, parts: Iterable[str]) -> str:
-    head = f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img"'
+def picture(width: float, height: float, title: str, parts: Iterable[str]) -> str:
+    """A whole ``<svg>`` of marks; the title is for who cannot see it."""
+    head = f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img"'
     return f'{head} aria-label="{html.escape(title, quote=True)}">{"".join(parts)}</svg>'

@@ -1,0 +1,192 @@
+"""Heat maps, networks and panels beside each other: as data, on the page and in print; a classifier's page."""
+
+import dataclasses
+import json
+import os
+import re
+import struct
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from test_reports import PANELS, record, results
+
+from jaxablate.config import ClassificationConfig, ClassificationObjective, ClassifierConfig, to_dict
+from jaxablate.errors import CheckpointError
+from jaxablate.reports import figures, html
+from jaxablate.reports import results as files
+from jaxablate.reports.panels import Beside, Edge, Grid, Heatmap, Network, Node, panel_from_dict
+
+WORDS = ("a", "$witty$ <film>", "incomprehensibilities", "\n", "电影")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def heatmap(scale=1.0, rows=WORDS, width=6, **options):
+    values = tuple(tuple(scale * (i == j) + 0.1 * (j == 5) for j in range(width)) for i in range(len(rows)))
+    options = {"bars": tuple(i / len(rows) for i in range(len(rows))), "bar_label": "capacity"} | options
+    return Heatmap(title="H <1>", caption="c", rows=tuple(rows), values=values, x_label="neurons",
+                   value_label="activation", **options)
+
+
+def network(weight=0.9, nodes=WORDS):
+    edges = (Edge(first=0, second=1, weight=weight), Edge(first=4, second=1, weight=weight / 3))
+    return Network(title="N", caption="c", nodes=tuple(Node(label=n, size=0.5) for n in nodes), edges=edges,
+                   size_label="keep", weight_label="alignment")
+
+
+def beside(*panels):
+    return Beside(title="Both", caption="", labels=tuple(f"panel {i}" for i in range(len(panels))), panels=panels)
+
+
+LONG = tuple(f"word{i}" for i in range(40))
+PICTURES = {
+    "heatmap": heatmap(), "wide": heatmap(width=120, bars=()), "named": heatmap(width=8, columns=tuple("abcdefgh")),
+    "no columns": heatmap(width=0), "network": network(), "long network": network(nodes=LONG),
+    "one node": Network(title="N", caption="", nodes=(Node(label="x", size=1.0),), edges=(), size_label="k",
+                        weight_label="w"),
+    "beside": beside(heatmap(), heatmap(0.5)), "other rows": beside(heatmap(), heatmap(rows=LONG)),
+    "networks beside": beside(network(), network(0.3)), "networks below": beside(*[network(nodes=LONG)] * 3),
+}
+
+
+def drawn(panel):
+    return ElementTree.fromstring(str(html.draw(panel)).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+
+
+def titles(svg):
+    return [x.text for x in svg.iter(f"{SVG}title")]
+
+
+def inches(png):
+    """Width and height of a PNG file with 300 dots an inch."""
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    return tuple(x / 300 for x in struct.unpack(">II", png[16:24]))
+
+
+@pytest.mark.parametrize("panel", PICTURES.values(), ids=PICTURES)
+def test_pictures_survive_json(panel):
+    assert panel_from_dict(json.loads(json.dumps(dataclasses.asdict(panel)))) == panel
+
+
+@pytest.mark.parametrize("panel", PICTURES.values(), ids=PICTURES)
+def test_the_page_draws_well_formed_svg_inside_its_frame(panel):
+    svg = drawn(panel)
+    _, _, width, height = map(float, svg.get("viewBox").split())
+    assert width == 900 and 20 < height < 2000
+    for mark in svg.iter(f"{SVG}rect"):
+        assert 0 <= float(mark.get("x")) <= width and float(mark.get("width")) <= width
+        assert float(mark.get("y")) <= height
+
+
+def test_each_cell_says_its_value_and_zero_cells_are_left_out():
+    said = titles(drawn(heatmap(2.0)))
+    assert "a, 0: 2.000" in said and "$witty$ <film>, 5: 0.1000" in said and "␣, capacity: 0.6000" in said
+    assert len(said) == 2 * len(WORDS) + len(WORDS)
+    assert "a, b: 2.000" in titles(drawn(heatmap(2.0, width=2, columns=("b", "c"))))
+
+
+def test_arcs_are_as_strong_as_their_edges():
+    paths = list(drawn(network()).iter(f"{SVG}path"))
+    assert [p[0].text for p in paths] == ["$witty$ <film> – 电影: alignment 0.3000",
+                                          "a – $witty$ <film>: alignment 0.9000"]
+    weak, strong = (float(p.get("stroke-opacity")) for p in paths)
+    assert strong == pytest.approx(0.85) and weak == pytest.approx(0.15 + 0.7 / 3, abs=0.01)
+
+
+def test_panels_beside_each_other_have_one_scale():
+    shades = [float(r.get("fill-opacity")) for r in drawn(beside(heatmap(1.0), heatmap(0.25))).iter(f"{SVG}rect")
+              if r.get("class") == "shade" and len(r)]
+    assert max(shades) == 1.0 and 0.25 in shades
+    arcs = [float(p.get("stroke-width")) for p in drawn(beside(network(0.8), network(0.4))).iter(f"{SVG}path")]
+    assert max(arcs[:2]) == 5.0 and max(arcs[2:]) == pytest.approx(0.8 + 4.2 / 2)
+
+
+def test_values_below_zero_stretch_the_scale_and_nan_has_no_shade():
+    panel = dataclasses.replace(heatmap(rows=("x",), width=3, bars=()), values=((-1.0, 1.0, float("nan")),))
+    assert titles(drawn(panel)) == ["x, 1: 1.000"]
+    assert figures.figure_bytes(panel, ["png"])["png"]
+
+
+@pytest.mark.parametrize("make", [
+    lambda: heatmap(bars=(1.0,)), lambda: heatmap(columns=("a",)),
+    lambda: dataclasses.replace(heatmap(), rows=("a",)), lambda: beside(heatmap()),
+    lambda: beside(heatmap(), network()), lambda: beside(*PANELS[:2]), lambda: network(nodes=("a", "b")),
+])
+def test_panels_that_do_not_fit_are_refused(make):
+    with pytest.raises(ValueError, match="heat map|network"):
+        make()
+
+
+@pytest.mark.parametrize("panel", PICTURES.values(), ids=PICTURES)
+def test_print_figures_have_the_width_of_a_paper(panel):
+    drawn = figures.figure_bytes(panel, figures.FORMATS)
+    width, height = inches(drawn["png"])
+    assert width in (figures.COLUMN, figures.PAGE) and 1 < height < 9
+    assert ElementTree.fromstring(drawn["svg"]).tag == f"{SVG}svg" and drawn["pdf"].startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("panel", PANELS[:3], ids=lambda p: p.kind)
+def test_charts_are_drawn_for_print_too(panel):
+    assert inches(figures.figure_bytes(panel, ["png"])["png"])[0] == figures.COLUMN
+
+
+def test_the_same_panel_gives_the_same_bytes():
+    for panel in (heatmap(), network()):
+        assert figures.figure_bytes(panel, figures.FORMATS) == figures.figure_bytes(panel, figures.FORMATS)
+
+
+def test_the_users_style_is_left_alone_and_not_taken():
+    import matplotlib
+
+    plain = figures.figure_bytes(network(), ["svg"])
+    with matplotlib.rc_context({"font.size": 30, "savefig.facecolor": "red"}):
+        assert figures.figure_bytes(network(), ["svg"]) == plain
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_figures_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    paths = figures.write_figure(network(), tmp_path / "v1.5")
+    assert paths == [tmp_path / "v1.5.png", tmp_path / "v1.5.svg"] and all(p.stat().st_size > 1000 for p in paths)
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        figures.write_figure(network(), tmp_path / "absent" / "x")
+    with pytest.raises(ValueError, match="'gif' is none of"):
+        figures.write_figure(network(), tmp_path / "x", ["png", "gif"])
+    with pytest.raises(ValueError, match="no picture"):
+        figures.write_figure(Grid(title="", caption="", columns=(), rows=()), tmp_path / "x")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        figures.write_figure(network(), tmp_path / "x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["v1.5.png", "v1.5.svg"]
+
+
+def classified(**model):
+    config = ClassificationConfig(model=ClassifierConfig(**model), objective=ClassificationObjective(importance=0.5))
+    return dataclasses.replace(results(), config=to_dict(config), parameters=1234)
+
+
+@pytest.mark.parametrize("model, line", [
+    ({}, "1 layer, width 256, 8 heads, 1,234 parameters, VMASK, λ importance 0.5, λ interaction 1, padding masked"),
+    ({"vmask": False, "padding": "paper", "n_layers": 2, "ablation": "local", "k_neurons": 4, "k_attention": 8},
+     "2 layers, width 256, 8 heads, 1,234 parameters, no VMASK, λ importance 0.5, λ interaction 1, padding as in the "
+     "paper, local ablation, hard gates, k 8 attention / 4 neurons"),
+])
+def test_summary_of_a_classifier(model, line):
+    assert html.summary(classified(**model)) == line
+
+
+def test_a_classifiers_page_shows_accuracy_losses_and_pictures(tmp_path):
+    log = [{"step": s, "split": "train", "loss": 1.0, "accuracy": 0.5, "cross_entropy": 0.6, "importance": 0.3,
+            "interaction": 0.1} for s in (1, 2)] + [{"step": 2, "split": "valid", "loss": 0.7, "accuracy": 0.8}]
+    accuracy, terms = html.training_curves(log)
+    assert [s.label for s in accuracy.series] == ["training batches", "development"]
+    assert [s.label for s in terms.series] == [
+        "training, loss", "training, cross-entropy", "training, importance", "training, interaction",
+        "development, loss"]
+    r = dataclasses.replace(classified(), suites={"explanations": record(panels=tuple(PICTURES.values()))})
+    assert files.from_json(files.to_json(r)) == r
+    text = html.page(r, log, "run")
+    assert text.count("<svg") == 2 + len(PICTURES) and "$witty$ &lt;film&gt;" in text and "H &lt;1&gt;" in text
+    assert not re.findall(r'(?:src|href)="(?!#)', text)
