@@ -80,8 +80,8 @@ def interference(attention: jax.Array, mask: jax.Array | None = None) -> jax.Arr
     count = jnp.sum(tokens, axis=-1)
     texts = jnp.maximum(jnp.sum(count > 0), 1)
     weight = 1 / (attention.shape[1] * jnp.maximum(count, 1) ** 2 * texts)
-    pairs = tokens[:, None, :, None] * tokens[:, None, None, :]
-    return _interference(attention * pairs, pairs * weight[:, None, None, None])
+    rows = attention * tokens[:, None, :, None]  # keys that do not count have no weight in the others
+    return _interference(rows, weight[:, None, None, None])
 
 
 def _unit(x: jax.Array, eps: float) -> jax.Array:
@@ -128,21 +128,25 @@ _polysemanticity.defvjp(_polysemanticity_fwd, _polysemanticity_bwd)
 
 @jax.custom_vjp
 def _interference(attention, weight):
-    """sum weight_ik A_ik (1 - I_ik); attention is zero where the weight is."""
+    """sum weight A_ik (1 - I_ik)."""
     return _interference_fwd(attention, weight)[0]
 
 
 def _interference_fwd(attention, weight):
-    alike = _off_diagonal(jnp.einsum("bnij,bnkj->bnik", attention, attention))
-    return jnp.sum(weight * attention * (1 - alike)), (attention, weight, alike)
+    alike = jnp.einsum("bnij,bnkj->bnik", attention, attention)
+    return jnp.sum(weight * attention * (1 - _off_diagonal(alike))), (attention, weight, alike)
 
 
 def _interference_bwd(residuals, cotangent):
-    """By A_ik itself, and by A_ij and A_kj inside I: (M + M^T) A with M = the off-diagonal of weight * A."""
+    """By A_ik itself, and by A_ij and A_kj inside I: (M + M^T) A with M = A without its diagonal d.
+
+    M A = A A - d A: the products then take A as it is, which is twice as fast on CPU as a product of M + M^T.
+    """
     attention, weight, alike = residuals
-    pairs = _off_diagonal(weight * attention)
-    through = jnp.einsum("bnik,bnkj->bnij", pairs + pairs.swapaxes(-1, -2), attention)
-    return cotangent * (weight * (1 - alike) - through), None
+    diagonal = jnp.einsum("bnii->bni", attention)[..., None]
+    through = jnp.einsum("bnik,bnkj->bnij", attention, attention) + jnp.einsum("bnki,bnkj->bnij", attention, attention)
+    d_attention = 1 - _off_diagonal(alike) - through + 2 * diagonal * attention
+    return cotangent * weight * d_attention, None
 
 
 _interference.defvjp(_interference_fwd, _interference_bwd)
