@@ -1,23 +1,26 @@
-"""``python -m jaxablate.data prepare | info | download``: make, look at and fetch the data of a run."""
+"""``python -m jaxablate.data prepare | info | download | sentiment | download-sentiment``: the data of a run."""
 
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxablate.config import DataConfig
+from jaxablate.config import DataConfig, SentimentDataConfig
 from jaxablate.data.download import Split, download_tinystories
 from jaxablate.data.prepare import prepare as prepare_data
 from jaxablate.data.progress import progress_report
+from jaxablate.data.sentiment.download import download_imdb, download_trees
+from jaxablate.data.sentiment.prepare import EncodedTexts, prepare_sentiment
 from jaxablate.data.token_file import TokenFile, open_token_file
 from jaxablate.errors import JaxablateError
 
 app = tyro.extras.SubcommandApp()
 _DEFAULT = DataConfig()
+_DEFAULT_SENTIMENT = SentimentDataConfig()
 
 
 @app.command
@@ -62,6 +65,37 @@ def download(cache_dir: str = DataConfig.cache_dir, splits: tuple[Split, ...] = 
             print(download_tinystories(cache_dir, split, report=report))
 
 
+@app.command
+def sentiment(data: Annotated[SentimentDataConfig, tyro.conf.arg(name="")] = _DEFAULT_SENTIMENT) -> None:
+    """Read labelled texts, encode them and print what there is.
+
+    Args:
+      data: source and vocabulary, as in a config file's ``data``.
+    """
+    start = time.perf_counter()
+    with progress_report() as report:
+        prepared = prepare_sentiment(data, report=report)
+    seconds = time.perf_counter() - start
+    print(f"vocabulary {prepared.vocabulary.name}: {prepared.vocabulary.vocab_size} ids ({seconds:.1f} s)")
+    for name, split in prepared.splits.items():
+        print(f"{name:>5}: {_text_counts(split)}  {split.data_hash[:12]}")
+
+
+@app.command
+def download_sentiment(
+    source: Annotated[Literal["sst2", "imdb"], tyro.conf.Positional], cache_dir: str = SentimentDataConfig.cache_dir
+) -> None:
+    """Fetch the Stanford Sentiment Treebank's trees (sst2) or the film reviews (imdb) where they are not there yet.
+
+    Args:
+      source: which.
+      cache_dir: folder to put them in.
+    """
+    fetch = download_trees if source == "sst2" else download_imdb
+    with progress_report() as report:
+        print(fetch(cache_dir, report=report))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
@@ -80,6 +114,12 @@ def _source_size(file: TokenFile) -> str:
     """Size of the text; the embedded corpus has none."""
     source = file.header.source
     return f"{source.size / 1e6:.1f} MB" if source.mtime_ns else "made here"
+
+
+def _text_counts(split: EncodedTexts) -> str:
+    negative, positive = split.class_counts()
+    return (f"{len(split):>6,} texts ({negative:,} negative, {positive:,} positive), "
+            f"{split.lengths.mean():.1f} tokens each, at most {split.lengths.max():,}")  # fmt: skip
 
 
 def _print_header(file: TokenFile) -> None:

@@ -152,12 +152,11 @@ def _filled(texts: np.ndarray, batch_size: int) -> np.ndarray:
 def _gather(split: EncodedTexts, texts: np.ndarray, length: int, pad_id: int) -> Batch:
     """The rows of some texts, cut or padded to a length."""
     real = texts != _FILLER
-    lengths = np.where(real, split.lengths[texts], 0)
-    position = np.arange(length)
-    mask = position < lengths[:, None]
-    places = np.minimum(split.offsets[texts][:, None] + position, split.n_tokens - 1)
+    starts, ends = split.offsets[texts], split.offsets[texts + 1]  # a filler row ends before it starts
+    places = starts[:, None] + np.arange(length)
+    mask = places < ends[:, None]
     return {
-        "tokens": np.where(mask, split.tokens[places], np.int32(pad_id)),
+        "tokens": np.where(mask, split.tokens[np.minimum(places, split.n_tokens - 1)], np.int32(pad_id)),
         "mask": mask.astype(np.float32),
         "labels": np.where(real, split.labels[texts], 0).astype(np.int32),
         "weight": real.astype(np.float32),

@@ -7,14 +7,15 @@ import gzip
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 
 from jaxablate.data.atomic import Report, silent
 from jaxablate.data.sentiment.order import held_out
-from jaxablate.data.sentiment.texts import NEGATIVE, POSITIVE, LabelledTexts, decoded, read_bytes
+from jaxablate.data.sentiment.texts import NEGATIVE, POSITIVE, LabelledTexts, Splits, decoded, read_bytes
 from jaxablate.errors import DataError
 
 DEV_PARTS = 5
@@ -24,12 +25,13 @@ _FOLDERS = tuple(f"{half}/{polarity}" for half in ("train", "test") for polarity
 _FILE_NAME = re.compile(r"(\d{1,9})_(\d|10)\.txt", re.ASCII)
 _FETCH = "fetch the archive again"
 _REPORT_EVERY = 1000
+_CHUNK = 1 << 20
 
 Reviews = dict[str, dict[int, str]]
 """Folder such as ``train/pos`` -> id -> review."""
 
 
-def read_imdb(path: Path, *, split_seed: int = 0, report: Report = silent) -> Mapping[str, LabelledTexts]:
+def read_imdb(path: Path, *, split_seed: int = 0, report: Report = silent) -> Splits:
     """The three splits of ``aclImdb_v1.tar.gz``, or of its unpacked folder ``aclImdb`` or the folder that holds it.
 
     The order is: positive, negative; then by the number in the file's name. ``<br />`` becomes a space.
@@ -65,12 +67,18 @@ def _archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
                     name = _below(PurePosixPath(member.name).parts)
                     if member.isfile() and name:
                         yield name, archive.extractfile(member).read()
-            while stream.read(1 << 20):
-                pass  # to the end, where gzip's checksum is
+            _check_rest(stream)
     except FileNotFoundError as error:
         raise DataError(f"{path} is not there; give data.path aclImdb_v1.tar.gz or its unpacked folder") from error
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{path} is damaged or no tar.gz archive ({error}); {_FETCH}") from error
+
+
+def _check_rest(stream: BinaryIO) -> None:
+    """Reads to the end, where gzip's checksum is; tarfile stops, without a word, where a header makes no sense."""
+    while chunk := stream.read(_CHUNK):
+        if chunk.strip(b"\0"):
+            raise tarfile.ReadError("a member's header is damaged")
 
 
 def _check_safe(member: tarfile.TarInfo, path: Path) -> None:
@@ -110,7 +118,7 @@ def _add(reviews: Reviews, name: str, content: bytes, path: Path) -> None:
     reviews[folder][number] = text
 
 
-def _splits(reviews: Reviews, split_seed: int, path: Path) -> Mapping[str, LabelledTexts]:
+def _splits(reviews: Reviews, split_seed: int, path: Path) -> Splits:
     train, test = _half(reviews, "train"), _half(reviews, "test")
     kept, dev = [], []
     for label in (POSITIVE, NEGATIVE):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from jaxablate.data.atomic import Report, silent
 from jaxablate.data.sentiment.download import download_imdb, download_trees
 from jaxablate.data.sentiment.imdb import read_imdb
 from jaxablate.data.sentiment.sst import read_sst2
-from jaxablate.data.sentiment.texts import LabelledTexts
+from jaxablate.data.sentiment.texts import LabelledTexts, Splits
 from jaxablate.data.sentiment.vocabulary import Vocabulary, WordVocabulary, gpt2_vocabulary
 
 
@@ -36,7 +37,7 @@ class EncodedTexts:
         """Encode a split."""
         rows = vocabulary.encode_batch(split.texts)
         offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        tokens = np.fromiter((token for row in rows for token in row), np.int32, int(offsets[-1]))
+        tokens = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(offsets[-1]))
         digest = hashlib.sha256()
         for array in (tokens, offsets, split.labels):
             digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
@@ -79,7 +80,7 @@ def prepare_sentiment(config: SentimentDataConfig, *, report: Report = silent) -
 
     Args:
       config: source, place and vocabulary.
-      report: progress, and what was left out.
+      report: progress of a download, or in reviews.
 
     Returns:
       The splits train, dev and test, and the vocabulary.
@@ -94,12 +95,12 @@ def prepare_sentiment(config: SentimentDataConfig, *, report: Report = silent) -
     return SentimentData(encoded, vocabulary)
 
 
-def _read(config: SentimentDataConfig, report: Report) -> Mapping[str, LabelledTexts]:
+def _read(config: SentimentDataConfig, report: Report) -> Splits:
     if config.source == "imdb":
         path = Path(config.path) if config.path else download_imdb(config.cache_dir, report=report)
         return read_imdb(path, split_seed=config.split_seed, report=report)
     path = Path(config.path) if config.path else download_trees(config.cache_dir, report=report)
-    return read_sst2(path, split_seed=config.split_seed, balance=config.balance, report=report)
+    return read_sst2(path, split_seed=config.split_seed, balance=config.balance)
 
 
 def _vocabulary(config: SentimentDataConfig, train: LabelledTexts) -> Vocabulary:

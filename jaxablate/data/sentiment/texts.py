@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,11 @@ SplitName = Literal["train", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 
 NEGATIVE, POSITIVE = 0, 1
+
+FETCH = "fetch the set again"
+"""The last resort that messages name."""
+
+_Row = TypeVar("_Row")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +64,43 @@ class LabelledTexts:
         size = min(self.class_counts())
         kept = [np.flatnonzero(self.labels == label)[:size] for label in (NEGATIVE, POSITIVE)]
         return self.take(self.name, np.sort(np.concatenate(kept)))
+
+
+Splits = dict[SplitName, LabelledTexts]
+
+
+def read_table(path: Path, parse: Callable[[str], _Row], *, header: bool) -> list[_Row]:
+    """Lines of a file, each made something of.
+
+    Args:
+      path: the file.
+      parse: line -> value; it raises a ValueError that says what is wrong.
+      header: whether the first line is none of them.
+
+    Raises:
+      DataError: the file cannot be read, or a line is malformed.
+    """
+    found = []
+    for number, line in enumerate(read_lines(path, FETCH)[header:], start=1 + header):
+        try:
+            found.append(parse(line))
+        except ValueError as error:
+            # Python says "not enough values to unpack" of a line with too few columns.
+            what = "wrong number of columns" if "unpack" in str(error) else error
+            raise DataError(f"{path}:{number}: {what}; mend this line or {FETCH}") from error
+    return found
+
+
+def filled(text: str) -> str:
+    """A text without surrounding white space.
+
+    Raises:
+      ValueError: nothing is left.
+    """
+    text = text.strip()
+    if not text:
+        raise ValueError("the text is empty")
+    return text
 
 
 def read_lines(path: Path, fix: str) -> list[str]:
