@@ -1,0 +1,243 @@
+"""Suite `superposition`: parts of SRS by hand, their nulls by drawn shuffles, and what must not matter."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from labelled_texts import batches, check_plain, draw
+
+from jaxablate.config import ClassificationConfig, ClassificationObjective, ClassifierConfig, Config
+from jaxablate.evaluation import superposition
+from jaxablate.evaluation.ranking import highest, top_minus_rest
+from jaxablate.evaluation.texts import by_text, word_importance
+from jaxablate.models.classifier import SafrClassifier
+from jaxablate.regularizers import interference, polysemanticity
+
+X = [[1.0, 0.0], [1.0, 0.0], [0.0, 3.0]]
+RANKING = [0.2, 0.1, 0.9]
+# Mean over the heads: 0.35 for the pair (0, 1), 0.275 for (0, 2), 0.175 for (1, 2).
+ATTENTION = [[[0.3, 0.4, 0.3], [0.5, 0.4, 0.1], [0.2, 0.2, 0.6]], [[0.5, 0.2, 0.3], [0.3, 0.5, 0.2], [0.3, 0.2, 0.5]]]
+
+
+def padded(array, length, axes):
+    array = np.asarray(array, np.float32)
+    return np.pad(array, [(0, length - array.shape[a] if a in axes else 0) for a in range(array.ndim)])[None]
+
+
+@pytest.mark.parametrize("length", [3, 8])
+def test_three_tokens_by_hand(length):
+    """Capacities 1/2, 1/2, 1 and alignments 1, 0, 0; on top are the last token and the first pair."""
+    found = superposition.site_measures(
+        padded(X, length, (0,)), padded(ATTENTION, length, (1, 2)), padded(RANKING, length, (0,)),
+        jnp.arange(length)[None] < 3)
+    np.testing.assert_allclose(found["capacity"][0], [0.5, 0.5, 1.0] + [np.nan] * (length - 3), atol=1e-6)
+    assert found["importance"].item() == pytest.approx(0.5)
+    assert found["interaction"].item() == pytest.approx(1.0)
+    # all shuffles by hand: differences (1/2, -1/4, -1/4) and (1, -1/2, -1/2)
+    assert found["importance_variance"].item() == pytest.approx((0.5**2 + 2 * 0.25**2) / 3)
+    assert found["interaction_variance"].item() == pytest.approx((1 + 2 * 0.5**2) / 3)
+    assert found["zero"].item() == 0
+
+
+@pytest.mark.parametrize(("tokens", "tenths", "top"), [(2, 3, 1), (3, 3, 1), (4, 3, 2), (10, 3, 3), (11, 3, 4),
+                                                       (20, 3, 6), (10, 1, 1), (11, 1, 2), (30, 1, 3)])
+def test_shares_are_rounded_up_and_exact(tokens, tenths, top):
+    values = jnp.arange(1.0, tokens + 1)[None]
+    expected = values[0, -top:].mean() - values[0, :-top].mean()
+    found, _ = top_minus_rest(values, values, jnp.ones((1, tokens), bool), tenths)
+    assert found.item() == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_highest_is_a_stable_descending_sort():
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 6, size=(50, 40)).astype(np.float32) / 7
+    allowed = rng.uniform(size=values.shape) < 0.7
+    count = rng.integers(0, allowed.sum(-1) + 1)
+    found = np.asarray(highest(jnp.asarray(values), jnp.asarray(allowed), jnp.asarray(count)))
+    order = np.argsort(np.where(allowed, -values, np.inf), axis=-1, kind="stable")
+    expected = np.zeros_like(allowed)
+    for row, places, n in zip(expected, order, count, strict=True):
+        row[places[:n]] = True
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_short_texts_have_no_parts():
+    values = jnp.array([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    allowed = jnp.array([[True, False, False], [True, True, False], [False, False, False]])
+    difference, variance = top_minus_rest(values, values, allowed, 3)
+    np.testing.assert_array_equal(np.isnan(difference), [True, False, True])
+    np.testing.assert_array_equal(np.isnan(variance), [True, False, True])
+
+
+def test_null_moments_are_those_of_drawn_shuffles():
+    rng = np.random.default_rng(1)
+    values, allowed = jnp.asarray(rng.exponential(size=(1, 12)), jnp.float32), jnp.arange(12)[None] < 9
+    draws = 20_000
+    shuffled = jnp.asarray(rng.uniform(size=(draws, 12)), jnp.float32)
+    many = [jnp.broadcast_to(a, (draws, 12)) for a in (values, allowed)]
+    found = np.asarray(top_minus_rest(many[0], shuffled, many[1], 3)[0], np.float64)
+    variance = top_minus_rest(values, values, allowed, 3)[1].item()
+    assert abs(found.mean()) < 4 * np.sqrt(variance / draws)
+    assert found.var() == pytest.approx(variance, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def gated():
+    return make(ablation="local", k_attention=3, k_neurons=5, n_layers=2)
+
+
+def make(**changes):
+    config = ClassifierConfig(**{"vocab_size": 20, "max_length": 16, "d_model": 8, "n_heads": 2, "vmask_width": 4,
+                                 **changes})
+    model = SafrClassifier(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4)))["params"]
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda x: rng.normal(scale=0.5, size=x.shape).astype(np.float32), shapes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model, params, batch):
+    return model.apply({"params": params}, batch["tokens"], batch["mask"])
+
+
+def numbers(result):
+    return [(s.srs, s.mean_capacity.value, s.over.value, s.represented.value, s.zero_rows, s.polysemanticity,
+             s.interference, s.importance.z, s.interaction.z, *s.srs_interval, *s.quantiles) for s in result.sites]
+
+
+def test_padding_batches_and_filler_rows_do_not_matter(gated):
+    texts, labels = draw(13, longest=8)
+    short = superposition.evaluate(*gated, batches(texts, labels, rows=13, length=8))
+    order = np.random.default_rng(1).permutation(13).tolist()
+    long = superposition.evaluate(*gated, batches(texts, labels, rows=5, length=16, order=order))
+    np.testing.assert_allclose(numbers(short), numbers(long), rtol=1e-4, atol=1e-5)
+    assert (short.texts, short.tokens) == (long.texts, long.tokens) == (13, sum(map(len, texts)))
+    assert [s.counts for s in short.sites] == [s.counts for s in long.sites]
+
+
+def test_every_site_is_measured_and_the_chosen_layer_first(gated):
+    split = batches(*draw(6), length=12)
+    result = superposition.evaluate(*gated, split, layer=1)
+    assert [s.name for s in result.sites] == [
+        "neurons, layer 1", "neurons, layer 0", "neurons, layer 0, ablated", "neurons, layer 1, ablated",
+        "masked embeddings"]
+    assert superposition.evaluate(*gated, split, layer=0).sites[0].name == "neurons, layer 0"
+    site = result.sites[0]
+    assert site.srs == pytest.approx(site.importance.value + site.interaction.value)
+    assert sum(site.counts) + round(site.zero_rows * result.tokens) == result.tokens
+    assert site.fraction_over[20] == site.over.value and site.fraction_over[-1] == 0
+    ablated = result.sites[2]
+    assert ablated.mean_capacity.value > 0 and ablated.srs != result.sites[1].srs
+    check_plain(result)
+
+
+def test_parts_are_means_over_single_texts(gated):
+    """Each text by itself, by loops over its tokens and pairs."""
+    model, params = gated
+    texts, labels = draw(7, longest=9, seed=3)
+    (batch,), parts = batches(texts, labels, rows=7, length=12), []
+    out = forward(model, params, batch)
+    for i, text in enumerate(texts):
+        x = np.asarray(out.layers[1].clean.mlp_post[i, : len(text)], np.float64)
+        attention = np.asarray(out.layers[1].clean.attention[i, :, : len(text), : len(text)], np.float64).mean(0)
+        gram = x @ x.T
+        total = (gram**2).sum(-1)
+        capacity = np.where(total > 0, np.diag(gram) ** 2 / np.where(total > 0, total, 1), 0)
+        norm = np.sqrt(np.diag(gram))
+        pairs = [(attention[j, k] + attention[k, j], abs(gram[j, k]) / (norm[j] * norm[k] or 1))
+                 for j in range(len(text)) for k in range(j + 1, len(text))]
+        parts.append((top_and_rest(zip(np.asarray(out.keep[i]), capacity, strict=False), 0.3),
+                      top_and_rest(pairs, 0.1)))
+    site = superposition.evaluate(model, params, batches(texts, labels, length=12), layer=1).sites[0]
+    for part, values in zip((site.importance, site.interaction), zip(*parts, strict=True), strict=True):
+        there = [v for v in values if v is not None]
+        assert part.texts == len(there) and part.value == pytest.approx(np.mean(there), abs=1e-5)
+
+
+def top_and_rest(ranked, share):
+    values = [value for _, value in sorted(ranked, key=lambda pair: -pair[0])]
+    top = int(np.ceil(share * len(values) - 1e-9))
+    return np.mean(values[:top]) - np.mean(values[top:]) if len(values) > 1 else None
+
+
+def test_the_regularisers_are_those_of_training(gated):
+    model, params = gated
+    (batch,) = batches(*draw(6), length=12)[:1]
+    out = forward(model, params, batch)
+    found = {s.name: s for s in superposition.evaluate(model, params, [batch]).sites}
+    masked = found["masked embeddings"]
+    assert masked.polysemanticity == pytest.approx(float(polysemanticity(out.masked, batch["mask"])), rel=1e-5)
+    attention = out.layers[1].ablated.attention
+    expected = float(interference(attention, batch["mask"]))
+    assert found["neurons, layer 1, ablated"].interference == pytest.approx(expected, rel=1e-5)
+
+
+def test_random_importance_has_standard_normal_z():
+    rng = np.random.default_rng(2)
+    x, attention = rng.exponential(size=(300, 10, 6)), rng.uniform(size=(300, 2, 10, 10))
+    mask = np.arange(10) < rng.integers(3, 11, size=300)[:, None]
+    z, measures = [], jax.jit(superposition.site_measures)
+    for _ in range(20):
+        ranking = jnp.asarray(rng.uniform(size=(300, 10)), jnp.float32)
+        found = measures(jnp.asarray(x, jnp.float32), jnp.asarray(attention, jnp.float32), ranking, jnp.asarray(mask))
+        found = {name: np.asarray(value, np.float64) for name, value in found.items()}
+        z.append(superposition._part(found["importance"], found["importance_variance"], np.zeros(0)).z)
+    assert abs(np.mean(z)) < 0.8 and 0.6 < np.std(z) < 1.5
+    assert abs(superposition._part(found["interaction"], found["interaction_variance"], np.zeros(0)).z) < 4
+
+
+def test_without_vmask_the_gradient_ranks_the_tokens():
+    model, params = make(vmask=False)
+    (batch,) = batches(*draw(4), length=12)
+    result = superposition.evaluate(model, params, [batch])
+    assert result.importance == "gradient"
+    out = forward(model, params, batch)
+    expected = jax.jit(superposition.site_measures)(out.layers[0].clean.mlp_post, out.layers[0].clean.attention,
+                                                    word_importance(model, params, batch)["gradient"],
+                                                    batch["mask"] > 0)
+    assert result.sites[0].importance.value == pytest.approx(float(jnp.nanmean(expected["importance"])), abs=1e-5)
+    check_plain(result)
+
+
+def test_zero_vectors_are_counted_apart():
+    x = jnp.zeros((1, 4, 3)).at[0, 0, 0].set(2.0)
+    attention = jnp.full((1, 1, 4, 4), 0.25)
+    found = superposition.site_measures(x, attention, jnp.ones((1, 4)), jnp.array([[True, True, True, False]]))
+    assert found["zero"].item() == 2
+    np.testing.assert_array_equal(found["capacity"][0], [1, 0, 0, np.nan])
+
+
+def test_texts_too_short_for_any_part_give_no_score(gated):
+    result = superposition.evaluate(*gated, batches([[3], [4]], [0, 1], length=12))
+    assert result.headline()[0].value is None and result.sites[0].mean_capacity.value == pytest.approx(1)
+    check_plain(result)
+
+
+def test_the_seed_decides_the_draws(gated):
+    split = batches(*draw(20), length=12)
+    a, b, c = (superposition.evaluate(*gated, split, seed=s) for s in (0, 0, 1))
+    assert a == b and a.sites[0].srs_interval != c.sites[0].srs_interval and a.sites[0].srs == c.sites[0].srs
+
+
+def test_the_suite_runs_on_a_subject(gated):
+    model, params = gated
+    config = ClassificationConfig(model=model.config, objective=ClassificationObjective(layers=(0, 1)))
+    subject = types.SimpleNamespace(config=config, model=model, params=params, seed=0,
+                                    batches=lambda split: iter(batches(*draw(8), length=12)))
+    result, options = superposition.SUITE.run(subject)
+    assert result.sites[0].layer == options["layer"] == 1 and options["importance"] == "vmask"
+    assert [f.name for f in result.headline()] == ["SRS", "SRS importance part", "SRS interaction part",
+                                                   "tokens with capacity > 0.5", "mean capacity"]
+    assert "language model" in superposition.SUITE.unfit(Config())
+
+
+def test_rows_come_back_in_the_order_of_the_split():
+    texts, labels = draw(11)
+    order = np.random.default_rng(0).permutation(11).tolist()
+    found = by_text(batches(texts, labels, rows=3, order=order),
+                    lambda b: {"label": b["labels"], "words": np.where(b["mask"] > 0, b["tokens"], np.nan)})
+    assert found["label"].tolist() == labels
+    assert [[int(w) for w in row if not np.isnan(w)] for row in found["words"]] == texts
