@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxablate.config import ClassificationObjective, ModelConfig, ObjectiveConfig
 from jaxablate.models.classifier import BlockActivations, ClassifierOutput, SafrClassifier
 from jaxablate.models.decoder import DecoderOutput, Gates, LayerActivations, SelfAblatingTransformer
-from jaxablate.models.vmask import information
+from jaxablate.models.vmask import information, mean_of_means
 from jaxablate.ops.attention import attention_weights
 from jaxablate.ops.cross_entropy import linear_cross_entropy
 from jaxablate.regularizers import interference, polysemanticity, reconstruction
@@ -131,7 +131,7 @@ def classification_loss(
 
     Returns:
       The loss, and scalar metrics: `loss`, `cross_entropy`, `accuracy`, `importance` and `interaction` (before their
-      coefficients); with VMASK also `kept` (mean of the mask over the real tokens) and `information`; with an ablated
+      coefficients); with VMASK also `kept` (mean of the mask over the texts' tokens) and `information`; with an ablated
       stream also `cross_entropy_ablated` and `accuracy_ablated`, and `loss` has both cross-entropies.
     """
     out = model.apply({"params": params}, batch["tokens"], batch["mask"], train=train, noise_BL2=noise_BL2, rngs=rngs)
@@ -148,7 +148,7 @@ def classification_loss(
     terms = _safr_terms(out, objective, counted)
     if out.vmask is not None:
         terms["information"] = information(out.vmask_logits, counted)
-        metrics["kept"] = jnp.sum(out.vmask * real) / jnp.maximum(jnp.sum(real), 1)
+        metrics["kept"] = mean_of_means(out.vmask, real)
     for name, value in terms.items():
         if coefficient := getattr(objective, name):  # one of zero would still pay for the term's backward pass
             loss += coefficient * value

@@ -64,7 +64,7 @@ def straight_through_sample(logits: jax.Array, noise: jax.Array) -> jax.Array:
 
 
 def information(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """VMASK's information term: mean over the real tokens of p log p + (1 - p) log(1 - p), in [-log 2, 0].
+    """VMASK's information term: mean over texts of the mean over a text's tokens of p log p + (1 - p) log(1 - p).
 
     Minimising it pulls p towards 1/2, so that a token is kept or dropped with certainty only where that pays
     (Chen & Ji 2020; SAFR's released code has no such term).
@@ -74,12 +74,27 @@ def information(logits: jax.Array, mask: jax.Array) -> jax.Array:
       mask: [B, L] 1 for the tokens that count.
 
     Returns:
-      Scalar, nats.
+      Scalar in [-log 2, 0], nats. A text without tokens does not count.
 
     Example:
       >>> round(float(information(jnp.zeros((1, 3, 2)), jnp.ones((1, 3)))), 4)
       -0.6931
     """
     log_p = jax.nn.log_softmax(logits, axis=-1)
-    entropy = jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
-    return jnp.sum(entropy * mask) / jnp.maximum(jnp.sum(mask), 1)
+    return mean_of_means(jnp.sum(jnp.exp(log_p) * log_p, axis=-1), mask)
+
+
+def mean_of_means(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over texts of each text's mean over its tokens.
+
+    Args:
+      values: [B, L].
+      mask: [B, L] 1 for the tokens that count; a text without any does not count.
+
+    Example:
+      >>> float(mean_of_means(jnp.array([[1., 3.], [6., 9.]]), jnp.array([[1., 1.], [1., 0.]])))
+      4.0
+    """
+    count = jnp.sum(mask, axis=-1)
+    means = jnp.sum(values * mask, axis=-1) / jnp.maximum(count, 1)
+    return jnp.sum(means) / jnp.maximum(jnp.sum(count > 0), 1)

@@ -71,6 +71,7 @@ def classification_learner(config: ClassificationConfig) -> Learner:
         train_loss=_loss(model, config, train=True),
         eval_loss=_loss(model, config, train=False),
         counted="weight",
+        weighed="weight",
     )
 
 

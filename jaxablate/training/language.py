@@ -12,13 +12,11 @@ from jaxablate.data.prepare import PreparedData, prepare
 from jaxablate.data.progress import progress_report
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.objectives import language_model_loss
+from jaxablate.sharding import fitting_parts
 from jaxablate.training.flops import train_flops_per_token
 from jaxablate.training.state import InitParams
 from jaxablate.training.step import Batch, LossFunction, Metrics
 from jaxablate.training.task import Learner, Pace, Task
-
-# Tokens of one part of a batch on one CPU device: at the paper's shape 512 was the fastest of 256 to 8,192.
-_CPU_PART_TOKENS = 512
 
 
 def language_task(config: Config, mesh: Mesh) -> Task:
@@ -81,20 +79,9 @@ def language_loss(model: SelfAblatingTransformer, objective: ObjectiveConfig) ->
 
 
 def accumulation_steps(config: Config, mesh: Mesh) -> int:
-    """Parts of a batch whose gradients are averaged: as configured, or where that is 0 what suits the devices.
-
-    The automatic choice is the smallest number of equal parts that each device can share and hold.
-    """
+    """Parts of a batch whose gradients are averaged: as configured, or where that is 0 what suits the devices."""
     train = config.train
-    if train.accumulation_steps or mesh.devices.flat[0].platform != "cpu":
-        return max(1, train.accumulation_steps)
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    parts = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]
-    fitting = [n for n in parts if train.batch_size // n * train.sequence_length <= _CPU_PART_TOKENS * shares]
-    sharable = [n for n in parts if (train.batch_size // n) % shares == 0]
-    if not sharable:
-        return 1
-    return next((n for n in fitting if n in sharable), sharable[-1])
+    return train.accumulation_steps or fitting_parts(mesh, train.batch_size, train.sequence_length)
 
 
 def _facts(data: PreparedData) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxablate.config import Config, RunConfig
-from jaxablate.sharding import check_batch
+from jaxablate.sharding import check_batch, fitting_parts
 from jaxablate.training.classification import classification_learner
 from jaxablate.training.language import accumulation_steps, language_learner
 from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
@@ -71,11 +71,14 @@ def check_shares(config: RunConfig, mesh: Mesh) -> None:
     Raises:
       ConfigError: see above.
     """
-    check_batch(mesh, config.train.batch_size // _parts(config, mesh))
+    parts = accumulation_steps(config, mesh) if isinstance(config, Config) else 1
+    check_batch(mesh, config.train.batch_size // parts)
 
 
-def _parts(config: RunConfig, mesh: Mesh) -> int:
-    return accumulation_steps(config, mesh) if isinstance(config, Config) else 1
+def _parts(config: RunConfig, mesh: Mesh) -> Callable[[Batch], int]:
+    if isinstance(config, Config):
+        return lambda batch: accumulation_steps(config, mesh)
+    return lambda batch: fitting_parts(mesh, *batch["tokens"].shape)
 
 
 def _learner(config: RunConfig) -> Learner:
@@ -94,7 +97,9 @@ def _program(config: RunConfig, mesh: Mesh, steps: int) -> Program:
         abstract=abstract,
         shardings=shardings,
         init=make_initializer(learner.init_params, optimizer, shardings),
-        step=make_train_step(learner.train_loss, optimizer, schedule, mesh, shardings, _parts(config, mesh)),
+        step=make_train_step(
+            learner.train_loss, optimizer, schedule, mesh, shardings, _parts(config, mesh), learner.weighed
+        ),
         evaluate=make_eval_step(learner.eval_loss, mesh, shardings, learner.counted),
         finite=make_finite_check(shardings),
     )

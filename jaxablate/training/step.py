@@ -24,7 +24,8 @@ def make_train_step(
     schedule: optax.Schedule,
     mesh: Mesh,
     shardings: TrainState,
-    accumulation_steps: int = 1,
+    parts: Callable[[Batch], int] = lambda batch: 1,
+    counted: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compiled ``step(state, batch) -> (state, metrics)``; the state passed in is donated.
 
@@ -34,8 +35,10 @@ def make_train_step(
       schedule: learning rate, only reported here.
       mesh: from `jaxablate.sharding.make_mesh`.
       shardings: of the state, from `state_shardings`.
-      accumulation_steps: equal parts into which the rows are split; their gradients are averaged before one update,
-        which gives the full batch's gradient. Metrics are averaged over the parts too.
+      parts: into how many equal parts the rows of a batch of these shapes are split; their gradients are averaged
+        before one update, which gives the full batch's gradient. Metrics are averaged over the parts too.
+      counted: name of the batch's array whose sum is the number of things that loss and metrics are means over; each
+        part weighs as much as it has of them. None where all parts have the same number.
 
     Returns:
       A jitted function. Its metrics are the loss function's, ``grad_norm`` (global, before clipping) and
@@ -44,7 +47,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradient = jax.grad(lambda params, rows, key: _gathered_loss(loss_fn, mesh, params, rows, key), has_aux=True)
-        grads, metrics = _accumulate(gradient, mesh, state.params, batch, step_key(state), accumulation_steps)
+        weigh = (lambda rows: 1.0) if counted is None else (lambda rows: jnp.sum(rows[counted]))
+        grads, metrics = _accumulate(gradient, weigh, mesh, state.params, batch, step_key(state), parts(batch))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = metrics | {"grad_norm": optax.tree.norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
         params = optax.apply_updates(state.params, updates)
@@ -100,21 +104,23 @@ def _gathered_loss(loss_fn: LossFunction, mesh: Mesh, params: Any, batch: Batch,
 
 
 def _accumulate(
-    gradient: Callable, mesh: Mesh, params: Any, batch: Batch, key: jax.Array, parts: int
+    gradient: Callable, weigh: Callable, mesh: Mesh, params: Any, batch: Batch, key: jax.Array, parts: int
 ) -> tuple[Any, Metrics]:
-    """Mean over the parts of (gradient, metrics)."""
+    """Weighted mean over the parts of (gradient, metrics)."""
     if parts == 1:
         return gradient(params, batch, key)
 
     def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
         rows, index = part
-        return jax.tree.map(jnp.add, total, gradient(params, rows, jax.random.fold_in(key, index))), None
+        weight = jnp.float32(weigh(rows))
+        found = gradient(params, rows, jax.random.fold_in(key, index)), jnp.ones((), jnp.float32)
+        return jax.tree.map(lambda t, x: t + weight.astype(x.dtype) * x, total, found), None
 
     rows = jax.tree.map(lambda x: _split_rows(x, mesh, parts), batch)
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], rows), key)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, (rows, jnp.arange(parts)))
-    return jax.tree.map(lambda x: x / parts, total)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes, jax.ShapeDtypeStruct((), jnp.float32)))
+    (total, weight), _ = jax.lax.scan(add, zeros, (rows, jnp.arange(parts)))
+    return jax.tree.map(lambda x: x / weight.astype(x.dtype), total)
 
 
 def _split_rows(x: jax.Array, mesh: Mesh, parts: int) -> jax.Array:

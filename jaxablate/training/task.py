@@ -31,12 +31,14 @@ class Learner:
       train_loss: of a training batch, with a key to draw from.
       eval_loss: of a validation batch; draws nothing.
       counted: name of the batch's array whose sum is the number of things that `eval_loss`'s metrics are means over.
+      weighed: the same for `train_loss`; None where all rows of a batch count alike.
     """
 
     init_params: InitParams
     train_loss: LossFunction
     eval_loss: LossFunction
     counted: str
+    weighed: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
