@@ -1,8 +1,9 @@
-"""Scores trained models and compares them.
+"""Scores trained models, compares them, explains what a classifier makes of a text.
 
     python eval.py score --workdir runs/local-k8
     python eval.py score --workdir runs/local-k8 --suites perplexity gates --checkpoint best
     python eval.py compare runs/* --out runs/table
+    python eval.py explain --workdir runs/sst2 --before runs/sst2-l00 --text "a gorgeous , witty , seductive movie ."
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import tyro
 from rich.console import Console
 
 from jaxablate.errors import CheckpointError, JaxablateError
+from jaxablate.evaluation.explain_settings import ExplainSettings
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.reports import results as files
 from jaxablate.reports.compare import Run, compare
@@ -49,6 +51,16 @@ def compare_runs(arguments: Compare, console: Console) -> None:
     console.print(comparison_tables(comparison, console.width))
     for path in write_comparison(comparison, arguments.out) if arguments.out else ():
         console.print(str(path), highlight=False)
+
+
+def explain(arguments: ExplainSettings, console: Console) -> None:
+    """Explains a text, prints its tokens and where the pictures are."""
+    from jaxablate.evaluation import explain_runner
+
+    explained = explain_runner.explain_text(arguments, lambda line: console.print(line, style="dim", highlight=False))
+    console.print(explain_runner.terminal_view(explained))
+    for path in explained.files:
+        console.print(str(path), highlight=False, soft_wrap=True)
 
 
 def read_runs(paths: tuple[Path, ...], allow_missing: bool, console: Console) -> list[Run]:
@@ -90,6 +102,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parse(argv)
         if isinstance(arguments, ScoreSettings):
             score(arguments, console)
+        elif isinstance(arguments, ExplainSettings):
+            explain(arguments, console)
         else:
             compare_runs(arguments, console)
     except JaxablateError as e:
@@ -98,10 +112,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: list[str] | None) -> ScoreSettings | Compare:
-    """Settings of one of the two commands; an unknown or missing flag ends the program with exit code 2."""
+def parse(argv: list[str] | None) -> ScoreSettings | Compare | ExplainSettings:
+    """Settings of one of the commands; an unknown or missing flag ends the program with exit code 2."""
     commands = (Annotated[ScoreSettings, tyro.conf.subcommand("score")]
-                | Annotated[Compare, tyro.conf.subcommand("compare")])
+                | Annotated[Compare, tyro.conf.subcommand("compare")]
+                | Annotated[ExplainSettings, tyro.conf.subcommand("explain")])
     return tyro.cli(commands, args=argv, prog="eval.py", description=__doc__.splitlines()[0],
                     config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
 

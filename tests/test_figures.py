@@ -97,7 +97,7 @@ def test_panels_beside_each_other_have_one_scale():
               if r.get("class") == "shade" and len(r)]
     assert max(shades) == 1.0 and 0.25 in shades
     arcs = [float(p.get("stroke-width")) for p in drawn(beside(network(0.8), network(0.4))).iter(f"{SVG}path")]
-    assert max(arcs[:2]) == 5.0 and max(arcs[2:]) == pytest.approx(0.8 + 4.2 / 2)
+    assert max(arcs[:2]) == 4.0 and max(arcs[2:]) == pytest.approx(0.6 + 3.4 / 2)
 
 
 def test_values_below_zero_stretch_the_scale_and_nan_has_no_shade():

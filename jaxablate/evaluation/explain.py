@@ -33,6 +33,7 @@ class Explanation:
     words: tuple[str, ...]
     layer: int
     stream: str
+    classes: tuple[str, ...]
     predicted: int
     """Class with the largest logit."""
     probabilities: tuple[float, ...]
@@ -59,6 +60,11 @@ class Explanation:
     """[L, neurons]."""
     active_neurons: int
     """Neurons that some token drives."""
+
+    @property
+    def verdict(self) -> str:
+        """The predicted class and its probability in words."""
+        return f"{self.classes[self.predicted]} ({self.probabilities[self.predicted]:.3f})"
 
     def panels(self) -> tuple[Heatmap, Network, Grid]:
         """Neuron allocation, token interactions, and the numbers of each token."""
@@ -119,7 +125,7 @@ class Explanation:
 
 
 def explain(model: Any, params: Params, tokens: Sequence[int], words: Sequence[str], *, layer: int = -1,
-            stream: str = "clean") -> Explanation:
+            stream: str = "clean", classes: Sequence[str] | None = None) -> Explanation:
     """Explains what a classifier makes of one text.
 
     Args:
@@ -129,6 +135,7 @@ def explain(model: Any, params: Params, tokens: Sequence[int], words: Sequence[s
       words: how each token is shown.
       layer: whose neurons and attention; -1 is the last one.
       stream: clean or, in a gated model, ablated: neurons times their gates, logits of that stream.
+      classes: names of the classes; their numbers by default.
 
     Raises:
       ConfigError: the model has no such layer or stream.
@@ -147,10 +154,11 @@ def explain(model: Any, params: Params, tokens: Sequence[int], words: Sequence[s
     by_token = {name: x[:n].astype(np.float64) for name, x in seen.items() if name != "probabilities"}
     neurons_LF = by_token.pop("neurons")
     by_token |= {name: by_token[name][:, :n] for name in ("alignment", "attention")}
+    names = tuple(classes or (f"class {i}" for i in range(config.n_classes)))
     return Explanation(
-        words=tuple(words[:n]), layer=layer, stream=stream, predicted=int(np.argmax(seen["probabilities"])),
-        probabilities=_plain(seen["probabilities"]), **{"keep": ()} | {k: _plain(x) for k, x in by_token.items()},
-        **allocate(neurons_LF),
+        words=tuple(words[:n]), layer=layer, stream=stream, classes=names,
+        predicted=int(np.argmax(seen["probabilities"])), probabilities=_plain(seen["probabilities"]),
+        **{"keep": ()} | {name: _plain(x) for name, x in by_token.items()}, **allocate(neurons_LF),
     )
 
 

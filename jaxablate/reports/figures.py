@@ -206,7 +206,7 @@ def _arcs(axes: Any, panel: Network, most: float, title: str = "") -> None:
     lines = [[((i + j) / 2 - (j - i) / 2 * math.cos(t), (j - i) / 2 * math.sin(t)) for t in turns]
              for (i, j), _ in ties]
     if lines:
-        widths, opacities = [0.4 + 2.6 * s for _, s in ties], [0.15 + 0.7 * s for _, s in ties]
+        widths, opacities = [0.3 + 1.9 * s for _, s in ties], [0.15 + 0.7 * s for _, s in ties]
         axes.add_collection(LineCollection(lines, linewidths=widths, colors=HUES[0], alpha=opacities, capstyle="round",
                                            clip_on=False))
     sizes = [3 + 26 * min(max(node.size, 0.0), 1.0) for node in panel.nodes]

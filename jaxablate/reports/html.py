@@ -72,6 +72,21 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
+def explanation_page(title: str, said: Sequence[tuple[str, str]], words: Sequence[tuple[str, float]],
+                     panels: Sequence[Panel], conditions: str) -> str:
+    """A page about one text.
+
+    Args:
+      title: of the page.
+      said: pairs (what or who, text), for the lines under the title.
+      words: of the text, each with a shade in [0, 1].
+      panels: what else is to be seen.
+      conditions: one line on the checkpoint and its surroundings.
+    """
+    return template("explanation.html").render(title=title, said=said, words=words, panels=panels,
+                                               conditions=conditions)
+
+
 def draw(panel: Panel) -> str:
     """SVG of a panel that is a picture; empty for tables and texts, which the template sets itself."""
     drawing = _DRAWINGS.get(type(panel))

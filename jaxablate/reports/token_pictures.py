@@ -196,5 +196,5 @@ def _arc(panel: Network, edge: Edge, strength: float, place: tuple[float, float,
     start, end, radius = left + step * (i + 0.5), left + step * (j + 0.5), step * (j - i) / 2
     what = f"{short(panel.nodes[i].label)} – {short(panel.nodes[j].label)}: {panel.weight_label} {number(edge.weight)}"
     path = f"M{start:.1f} {base}A{radius:.1f} {radius * squeeze:.1f} 0 0 1 {end:.1f} {base}"
-    look = f'stroke-width="{0.8 + 4.2 * strength:.2f}" stroke-opacity="{0.15 + 0.7 * strength:.2f}"'
+    look = f'stroke-width="{0.6 + 3.4 * strength:.2f}" stroke-opacity="{0.15 + 0.7 * strength:.2f}"'
     return f'<path class="arc" d="{path}" {look}><title>{html.escape(what)}</title></path>'
