@@ -61,7 +61,7 @@ def _archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name below aclImdb and content of every review of the archive."""
     try:
         with gzip.open(path) as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=tarfile.BLOCKSIZE) as archive:
                 for member in archive:
                     _check_safe(member, path)
                     name = _below(PurePosixPath(member.name).parts)
@@ -75,7 +75,10 @@ def _archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _check_rest(stream: BinaryIO) -> None:
-    """Reads to the end, where gzip's checksum is; tarfile stops, without a word, where a header makes no sense."""
+    """Reads to the end, where gzip's checksum is; tarfile stops, without a word, where a header makes no sense.
+
+    What it has not read must then be padding. It has read no further than that header, by its buffer of one block.
+    """
     while chunk := stream.read(_CHUNK):
         if chunk.strip(b"\0"):
             raise tarfile.ReadError("a member's header is damaged")
