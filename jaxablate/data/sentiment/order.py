@@ -2,6 +2,8 @@
 
 import numpy as np
 
+_HELD_OUT_DOMAIN = 0x6A61786163
+
 
 def permutation(seed: int, domain: int, counter: int, n: int) -> np.ndarray:
     """A random order of 0 .. n - 1: the order of n Philox words, as in `jaxablate.data.pipeline.window_offsets`.
@@ -36,6 +38,3 @@ def held_out(seed: int, counter: int, n: int, n_held: int) -> tuple[np.ndarray, 
     """
     order = permutation(seed, _HELD_OUT_DOMAIN, counter, n)
     return np.sort(order[n_held:]), np.sort(order[:n_held])
-
-
-_HELD_OUT_DOMAIN = 0x6A61786163
