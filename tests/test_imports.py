@@ -36,6 +36,7 @@ ALLOWED = {
     "training": _MODEL | {"objectives", "data", "provenance"},
     "evaluation": _MODEL | {"objectives", "reports"},
     "evaluation.runner": _MODEL | {"objectives", "reports", "training", "data", "provenance"},
+    "evaluation.subjects": _MODEL | {"objectives", "reports", "training", "data", "provenance"},
     "evaluation.explain_runner": _MODEL | {"objectives", "reports", "training", "data", "provenance"},
     "reports": {"errors", "provenance"},
     "interop": _MODEL,

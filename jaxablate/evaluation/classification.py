@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxablate.config import ClassificationConfig, RunConfig
 from jaxablate.evaluation.intervals import (
     RESAMPLES,
     interval_ends,
@@ -17,7 +16,7 @@ from jaxablate.evaluation.intervals import (
     ratio_resamples,
     wilson,
 )
-from jaxablate.evaluation.suite import Batch, Params, Subject, Suite
+from jaxablate.evaluation.suite import Batch, ClassifierSubject, Params, Suite
 from jaxablate.evaluation.texts import by_text
 from jaxablate.reports.panels import Curves, Grid, Panel, Series
 from jaxablate.reports.results import Figure
@@ -250,16 +249,12 @@ def _confusion_table(result: ClassificationResult) -> Grid:
                 columns=("class", *(f"predicted {name}" for name in names)))
 
 
-def _unfit(config: RunConfig) -> str | None:
-    return None if isinstance(config, ClassificationConfig) else "the model is a language model, not a text classifier"
-
-
-def _run(subject: Subject) -> tuple[ClassificationResult, dict[str, Any]]:
+def _run(subject: ClassifierSubject) -> tuple[ClassificationResult, dict[str, Any]]:
     classes = POLARITY if subject.config.model.n_classes == len(POLARITY) else None
     result = evaluate(subject.model, subject.params, subject.batches("test"), dev=subject.batches("dev"),
                       classes=classes, seed=subject.seed)
     return result, {"split": "test", "bins": BINS, "bootstrap_resamples": RESAMPLES, "seed": subject.seed}
 
 
-SUITE = Suite(name="classification", run=_run, unfit=_unfit,
+SUITE = Suite(name="classification", run=_run, task="classification",
               about="Accuracy of each class and calibration, on every text of the test split.")

@@ -12,6 +12,7 @@ import numpy as np
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.evaluation.capacity import alignment, capacity
 from jaxablate.evaluation.suite import STREAMS, Params
+from jaxablate.reports.axes import short
 from jaxablate.reports.panels import Beside, Edge, Grid, Heatmap, Network, Node
 
 MOST_NEURONS = 160
@@ -109,19 +110,19 @@ class Explanation:
 
     def _table(self) -> Grid:
         rows = tuple(
-            (word, self.keep[i] if self.keep else None, self.gradient_x_input[i], self.capacity[i], self.owned[i],
-             self.active[i], self._named(i, "alignment"), self._named(i, "attention"))
+            (short(word, 24), self.keep[i] if self.keep else None, self.gradient_x_input[i], self.capacity[i],
+             self.owned[i], self._named(i, "alignment"), self._named(i, "attention"))
             for i, word in enumerate(self.words)
         )
         caption = ("Gradient x input: how the log-probability of the predicted class changes with the size of the "
-                   "token's embedding. Owned neurons: those that no other token drives more.")
+                   "token's embedding. Owned: neurons that no other token drives more.")
         return Grid(title="Tokens", caption=caption, rows=rows,
-                    columns=("token", "kept", "gradient x input", "capacity", "owned neurons", "active neurons",
-                             "shares most with", "attends most with"))
+                    columns=("token", "kept", "gradient x input", "capacity", "owned", "shares most with",
+                             "attends most with"))
 
     def _named(self, token: int, pairs: Literal["alignment", "attention"]) -> str:
         other = self.partner(token, pairs)
-        return "-" if other is None else f"{self.words[other]} ({getattr(self, pairs)[token][other]:.2f})"
+        return "-" if other is None else f"{short(self.words[other], 16)} ({getattr(self, pairs)[token][other]:.2f})"
 
 
 def explain(model: Any, params: Params, tokens: Sequence[int], words: Sequence[str], *, layer: int = -1,
@@ -217,6 +218,25 @@ def side_by_side(before: Explanation, after: Explanation, labels: tuple[str, str
                caption=f"Arcs join tokens whose activations have a |cos| of {floor:.2f} or more: {counts} pairs of "
                        f"{len(before.words) * (len(before.words) - 1) // 2}. Dots: {networks[0].size_label}."),
     )
+
+
+def shown_words(vocabulary: Any, text: str, tokens: Sequence[int]) -> list[str]:
+    """How to show the tokens of a text: a word that the vocabulary lacks as it stands there, in angle quotes.
+
+    Args:
+      vocabulary: a `jaxablate.data.sentiment.vocabulary.Vocabulary`.
+      text: as it was read.
+      tokens: its first ids, or all.
+    """
+    if vocabulary.unk_id is None:
+        return list(vocabulary.words(tokens))
+    words = zip(text.split(), tokens, strict=False)
+    return [f"‹{word}›" if token == vocabulary.unk_id else word for word, token in words]
+
+
+def is_unknown(word: str) -> bool:
+    """Whether `shown_words` put the word in quotes."""
+    return word.startswith("‹") and word.endswith("›")
 
 
 def _checked_layer(config: Any, layer: int, stream: str) -> int:

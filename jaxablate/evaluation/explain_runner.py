@@ -17,10 +17,11 @@ from jaxablate.config import ClassificationConfig
 from jaxablate.data.sentiment.vocabulary import Vocabulary, load_vocabulary
 from jaxablate.errors import CheckpointError, ConfigError, DataError
 from jaxablate.evaluation.classification import POLARITY
-from jaxablate.evaluation.explain import Explanation, explain, side_by_side
+from jaxablate.evaluation.explain import Explanation, explain, is_unknown, shown_words, side_by_side
 from jaxablate.evaluation.explain_settings import ExplainSettings
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.provenance import Provenance, provenance
+from jaxablate.reports.axes import short
 from jaxablate.reports.figures import figure_bytes
 from jaxablate.reports.html import explanation_page
 from jaxablate.reports.panels import Panel
@@ -99,7 +100,7 @@ def _check_text(settings: ExplainSettings, run: ClassifierRun, before: Classifie
 
 
 def _explained(run: ClassifierRun, settings: ExplainSettings, say: Callable[[str], None]) -> tuple[Explanation, int]:
-    params, step = restore_params(run.workdir, step=settings.step)
+    params, step = restore_params(run.workdir, step=settings.step_for(run.config))
     config = dataclasses.replace(run.config.model, vocab_size=run.vocabulary.vocab_size)
     tokens = run.vocabulary.encode(settings.text)
     if len(tokens) > config.max_length:
@@ -108,14 +109,6 @@ def _explained(run: ClassifierRun, settings: ExplainSettings, say: Callable[[str
     words = shown_words(run.vocabulary, settings.text, tokens)
     return explain(SafrClassifier(config), params, tokens, words, layer=settings.layer, stream=settings.stream,
                    classes=classes), int(step)
-
-
-def shown_words(vocabulary: Vocabulary, text: str, tokens: list[int]) -> list[str]:
-    """How to show the tokens of a text: a word that the vocabulary lacks as it stands, in angle quotes."""
-    if vocabulary.unk_id is None:
-        return vocabulary.words(tokens)
-    words = zip(text.split(), tokens, strict=True)
-    return [f"‹{word}›" if token == vocabulary.unk_id else word for word, token in words]
 
 
 def slug(text: str) -> str:
@@ -156,6 +149,8 @@ def _page(explanation: Explanation, step: int, before: Explanation | None, befor
     said.append((f"{'after, ' if before else ''}step {step:,}:", explanation.verdict))
     shades, what = shares(explanation)
     said.append(("shades:", what))
+    if any(map(is_unknown, explanation.words)):
+        said.append(("‹ ›:", "words that the model does not know; all are the same to it"))
     line = (f"Revision {conditions.revision or 'unknown'}, {conditions.device}, "
             f"jax {conditions.versions.get('jax', 'unknown')}, {conditions.date}.")
     words = list(zip(explanation.words, shades, strict=True))
@@ -206,7 +201,7 @@ def terminal_view(explained: Explained) -> Table:
     partners = [after.partner(i, "alignment") for i in range(len(after.words))]
     facts = {
         "gradient x input": [f"{g:+.3f}" for g in after.gradient_x_input], "owned neurons": after.owned,
-        "shares most with": ["-" if j is None else f"{after.words[j]} {after.alignment[i][j]:.2f}"
+        "shares most with": ["-" if j is None else f"{short(after.words[j], 14)} {after.alignment[i][j]:.2f}"
                              for i, j in enumerate(partners)],
     }
     title = f"step {explained.step:,}: {after.verdict}"

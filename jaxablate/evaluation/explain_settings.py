@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from jaxablate.config import RunConfig
 from jaxablate.errors import ConfigError
 from jaxablate.evaluation.settings import ScoreSettings
 
@@ -18,8 +19,8 @@ class ExplainSettings:
     """In the form of the training texts; words are separated by spaces."""
     before: Path | None = None
     """Another run with the same vocabulary, shown beside it: for example the one without regularisers."""
-    checkpoint: str = "best"
-    """best (by accuracy on the development split), last, or a step; of both runs."""
+    checkpoint: str = "auto"
+    """best (by accuracy on the development split), last, a step, or auto, as in `score`; of both runs."""
     layer: int = -1
     """Whose neurons and attention, counted from 0; -1 is the last."""
     stream: Literal["clean", "ablated"] = "clean"
@@ -33,10 +34,9 @@ class ExplainSettings:
             raise ConfigError("text is empty; give at least one word")
         self._of_score.check()
 
-    @property
-    def step(self) -> int | str | None:
-        """The checkpoint as the restoring function takes it."""
-        return self._of_score.step
+    def step_for(self, config: RunConfig) -> int | Literal["best"] | None:
+        """The checkpoint of a run as the restoring function takes it."""
+        return self._of_score.step_for(config)
 
     @property
     def _of_score(self) -> ScoreSettings:

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.config import ClassificationConfig, RunConfig
 from jaxablate.evaluation.intervals import RESAMPLES, interval_ends, percentile_interval, ratio_resamples
-from jaxablate.evaluation.suite import Batch, Params, Subject, Suite
+from jaxablate.evaluation.suite import Batch, ClassifierSubject, Params, Suite
 from jaxablate.evaluation.texts import TextMeasures, by_text, word_importance
 from jaxablate.reports.panels import Curves, Grid, Panel, Series
 from jaxablate.reports.results import Figure
@@ -322,16 +321,12 @@ def _tables(result: ImportanceResult) -> tuple[Grid, Grid]:
                  rows=differences))
 
 
-def _unfit(config: RunConfig) -> str | None:
-    return None if isinstance(config, ClassificationConfig) else "the model is a language model, not a text classifier"
-
-
-def _run(subject: Subject) -> tuple[ImportanceResult, dict[str, Any]]:
+def _run(subject: ClassifierSubject) -> tuple[ImportanceResult, dict[str, Any]]:
     result = evaluate(subject.model, subject.params, subject.batches("test"), seed=subject.seed,
                       fixed_length=subject.config.model.padding == "paper", pad_id=subject.vocabulary.pad_id)
     return result, {"split": "test", "texts": result.texts, "max_texts": MAX_TEXTS, "max_words": MAX_WORDS,
                     "deletion_leaves": 1, "bootstrap_resamples": RESAMPLES, "seed": subject.seed}
 
 
-SUITE = Suite(name="importance", run=_run, unfit=_unfit,
+SUITE = Suite(name="importance", run=_run, task="classification",
               about="Post-hoc accuracy, AOPC, comprehensiveness and sufficiency of word importance, on test texts.")

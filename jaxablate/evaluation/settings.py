@@ -2,7 +2,9 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
+from jaxablate.config import ClassificationConfig, RunConfig
 from jaxablate.errors import ConfigError
 
 
@@ -14,8 +16,9 @@ class ScoreSettings:
     """Working directory of a training run."""
     suites: tuple[str, ...] = ()
     """Suites to run, for example perplexity gates; none given runs every one that fits the model."""
-    checkpoint: str = "last"
-    """last, best (by validation loss), or a step."""
+    checkpoint: str = "auto"
+    """last, best (by validation loss, or accuracy on the development split), or a step. auto: the last of a language
+    model; the best of a classifier, or the last one where padding is as in the paper, whose code kept no other."""
     batch_size: int | None = None
     """Sequences at once; the default is that of training. No figure depends on it beyond rounding."""
     max_batches: int | None = None
@@ -34,12 +37,14 @@ class ScoreSettings:
                 raise ConfigError(f"{name}={value} must be at least 1")
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed} must not be negative")
-        if self.checkpoint not in ("last", "best") and not self.checkpoint.isdecimal():
-            raise ConfigError(f"checkpoint={self.checkpoint!r} must be last, best or a step")
+        if self.checkpoint not in ("auto", "last", "best") and not self.checkpoint.isdecimal():
+            raise ConfigError(f"checkpoint={self.checkpoint!r} must be auto, last, best or a step")
 
-    @property
-    def step(self) -> int | str | None:
-        """The checkpoint as the restoring function takes it: None for the last, "best", or a step."""
-        if self.checkpoint == "last":
-            return None
-        return "best" if self.checkpoint == "best" else int(self.checkpoint)
+    def step_for(self, config: RunConfig) -> int | Literal["best"] | None:
+        """The checkpoint of a run as the restoring function takes it: None for the last, "best", or a step."""
+        if self.checkpoint == "auto":
+            early_stopped = isinstance(config, ClassificationConfig) and config.model.padding == "masked"
+            return "best" if early_stopped else None
+        if self.checkpoint in ("last", "best"):
+            return "best" if self.checkpoint == "best" else None
+        return int(self.checkpoint)

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
 
-from jaxablate.config import Config
+from jaxablate.config import ClassificationConfig, Config, RunConfig
 from jaxablate.reports.panels import Panel
 from jaxablate.reports.results import Figure
 
@@ -16,7 +16,9 @@ STREAMS = ("clean", "ablated")
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, jax.Array | np.ndarray]
-"""inputs, targets int32 [B, T] and mask float32 [B, T], 1 where the target counts."""
+"""Of a language model: inputs, targets int32 [B, T] and mask float32 [B, T], 1 where the target counts. Of a text
+classifier: tokens int32 [B, L], mask float32 [B, L], labels int32 [B], weight float32 [B], 0 for a row that is no text,
+and index int32 [B], the text's place in its split."""
 
 
 def final_states(output: Any) -> dict[str, jax.Array]:
@@ -34,6 +36,16 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: list[int]) -> str: ...
+
+
+class Vocabulary(Protocol):
+    """The part of ``jaxablate.data.sentiment.vocabulary.Vocabulary`` that suites use."""
+
+    vocab_size: int
+    pad_id: int
+    unk_id: int | None
+
+    def words(self, ids: Sequence[int]) -> list[str]: ...
 
 
 class SuiteResult(Protocol):
@@ -70,13 +82,38 @@ class Subject:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierSubject:
+    """One checkpoint of a text classifier under evaluation, with its splits train, dev and test."""
+
+    config: ClassificationConfig
+    model: Any
+    params: Params
+    vocabulary: Vocabulary
+    batches: Callable[[str], Iterator[Batch]]
+    """Name of a split -> its texts, each once, from its beginning."""
+    texts: Callable[[str], Sequence[str]]
+    """Name of a split -> its texts as they were read, in the split's order."""
+    seed: int = 0
+    """Of resampling and of random rankings."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
     """A named kind of measurement."""
 
     name: str
     about: str
     """One line for reports: what it measures, on what."""
-    run: Callable[[Subject], tuple[SuiteResult, Mapping[str, Any]]]
-    """Returns the result and the options it was made with."""
-    unfit: Callable[[Config], str | None] = lambda config: None
-    """Why the suite does not fit a model of this config; None where it does."""
+    run: Callable[[Any], tuple[SuiteResult, Mapping[str, Any]]]
+    """Takes the subject of its task; returns the result and the options it was made with."""
+    task: Literal["language", "classification"] = "language"
+    """Kind of run it is for, and so of its subject: `Subject` or `ClassifierSubject`."""
+    unfit: Callable[[Any], str | None] = lambda config: None
+    """Why the suite does not fit a model of this config of its task; None where it does."""
+
+    def reason_against(self, config: RunConfig) -> str | None:
+        """Why the suite cannot measure this run; None where it can."""
+        if config.task != self.task:
+            kinds = {Config.task: "language models", ClassificationConfig.task: "text classifiers"}
+            return f"it measures {kinds[self.task]}"
+        return self.unfit(config)

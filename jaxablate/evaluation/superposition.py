@@ -18,11 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.config import ClassificationConfig, RunConfig
 from jaxablate.evaluation.capacity import alignment, capacity
 from jaxablate.evaluation.intervals import RESAMPLES, Z_95, interval_ends, percentile_interval, ratio_resamples
 from jaxablate.evaluation.ranking import top_minus_rest
-from jaxablate.evaluation.suite import STREAMS, Batch, Params, Subject, Suite
+from jaxablate.evaluation.suite import STREAMS, Batch, ClassifierSubject, Params, Suite
 from jaxablate.evaluation.texts import TextMeasures, by_text, word_importance
 from jaxablate.regularizers import interference, polysemanticity
 from jaxablate.reports.panels import Bar, Bars, Curves, Grid, Histogram, HistogramGrid, Panel, Series
@@ -342,11 +341,7 @@ def _ends(interval: tuple[float, float] | None) -> Sequence[float | None]:
     return interval or (None, None)
 
 
-def _unfit(config: RunConfig) -> str | None:
-    return None if isinstance(config, ClassificationConfig) else "the model is a language model, not a text classifier"
-
-
-def _run(subject: Subject) -> tuple[SuperpositionResult, dict[str, Any]]:
+def _run(subject: ClassifierSubject) -> tuple[SuperpositionResult, dict[str, Any]]:
     layer = subject.config.objective.layers[-1]
     result = evaluate(subject.model, subject.params, subject.batches("test"), layer=layer, seed=subject.seed)
     return result, {"split": "test", "layer": layer, "importance": result.importance, "top_tokens": TOP_TOKENS / 10,
@@ -354,5 +349,5 @@ def _run(subject: Subject) -> tuple[SuperpositionResult, dict[str, Any]]:
                     "bootstrap_resamples": RESAMPLES, "seed": subject.seed}
 
 
-SUITE = Suite(name="superposition", run=_run, unfit=_unfit,
+SUITE = Suite(name="superposition", run=_run, task="classification",
               about="SRS of the classifier's neurons and the capacity of its tokens, on every text of the test split.")
