@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.evaluation.capacity import alignment, capacity
-from jaxablate.evaluation.suite import STREAMS, Params
+from jaxablate.evaluation.suite import STREAMS, Params, Vocabulary
 from jaxablate.reports.axes import short
 from jaxablate.reports.panels import Beside, Edge, Grid, Heatmap, Network, Node
 
@@ -220,11 +220,11 @@ def side_by_side(before: Explanation, after: Explanation, labels: tuple[str, str
     )
 
 
-def shown_words(vocabulary: Any, text: str, tokens: Sequence[int]) -> list[str]:
+def shown_words(vocabulary: Vocabulary, text: str, tokens: Sequence[int]) -> list[str]:
     """How to show the tokens of a text: a word that the vocabulary lacks as it stands there, in angle quotes.
 
     Args:
-      vocabulary: a `jaxablate.data.sentiment.vocabulary.Vocabulary`.
+      vocabulary: of the run.
       text: as it was read.
       tokens: its first ids, or all.
     """

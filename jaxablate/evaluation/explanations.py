@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxablate.evaluation.classification import POLARITY
 from jaxablate.evaluation.explain import Explanation, explain, shown_words
-from jaxablate.evaluation.suite import Batch, ClassifierSubject, Params, Suite
+from jaxablate.evaluation.suite import Batch, ClassifierSubject, Params, Suite, Vocabulary
 from jaxablate.reports.panels import Panel
 from jaxablate.reports.results import Figure
 
@@ -45,7 +45,7 @@ def _panels(number: int, explanation: Explanation, text: str, label: str) -> tup
             dataclasses.replace(interactions, title=f"Text {number}: token interactions"))
 
 
-def evaluate(model: Any, params: Params, batches: Iterable[Batch], vocabulary: Any, texts: Sequence[str], *,
+def evaluate(model: Any, params: Params, batches: Iterable[Batch], vocabulary: Vocabulary, texts: Sequence[str], *,
              layer: int = -1) -> ExplanationsResult:
     """Explains the first `TEXTS` texts of `SHORTEST` to `LONGEST` tokens, in the order of the split.
 

@@ -33,7 +33,7 @@ def heatmap(panel: Heatmap) -> str:
 
 def network(panel: Network) -> str:
     """Nodes in their order on a line, an arc above it for each edge."""
-    parts, height = _network(panel, WIDTH, heaviest([panel]))
+    parts, height = _network(panel, WIDTH, heaviest([panel]), widest([panel]))
     return picture(WIDTH, height, panel.title, parts)
 
 
@@ -52,6 +52,11 @@ def shade_range(panels: Sequence[Heatmap]) -> Range:
 def heaviest(panels: Sequence[Network]) -> float:
     """Weight of the widest arc."""
     return max([e.weight for panel in panels for e in panel.edges], default=1.0)
+
+
+def widest(panels: Sequence[Network]) -> int:
+    """Nodes that the farthest-reaching arc steps over, which gives all pictures the same height."""
+    return max([abs(e.second - e.first) for panel in panels for e in panel.edges], default=1)
 
 
 def arcs(edges: Sequence[Edge], most: float) -> list[tuple[Edge, float]]:
@@ -83,10 +88,10 @@ def _heatmaps_beside(panel: Beside) -> str:
 def _networks_beside(panel: Beside) -> str:
     columns = 1 if max(len(p.nodes) for p in panel.panels) > MOST_BESIDE else len(panel.panels)
     width = (WIDTH - GAP * (columns - 1)) / columns
-    most = heaviest(panel.panels)
+    most, reach = heaviest(panel.panels), widest(panel.panels)
     parts, down, tallest = [], 0.0, 0.0
     for i, (title, part) in enumerate(zip(panel.labels, panel.panels, strict=True)):
-        inner, height = _network(part, width, most)
+        inner, height = _network(part, width, most, reach)
         if columns == 1 and i:
             down, tallest = down + tallest, 0.0
         at = (width + GAP) * i if columns > 1 else 0.0
@@ -166,7 +171,7 @@ def _legend(panel: Heatmap, span: Range, top: float) -> list[str]:
             text(left - 6, y + 9, f"{panel.value_label}  {low}", "tick", "end")]
 
 
-def _network(panel: Network, width: float, most: float) -> tuple[list[str], float]:
+def _network(panel: Network, width: float, most: float, reach: int) -> tuple[list[str], float]:
     """Marks of one arc diagram, and their height."""
     labels = [short(node.label) for node in panel.nodes]
     longest = LETTER * max(map(len, labels), default=0)
@@ -175,7 +180,7 @@ def _network(panel: Network, width: float, most: float) -> tuple[list[str], floa
     if not level:  # a slanted label reaches to the left of its node
         left = max(0.0, *(0.5 * LETTER * len(label) - step * i for i, label in enumerate(labels)))
         step = (width - left) / len(labels)
-    span = max([abs(e.second - e.first) for e in panel.edges], default=1) * step / 2
+    span = reach * step / 2
     squeeze = min(1.0, 190 / span)
     base = round(14 + span * squeeze, 1)
     parts = [_arc(panel, edge, strength, (left, step, base, squeeze)) for edge, strength in arcs(panel.edges, most)]
