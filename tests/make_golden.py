@@ -18,6 +18,8 @@ MODELS = (
 GRADIENTS_OF = ("wte", "wpe", "ln_f", ".h.1.", "ablations_head")
 """Gradients kept: of the shared matrices and of one block. They need those of the other blocks to be right."""
 TOP_K_SIZE = (8, 3)
+TOP_K_WIDTHS = ((1.0, None), (0.1, 1e-6))
+"""Temperature and eps."""
 
 
 def compact_model(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -31,9 +33,15 @@ def compact_model(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+def compact_classifier(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All but what repeats another array of the file."""
+    return {name: values for name, values in stored.items() if not name.endswith(("/attn_correlation", "/embed"))}
+
+
 def compact_top_k(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every case at one size, the one that also has an eps of its own."""
+    """Every case at one size, once with the default eps and once with an eps of its own where it has both."""
     index = [case for case in json.loads(str(stored["index_json"])) if (case["n"], case["k"]) == TOP_K_SIZE]
+    index = [case for case in index if (case["temperature"], case["eps"]) in TOP_K_WIDTHS]
     names = ("x", "ct", "soft", "soft_vjp", "hard", "gap")
     kept = {f"{case['key']}/{name}": stored[f"{case['key']}/{name}"] for case in index for name in names}
     return {"index_json": np.array(json.dumps(index))} | kept
@@ -43,7 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder with the full set of figures")
     folder = parser.parse_args().folder
-    for name, compact in [(name, compact_model) for name in MODELS] + [("topk", compact_top_k)]:
+    kept = [(name, compact_model) for name in MODELS] + [("topk", compact_top_k), ("safr_small", compact_classifier)]
+    for name, compact in kept:
         with np.load(folder / f"{name}.npz") as stored:
             np.savez_compressed(GOLDEN / f"{name}.npz", **compact({key: stored[key] for key in stored.files}))
 

@@ -88,7 +88,9 @@ def test_activations(safr_file, dtype, group):
         "attn_weights": block.attention, "attn_correlation": block.attention, "x_ffn": block.resid_post,
         "logits": out.logits,
     }
-    for name, value in found.items():
+    given = [name for name in found if f"{group}/{name}" in r.expected]
+    assert len(given) >= 6  # golden files leave out two that repeat others
+    for name, value in ((name, found[name]) for name in given):
         np.testing.assert_allclose(value, r.expected[f"{group}/{name}"], rtol=3e-6, atol=3e-6, err_msg=name)
 
 
