@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from labelled_texts import batches, check_plain, draw
 
-from jaxablate.config import ClassificationConfig, ClassifierConfig, Config
+from jaxablate.config import ClassificationConfig, ClassifierConfig, Config, MeshConfig
 from jaxablate.evaluation import importance
 from jaxablate.evaluation.texts import by_text, word_importance
 from jaxablate.models.classifier import SafrClassifier
+from jaxablate.sharding import batch_sharding, make_mesh, replicated
 
 
 class BagOfWords:
@@ -189,6 +190,14 @@ def test_the_seed_decides_the_draws():
         x.value for x in c.measures if x.ranking == "vmask"]
 
 
+def test_texts_may_be_spread_over_devices():
+    mesh = make_mesh(MeshConfig())
+    split = batches(*draw(12, vocabulary=5), rows=8)
+    spread = (jax.device_put(batch, batch_sharding(mesh)) for batch in split)
+    found = importance.evaluate(BagOfWords(), jax.device_put(PARAMS, replicated(mesh)), spread)
+    assert found == importance.evaluate(BagOfWords(), PARAMS, split)
+
+
 @pytest.mark.parametrize("padding", ["masked", "paper"])
 def test_the_suite_runs_on_a_classifier(padding):
     config = ClassifierConfig(vocab_size=20, max_length=16, d_model=8, n_heads=2, vmask_width=4, padding=padding)
@@ -204,4 +213,4 @@ def test_the_suite_runs_on_a_classifier(padding):
     assert [f.name for f in result.headline()] == [
         *names, "AOPC vmask - random", "AOPC gradient - random", "AOPC vmask - gradient"]
     check_plain(result)
-    assert "language model" in importance.SUITE.unfit(Config())
+    assert importance.SUITE.reason_against(Config()) and not importance.SUITE.reason_against(subject.config)

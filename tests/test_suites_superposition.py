@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from labelled_texts import batches, check_plain, draw
 
-from jaxablate.config import ClassificationConfig, ClassificationObjective, ClassifierConfig, Config
+from jaxablate.config import ClassificationConfig, ClassificationObjective, ClassifierConfig, Config, MeshConfig
 from jaxablate.evaluation import superposition
 from jaxablate.evaluation.ranking import highest, top_minus_rest
 from jaxablate.evaluation.texts import by_text, word_importance
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.regularizers import interference, polysemanticity
+from jaxablate.sharding import batch_sharding, make_mesh, replicated
 
 X = [[1.0, 0.0], [1.0, 0.0], [0.0, 3.0]]
 RANKING = [0.2, 0.1, 0.9]
@@ -231,7 +232,17 @@ def test_the_suite_runs_on_a_subject(gated):
     assert result.sites[0].layer == options["layer"] == 1 and options["importance"] == "vmask"
     assert [f.name for f in result.headline()] == ["SRS", "SRS importance part", "SRS interaction part",
                                                    "tokens with capacity > 0.5", "mean capacity"]
-    assert "language model" in superposition.SUITE.unfit(Config())
+    assert superposition.SUITE.reason_against(Config()) and not superposition.SUITE.reason_against(config)
+
+
+def test_texts_may_be_spread_over_devices(gated):
+    model, params = gated
+    mesh = make_mesh(MeshConfig())
+    split = batches(*draw(12), rows=8, length=16)
+    spread = (jax.device_put(batch, batch_sharding(mesh)) for batch in split)
+    found = superposition.evaluate(model, jax.device_put(params, replicated(mesh)), spread)
+    np.testing.assert_allclose(numbers(found), numbers(superposition.evaluate(model, params, split)), rtol=1e-4,
+                               atol=1e-5)
 
 
 def test_rows_come_back_in_the_order_of_the_split():
