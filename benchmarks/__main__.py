@@ -3,27 +3,40 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-_SHAPES = [
+_STEPS = [
     ("local k=8, batch 4", ["--batch-size", "4"]),
     ("local k=8, batch 32", ["--batch-size", "32", "--steps", "3"]),
     ("local k=8, batch 32, no accumulation", ["--batch-size", "32", "--accumulation-steps", "1", "--steps", "3"]),
     ("global k=8, batch 4", ["--batch-size", "4", "--model.ablation", "global"]),
     ("baseline, batch 4", ["--batch-size", "4", "--model.ablation", "none"]),
 ]
+_NO_REGULARISERS = ["--objective.importance", "0", "--objective.interaction", "0"]
+_EPOCHS = [
+    ("texts of like length together", []),
+    ("all padded to 128", ["--bucket-multiple", "0"]),
+    ("texts of like length together, no regularisers", _NO_REGULARISERS),
+]
 
 
 def main() -> None:
-    """Runs each shape in a process of its own and prints one table."""
-    table = Table(title="training step at the paper's shape (L=8, D=128, V=50,257, T=256), float32")
-    for name in ("shape", "parts", "tokens/s", "GFLOP/s", "matmul GFLOP/s", "fraction", "compile", "peak memory"):
-        table.add_column(name, justify="left" if name == "shape" else "right")
-    for name, arguments in _SHAPES:
-        command = [sys.executable, "-m", "benchmarks.training_step", *arguments]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    """Runs each row in a process of its own and prints the tables."""
+    console = Console(width=130)
+    console.print(language_table())
+    console.print(classifier_table())
+
+
+def language_table() -> Table:
+    """Training step of the self-ablating transformer."""
+    table = _table("training step at the paper's shape (L=8, D=128, V=50,257, T=256), float32",
+                   "shape", "parts", "tokens/s", "GFLOP/s", "matmul GFLOP/s", "fraction", "compile", "peak memory")
+    for name, arguments in _STEPS:
+        row = measured("training_step", name, arguments)
         table.add_row(
             name,
             str(row["accumulation_steps"]),
@@ -34,8 +47,44 @@ def main() -> None:
             f"{row['compile_s']:.1f} s",
             f"{row['peak_bytes'] / 1e9:.2f} GB",
         )
-        print(f"measured: {name}", file=sys.stderr)
-    Console(width=130).print(table)
+    return table
+
+
+def classifier_table() -> Table:
+    """Epoch of the SAFR classifier on SST-2, where its texts are here or can be downloaded."""
+    table = _table("epoch of the SAFR classifier on SST-2 (D=256, F=1,024, batch 32), float32",
+                   "batches", "epoch", "steps", "median steps/s", "mean length", "shapes", "compile", "peak memory")
+    for name, arguments in _EPOCHS:
+        row = measured("classifier_epoch", name, arguments)
+        table.add_row(
+            name,
+            f"{row['epoch_s']:.1f} s",
+            str(row["steps"]),
+            f"{row['steps_per_s']:.1f}",
+            f"{row['mean_length']:.1f}",
+            str(row["shapes"]),
+            f"{row['compile_s']:.1f} s",
+            f"{row['peak_bytes'] / 1e9:.2f} GB",
+        )
+    return table
+
+
+def measured(module: str, name: str, arguments: Sequence[str]) -> Mapping[str, Any]:
+    """What a benchmark's process prints last; one that fails ends this program with its own words."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+    print(f"measured: {name}", file=sys.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title)
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def measure(options: Options) -> dict[str, float]:
         "flops_per_s": work,
         "matmul_flops_per_s": rate,
         "fraction": work / rate,
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_bytes(),
     }
 
 
@@ -96,7 +96,7 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Most memory held: of the device where it tells, else of this process."""
     stats = jax.devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
