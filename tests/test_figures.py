@@ -10,10 +10,11 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from test_reports import PANELS, record, results
 
-from jaxablate.config import ClassificationConfig, ClassificationObjective, ClassifierConfig, to_dict
+from jaxablate.config import ClassificationConfig, ClassificationObjective, ClassifierConfig, EpochTrainConfig, to_dict
 from jaxablate.errors import CheckpointError
 from jaxablate.reports import figures, html
 from jaxablate.reports import results as files
+from jaxablate.reports.compare import Run, compare
 from jaxablate.reports.panels import Beside, Edge, Grid, Heatmap, Network, Node, panel_from_dict
 
 WORDS = ("a", "$witty$ <film>", "incomprehensibilities", "\n", "电影")
@@ -162,9 +163,11 @@ def test_figures_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["v1.5.png", "v1.5.svg"]
 
 
-def classified(**model):
-    config = ClassificationConfig(model=ClassifierConfig(**model), objective=ClassificationObjective(importance=0.5))
-    return dataclasses.replace(results(), config=to_dict(config), parameters=1234)
+def classified(importance=0.5, seed=0, **model):
+    config = ClassificationConfig(model=ClassifierConfig(**model), train=EpochTrainConfig(seed=seed),
+                                  objective=ClassificationObjective(importance=importance))
+    return dataclasses.replace(results(digest=f"{importance} {seed}"), config=to_dict(config), seed=seed,
+                               parameters=1234)
 
 
 @pytest.mark.parametrize("model, line", [
@@ -177,16 +180,23 @@ def test_summary_of_a_classifier(model, line):
     assert html.summary(classified(**model)) == line
 
 
+def test_classifiers_that_differ_in_a_lambda_are_two_rows():
+    runs = [Run(name=str(i), results=classified(importance=importance, seed=seed))
+            for i, (importance, seed) in enumerate(((0.0, 0), (1.0, 0), (1.0, 1)))]
+    table = compare(runs)
+    assert table.fields == ("objective.importance",)
+    assert [(row.labels, row.seeds) for row in table.rows] == [(("0.0",), (0,)), (("1.0",), (0, 1))]
+
+
 def test_a_classifiers_page_shows_accuracy_losses_and_pictures(tmp_path):
     log = [{"step": s, "split": "train", "loss": 1.0, "accuracy": 0.5, "cross_entropy": 0.6, "importance": 0.3,
             "interaction": 0.1} for s in (1, 2)] + [{"step": 2, "split": "valid", "loss": 0.7, "accuracy": 0.8}]
-    accuracy, terms = html.training_curves(log)
+    accuracy, loss, regularisers = html.training_curves(log)
     assert [s.label for s in accuracy.series] == ["training batches", "development"]
-    assert [s.label for s in terms.series] == [
-        "training, loss", "training, cross-entropy", "training, importance", "training, interaction",
-        "development, loss"]
+    assert [s.label for s in loss.series] == ["training, loss", "training, cross-entropy", "dev, loss"]
+    assert [s.label for s in regularisers.series] == ["training, importance", "training, interaction"]
     r = dataclasses.replace(classified(), suites={"explanations": record(panels=tuple(PICTURES.values()))})
     assert files.from_json(files.to_json(r)) == r
     text = html.page(r, log, "run")
-    assert text.count("<svg") == 2 + len(PICTURES) and "$witty$ &lt;film&gt;" in text and "H &lt;1&gt;" in text
+    assert text.count("<svg") == 3 + len(PICTURES) and "$witty$ &lt;film&gt;" in text and "H &lt;1&gt;" in text
     assert not re.findall(r'(?:src|href)="(?!#)', text)

@@ -86,4 +86,5 @@ def _run(subject: ClassifierSubject) -> tuple[ExplanationsResult, dict[str, Any]
 
 SUITE = Suite(name="explanations", run=_run, task="classification",
               about="Which neurons the tokens of a text occupy, and which tokens share them: the first "
-                    f"{TEXTS} texts of {SHORTEST} to {LONGEST} tokens of the {SPLIT} split.")
+                    f"{TEXTS} texts of {SHORTEST} to {LONGEST} tokens of the {SPLIT} split. Words in ‹ › are "
+                    "unknown to the model.")

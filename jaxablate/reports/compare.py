@@ -14,7 +14,7 @@ from jaxablate.reports.results import Better, Figure, Results
 SEED_FIELDS = ("train.seed", "data.embedded_seed")
 """Repetitions: runs that differ in nothing else are one row."""
 IRRELEVANT_FIELDS = (
-    "data.train_path", "data.valid_path", "data.cache_dir", "mesh", "model.remat", "objective.ce_chunk",
+    "data.path", "data.train_path", "data.valid_path", "data.cache_dir", "mesh", "model.remat", "objective.ce_chunk",
     "train.accumulation_steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every",
     "train.keep_last", "train.tensorboard", "train.wandb_project",
 )
@@ -140,11 +140,18 @@ def _settings(results: Results) -> dict[str, Any]:
     skip = SEED_FIELDS + IRRELEVANT_FIELDS
     out = {k: v for k, v in flat.items() if k not in skip and not k.startswith(tuple(f"{s}." for s in skip))}
     if flat.get("model.ablation") == "none":
-        inert = ("model.k_", "model.gate", "model.surrogate", "model.temperature_", "objective.")
+        inert = ("model.k_", "model.gate", "model.surrogate", "model.temperature_", *_inert_objective(results))
         out = {k: v for k, v in out.items() if not k.startswith(inert)}
     if flat.get("data.source") != "embedded":
         out["validation data"] = results.data_hash[:8]
     return out
+
+
+def _inert_objective(results: Results) -> tuple[str, ...]:
+    """Settings of the loss that a model without gates does not use: all of a language model's; a classifier has
+    regularisers besides."""
+    classifier = results.config.get("task") == "classification"
+    return ("objective.ablated", "objective.stream") if classifier else ("objective.",)
 
 
 def _identity(results: Results) -> str:

@@ -18,8 +18,8 @@ from jaxablate.reports.table import ARROWS, interval, number, prose
 FILE_NAME = "report.html"
 LOSSES = (("loss_clean", "clean"), ("loss_ablated", "ablated"))
 ACCURACIES = (("accuracy", ""), ("accuracy_ablated", "ablated"))
-TERMS = (("loss", "loss"), ("cross_entropy", "cross-entropy"), ("importance", "importance"),
-         ("interaction", "interaction"), ("information", "information"))
+TERMS = (("loss", "loss"), ("cross_entropy", "cross-entropy"))
+REGULARISERS = (("importance", "importance"), ("interaction", "interaction"))
 """Pairs (key in the log, name in the legend) of each picture of a training run."""
 _DRAWINGS: dict[type, Callable[[Any], str]] = {
     HistogramGrid: svg.histograms, Bars: svg.bars, Curves: svg.curves, Heatmap: token_pictures.heatmap,
@@ -143,18 +143,19 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> tuple[Curves, ...]:
-    """What the log of a run shows: losses of a language model; accuracy and the loss with its terms of a classifier.
+    """What the log of a run shows: losses of a language model; accuracy, loss and regularisers of a classifier.
 
     A step that was trained twice (a run resumed from an older checkpoint) counts with its last value.
     """
     language = _curves(history, LOSSES, ("training", "validation"), title="Training", y_label="loss", log_y=True,
                        caption="Cross-entropy in nats per token, on a logarithmic scale.")
     accuracy = _curves(history, ACCURACIES, ("training batches", "development"), title="Accuracy", y_label="accuracy",
-                       caption="Share of texts classified rightly; the checkpoint with the best on the development "
-                               "split is the one that is kept.")
-    terms = _curves(history, TERMS, ("training", "development"), title="Loss and its terms", y_label="nats",
-                    caption="The loss that is minimised, and its terms before their coefficients.")
-    return tuple(curve for curve in (language, accuracy, terms) if curve is not None)
+                       caption="Share of texts classified rightly.")
+    terms = _curves(history, TERMS, ("training", "dev"), title="Loss", y_label="nats",
+                    caption="The loss that is minimised, and its cross-entropy.")
+    regularisers = _curves(history, REGULARISERS, ("training", "dev"), title="Regularisers", y_label="term",
+                           caption="Both terms before their coefficients, also where a coefficient is 0.")
+    return tuple(curve for curve in (language, accuracy, terms, regularisers) if curve is not None)
 
 
 def _curves(history: Sequence[Mapping[str, Any]], keys: Sequence[tuple[str, str]], splits: tuple[str, str],
