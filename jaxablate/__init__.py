@@ -1,4 +1,4 @@
-"""Self-ablating transformers in JAX: train them, score them, take their parts into other JAX code.
+"""Self-ablating transformers and SAFR classifiers in JAX: train and score them, take their parts into other JAX code.
 
 The names of `__all__` are for ``import jaxablate as ja``; everything else is imported from the module it lives in
 (``from jaxablate.evaluation import perplexity``). A name's module is imported when the name is first used, so
@@ -18,12 +18,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` finds the same names
     from jaxablate import config, errors, gating, interop, objectives, regularizers, sharding
     from jaxablate.config import (
+        ClassificationConfig,
+        ClassificationObjective,
+        ClassifierConfig,
         Config,
         DataConfig,
+        EpochTrainConfig,
         MeshConfig,
         ModelConfig,
         ObjectiveConfig,
         OptimizerConfig,
+        SentimentDataConfig,
         TrainConfig,
         from_dict,
         to_dict,
@@ -31,11 +36,17 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
     from jaxablate.data import corpus
     from jaxablate.data.pipeline import train_batches, validation_batches
     from jaxablate.data.prepare import PreparedData, prepare
+    from jaxablate.data.sentiment.batches import evaluation_batches, training_batches
+    from jaxablate.data.sentiment.prepare import SentimentData, prepare_sentiment
+    from jaxablate.data.sentiment.vocabulary import load_vocabulary
     from jaxablate.data.token_file import open_token_file
     from jaxablate.data.tokenizer import load_tokenizer
     from jaxablate.errors import JaxablateError
+    from jaxablate.evaluation.capacity import alignment, capacity
+    from jaxablate.evaluation.explain import Explanation, explain
     from jaxablate.evaluation.runner import score
     from jaxablate.evaluation.settings import ScoreSettings
+    from jaxablate.models.classifier import ClassifierOutput, SafrClassifier
     from jaxablate.models.decoder import (
         CleanOutput,
         DecoderOutput,
@@ -45,8 +56,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
         StreamActivations,
     )
     from jaxablate.models.generation import generate
-    from jaxablate.objectives import language_model_loss
-    from jaxablate.ops.attention import two_stream_attention
+    from jaxablate.objectives import classification_loss, language_model_loss
+    from jaxablate.ops.attention import attention_weights, two_stream_attention
     from jaxablate.ops.cross_entropy import linear_cross_entropy, per_token_cross_entropy
     from jaxablate.training.checkpoint import restore_params
     from jaxablate.training.loop import TrainResult, train
@@ -56,13 +67,16 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
 __version__ = "0.1.0"
 
 __all__ = [
-    "CleanOutput", "Config", "DataConfig", "DecoderOutput", "Gates", "JaxablateError", "LayerActivations",
-    "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig", "PreparedData", "ScoreSettings",
-    "SelfAblatingTransformer", "StreamActivations", "TrainConfig", "TrainResult", "__version__", "config", "corpus",
-    "errors", "from_dict", "gating", "generate", "interop", "language_model_loss", "linear_cross_entropy",
-    "load_tokenizer", "objectives", "open_token_file", "per_token_cross_entropy", "prepare", "read_config",
+    "ClassificationConfig", "ClassificationObjective", "ClassifierConfig", "ClassifierOutput", "CleanOutput",
+    "Config", "DataConfig", "DecoderOutput", "EpochTrainConfig", "Explanation", "Gates", "JaxablateError",
+    "LayerActivations", "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig", "PreparedData",
+    "SafrClassifier", "ScoreSettings", "SelfAblatingTransformer", "SentimentData", "SentimentDataConfig",
+    "StreamActivations", "TrainConfig", "TrainResult", "__version__", "alignment", "attention_weights", "capacity",
+    "classification_loss", "config", "corpus", "errors", "evaluation_batches", "explain", "from_dict", "gating",
+    "generate", "interop", "language_model_loss", "linear_cross_entropy", "load_tokenizer", "load_vocabulary",
+    "objectives", "open_token_file", "per_token_cross_entropy", "prepare", "prepare_sentiment", "read_config",
     "read_metrics", "regularizers", "restore_params", "score", "sharding", "to_dict", "train", "train_batches",
-    "two_stream_attention", "validation_batches",
+    "training_batches", "two_stream_attention", "validation_batches",
 ]  # fmt: skip
 
 _MODULES = {
@@ -76,20 +90,27 @@ _MODULES = {
     "sharding": "sharding",
 }
 _MEMBERS = {
-    "config": ("Config", "DataConfig", "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig",
-               "TrainConfig", "from_dict", "to_dict"),
+    "config": ("ClassificationConfig", "ClassificationObjective", "ClassifierConfig", "Config", "DataConfig",
+               "EpochTrainConfig", "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig",
+               "SentimentDataConfig", "TrainConfig", "from_dict", "to_dict"),
     "data.pipeline": ("train_batches", "validation_batches"),
     "data.prepare": ("PreparedData", "prepare"),
+    "data.sentiment.batches": ("evaluation_batches", "training_batches"),
+    "data.sentiment.prepare": ("SentimentData", "prepare_sentiment"),
+    "data.sentiment.vocabulary": ("load_vocabulary",),
     "data.token_file": ("open_token_file",),
     "data.tokenizer": ("load_tokenizer",),
     "errors": ("JaxablateError",),
+    "evaluation.capacity": ("alignment", "capacity"),
+    "evaluation.explain": ("Explanation", "explain"),
     "evaluation.runner": ("score",),
     "evaluation.settings": ("ScoreSettings",),
+    "models.classifier": ("ClassifierOutput", "SafrClassifier"),
     "models.decoder": ("CleanOutput", "DecoderOutput", "Gates", "LayerActivations", "SelfAblatingTransformer",
                        "StreamActivations"),
     "models.generation": ("generate",),
-    "objectives": ("language_model_loss",),
-    "ops.attention": ("two_stream_attention",),
+    "objectives": ("classification_loss", "language_model_loss"),
+    "ops.attention": ("attention_weights", "two_stream_attention"),
     "ops.cross_entropy": ("linear_cross_entropy", "per_token_cross_entropy"),
     "training.checkpoint": ("restore_params",),
     "training.loop": ("TrainResult", "train"),

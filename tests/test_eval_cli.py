@@ -132,7 +132,7 @@ def test_every_suite_that_ran_is_kept_when_a_later_one_fails(workdir, monkeypatc
 def test_score_names_what_is_wrong(workdir, tmp_path, capsys):
     assert "nowhere" in error_of(capsys, "score", "--workdir", tmp_path / "nowhere")
     assert "did you mean 'perplexity'" in error_of(capsys, "score", "--workdir", workdir, "--suites", "perplexty")
-    assert "must be last, best or a step" in error_of(capsys, "score", "--workdir", workdir, "--checkpoint", "newest")
+    assert "must be auto, last, best or" in error_of(capsys, "score", "--workdir", workdir, "--checkpoint", "newest")
     assert "at least 1" in error_of(capsys, "score", "--workdir", workdir, "--batch-size", "0")
     assert "7" in error_of(capsys, "score", "--workdir", workdir, "--checkpoint", "7")
     shutil.rmtree(workdir / "checkpoints")
@@ -145,7 +145,7 @@ def test_other_validation_data_than_the_runs_is_refused(workdir, capsys):
     record["data_hash"]["valid"] = "0" * 64
     (workdir / "run.json").write_text(json.dumps(record))
     line = error_of(capsys, "score", "--workdir", workdir, "--suites", "weights")
-    assert "are not the run's" in line and "000000000000" in line
+    assert "is not the run's" in line and "000000000000" in line
 
 
 def test_a_suite_that_does_not_fit_says_why(workdir, capsys):

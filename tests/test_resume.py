@@ -23,6 +23,7 @@ from jaxablate.errors import CheckpointError, TrainingError
 from jaxablate.sharding import make_mesh
 from jaxablate.training import loop
 from jaxablate.training.checkpoint import restore_params, saved_steps
+from jaxablate.training.language import language_task
 from jaxablate.training.loop import train
 from jaxablate.training.metrics import read_metrics
 
@@ -249,11 +250,11 @@ def test_validation_sees_the_same_tokens_however_the_batch_is_divided(cache, par
 
     def evaluate(params, batch):
         seen.append(batch["targets"])
-        return {"tokens": batch["mask"].sum(), "loss": batch["targets"].mean()}
+        return {"count": batch["mask"].sum(), "loss": batch["targets"].mean()}
 
     program = types.SimpleNamespace(mesh=make_mesh(config.mesh, jax.devices()[:1]), evaluate=evaluate)
     file = prepare(config.data).valid
-    values = loop.evaluate(config, program, None, file)
+    values = loop.evaluate(language_task(config, program.mesh), program, None)
     expected = file.tokens[1 : 1 + 2 * 8 * 8]  # two batches of 8 rows and 8 tokens
     np.testing.assert_array_equal(np.concatenate(seen).ravel(), expected)
     assert values == {"loss": pytest.approx(expected.mean())}
@@ -310,8 +311,8 @@ def poison(monkeypatch, at):
     """Makes all parameters NaN with the update of a step, whose own loss is still finite."""
     real = loop.make_program
 
-    def make_program(config, mesh):
-        program = real(config, mesh)
+    def make_program(config, mesh, steps):
+        program = real(config, mesh, steps)
 
         def step(state, batch):
             state, metrics = program.step(state, batch)

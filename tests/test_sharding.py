@@ -15,7 +15,7 @@ from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.objectives import language_model_loss
 from jaxablate.sharding import batch_sharding, check_batch, make_mesh, param_shardings, partition_spec
 from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxablate.training.state import abstract_state, bytes_per_device, init_state, state_shardings
+from jaxablate.training.state import abstract_state, bytes_per_device, make_initializer, state_shardings
 from jaxablate.training.step import make_train_step
 
 COMPILATIONS = []
@@ -58,8 +58,8 @@ def set_up(config, mesh_config, accumulation_steps=1):
         return language_model_loss(model, params, batch["inputs"], batch["targets"], objective)
 
     schedule = learning_rate_schedule(settings, 10)
-    step = make_train_step(loss, optimizer, schedule, mesh, shardings, accumulation_steps)
-    return init_state(init_params, optimizer, 0, shardings), step, mesh
+    step = make_train_step(loss, optimizer, schedule, mesh, shardings, lambda batch: accumulation_steps)
+    return make_initializer(init_params, optimizer, shardings)(0), step, mesh
 
 
 def run(config, mesh_config, steps, accumulation_steps=1):

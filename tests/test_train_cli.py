@@ -90,7 +90,7 @@ def test_an_unknown_key_names_the_nearest(config_file, tmp_path, capsys):
         ("x = 1", "failed: AttributeError: module 'jaxablate_config_c' has no attribute 'get_config'"),
         ("import jaxablat", "failed: ModuleNotFoundError: No module named 'jaxablat'"),
         ("def get_config(:", "failed: SyntaxError"),
-        ("def get_config(): return {'steps': 3}", "must return a jaxablate.config.Config, not {'steps': 3}"),
+        ("def get_config(): return {'steps': 3}", "must return a jaxablate.config.Config or ClassificationConfig, not"),
         ("from jaxablate.config import *\nmodel = ModelConfig(k_neurons=0)", "k_neurons=0 must be at least 1"),
     ],
 )

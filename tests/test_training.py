@@ -28,6 +28,7 @@ from jaxablate.training.preemption import Interruption
 from jaxablate.training.progress import ProgressLine, Throughput
 from jaxablate.training.recorder import Recorder
 from jaxablate.training.state import TrainState, step_key
+from jaxablate.training.task import Pace
 
 ROOT = Path(__file__).parent.parent
 
@@ -222,7 +223,7 @@ def test_throughput_counts_from_the_restart(monkeypatch):
 def test_recorder_logs_what_is_due_and_refuses_nan(tmp_path):
     _, line = progress_text()
     log = log_of(tmp_path, 0, tensorboard=False)
-    recorder = Recorder(TrainConfig(steps=7, log_every=3), log, line)
+    recorder = Recorder(Pace(steps=7, log_every=3, eval_every=7, checkpoint_every=7), log, line)
     recorder.restart_clock()
     for step in range(1, 8):
         recorder.train(step, {"loss": jnp.float32(step)})

@@ -16,7 +16,7 @@ from jaxablate.errors import CheckpointError
 from jaxablate.sharding import make_mesh, param_shardings
 from jaxablate.training.checkpoint import Checkpoints, restore_params, saved_steps
 from jaxablate.training.optimizer import make_optimizer
-from jaxablate.training.state import abstract_state, init_state, place_on, state_shardings
+from jaxablate.training.state import abstract_state, make_initializer, place_on, state_shardings
 
 OPTIMIZER = make_optimizer(OptimizerConfig(), 10)
 
@@ -45,7 +45,7 @@ def fresh():
         if name not in made:
             shapes = abstract_state(init_params, OPTIMIZER)
             shardings = state_shardings(make_mesh(MeshConfig(**mesh)), shapes, OPTIMIZER)
-            made[name] = init_state(init_params, OPTIMIZER, 3, shardings)
+            made[name] = make_initializer(init_params, OPTIMIZER, shardings)(3)
         return made[name]
 
     return get

@@ -102,7 +102,7 @@ class SentimentDataConfig:
     balance: bool = True
     """sst2: the training split's larger class is cut to the size of the smaller one, as in the paper."""
     split_seed: int = 0
-    """imdb: decides which reviews of the training half are held out for development."""
+    """Decides which reviews of imdb's training half, or training phrases of GLUE's sst2, are the development split."""
 
     def __post_init__(self):
         require_positive(self, "min_count")
