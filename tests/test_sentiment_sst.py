@@ -64,8 +64,8 @@ def test_a_tree_is_its_root_label_and_leaves(line, found):
 @pytest.mark.parametrize(
     ("line", "wrong"),
     [
-        ("(3 (2 It) (4 works)", "1 brackets are not closed"),
-        ("(3 (2 It) (4 works", "2 brackets are not closed"),
+        ("(3 (2 It) (4 works)", "brackets not closed: 1"),
+        ("(3 (2 It) (4 works", "brackets not closed: 2"),
         ("(3 (2 It) (4 works)))", "a bracket closes that was not opened"),
         (")", "a bracket closes that was not opened"),
         ("(5 (2 It) (4 works))", "label is '5', not 0..4"),

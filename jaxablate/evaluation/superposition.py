@@ -285,9 +285,15 @@ def _score_bars(result: SuperpositionResult) -> Bars:
 _RANKED_BY = {"vmask": "VMASK's keep-probability", "gradient": "|gradient x input|"}
 
 
+def _p_value(p: float | None) -> float | str | None:
+    """Beyond this the normal tail says nothing of the mean's."""
+    return p if p is None or p > 1e-12 else "< 1e-12"
+
+
 def _score_table(result: SuperpositionResult) -> Grid:
     rows = tuple(
-        (site.name, name, part.value, *_ends(part.interval), *_ends(part.null_interval), part.z, part.p, part.texts)
+        (site.name, name, part.value, *_ends(part.interval), *_ends(part.null_interval), part.z, _p_value(part.p),
+         part.texts)
         for site in result.sites
         for name, part in (("importance", site.importance), ("interaction", site.interaction))
     )

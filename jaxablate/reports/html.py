@@ -44,8 +44,18 @@ def write_report(workdir: str | os.PathLike[str], results: Results) -> Path:
     """
     folder = Path(workdir)
     path = folder / FILE_NAME
-    write_text(path, page(results, read_history(folder / "metrics.jsonl"), folder.resolve().name))
+    write_text(path, page(results, read_history(folder / "metrics.jsonl"), run_name(folder)))
     return path
+
+
+def run_name(folder: Path) -> str:
+    """How a page calls a working directory; one of several seeds (``seed-0``) with its parent's name.
+
+    >>> run_name(Path("runs/local-k8")), run_name(Path("runs/sst2/seed-1"))
+    ('local-k8', 'sst2/seed-1')
+    """
+    path = folder.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name.startswith("seed-") else path.name
 
 
 def page(results: Results, history: Sequence[Mapping[str, Any]], name: str) -> str:

@@ -43,7 +43,7 @@ def parse_tree(line: str) -> tuple[int, str]:
             _note(open_nodes, "word")
             words.append(piece)
     if open_nodes:
-        raise MalformedTree(f"{len(open_nodes)} brackets are not closed")
+        raise MalformedTree(f"brackets not closed: {len(open_nodes)}")
     if root is None:
         raise MalformedTree("the line is empty")
     return root, " ".join(words)
