@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import eval as eval_script
+from jaxablate.evaluation.explain_settings import ExplainSettings
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.training import cli
 
@@ -48,18 +49,19 @@ def test_training_commands_parse(arguments, monkeypatch):
 
 @pytest.mark.parametrize("arguments", _commands("eval.py"), ids=" ".join)
 def test_scoring_commands_parse(arguments):
-    parsed = eval_script.parse(arguments)
-    assert isinstance(parsed, ScoreSettings if arguments[0] == "score" else eval_script.Compare)
+    kinds = {"score": ScoreSettings, "compare": eval_script.Compare, "explain": ExplainSettings}
+    assert isinstance(eval_script.parse(arguments), kinds[arguments[0]])
 
 
 def test_there_are_commands_of_every_kind():
     assert len(_commands("train.py")) >= 2
-    assert {arguments[0] for arguments in _commands("eval.py")} == {"score", "compare"}
+    assert {arguments[0] for arguments in _commands("eval.py")} == {"score", "compare", "explain"}
 
 
 def test_flags_in_the_text_are_known(capsys):
-    with pytest.raises(SystemExit):
-        cli.parse(["--help"])
+    for config in ([], ["--config", str(ROOT / "configs" / "sst2.py")]):
+        with pytest.raises(SystemExit):
+            cli.parse([*config, "--help"])
     known = set(re.findall(r"--[\w.-]+", capsys.readouterr().out)) | {"--suites"}
     named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", FENCED.sub("", README)))
     assert len(named) > 10
