@@ -172,3 +172,8 @@ class Config:
         layers = self.model.n_layers
         wrong = [layer for layer in self.objective.regularized_layers if not 0 <= layer < layers]
         require(not wrong, f"objective.regularized_layers={wrong} must be in 0..{layers - 1}, the model's layers")
+        regularized = self.objective.importance > 0 or self.objective.interaction > 0
+        require(
+            self.objective.regularized_stream != "ablated" or self.model.gated or not regularized,
+            "objective.regularized_stream='ablated' needs a gated model; set model.ablation or take 'clean'",
+        )

@@ -34,7 +34,7 @@ class ExplainSettings:
             raise ConfigError("text is empty; give at least one word")
         self._of_score.check()
 
-    def step_for(self, config: RunConfig) -> int | Literal["best"] | None:
+    def step_for(self, config: RunConfig) -> int | Literal["best", "best or last"] | None:
         """The checkpoint of a run as the restoring function takes it."""
         return self._of_score.step_for(config)
 

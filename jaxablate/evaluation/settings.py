@@ -40,11 +40,11 @@ class ScoreSettings:
         if self.checkpoint not in ("auto", "last", "best") and not self.checkpoint.isdecimal():
             raise ConfigError(f"checkpoint={self.checkpoint!r} must be auto, last, best or a step")
 
-    def step_for(self, config: RunConfig) -> int | Literal["best"] | None:
-        """The checkpoint of a run as the restoring function takes it: None for the last, "best", or a step."""
+    def step_for(self, config: RunConfig) -> int | Literal["best", "best or last"] | None:
+        """The checkpoint of a run as the restoring function takes it."""
         if self.checkpoint == "auto":
             early_stopped = isinstance(config, ClassificationConfig) and config.model.padding == "masked"
-            return "best" if early_stopped else None
+            return "best or last" if early_stopped else None
         if self.checkpoint in ("last", "best"):
             return "best" if self.checkpoint == "best" else None
         return int(self.checkpoint)

@@ -183,14 +183,15 @@ class Checkpoints:
 
 
 def restore_params(
-    workdir: str | Path, *, step: int | Literal["best"] | None = None, shardings: Any = None
+    workdir: str | Path, *, step: int | Literal["best", "best or last"] | None = None, shardings: Any = None
 ) -> tuple[Any, int]:
     """Parameters alone, on whatever devices are here.
 
     Args:
       workdir: of a run.
-      step: None for the newest, "best" for the lowest clean validation loss, or a number. The first two pass over
-        damaged checkpoints with a warning; a number is taken at its word.
+      step: None for the newest, "best" for the lowest validation loss (of a classifier: one minus the accuracy), "best
+        or last" for that or, where none was measured yet, the newest, or a number. All but a number, which is taken at
+        its word, pass over damaged checkpoints with a warning.
       shardings: tree of shardings for the parameters; None puts all on the first device.
 
     Returns:
@@ -225,12 +226,14 @@ def _candidates(folder: Path, step: int | str | None) -> list[int]:
         raise CheckpointError(f"{folder} holds no checkpoint; train first, or check --workdir")
     if step is None:
         return steps[::-1]
-    if step != "best":
+    if isinstance(step, int):
         if step not in steps:
             raise CheckpointError(f"{folder} holds no checkpoint of step {step}; choose one of {_listed(folder)}")
         return [step]
     seals = {s: read_seal(folder / str(s)) for s in steps}
     measured = [s for s in steps if seals[s] is not None and seals[s].valid_loss is not None]
+    if not measured and step == "best or last":
+        return steps[::-1]
     if not measured:
         raise CheckpointError(f"no checkpoint in {folder} has a validation loss yet; take the newest one instead")
     return sorted(measured, key=lambda s: (seals[s].valid_loss, -s))
