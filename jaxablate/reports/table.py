@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,15 +114,31 @@ def prose(text: str) -> str:
 
 
 def comparison_tables(comparison: Comparison, width: int) -> Group:
-    """The comparison for a terminal of ``width`` columns: one table where it fits, else one below another by suite."""
-    whole = _rich_table(comparison, range(len(comparison.columns)), "")
-    if Console(width=10_000).measure(whole).maximum <= width:
-        return Group(whole, *_rich_notes(comparison))
+    """The comparison for a terminal of ``width`` columns: one table where it fits, else one below another by suite,
+    and as many of a suite as it needs."""
+    every = range(len(comparison.columns))
+    if _fits(comparison, every, width):
+        return Group(_rich_table(comparison, every, ""), *_rich_notes(comparison))
     parts = []
     for suite in dict.fromkeys(c.suite for c in comparison.columns):
-        chosen = [i for i, c in enumerate(comparison.columns) if c.suite == suite]
-        parts.append(_rich_table(comparison, chosen, suite))
+        chosen = [i for i in every if comparison.columns[i].suite == suite]
+        parts += [_rich_table(comparison, part, suite) for part in _fitting_parts(comparison, chosen, width)]
     return Group(*parts, *_rich_notes(comparison))
+
+
+def _fits(comparison: Comparison, chosen: Sequence[int], width: int) -> bool:
+    return Console(width=10_000).measure(_rich_table(comparison, chosen, "")).maximum <= width
+
+
+def _fitting_parts(comparison: Comparison, chosen: Sequence[int], width: int) -> list[list[int]]:
+    """The columns in their order, as many in each part as fit; at least one."""
+    parts: list[list[int]] = []
+    for i in chosen:
+        if parts and _fits(comparison, [*parts[-1], i], width):
+            parts[-1].append(i)
+        else:
+            parts.append([i])
+    return parts
 
 
 def _rich_table(comparison: Comparison, chosen: Sequence[int], title: str) -> Table:
@@ -129,7 +146,7 @@ def _rich_table(comparison: Comparison, chosen: Sequence[int], title: str) -> Ta
     for name in (*comparison.fields, "n", "checkpoint"):
         table.add_column(short(name), no_wrap=True)
     for i in chosen:
-        table.add_column(_heading(comparison.columns[i]), justify="right")
+        table.add_column("\n".join(textwrap.wrap(_heading(comparison.columns[i]), 16)), justify="right", no_wrap=True)
     for row in comparison.rows:
         table.add_row(*row.labels, str(len(row.runs)), steps_text(row), *(cell_text(row.cells[i]) for i in chosen))
     return table
