@@ -235,6 +235,12 @@ def test_terminal_tables_show_every_figure():
         console.print(table.comparison_tables(wide, width))
         text = " ".join(console.export_text().split())
         assert all(table.number(i + 0.5) in text for i in range(12))
+    one = compare(runs(results(suites={"a": record("a", figures)})))  # a suite too wide for one table
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table.comparison_tables(one, 80))
+    shown = console.export_text()
+    assert "…" not in shown and shown.count("checkpoint") > 1
+    assert all(table.number(i + 0.5) in shown for i in range(12))
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(table.score_table(results(), "title"))
     assert "5.50 – 6.50" in console.export_text()
