@@ -46,9 +46,10 @@ _PARITY_FILES = {"sat_file": "sat_*.npz", "topk_file": "topk.npz", "safr_file": 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `sat_file`, `topk_file` or `safr_file` runs over every such file in JAXABLATE_FIXTURES and tests/golden.
+    """A test that takes `sat_file`, `topk_file` or `safr_file` runs over every such file.
 
-    Golden files are parts of the full ones and are left out where those are there.
+    They are in JAXABLATE_FIXTURES and tests/golden; golden files are parts of the full ones and are left out where
+    those are there.
     """
     for argument in _PARITY_FILES.keys() & set(metafunc.fixturenames):
         metafunc.parametrize(argument, _parity_files(_PARITY_FILES[argument]))
