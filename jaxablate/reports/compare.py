@@ -148,10 +148,14 @@ def _settings(results: Results) -> dict[str, Any]:
 
 
 def _inert_objective(results: Results) -> tuple[str, ...]:
-    """Settings of the loss that a model without gates does not use: all of a language model's; a classifier has
-    regularisers besides."""
-    classifier = results.config.get("task") == "classification"
-    return ("objective.ablated", "objective.stream") if classifier else ("objective.",)
+    """Settings of the loss that a model without gates does not use: those of two streams, and a language model's
+    regularisers where both coefficients are 0 (as in results of versions that had none)."""
+    streams = ("objective.clean", "objective.ablated", "objective.reconstruction")
+    if results.config.get("task") == "classification":
+        return (*streams, "objective.stream")
+    objective = results.config["objective"]
+    regularized = objective.get("importance") or objective.get("interaction")
+    return (*streams, "objective.regularized_stream") if regularized else ("objective.",)
 
 
 def _identity(results: Results) -> str:
