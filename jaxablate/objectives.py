@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxablate.config import ClassificationObjective, ModelConfig, ObjectiveConfig
-from jaxablate.models.classifier import BlockActivations, ClassifierOutput, SafrClassifier
+from jaxablate.models.classifier import ClassifierLayer, ClassifierOutput, SafrClassifier
 from jaxablate.models.decoder import DecoderOutput, Gates, LayerActivations, SelfAblatingTransformer
 from jaxablate.models.vmask import information, mean_of_means
 from jaxablate.ops.attention import attention_weights
@@ -81,7 +81,7 @@ def _decoder_safr_terms(
     return terms
 
 
-def _neurons(layer: LayerActivations, stream: str) -> jax.Array:
+def _neurons(layer: LayerActivations | ClassifierLayer, stream: str) -> jax.Array:
     return layer.clean.mlp_post if stream == "clean" else layer.ablated.mlp_post * layer.neuron_gates
 
 
@@ -157,16 +157,13 @@ def classification_loss(
 
 def _safr_terms(out: ClassifierOutput, objective: ClassificationObjective, counted: jax.Array) -> dict[str, jax.Array]:
     """Importance and interaction losses before their coefficients, means over the chosen layers and streams."""
-    blocks = [a for layer in objective.layers for a in _streams(out.layers[layer], objective.stream)]
-    sites = [out.masked] if objective.importance_site == "embedding" else [a.mlp_post for a in blocks]
+    kinds = ("clean", "ablated") if objective.stream == "both" else (objective.stream,)
+    blocks = [(out.layers[layer], kind) for layer in objective.layers for kind in kinds]
+    sites = [out.masked] if objective.importance_site == "embedding" else [_neurons(*block) for block in blocks]
     return {
         "importance": sum(polysemanticity(x, counted) for x in sites) / len(sites),
-        "interaction": sum(interference(a.attention, counted) for a in blocks) / len(blocks),
+        "interaction": sum(interference(getattr(*block).attention, counted) for block in blocks) / len(blocks),
     }
-
-
-def _streams(layer: Any, stream: str) -> list[BlockActivations]:
-    return [getattr(layer, name) for name in (("clean", "ablated") if stream == "both" else (stream,))]
 
 
 def _class_metrics(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:

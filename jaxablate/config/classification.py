@@ -56,8 +56,8 @@ class ClassifierConfig(GatedModelConfig):
 class ClassificationObjective:
     """``clean * CE + ablated * CE(ablated) + importance * L_imp + interaction * L_inter + information * H``.
 
-    REFERENCE section 3; the paper's defaults are 1 for both regularisers. Coefficients of a stream that the model does
-    not have are not used.
+    REFERENCE section 3; the paper's defaults are 1 for both regularisers. Without gates there is one cross-entropy, and
+    its coefficient is 1: `clean` and `ablated` are not used.
     """
 
     importance: float = 1.0
@@ -72,7 +72,8 @@ class ClassificationObjective:
     """Layers whose attention the interaction term takes, and whose neurons the importance term takes where its site
     is the neurons; means over them."""
     importance_site: Literal["embedding", "neurons"] = "embedding"
-    """What the importance term is of: the masked embeddings, as in the paper, or the activated MLP neurons."""
+    """What the importance term is of: the masked embeddings, as in the paper, or the activated MLP neurons (of the
+    ablated stream: times their gates)."""
     stream: Literal["clean", "ablated", "both"] = "clean"
     """Stream of the regularised attention and neurons, in a gated model."""
 
@@ -98,7 +99,7 @@ class SentimentDataConfig:
     vocabulary: Literal["words", "gpt2"] = "words"
     """words: white-space words of the training split; gpt2: byte pairs by tiktoken."""
     min_count: int = 2
-    """Occurrences in the training split from which a word is in the vocabulary."""
+    """words: occurrences in the training split from which one is in the vocabulary."""
     balance: bool = True
     """sst2: the training split's larger class is cut to the size of the smaller one, as in the paper."""
     split_seed: int = 0
@@ -153,6 +154,10 @@ class ClassificationConfig:
         layers = self.model.n_layers
         wrong = [layer for layer in self.objective.layers if not 0 <= layer < layers]
         require(not wrong, f"objective.layers={wrong} must be in 0..{layers - 1} for model.n_layers={layers}")
+        require(
+            self.objective.information == 0 or self.model.vmask,
+            f"objective.information={self.objective.information} is of VMASK; set it to 0 or model.vmask=True",
+        )
         require(
             self.objective.stream == "clean" or self.model.gated,
             f"objective.stream={self.objective.stream!r} needs a gated model; set model.ablation='local' or take "
