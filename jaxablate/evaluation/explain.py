@@ -126,7 +126,7 @@ class Explanation:
 
 
 def explain(model: Any, params: Params, tokens: Sequence[int], words: Sequence[str], *, layer: int = -1,
-            stream: str = "clean", classes: Sequence[str] | None = None) -> Explanation:
+            stream: str = "clean", classes: Sequence[str] | None = None, pad_id: int = 0) -> Explanation:
     """Explains what a classifier makes of one text.
 
     Args:
@@ -137,6 +137,7 @@ def explain(model: Any, params: Params, tokens: Sequence[int], words: Sequence[s
       layer: whose neurons and attention; -1 is the last one.
       stream: clean or, in a gated model, ablated: neurons times their gates, logits of that stream.
       classes: names of the classes; their numbers by default.
+      pad_id: token of the padding, which is part of the result where ``padding="paper"``.
 
     Raises:
       ConfigError: the model has no such layer or stream.
@@ -149,7 +150,7 @@ def explain(model: Any, params: Params, tokens: Sequence[int], words: Sequence[s
     n = min(len(tokens), config.max_length)
     length = config.max_length if config.padding == "paper" else min(-(-n // LENGTH_MULTIPLE) * LENGTH_MULTIPLE,
                                                                      config.max_length)
-    padded, mask = np.zeros((1, length), np.int32), np.zeros((1, length), np.float32)
+    padded, mask = np.full((1, length), pad_id, np.int32), np.zeros((1, length), np.float32)
     padded[0, :n], mask[0, :n] = tokens[:n], 1.0
     seen = jax.tree.map(np.asarray, observe(model, params, padded, mask, layer=layer, stream=stream))
     by_token = {name: x[:n].astype(np.float64) for name, x in seen.items() if name != "probabilities"}

@@ -28,6 +28,7 @@ from jaxablate.reports.panels import Panel
 from jaxablate.reports.results import write_bytes
 from jaxablate.reports.token_table import token_table
 from jaxablate.training.checkpoint import restore_params
+from jaxablate.training.classification import resolved_model
 from jaxablate.training.workdir import read_config, require_x64
 
 SCHEMA_VERSION = 1
@@ -101,14 +102,14 @@ def _check_text(settings: ExplainSettings, run: ClassifierRun, before: Classifie
 
 def _explained(run: ClassifierRun, settings: ExplainSettings, say: Callable[[str], None]) -> tuple[Explanation, int]:
     params, step = restore_params(run.workdir, step=settings.step_for(run.config))
-    config = dataclasses.replace(run.config.model, vocab_size=run.vocabulary.vocab_size)
+    config = resolved_model(run.config, run.vocabulary.vocab_size)
     tokens = run.vocabulary.encode(settings.text)
     if len(tokens) > config.max_length:
         say(f"the text has {len(tokens):,} tokens; {run.workdir} takes the first {config.max_length}")
     classes = POLARITY if config.n_classes == len(POLARITY) else None
     words = shown_words(run.vocabulary, settings.text, tokens)
     return explain(SafrClassifier(config), params, tokens, words, layer=settings.layer, stream=settings.stream,
-                   classes=classes), int(step)
+                   classes=classes, pad_id=run.vocabulary.pad_id), int(step)
 
 
 def slug(text: str) -> str:

@@ -60,7 +60,7 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], vocabulary: V
     classes = POLARITY if model.config.n_classes == len(POLARITY) else None
     chosen = choose(batches)
     found = tuple(explain(model, params, tokens, shown_words(vocabulary, texts[place], tokens), layer=layer,
-                          classes=classes) for place, tokens, _ in chosen)
+                          classes=classes, pad_id=vocabulary.pad_id) for place, tokens, _ in chosen)
     names = classes or [f"class {i}" for i in range(model.config.n_classes)]
     return ExplanationsResult(explanations=found, texts=tuple(texts[i] for i, _, _ in chosen),
                               labels=tuple(names[label] for _, _, label in chosen))
