@@ -22,7 +22,8 @@ class ScoreSettings:
     batch_size: int | None = None
     """Sequences at once; the default is that of training. No figure depends on it beyond rounding."""
     max_batches: int | None = None
-    """Read only the first so many batches of the validation split, for a quick look."""
+    """Read only so many batches of each split, for a quick look: of a language model's text the first ones, of labelled
+    texts, whose batches come by length, some from the shortest to the longest."""
     seed: int = 0
     """Of resampling, of prompts that are drawn, and of sampled text."""
 

@@ -3,7 +3,6 @@
 With ``runner.py`` and ``explain_runner.py`` the only files of this room that know of training and data.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,8 +74,9 @@ def _classifier_subject(
     shape = batch_shape(config, vocabulary.pad_id) | {"batch_size": _rows(settings, config, mesh)}
 
     def batches(split: str) -> Iterator[Batch]:
-        found = itertools.islice(evaluation_batches(data.splits[split], **shape), settings.max_batches)
-        return (jax.device_put(batch, batch_sharding(mesh)) for batch in found)
+        chosen = _spread(-(-len(data.splits[split]) // shape["batch_size"]), settings.max_batches)
+        found = enumerate(evaluation_batches(data.splits[split], **shape))
+        return (jax.device_put(batch, batch_sharding(mesh)) for i, batch in found if i in chosen)
 
     def texts(split: str) -> Sequence[str]:
         return data.splits[split].texts
@@ -85,6 +85,17 @@ def _classifier_subject(
     subject = ClassifierSubject(config=config, model=model, params=params, vocabulary=vocabulary, batches=batches,
                                 texts=texts, seed=settings.seed)
     return subject, hashes["test"]
+
+
+def _spread(count: int, most: int | None) -> set[int]:
+    """All of 0 .. count - 1, or ``most`` of them evenly: the middles of as many equal stretches.
+
+    >>> sorted(_spread(9, 3)), sorted(_spread(2, 3))
+    ([1, 4, 7], [0, 1])
+    """
+    if most is None or most >= count:
+        return set(range(count))
+    return {(2 * i + 1) * count // (2 * most) for i in range(most)}
 
 
 def _rows(settings: ScoreSettings, config: RunConfig, mesh: Mesh) -> int:
