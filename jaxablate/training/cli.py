@@ -30,7 +30,7 @@ class Arguments:
     workdir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Where checkpoints and metrics go; a directory that already holds this run is continued."""
     seeds: tuple[int, ...] = ()
-    """Train once with each of these seeds, one after another, in DIR/seed-0, DIR/seed-1, ..."""
+    """Train once with each of these seeds in place of train.seed, one after another, in DIR/seed-0, DIR/seed-1, ..."""
     distributed: bool = False
     """Several processes: call jax.distributed.initialize() first (SLURM, Open MPI, Kubernetes, Cloud TPU)."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jaxablate.training.loop import train
 
         for settings, workdir in runs(arguments):
-            if train(settings, workdir).reason == "interrupted":
+            if train(settings, workdir).signalled:
                 break
     except JaxablateError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

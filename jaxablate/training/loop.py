@@ -38,12 +38,14 @@ class TrainResult:
     Attributes:
       step: updates made, all calls together.
       reason: "finished" (early stopping included), or "interrupted" by a signal after saving.
+      signalled: whether a signal asked to stop, be it during the last step of a run that finished.
       metrics: of the last step this call made; empty where none was left to make.
       valid: of the last evaluation of this call; empty where there was none.
     """
 
     step: int
     reason: Literal["finished", "interrupted"]
+    signalled: bool
     metrics: dict[str, float]
     valid: dict[str, float]
 
@@ -167,7 +169,9 @@ def _run(
     checkpoints.wait()
     step = int(state.step)
     reason = "finished" if step == pace.steps or stopping.over else "interrupted"
-    return TrainResult(step=step, reason=reason, metrics=metrics, valid=valid)
+    return TrainResult(
+        step=step, reason=reason, signalled=interruption.name is not None, metrics=metrics, valid=valid
+    )
 
 
 def evaluate(task: Task, program: Program, params: Any) -> dict[str, float]:
