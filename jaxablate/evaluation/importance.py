@@ -55,7 +55,9 @@ class ImportanceResult:
 
     measures: tuple[Measure, ...]
     """By name, in this order: post-hoc accuracy@k and post-hoc gold accuracy@k, drop@k (of the predicted class's
-    probability with the k most important words deleted), AOPC (mean of the drops), comprehensiveness, sufficiency."""
+    probability with the k most important words deleted), AOPC (mean of the drops; 10/11 of it where
+    the drop of 0 with nothing deleted counts too, as in Samek et al. 2017), comprehensiveness and sufficiency at each
+    of `SHARES` and their means."""
     differences: tuple[Measure, ...]
     """Of the same measures: each ranking but the last minus random, VMASK minus gradient."""
     texts: int
