@@ -153,7 +153,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> tuple[Curves, ...]:
-    """What the log of a run shows: losses of a language model; accuracy, loss and regularisers of a classifier.
+    """What the log of a run shows: losses of a language model; accuracy and loss of a classifier; regularisers of both.
 
     A step that was trained twice (a run resumed from an older checkpoint) counts with its last value.
     """
@@ -161,10 +161,11 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> tuple[Curves, ...]:
                        caption="Cross-entropy in nats per token, on a logarithmic scale.")
     accuracy = _curves(history, ACCURACIES, ("training batches", "development"), title="Accuracy", y_label="accuracy",
                        caption="Share of texts classified rightly.")
-    terms = _curves(history, TERMS, ("training", "dev"), title="Loss", y_label="nats",
+    of_classifier = [entry for entry in history if "cross_entropy" in entry]
+    terms = _curves(of_classifier, TERMS, ("training", "dev"), title="Loss", y_label="nats",
                     caption="The loss that is minimised, and its cross-entropy.")
     regularisers = _curves(history, REGULARISERS, ("training", "dev"), title="Regularisers", y_label="term",
-                           caption="Both terms before their coefficients, also where a coefficient is 0.")
+                           caption="SAFR's terms before their coefficients.")
     return tuple(curve for curve in (language, accuracy, terms, regularisers) if curve is not None)
 
 
