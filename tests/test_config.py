@@ -5,15 +5,21 @@ import json
 import pytest
 
 from jaxablate.config import (
+    ClassificationConfig,
+    ClassificationObjective,
+    ClassifierConfig,
     Config,
     DataConfig,
+    EpochTrainConfig,
     MeshConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    SentimentDataConfig,
     TrainConfig,
     differences,
     from_dict,
+    run_from_dict,
     to_dict,
 )
 from jaxablate.errors import ConfigError
@@ -23,6 +29,29 @@ def test_json_round_trip_is_exact():
     model = ModelConfig(n_layers=2, k_neurons=(3, 4), attention_layers=("global", "local"), d_mlp=77)
     config = Config(model=model, optimizer=OptimizerConfig(clip_norm=None), objective=ObjectiveConfig(clean=0.1))
     assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_a_run_of_either_kind_goes_through_json():
+    classifier = ClassificationConfig(
+        model=ClassifierConfig(n_layers=2, ablation="local", k_neurons=(3, 4), padding="paper"),
+        objective=ClassificationObjective(layers=(0, 1), stream="both", importance_site="neurons"),
+        data=SentimentDataConfig(source="imdb", path="somewhere"),
+        train=EpochTrainConfig(patience=0),
+    )
+    for config in (classifier, ClassificationConfig(), Config()):
+        assert run_from_dict(json.loads(json.dumps(to_dict(config)))) == config
+        assert hash(run_from_dict(to_dict(config))) == hash(config)
+
+
+def test_a_stored_run_says_its_task_and_one_without_is_a_language_models():
+    assert (to_dict(Config())["task"], to_dict(ClassificationConfig())["task"]) == ("language", "classification")
+    stored = to_dict(Config())
+    del stored["task"]
+    assert run_from_dict(stored) == Config()
+    with pytest.raises(ConfigError, match="task='regression' must be one of language, classification"):
+        run_from_dict({"task": "regression"})
+    with pytest.raises(ConfigError, match="Config is for task 'language', not 'classification'"):
+        from_dict(Config, to_dict(ClassificationConfig()))
 
 
 def test_whole_numbers_are_taken_for_floats_but_not_the_reverse():
@@ -71,8 +100,68 @@ def test_bad_stored_values(values, message):
         (lambda: OptimizerConfig(beta2=1.0), r"must be in \[0, 1\)"),
         (lambda: Config(train=TrainConfig(sequence_length=512)), "must not exceed model.context_length=256"),
         (lambda: Config(optimizer=OptimizerConfig(warmup_steps=400_000)), "must be below train.steps"),
+        (lambda: ObjectiveConfig(importance=-1), "objective.importance=-1 must not be negative"),
+        (
+            lambda: Config(objective=ObjectiveConfig(regularized_layers=(0, 8))),
+            r"objective.regularized_layers=\[8\] must be in 0\.\.7",
+        ),
+        (
+            lambda: Config(
+                model=ModelConfig(ablation="none"),
+                objective=ObjectiveConfig(interaction=1, regularized_stream="ablated"),
+            ),
+            "objective.regularized_stream='ablated' needs a gated model; set model.ablation or take 'clean'",
+        ),
     ],
 )
 def test_bad_settings_say_value_limit_and_fix(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("model", {"vocab_size": -1}, "vocab_size=-1 must not be negative"),
+        ("model", {"max_length": 0}, "max_length=0 must be positive"),
+        ("model", {"d_model": 9, "n_heads": 3}, r"d_model=9 must be even \(sines and cosines"),
+        ("model", {"n_layers": 0}, "n_layers=0 must be positive"),
+        ("model", {"n_heads": 3}, "n_heads=3 must divide d_model=256; choose one of 1, 2, 4"),
+        ("model", {"n_classes": 1}, "n_classes=1 must be at least 2"),
+        ("model", {"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
+        ("model", {"padding": "none"}, "padding='none' must be one of 'masked', 'paper'"),
+        ("model", {"vmask": 1}, "vmask=1 must be of type bool"),
+        ("model", {"vmask_width": 0}, "vmask_width=0 must be positive"),
+        ("model", {"ablation": "global"}, "ablation='global' must be one of 'none', 'local'"),
+        ("model", {"ablation": "local", "k_neurons": 1024}, "k_neurons=1024 must be below the 1024 neurons"),
+        ("objective", {"importance": -0.5}, "objective.importance=-0.5 must not be negative"),
+        ("objective", {"interaction": -1}, "objective.interaction=-1.0 must not be negative"),
+        ("objective", {"information": -1}, "objective.information=-1.0 must not be negative"),
+        ("objective", {"clean": -1}, "objective.clean=-1.0 must not be negative"),
+        ("objective", {"ablated": -1}, "objective.ablated=-1.0 must not be negative"),
+        ("objective", {"layers": []}, "objective.layers is empty; give at least one layer"),
+        ("objective", {"layers": [0, 1]}, r"objective.layers=\[1\] must be in 0\.\.0 for model.n_layers=1"),
+        ("objective", {"layers": [-1]}, r"objective.layers=\[-1\] must be in 0\.\.0"),
+        ("objective", {"importance_site": "mlp"}, "importance_site='mlp' must be one of 'embedding', 'neurons'"),
+        ("objective", {"stream": "ablated"}, "objective.stream='ablated' needs a gated model; set model.ablation="),
+        ("objective", {"stream": "all"}, "stream='all' must be one of 'clean', 'ablated', 'both'"),
+        ("data", {"source": "yelp"}, "source='yelp' must be one of 'sst2', 'imdb'"),
+        ("data", {"vocabulary": "bpe"}, "vocabulary='bpe' must be one of 'words', 'gpt2'"),
+        ("data", {"min_count": 0}, "min_count=0 must be positive"),
+        ("data", {"balance": "no"}, "balance='no' must be of type bool"),
+        ("data", {"split_seed": 0.5}, "split_seed=0.5 must be of type int"),
+        ("data", {"path": 3}, "path=3 must be of type str"),
+        ("train", {"epochs": 0}, "epochs=0 must be positive"),
+        ("train", {"patience": -1}, "patience=-1 must not be negative"),
+        ("train", {"batch_size": 0}, "batch_size=0 must be positive"),
+        ("train", {"bucket_multiple": -8}, "bucket_multiple=-8 must not be negative"),
+        ("train", {"log_every": 0}, "log_every=0 must be positive"),
+        ("train", {"keep_last": 0}, "keep_last=0 must be positive"),
+        ("train", {"steps": 3}, "EpochTrainConfig has no field 'steps'"),
+        ("model", {"vmask_widht": 3}, "no field 'vmask_widht'; did you mean 'vmask_width'"),
+    ],
+)
+def test_bad_settings_of_a_classifier_name_the_field(part, values, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        run_from_dict({"task": "classification", part: values})
+    assert "\n" not in str(caught.value)
