@@ -149,8 +149,13 @@ def fitting_parts(mesh: Mesh, rows: int, length: int) -> int:
     return (fitting or sharable[-1:] or [1])[0]
 
 
-def check_batch(mesh: Mesh, rows: int) -> None:
+def check_batch(mesh: Mesh, rows: int, what: str = "train.batch_size") -> None:
     """Refuses a batch that does not split evenly.
+
+    Args:
+      mesh: from `make_mesh`.
+      rows: that are taken at once.
+      what: they are, in terms of the settings.
 
     Raises:
       ConfigError: the batch axes do not divide ``rows``.
@@ -158,7 +163,7 @@ def check_batch(mesh: Mesh, rows: int) -> None:
     parts = batch_parts(mesh)
     if rows % parts:
         raise ConfigError(
-            f"{rows} rows (train.batch_size over train.accumulation_steps) must be a multiple of {parts}, the mesh's "
+            f"{rows} rows ({what}) must be a multiple of {parts}, the mesh's "
             f"data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']}; change the batch size or the mesh"
         )
 

@@ -71,8 +71,11 @@ def check_shares(config: RunConfig, mesh: Mesh) -> None:
     Raises:
       ConfigError: see above.
     """
-    parts = accumulation_steps(config, mesh) if isinstance(config, Config) else 1
-    check_batch(mesh, config.train.batch_size // parts)
+    if isinstance(config, Config):
+        rows = config.train.batch_size // accumulation_steps(config, mesh)
+        check_batch(mesh, rows, "train.batch_size over train.accumulation_steps")
+    else:
+        check_batch(mesh, config.train.batch_size)
 
 
 def _parts(config: RunConfig, mesh: Mesh) -> Callable[[Batch], int]:
