@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxablate.config import ClassificationObjective, ClassifierConfig
-from jaxablate.models.classifier import Gates, SafrClassifier
+from jaxablate.models.classifier import BlockGates, SafrClassifier
 from jaxablate.models.vmask import information, mean_of_means, straight_through_sample
 from jaxablate.objectives import classification_loss
 from jaxablate.regularizers import interference, polysemanticity
@@ -240,9 +240,9 @@ def _ablated_block(x, gates):
 
 def test_open_gates_make_both_streams_equal_and_closed_ones_leave_biases():
     x = jax.random.normal(jax.random.key(0), (3, 6, 8))
-    clean, ablated = _ablated_block(x, Gates(jnp.ones((3, 6, 8)), jnp.ones((3, 6, 12))))
+    clean, ablated = _ablated_block(x, BlockGates(jnp.ones((3, 6, 8)), jnp.ones((3, 6, 12))))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), clean, ablated)
-    _, closed = _ablated_block(x, Gates(jnp.zeros((3, 6, 8)), jnp.zeros((3, 6, 12))))
+    _, closed = _ablated_block(x, BlockGates(jnp.zeros((3, 6, 8)), jnp.zeros((3, 6, 12))))
     attention = _made(**_GATED)[1]["layer_0"]["attention"]
     attended = x + attention["out"]["bias"]
     centred = attended - attended.mean(-1, keepdims=True)
@@ -254,7 +254,7 @@ def test_gates_of_a_token_change_its_own_ablated_output_only():
     x, open_neurons = jax.random.normal(jax.random.key(0), (3, 6, 8)), jnp.ones((3, 6, 12))
 
     def ends(attention):
-        clean, ablated = _ablated_block(x, Gates(attention, open_neurons))
+        clean, ablated = _ablated_block(x, BlockGates(attention, open_neurons))
         return jnp.stack([clean.resid_post, ablated.resid_post])[:, 0] @ jnp.arange(8.0)  # the norm fixes the sum
 
     influence = np.abs(jax.jit(jax.jacrev(ends))(jnp.ones((3, 6, 8))))[:, :, 0].sum(-1)  # [stream, to, from]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxablate.config import ClassifierConfig
 from jaxablate.evaluation.intervals import (
     RESAMPLES,
     interval_ends,
@@ -24,6 +25,7 @@ from jaxablate.reports.results import Figure
 BINS = 15
 """Bins of equal width over (0, 1] of the probability of the predicted class (Guo et al. 2017)."""
 POLARITY = ("negative", "positive")
+"""Classes of both sentiment sets, in the order of their labels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,10 +251,14 @@ def _confusion_table(result: ClassificationResult) -> Grid:
                 columns=("class", *(f"predicted {name}" for name in names)))
 
 
+def class_names(config: ClassifierConfig) -> tuple[str, ...] | None:
+    """Names of a model's classes; None where they have only numbers."""
+    return POLARITY if config.n_classes == len(POLARITY) else None
+
+
 def _run(subject: ClassifierSubject) -> tuple[ClassificationResult, dict[str, Any]]:
-    classes = POLARITY if subject.config.model.n_classes == len(POLARITY) else None
     result = evaluate(subject.model, subject.params, subject.batches("test"), dev=subject.batches("dev"),
-                      classes=classes, seed=subject.seed)
+                      classes=class_names(subject.config.model), seed=subject.seed)
     return result, {"split": "test", "bins": BINS, "bootstrap_resamples": RESAMPLES, "seed": subject.seed}
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from jaxablate.config import ClassificationConfig
 from jaxablate.data.sentiment.vocabulary import Vocabulary, load_vocabulary
 from jaxablate.errors import CheckpointError, ConfigError, DataError
-from jaxablate.evaluation.classification import POLARITY
+from jaxablate.evaluation.classification import class_names
 from jaxablate.evaluation.explain import Explanation, explain, is_unknown, shown_words, side_by_side
 from jaxablate.evaluation.explain_settings import ExplainSettings
 from jaxablate.models.classifier import SafrClassifier
@@ -106,7 +106,7 @@ def _explained(run: ClassifierRun, settings: ExplainSettings, say: Callable[[str
     tokens = run.vocabulary.encode(settings.text)
     if len(tokens) > config.max_length:
         say(f"the text has {len(tokens):,} tokens; {run.workdir} takes the first {config.max_length}")
-    classes = POLARITY if config.n_classes == len(POLARITY) else None
+    classes = class_names(config)
     words = shown_words(run.vocabulary, settings.text, tokens)
     return explain(SafrClassifier(config), params, tokens, words, layer=settings.layer, stream=settings.stream,
                    classes=classes, pad_id=run.vocabulary.pad_id), int(step)

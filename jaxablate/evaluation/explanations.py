@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxablate.evaluation.classification import POLARITY
+from jaxablate.evaluation.classification import class_names
 from jaxablate.evaluation.explain import Explanation, explain, shown_words
 from jaxablate.evaluation.suite import Batch, ClassifierSubject, Params, Suite, Vocabulary
 from jaxablate.reports.panels import Panel
@@ -57,7 +57,7 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], vocabulary: V
       texts: of the split, as they were read.
       layer: whose neurons and attention.
     """
-    classes = POLARITY if model.config.n_classes == len(POLARITY) else None
+    classes = class_names(model.config)
     chosen = choose(batches)
     found = tuple(explain(model, params, tokens, shown_words(vocabulary, texts[place], tokens), layer=layer,
                           classes=classes, pad_id=vocabulary.pad_id) for place, tokens, _ in chosen)

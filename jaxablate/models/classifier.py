@@ -65,7 +65,7 @@ class ClassifierOutput:
     layers: tuple[ClassifierLayer, ...]
 
 
-class Gates(NamedTuple):
+class BlockGates(NamedTuple):
     """Gates of one block."""
 
     attention: jax.Array
@@ -148,7 +148,7 @@ class Block(nn.Module):
         head_out = jnp.einsum("bnij,bnjh->binh", weights.astype(v.dtype), v)
         return self._finish(x_BLD, weights, head_out, None), k, v
 
-    def ablated(self, y_BLD: jax.Array, k: jax.Array, v: jax.Array, gates: Gates, mask_BL: jax.Array):
+    def ablated(self, y_BLD: jax.Array, k: jax.Array, v: jax.Array, gates: BlockGates, mask_BL: jax.Array):
         """The gated stream; other tokens are seen through the clean stream, as in the self-ablating transformer."""
         q, k_self, v_self = self.attention.project(y_BLD)
         weights = self.attention.weights(q, k, k_self, mask_BL)
@@ -156,18 +156,18 @@ class Block(nn.Module):
         head_out = jnp.einsum("bnij,bnjh->bnih", weights.astype(v.dtype), v) + own * (v_self - v)
         return self._finish(y_BLD, weights, head_out.transpose(0, 2, 1, 3), gates)
 
-    def gates(self, x_BLD: jax.Array) -> Gates:
+    def gates(self, x_BLD: jax.Array) -> BlockGates:
         """k-winner-take-all gates from scores of the clean stream that enters the block."""
         c = self.config
         gate = k_wta if c.gate == "hard" else soft_top_k
         options = {"eps": c.gate_eps, "surrogate": c.surrogate}
         k_attention, k_neurons = c.layer_k("attention", self.layer), c.layer_k("neurons", self.layer)
-        return Gates(
+        return BlockGates(
             gate(self.attention_scores(x_BLD), k_attention, temperature=c.temperature_attention, **options),
             gate(self.neuron_scores(x_BLD), k_neurons, temperature=c.temperature_neurons, **options),
         )
 
-    def _finish(self, x, weights, head_out, gates: Gates | None) -> BlockActivations:
+    def _finish(self, x, weights, head_out, gates: BlockGates | None) -> BlockActivations:
         attended = self.attention.output(head_out, None if gates is None else gates.attention)
         mid = self.ln_1(x + attended.astype(x.dtype))
         pre, post, out = self.mlp(mid, None if gates is None else gates.neurons)

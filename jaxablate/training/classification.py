@@ -24,7 +24,7 @@ def classification_task(config: ClassificationConfig) -> Task:
 
     Raises:
       DataError: the data is missing, malformed or damaged.
-      ConfigError: the model's vocabulary is smaller than the data's.
+      ConfigError: the model's vocabulary is smaller than the data's, or the warm-up is longer than the run.
     """
     with progress_report() as report:
         data = prepare_sentiment(config.data, report=report)
@@ -35,15 +35,21 @@ def classification_task(config: ClassificationConfig) -> Task:
         )
     train, shape = config.train, batch_shape(config, data.vocabulary.pad_id) | _process()
     per_epoch = -(-len(data.splits["train"]) // train.batch_size)
+    steps = train.epochs * per_epoch
+    if config.optimizer.warmup_steps >= steps:
+        raise ConfigError(
+            f"optimizer.warmup_steps={config.optimizer.warmup_steps} must be below the {steps} steps of {train.epochs} "
+            "epochs; lower it or raise train.epochs"
+        )
     return Task(
         config=dataclasses.replace(config, model=resolved_model(config, data.vocabulary.vocab_size)),
-        pace=Pace(steps=train.epochs * per_epoch, log_every=train.log_every, eval_every=per_epoch,
+        pace=Pace(steps=steps, log_every=train.log_every, eval_every=per_epoch,
                   checkpoint_every=per_epoch, patience=train.patience),
         tokenizer=data.vocabulary,
         facts=_facts(data),
         train_batches=lambda: training_batches(data.splits["train"], seed=train.seed, **shape),
         valid_batches=lambda: _without_index(evaluation_batches(data.splits["dev"], **shape)),
-        valid_loss=lambda metrics: 1 - metrics["accuracy"],
+        valid_loss=lambda metrics: _error_rate(metrics["accuracy"], len(data.splits["dev"])),
         about=_about(config, data),
         unit="texts",
         units_per_step=train.batch_size,
@@ -86,6 +92,12 @@ def _loss(model: SafrClassifier, config: ClassificationConfig, train: bool) -> L
 
 def _without_index(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
     return ({name: rows for name, rows in batch.items() if name != "index"} for batch in batches)
+
+
+def _error_rate(accuracy: float, texts: int) -> float:
+    """Wrong texts over all of them: a whole number of them, so that equally good epochs compare as equal however the
+    batches' means were rounded."""
+    return (texts - round(accuracy * texts)) / texts
 
 
 def _process() -> dict[str, int]:

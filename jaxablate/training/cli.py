@@ -52,8 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.distributed:
             _initialize_distributed()
         from jaxablate.training.loop import train
+        from jaxablate.training.workdir import check_workdir
 
-        for settings, workdir in runs(arguments):
+        chosen = runs(arguments)
+        for settings, workdir in chosen:  # all before the first, which may take hours
+            check_workdir(workdir, settings)
+        for settings, workdir in chosen:
             if train(settings, workdir).signalled:
                 break
     except JaxablateError as error:

@@ -8,7 +8,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 class Throughput:
-    """Steps per second of training alone: evaluation, saving and compilation stop the clock."""
+    """Steps per second of training alone: evaluation, saving and the first compilation stop the clock. Where batches
+    come in several lengths, the first one of each is compiled within an interval, which is then slow."""
 
     def __init__(self):
         self._began: float | None = None

@@ -14,7 +14,7 @@ class Recorder:
     """Brings metrics to the host, refuses what is not finite, and shows and writes what is due.
 
     Args:
-      pace: how often to log.
+      pace: how often to log; steps that end with an evaluation are logged besides, the last one of an early stop too.
       log: files; None in all processes but the first.
       line: screen.
     """
@@ -46,7 +46,8 @@ class Recorder:
         if wrong := nonfinite(numbers):
             raise TrainingError(f"step {step} gave {wrong}")
         self._clock.count()
-        if step == 1 or step % self._pace.log_every == 0 or step == self._pace.steps:
+        pace = self._pace
+        if step in (1, pace.steps) or step % pace.log_every == 0 or step % pace.eval_every == 0:
             speed = self._line.update(step, numbers, self._clock.rate())
             if self._log is not None:
                 self._log.write(step, "train", numbers | speed)
