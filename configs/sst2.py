@@ -5,7 +5,9 @@
         --objective.interaction 0
 
 It reads the PTB trees from data/trees, downloaded where a network allows, or from --data.path. As in the released code,
-with padding inside the pooled mean and both regularisers: --model.padding paper. The README states times and figures.
+with padding inside the pooled mean and both regularisers: --model.padding paper. On two cores of an AMD EPYC (Zen 4) an
+epoch takes 11 s (padded to 128: 52 s), and a run ends after 6 to 15 epochs; test accuracy was 0.63 to 0.72.
+docs/safr.md has the results.
 """
 
 from jaxablate.config import ClassificationConfig, ClassifierConfig, SentimentDataConfig
