@@ -190,10 +190,12 @@ def test_classifiers_that_differ_in_a_lambda_are_two_rows():
 
 def test_a_classifiers_page_shows_accuracy_losses_and_pictures(tmp_path):
     log = [{"step": s, "split": "train", "loss": 1.0, "accuracy": 0.5, "cross_entropy": 0.6, "importance": 0.3,
-            "interaction": 0.1} for s in (1, 2)] + [{"step": 2, "split": "valid", "loss": 0.7, "accuracy": 0.8}]
+            "interaction": 0.1} for s in (1, 2)]
+    log.append({"step": 2, "split": "valid", "loss": 0.7, "accuracy": 0.8, "cross_entropy": 0.5})
     accuracy, loss, regularisers = html.training_curves(log)
     assert [s.label for s in accuracy.series] == ["training batches", "development"]
-    assert [s.label for s in loss.series] == ["training, loss", "training, cross-entropy", "dev, loss"]
+    assert [s.label for s in loss.series] == ["training, loss", "training, cross-entropy", "dev, loss",
+                                              "dev, cross-entropy"]
     assert [s.label for s in regularisers.series] == ["training, importance", "training, interaction"]
     r = dataclasses.replace(classified(), suites={"explanations": record(panels=tuple(PICTURES.values()))})
     assert files.from_json(files.to_json(r)) == r

@@ -236,13 +236,17 @@ def test_recorder_logs_what_is_due_and_refuses_nan(tmp_path):
 
 
 def test_a_first_signal_asks_and_a_second_one_insists():
-    with Interruption() as interruption:
-        assert not interruption.requested(1)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.requested(2) and interruption.name == "SIGINT"
-        with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    try:
+        with Interruption() as interruption:
+            assert not interruption.requested(1)
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            assert interruption.requested(2) and interruption.name == "SIGINT"
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 ONE_OF_TWO = """
