@@ -70,7 +70,7 @@ def data(tmp_path_factory):
 
 def tiny(data, *, model=None, objective=None, optimizer=None, mesh=None, **settings):
     """A run of three epochs on one device, with everything that draws at random."""
-    shape = {"max_length": 16, "d_model": 8, "n_heads": 2, "d_mlp": 8, "vmask_width": 4, "dropout": 0.1}
+    shape = {"max_length": 12, "d_model": 8, "n_heads": 2, "d_mlp": 8, "vmask_width": 4, "dropout": 0.1}
     settings = {"epochs": 3, "patience": 0, "batch_size": 8, "bucket_multiple": 8, "log_every": 1} | settings
     return ClassificationConfig(
         model=ClassifierConfig(**shape | (model or {})),

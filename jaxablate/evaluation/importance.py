@@ -138,7 +138,8 @@ def batches_of(texts: TextMeasures, *, fixed_length: bool = False, pad_id: int =
     words = np.sum(~np.isnan(texts["tokens"]), axis=-1)
     order = np.argsort(words, kind="stable")
     for rows in (order[i : i + ROWS] for i in range(0, len(order), ROWS)):
-        length = texts["length"][rows].max() if fixed_length else _rounded(words[rows].max())
+        came_in = texts["length"][rows].max()  # what the model takes for sure, where rounding up would pass its limit
+        length = came_in if fixed_length else min(_rounded(words[rows].max()), came_in)
         mask = np.zeros((ROWS, length), np.float32)
         mask[: len(rows)] = np.arange(length) < words[rows, None]
         tokens = np.full(mask.shape, pad_id, np.int32)

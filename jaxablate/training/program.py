@@ -52,7 +52,8 @@ def make_program(config: RunConfig, mesh: Mesh, steps: int | None = None) -> Pro
     Args:
       config: of the run; a classifier's vocabulary size is resolved.
       mesh: from `jaxablate.sharding.make_mesh`.
-      steps: updates of the whole run, the length of the learning rate's schedule; None takes ``config.train.steps``.
+      steps: updates of the whole run, the length of the learning rate's schedule; None takes ``config.train.steps``,
+        which a language model's run has.
 
     Returns:
       The same program for runs that differ in their seed alone, so that they share what is compiled.
