@@ -89,6 +89,42 @@ def attention_weights(
     return jax.nn.softmax(jnp.where(_hidden(whole, window, strict=False), -jnp.inf, scores), axis=-1)
 
 
+def visible_keys(valid: jax.Array, window: int | None = None) -> jax.Array:
+    """Which keys each query sees in sequences with padding: real ones, not later, and within the window.
+
+    Args:
+      valid: [B, T] bool, False at padding.
+      window: as in `causal_attention`.
+
+    Returns:
+      [B, T, T] bool, queries before keys.
+    """
+    length = valid.shape[-1]
+    return ~_hidden(_Block(0, length, 0), window, strict=False) & valid[:, None, :]
+
+
+def masked_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, *, scale: float = 1.0
+) -> jax.Array:
+    """softmax(scale * q k^T) v over the visible keys, any number of heads, with queries of their own number.
+
+    For prompts with padding and for a few queries; it holds all weights. A query that sees no key (padding) gives 0.
+
+    Args:
+      q: [..., Q, H].
+      k, v: [..., S, H].
+      visible: bool, broadcast to [..., Q, S].
+      scale: factor of the scores.
+
+    Returns:
+      [..., Q, H] in v's type; scores and softmax are at least float32.
+    """
+    scores = _dot("...qh,...sh->...qs", q, k, q) * scale
+    scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
+    weights = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0)
+    return _dot("...qs,...sh->...qh", weights, v, v).astype(v.dtype)
+
+
 class _Block(NamedTuple):
     """Queries [start, stop) and the keys [first, stop) that some of them see."""
 
