@@ -1,0 +1,165 @@
+"""Tasks as texts: prompt pairs in words, and how they become tokens.
+
+A task is any list of pairs: a clean prompt with its right and wrong next words, and a corrupt prompt of the same
+length in which something is changed so that the answer no longer follows. `jaxablate.circuits.ioi` makes
+indirect-object prompts, `jaxablate.circuits.prompt_files` reads and writes files of prompts.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from jaxablate.circuits.prompts import PromptPairs, check_pair, too_long
+from jaxablate.errors import DataError
+
+END_OF_TEXT = "<|endoftext|>"
+"""At the start of a prompt: the token that ends the story before, as in training, where the tokenizer has one."""
+
+
+class Tokenizer(Protocol):
+    """What tokenising prompts takes: any object that turns text into token ids, and where it has one, ``eot_id``."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptText:
+    """One prompt pair in words.
+
+    Example:
+      >>> PromptText(clean="Rob and Sue met. Sue waved to", corrupt="Tom and Ann met. Ben waved to",
+      ...            answers=(" Rob",), wrong_answers=(" Sue",)).group
+      ''
+
+    Raises:
+      DataError: answers are one string where several are meant, or none.
+    """
+
+    clean: str
+    """Text before the answer, without a space at its end: the space belongs to the answer."""
+    corrupt: str
+    """The same text, changed so that the answer does not follow."""
+    answers: tuple[str, ...]
+    """Right next words, each with the space before it, each one token."""
+    wrong_answers: tuple[str, ...]
+    """Wrong next words, likewise."""
+    group: str = ""
+    """Kind of prompt, for figures by kind."""
+
+    def __post_init__(self) -> None:
+        for field in ("answers", "wrong_answers"):
+            words = getattr(self, field)
+            if isinstance(words, str) or not words:
+                raise DataError(f"{field}={words!r} must be a list of at least one text, for example [\" Rob\"]")
+
+
+def tokenise(prompts: Sequence[PromptText], tokenizer: Tokenizer, *, name: str, context_length: int | None = None,
+             bos_id: int | None = None, source: str | None = None) -> PromptPairs:
+    """Token ids of prompts, padded at the left.
+
+    Texts are taken as they are: no token is put before them but ``bos_id``. Where the tokenizer has an ``eot_id``, a
+    text may begin with ``<|endoftext|>``, which is then that one token.
+
+    Args:
+      prompts: the task.
+      tokenizer: of the model.
+      name: of the task.
+      context_length: positions that the model has; any length is taken where it is not given.
+      bos_id: token to put before every prompt.
+      source: what messages call the prompts, for example the file they are from; ``name`` by default.
+
+    Raises:
+      DataError: no prompts, clean and corrupt of different length, a prompt without tokens or longer than the
+        context, an answer that is not one token, or a word the tokenizer does not have. The message has the number of
+        the prompt, counted from 0.
+    """
+    source = source or name
+    rows = [_encode(p, tokenizer, context_length, bos_id, f"{source}: prompt {i}") for i, p in enumerate(prompts)]
+    clean, corrupt, answers, wrong = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return PromptPairs.from_ids(clean, corrupt, answers, wrong, name=name, groups=[p.group for p in prompts],
+                                source=source)
+
+
+def fitting(prompts: Sequence[PromptText], tokenizer: Tokenizer, *, context_length: int | None = None,
+            bos_id: int | None = None) -> tuple[tuple[PromptText, ...], tuple[str, ...]]:
+    """The prompts that `tokenise` takes, and why it refuses the others.
+
+    A file of prompts made for one tokenizer holds few pairs of equal length for another; whoever takes those that fit
+    should report how many were left out.
+
+    Args:
+      prompts: the task.
+      tokenizer: of the model.
+      context_length: positions that the model has.
+      bos_id: as for `tokenise`.
+
+    Returns:
+      The prompts that fit, in order, and a line for each of the others.
+    """
+    kept, refused = [], []
+    for i, prompt in enumerate(prompts):
+        try:
+            _encode(prompt, tokenizer, context_length, bos_id, f"prompt {i}")
+        except DataError as error:
+            refused.append(str(error))
+        else:
+            kept.append(prompt)
+    return tuple(kept), tuple(refused)
+
+
+def single_token(tokenizer: Tokenizer, text: str) -> int | None:
+    """Token id of a text that is one token; None where it is several, none, or unknown to the tokenizer."""
+    try:
+        ids = tokenizer.encode(text)
+    except DataError:
+        return None
+    return ids[0] if len(ids) == 1 else None
+
+
+def from_corpus(prompts: Iterable[Any]) -> tuple[PromptText, ...]:
+    """Prompt pairs of the embedded corpus, or of any source with the same fields.
+
+    Args:
+      prompts: objects with ``clean``, ``corrupt``, ``answer``, ``wrong_answer``, ``template`` and ``order``, as
+        ``jaxablate.data.corpus.ioi_prompts`` makes them.
+
+    Returns:
+      The same prompts; their groups are ``template, order``.
+    """
+    return tuple(PromptText(clean=p.clean, corrupt=p.corrupt, answers=(p.answer,), wrong_answers=(p.wrong_answer,),
+                            group=f"{p.template}, {p.order}") for p in prompts)
+
+
+def _encode(prompt: PromptText, tokenizer: Tokenizer, context_length: int | None, bos_id: int | None, where: str
+            ) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Token ids of clean, corrupt, answers and wrong answers."""
+    try:
+        clean, corrupt = (_text_ids(text, tokenizer) for text in (prompt.clean, prompt.corrupt))
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    answers, wrong = ([_answer(a, kind, tokenizer, where) for a in dict.fromkeys(answers)]
+                      for kind, answers in (("answer", prompt.answers), ("wrong answer", prompt.wrong_answers)))
+    check_pair(clean, corrupt, answers, wrong, where=where)
+    before = [] if bos_id is None else [bos_id]
+    if context_length is not None and len(before) + len(clean) > context_length:
+        raise DataError(too_long(where, len(before) + len(clean), context_length))
+    return before + clean, before + corrupt, answers, wrong
+
+
+def _text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    # Encoding takes the sign for ordinary text and makes six or more meaningless tokens of it.
+    eot = getattr(tokenizer, "eot_id", None)
+    if eot is None or not text.startswith(END_OF_TEXT):
+        return list(tokenizer.encode(text))
+    return [eot, *tokenizer.encode(text.removeprefix(END_OF_TEXT))]
+
+
+def _answer(text: str, kind: str, tokenizer: Tokenizer, where: str) -> int:
+    try:
+        ids = tokenizer.encode(text)
+    except DataError as error:
+        raise DataError(f"{where}: {kind} {text!r}: {error}") from error
+    if len(ids) != 1:
+        raise DataError(f"{where}: {kind} {text!r} is {len(ids)} tokens for this tokenizer and must be one; choose a "
+                        "word that it has as one token, with its space, or leave the prompt out")
+    return ids[0]
