@@ -1,0 +1,167 @@
+"""A circuit: which edges of a graph are kept, with a score for every edge and how they came about."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxablate.circuits.graph import Graph
+from jaxablate.errors import DataError
+
+Side = Literal["both", "end", "start"]
+Ranking = Literal["magnitude", "signed"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Circuit:
+    """Edges of a graph that are kept; the others carry an ablated value.
+
+    The arrays are copied and cannot be written to.
+
+    Example:
+      >>> circuit = Circuit.of_edges(Graph(1, 2), {"Resid Start->A0.1.V": 0.5, "A0.1->Resid End": -2.0})
+      >>> circuit.n_kept, circuit.strongest(1).edge_names()
+      (2, ('A0.1->Resid End',))
+
+    Raises:
+      DataError: an array does not have one entry for each edge, or `kept` is not of bool.
+    """
+
+    graph: Graph
+    kept: np.ndarray
+    """[E] bool."""
+    scores: np.ndarray
+    """[E] float64, signed. In ACDC the smallest tau that removes the edge, inf for never; NaN where there is none."""
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """How it was made: method, tau, stream, ablation, task, digest of prompts, ``params_digest`` of the model, ..."""
+
+    def __post_init__(self):
+        n = self.graph.n_edges
+        kept, scores = np.array(self.kept), np.array(self.scores)
+        for name, array in (("kept", kept), ("scores", scores)):
+            if array.shape != (n,):
+                raise DataError(f"{name} of a circuit has shape {array.shape}, but the graph has {n} edges; "
+                                f"give one value for each edge, in the graph's order")
+        if kept.dtype != bool or scores.dtype.kind not in "fiu":
+            raise DataError(f"a circuit has kept of {kept.dtype} and scores of {scores.dtype}; give bool and numbers")
+        for name, array in (("kept", kept), ("scores", scores.astype(np.float64))):
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    @classmethod
+    def of_edges(cls, graph: Graph, edges: Mapping[str, float] | Iterable[str],
+                 about: Mapping[str, Any] | None = None) -> "Circuit":
+        """A circuit of edges by name.
+
+        Args:
+          graph: that they belong to.
+          edges: names ``source->destination``, or a mapping from them to scores. Without scores they get 1. All other
+            edges get 0.
+          about: how it was made.
+
+        Raises:
+          DataError: the graph has no such edge (the nearest node is named).
+        """
+        given = edges if isinstance(edges, Mapping) else dict.fromkeys(edges, 1.0)
+        places = np.array([graph.edge(name) for name in given], int)
+        kept, scores = np.zeros(graph.n_edges, bool), np.zeros(graph.n_edges)
+        kept[places], scores[places] = True, list(given.values())
+        return cls(graph=graph, kept=kept, scores=scores, about=about or {})
+
+    @property
+    def n_kept(self) -> int:
+        """Number of kept edges."""
+        return int(self.kept.sum())
+
+    def edge_names(self) -> tuple[str, ...]:
+        """Names of the kept edges, in the graph's order."""
+        return tuple(self.graph.edge_names[i] for i in np.flatnonzero(self.kept))
+
+    def scored_edges(self) -> tuple[tuple[str, float], ...]:
+        """Pairs (name, score) of the kept edges, in the graph's order: what pictures are drawn from."""
+        return tuple(zip(self.edge_names(), self.scores[self.kept].tolist(), strict=True))
+
+    @functools.cached_property
+    def reaching_end(self) -> np.ndarray:
+        """[E] bool: kept edges from whose destination kept edges lead on to the end of the residual stream.
+
+        All others change nothing, whatever they carry.
+        """
+        leads_on = np.zeros(self.graph.n_sources, bool)
+        out = np.zeros_like(self.kept)
+        for d in self.graph.destinations:  # later layers come first: what a node leads to is known when it is asked
+            if d.source is None or leads_on[d.source]:
+                out[d.edges] = self.kept[d.edges]
+                leads_on[: d.fan_in] |= self.kept[d.edges]
+        return out
+
+    @functools.cached_property
+    def reached_from_start(self) -> np.ndarray:
+        """[E] bool: kept edges to whose source kept edges lead from the embedding.
+
+        Under resample ablation all others carry what the corrupt run carries, so that keeping them or not is the same.
+        Under other ablations they may matter: such a source computes from ablated inputs, which is not its own
+        ablated value.
+        """
+        fed = np.zeros(self.graph.n_sources, bool)
+        fed[0] = True
+        out = np.zeros_like(self.kept)
+        for d in reversed(self.graph.destinations):
+            out[d.edges] = self.kept[d.edges] & fed[: d.fan_in]
+            if d.source is not None:
+                fed[d.source] |= out[d.edges].any()
+        return out
+
+    def connected(self, side: Side = "both") -> "Circuit":
+        """The circuit without its dangling edges.
+
+        Args:
+          side: ``end`` keeps `reaching_end`, which changes no output under any ablation; ``start`` keeps
+            `reached_from_start`; ``both`` the edges on a path from start to end, which changes no output under resample
+            ablation.
+        """
+        masks = {"end": self.reaching_end, "start": self.reached_from_start,
+                 "both": self.reaching_end & self.reached_from_start}
+        return self.restrict(masks[side])
+
+    def restrict(self, mask: np.ndarray) -> "Circuit":
+        """The circuit of those kept edges that are also in a mask [E] of bool; scores stay."""
+        return dataclasses.replace(self, kept=self.kept & np.asarray(mask, bool))
+
+    def above(self, threshold: float, ranking: Ranking = "magnitude") -> "Circuit":
+        """The circuit of the kept edges whose score is at least a threshold.
+
+        Args:
+          threshold: least score that stays; an edge without score (NaN) never does.
+          ranking: whether the score's size counts or the score with its sign.
+
+        Raises:
+          DataError: the threshold is not a number.
+        """
+        if math.isnan(threshold):
+            raise DataError("the threshold of a circuit's scores is nan; give a number")
+        return self.restrict(self._ranked(ranking) >= threshold)
+
+    def strongest(self, n: int, ranking: Ranking = "magnitude") -> "Circuit":
+        """The circuit of the ``n`` kept edges of greatest score; of equal ones those first in the graph's order.
+
+        Args:
+          n: edges that stay, all where the circuit has fewer.
+          ranking: whether the score's size counts or the score with its sign. Edges without score (NaN) come last.
+
+        Raises:
+          DataError: ``n`` is negative.
+        """
+        if n < 0:
+            raise DataError(f"a circuit cannot keep n={n} edges; give 0 or more")
+        values = np.where(np.isnan(self.scores), -np.inf, self._ranked(ranking))
+        places = np.flatnonzero(self.kept)
+        chosen = np.zeros_like(self.kept)
+        chosen[places[np.lexsort((np.isnan(self.scores[places]), -values[places]))[:n]]] = True
+        return self.restrict(chosen)
+
+    def _ranked(self, ranking: Ranking) -> np.ndarray:
+        return np.abs(self.scores) if ranking == "magnitude" else self.scores

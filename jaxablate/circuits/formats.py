@@ -1,0 +1,359 @@
+"""Circuits as files: our JSON, and the circuit format of the MIB benchmark.
+
+Both are written whole or not at all, and read with every check that can be made without the model.
+"""
+
+import contextlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxablate.circuits.circuit import Circuit
+from jaxablate.circuits.graph import END, START, Graph
+from jaxablate.errors import DataError
+
+FORMAT = "jaxablate circuit"
+VERSION = 1
+_MIB_KEYS = ("cfg", "nodes", "edges")
+_NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, None: math.nan}
+"""How numbers that JSON lacks stand in our files."""
+
+
+def save_circuit(circuit: Circuit, path: str | os.PathLike[str]) -> Path:
+    """Writes a circuit as our JSON.
+
+    The file holds format and version, the graph's shape, `about`, and name -> score of the kept and of the cut edges in
+    the graph's order. Scores come back bit for bit: infinite ones are the strings ``inf`` and ``-inf``, none is null.
+
+    Args:
+      circuit: what to write. Values of its `about` may be plain ones, NumPy's, and lists or mappings of such.
+      path: of the file; it is replaced in one step.
+
+    Returns:
+      The file's path.
+
+    Raises:
+      DataError: a value of `about` is no JSON, or the file cannot be written (nothing is left behind).
+    """
+    graph = circuit.graph
+    scores = dict(zip(graph.edge_names, map(_score_text, circuit.scores.tolist()), strict=True))
+    kept = set(circuit.edge_names())
+    _write(Path(path), {
+        "format": FORMAT, "version": VERSION,
+        "graph": {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "n_edges": graph.n_edges},
+        "about": {str(name): _plain(value, f"about[{name!r}]") for name, value in circuit.about.items()},
+        "kept": {name: score for name, score in scores.items() if name in kept},
+        "cut": {name: score for name, score in scores.items() if name not in kept},
+    })
+    return Path(path)
+
+
+def load_circuit(path: str | os.PathLike[str], *, graph: Graph | None = None, params_digest: str | None = None
+                 ) -> Circuit:
+    """Reads a circuit that `save_circuit` wrote.
+
+    Edges that the file leaves out are cut and have no score, so one that lists the kept edges alone will do.
+
+    Args:
+      path: of the file.
+      graph: of the model that it is to be used on; None takes any.
+      params_digest: of that model's parameters; None takes any. A file whose `about` names none fits every model of its
+        shape.
+
+    Raises:
+      DataError: the file is missing, damaged, of another format or version, has an edge that its graph lacks, or is of
+        another model.
+    """
+    path = Path(path)
+    values = _read(path, strict=True)
+    _check_header(path, values)
+    found = _graph(path, values.get("graph"))
+    if values["graph"].get("n_edges", found.n_edges) != found.n_edges:
+        raise DataError(f"{path} is damaged: {_shape(found)} have {found.n_edges:,} edges, "
+                        f"it says {values['graph']['n_edges']!r}; make it again")
+    about = values.get("about", {})
+    if not isinstance(about, dict):
+        raise DataError(f"{path} is damaged: 'about' is {_kind(about)}; make it again")
+    _check_model(path, found, graph, about.get("params_digest"), params_digest)
+    kept, scores = np.zeros(found.n_edges, bool), np.full(found.n_edges, np.nan)
+    places = {name: i for i, name in enumerate(found.edge_names)}
+    parts = {"cut": {}} | values
+    both = _mapping(path, parts, "kept").keys() & _mapping(path, parts, "cut").keys()
+    if both:
+        raise DataError(f"{path} is damaged: edge {min(both)!r} is both kept and cut; make it again")
+    for part in ("kept", "cut"):
+        for name, score in parts[part].items():
+            i = _place(path, places, found, name)
+            kept[i], scores[i] = part == "kept", _score(path, name, score)
+    return Circuit(graph=found, kept=kept, scores=scores, about=about)
+
+
+def save_mib(circuit: Circuit, path: str | os.PathLike[str], *, d_model: int) -> Path:
+    """Writes a circuit in the format of the MIB benchmark's circuit track.
+
+    It is what ``Graph.to_json`` of EAP-IG (hannamw/EAP-IG, ``src/eap/graph.py`` at commit 8fd10d9) writes and what the
+    benchmark's evaluation reads: ``cfg`` (``n_layers``, ``n_heads``, ``parallel_attn_mlp``, ``d_model``), ``nodes``
+    (name -> ``in_graph``) and ``edges`` (name -> ``score``, ``in_graph``) with every edge of the graph. That graph is
+    ours: queries, keys and values of each head, and attention before MLP. A node is in it when kept edges lead both
+    into and out of it. The names differ: see `mib_edge_names`.
+
+    EAP-IG keeps scores in float32 and cannot read ours that are not finite. So an infinite score is written as twice
+    the greatest finite size (at least 1), which keeps the ranking, and a missing one as 0.
+
+    Args:
+      circuit: what to write; its `about` has no place in this format.
+      path: of the file; it is replaced in one step.
+      d_model: width of the model, which the format asks for.
+
+    Returns:
+      The file's path.
+
+    Raises:
+      DataError: the width is not positive, or the file cannot be written (nothing is left behind).
+    """
+    if d_model < 1:
+        raise DataError(f"d_model={d_model} of a MIB circuit must be positive; give the width of the model")
+    graph = circuit.graph
+    kept, scores = circuit.kept.tolist(), _finite(circuit.scores).tolist()
+    names = mib_edge_names(graph)
+    _write(Path(path), {
+        "cfg": {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": False, "d_model": d_model},
+        "nodes": {name: {"in_graph": within} for name, within in _mib_nodes(circuit).items()},
+        "edges": {name: {"score": s, "in_graph": k} for name, s, k in zip(names, scores, kept, strict=True)},
+    })
+    return Path(path)
+
+
+def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None) -> Circuit:
+    """Reads a circuit of the MIB benchmark or of EAP-IG (see `save_mib` for the version followed).
+
+    Kept are the edges that say ``in_graph``. Files of scores alone, from which the benchmark's evaluation takes the top
+    edges itself, may keep none. Edges that the file leaves out are cut and have score 0, as there. Flags and scores of
+    nodes are not used, since the edges say it all: without kept edges a node is out.
+
+    Args:
+      path: of the JSON file (not ``.pt``).
+      graph: of the model that it is to be used on; None takes any.
+
+    Returns:
+      The circuit, scores included.
+
+    Raises:
+      DataError: the file is missing, damaged or no such file, its model runs attention and MLP in parallel, it keeps
+        single neurons of a node, has an edge that its graph lacks, or is of another model.
+    """
+    path = Path(path)
+    values = _read(path, strict=False)
+    lacking = [key for key in _MIB_KEYS if not isinstance(values.get(key), dict)]
+    if lacking:
+        raise DataError(f"{path} is no circuit of the MIB benchmark: it has no {lacking[0]!r}; "
+                        f"such a file has {', '.join(_MIB_KEYS)}")
+    cfg = values["cfg"]
+    if cfg.get("parallel_attn_mlp"):
+        raise DataError(f"{path} is of a model with attention and MLP in parallel (parallel_attn_mlp); "
+                        f"only graphs where the MLP follows attention can be read")
+    found = _graph(path, cfg)
+    _check_model(path, found, graph, None, None)
+    _check_whole_nodes(path, values)
+    kept, scores = np.zeros(found.n_edges, bool), np.zeros(found.n_edges)
+    places = {name: i for i, name in enumerate(mib_edge_names(found))}
+    for name, edge in values["edges"].items():
+        i = _place(path, places, found, name)
+        if not isinstance(edge, dict) or not isinstance(edge.get("in_graph"), bool):
+            raise DataError(f"{path} is damaged: edge {name!r} has no score and in_graph; write it again")
+        kept[i], scores[i] = edge["in_graph"], _score(path, name, edge.get("score"))
+    about = {"method": "MIB file", "file": path.name} | {k: cfg[k] for k in ("d_model",) if k in cfg}
+    return Circuit(graph=found, kept=kept, scores=scores, about=about)
+
+
+def mib_edge_names(graph: Graph) -> tuple[str, ...]:
+    """Names of the edges in the MIB benchmark, in our order.
+
+    ``Resid Start``, ``A3.7``, ``MLP 3`` and ``Resid End`` are ``input``, ``a3.h7``, ``m3`` and ``logits`` there, and an
+    edge into queries is ``input->a3.h7<q>``.
+
+    >>> names = mib_edge_names(Graph(1, 1))
+    >>> names[0], names[3], names[-1]
+    ('input->logits', 'input->m0', 'input->a0.h0<v>')
+    """
+    sources = [_mib_name(name) for name in graph.source_names]
+    targets = [_mib_name(d.name.removesuffix(f".{d.port}")) + (f"<{d.port.lower()}>" if d.port else "")
+               for d in graph.destinations]
+    return tuple(f"{sources[s]}->{target}" for d, target in zip(graph.destinations, targets, strict=True)
+                 for s in range(d.fan_in))
+
+
+def _mib_name(node: str) -> str:
+    if node in (START, END):
+        return "input" if node == START else "logits"
+    if node.startswith("MLP "):
+        return f"m{node.removeprefix('MLP ')}"
+    block, head = node.removeprefix("A").split(".")
+    return f"a{block}.h{head}"
+
+
+def _mib_nodes(circuit: Circuit) -> dict[str, bool]:
+    """Names and flags of the nodes, from the embedding to the logits, whose flag is always set."""
+    graph = circuit.graph
+    sends, receives = np.zeros(graph.n_sources, bool), np.zeros(graph.n_sources, bool)
+    receives[0] = True
+    sends[graph.edge_source[circuit.kept]] = True
+    for d in graph.destinations:
+        if d.source is not None:
+            receives[d.source] |= circuit.kept[d.edges].any()
+    flags = (sends & receives).tolist()
+    return dict(zip(map(_mib_name, graph.source_names), flags, strict=True)) | {_mib_name(END): True}
+
+
+def _check_whole_nodes(path: Path, values: Mapping[str, Any]) -> None:
+    """Refuses circuits of neurons: an edge of ours carries the whole output of its source."""
+    per_node = {name: node.get("neurons") for name, node in values["nodes"].items() if isinstance(node, dict)}
+    older = values.get("neurons")  # where earlier versions had them
+    for name, neurons in (*per_node.items(), *(older.items() if isinstance(older, dict) else ())):
+        if isinstance(neurons, list) and neurons and not all(neurons) and any(neurons):
+            raise DataError(f"{path} keeps only {sum(map(bool, neurons))} of {len(neurons)} neurons of {name}; "
+                            f"only circuits of whole nodes can be read")
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    """[E] scores without inf and NaN, in the same ranking."""
+    finite = np.abs(scores[np.isfinite(scores)])
+    most = max(1.0, 2.0 * float(finite.max(initial=0.0)))
+    return np.nan_to_num(scores, nan=0.0, posinf=most, neginf=-most)
+
+
+def _check_header(path: Path, values: Mapping[str, Any]) -> None:
+    if values.get("format") != FORMAT:
+        mib = all(key in values for key in _MIB_KEYS)
+        hint = "it looks like one of the MIB benchmark, read it with load_mib" if mib else "choose another"
+        raise DataError(f"{path} is no circuit file (format {values.get('format')!r}, not {FORMAT!r}); {hint}")
+    if values.get("version") != VERSION:
+        raise DataError(f"{path} is a circuit file of version {values.get('version')!r}, this program reads {VERSION}; "
+                        f"make it again or use the program that wrote it")
+
+
+def _check_model(path: Path, found: Graph, graph: Graph | None, digest: str | None, params_digest: str | None) -> None:
+    if graph is not None and found != graph:
+        raise DataError(f"{path} is a circuit file of another model: its graph has {_shape(found)}, this model's has "
+                        f"{_shape(graph)}; give a circuit of this model")
+    if params_digest is not None and digest is not None and digest != params_digest:
+        raise DataError(f"{path} is a circuit file of another model: its params_digest is {digest}, this model's is "
+                        f"{params_digest}; give a circuit of this checkpoint")
+
+
+def _graph(path: Path, shape: Any) -> Graph:
+    """The graph of a file's ``n_layers`` and ``n_heads``."""
+    sizes = [shape.get(name) for name in ("n_layers", "n_heads")] if isinstance(shape, dict) else [None]
+    if not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1000 for size in sizes):
+        raise DataError(f"{path} is damaged: n_layers and n_heads are not numbers from 1 to 1000; make it again")
+    return Graph(*sizes)
+
+
+def _shape(graph: Graph) -> str:
+    return f"{graph.n_layers} layers of {graph.n_heads} heads"
+
+
+def _place(path: Path, places: Mapping[str, int], graph: Graph, name: str) -> int:
+    if name not in places:
+        raise DataError(f"{path} has an edge {name!r}, which a graph of {_shape(graph)} has not; "
+                        f"edges are called, for example, {next(iter(places))!r}")
+    return places[name]
+
+
+def _mapping(path: Path, values: Mapping[str, Any], part: str) -> dict[str, Any]:
+    found = values.get(part)
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is damaged: {part!r} is {_kind(found)}, not a mapping from edges to scores; "
+                        f"make it again")
+    return found
+
+
+def _kind(value: Any) -> str:
+    return "missing" if value is None else f"of type {type(value).__name__}"
+
+
+def _score(path: Path, name: str, value: Any) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    if value is None or isinstance(value, str):
+        found = _NOT_FINITE.get(value)
+        if found is not None:
+            return found
+    raise DataError(f"{path} has the score {value!r} at edge {name!r}; scores are numbers, 'inf', '-inf' or null")
+
+
+def _score_text(score: float) -> float | str | None:
+    if math.isfinite(score):
+        return score
+    return None if math.isnan(score) else str(score)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A value of `about` as JSON has it; numbers that are not finite become text."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+    if isinstance(value, Iterable):
+        return [_plain(v, f"an entry of {where}") for v in value]
+    raise DataError(f"{where} of a circuit is a {type(value).__name__}, which JSON cannot hold; give numbers or text")
+
+
+def _read(path: Path, strict: bool) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Args:
+      path: of the file.
+      strict: whether to refuse ``NaN`` and ``Infinity``, which Python writes but JSON lacks.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats,
+                            parse_constant=_no_constant if strict else None)
+    except OSError as e:
+        raise DataError(f"{path} cannot be read ({e.strerror}); give the path of a circuit file") from e
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{path} is no whole JSON file ({' '.join(str(e).split())}); "
+                        f"it may be cut off: copy or make it again") from e
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is no circuit file: its value is {_kind(values)}, not an object; choose another")
+    return values
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in found if names.count(n) > 1)!r} stands there twice")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    """Replaces a file's content in one step: a hidden file beside it, synced, then renamed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    try:
+        with open(partial, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as e:
+        raise DataError(f"{path} cannot be written ({e.strerror}); free space or choose another folder") from e
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
