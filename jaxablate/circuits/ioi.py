@@ -139,7 +139,11 @@ def _prompt(rng: np.random.Generator, name: str, template: str, order: Order, wo
 
 
 def _check_lengths(i: int, prompt: PromptText, tokenizer: Tokenizer) -> None:
-    clean, corrupt = (len(tokenizer.encode(text)) for text in (prompt.clean, prompt.corrupt))
+    try:
+        clean, corrupt = (len(tokenizer.encode(text)) for text in (prompt.clean, prompt.corrupt))
+    except DataError as error:
+        raise DataError(f"prompt {i} ({prompt.group}): {error}; give templates, places and objects in words that the "
+                        "tokenizer has") from error
     if clean != corrupt:
         raise DataError(f"prompt {i}: {prompt.clean!r} is {clean} tokens and {prompt.corrupt!r} is {corrupt}; "
                         f"word the template of {prompt.group!r} so that every name is a word with a space before it")
@@ -171,6 +175,7 @@ def _check_template(name: str, template: str) -> None:
     unknown, missing = sorted(fields - _FIELDS), sorted(_NAME_FIELDS - fields)
     if unknown or missing:
         what = f"has the unknown field {{{unknown[0]}}}" if unknown else f"lacks {{{missing[0]}}}"
-        raise DataError(f"template {name!r} {what}; it takes {{A}}, {{B}} and {{S}}, and may take {{place}} and {{object}}")
+        raise DataError(f"template {name!r} {what}; it takes {{A}}, {{B}} and {{S}}, and may take {{place}} and "
+                        "{object}")
     if template != template.rstrip():
         raise DataError(f"template {name!r} ends in white space, which belongs to the answer; end it with a word")

@@ -77,7 +77,10 @@ def save_prompts(path: str | os.PathLike, prompts: Sequence[PromptText]) -> None
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(content, encoding="utf-8")
+        with open(partial, "x", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
         raise DataError(f"cannot write {path} ({error.strerror or error}); make its folder writable, free some space, "

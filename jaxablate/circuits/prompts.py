@@ -188,8 +188,8 @@ def _check_shapes(pairs: PromptPairs) -> None:
         x = getattr(pairs, field)
         if not isinstance(x, np.ndarray) or x.ndim != 2 or x.dtype != dtype or not x.shape[1]:
             found = f"{x.dtype}{list(x.shape)}" if isinstance(x, np.ndarray) else type(x).__name__
-            raise DataError(f"{pairs.name}: {field} is {found}, not a {np.dtype(dtype)} array [prompts, 1 or more]; "
-                            "make it by PromptPairs.from_ids")
+            raise DataError(f"{pairs.name}: {field} is {found}, not an array [prompts, 1 or more] of "
+                            f"{np.dtype(dtype)}; make it by PromptPairs.from_ids")
     if not len(pairs.clean):
         raise DataError(f"{pairs.name}: there are no prompts; give at least one")
     rows = {len(getattr(pairs, field)) for field in kinds} | {len(pairs.groups)}
