@@ -42,17 +42,18 @@ _set_environment()
 _share_compilation_cache()
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_PARITY_FILES = {"sat_file": "sat_*.npz", "topk_file": "topk.npz", "safr_file": "safr_*.npz"}
+_PARITY_FILES = {"sat_file": "sat_*.npz", "topk_file": "topk.npz", "safr_file": "safr_*.npz",
+                 "acdc_file": "acdc_*.npz"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `sat_file`, `topk_file` or `safr_file` runs over every such file.
+    """A test that takes a key of the table above runs over every such file.
 
     They are in JAXABLATE_FIXTURES and tests/golden; golden files are parts of the full ones and are left out where
     those are there.
     """
     for argument in _PARITY_FILES.keys() & set(metafunc.fixturenames):
-        metafunc.parametrize(argument, _parity_files(_PARITY_FILES[argument]))
+        metafunc.parametrize(argument, _parity_files(_PARITY_FILES[argument]), scope="module")
 
 
 def _parity_files(pattern: str) -> list:

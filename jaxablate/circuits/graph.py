@@ -115,6 +115,12 @@ class Graph:
                      for (name, layer, source, fan_in, port, head), offset in zip(readers, offsets, strict=False))
 
     @functools.cached_property
+    def by_layer(self) -> tuple[tuple[int, ...], ...]:
+        """Indices of the destinations of each layer of the graph, 0 .. 2 L."""
+        layers = [d.layer for d in self.destinations]
+        return tuple(tuple(i for i, at in enumerate(layers) if at == layer) for layer in range(2 * self.n_layers + 1))
+
+    @functools.cached_property
     def edge_source(self) -> np.ndarray:
         """[E] source index of each edge."""
         return np.concatenate([np.arange(d.fan_in) for d in self.destinations])

@@ -49,6 +49,11 @@ def project(config: ModelConfig, block: Params, port: int, x: jax.Array) -> jax.
     return jnp.einsum("n...d,dnh->n...h", normed, block["attention"][PORT_NAMES[port]]["kernel"])
 
 
+def project_head(config: ModelConfig, norm: Params, kernel: jax.Array, x: jax.Array) -> jax.Array:
+    """Queries, keys or values [..., H] of one head from its stream x [..., D], kernel [D, H]."""
+    return layer_norm(x, norm["scale"], norm["bias"], config.layer_norm_eps) @ kernel
+
+
 def write_heads(block: Params, head_out: jax.Array) -> jax.Array:
     """What heads add to the stream, [N, ..., D] from [N, ..., H]; the output bias belongs to no head."""
     return jnp.einsum("n...h,nhd->n...d", head_out, block["attention"]["out"]["kernel"])
