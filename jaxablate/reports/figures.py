@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxablate.errors import CheckpointError
+from jaxablate.reports import circuit_figure
 from jaxablate.reports.axes import short
-from jaxablate.reports.panels import Bars, Beside, Curves, Heatmap, HistogramGrid, Network, Panel
+from jaxablate.reports.panels import Bars, Beside, CircuitGraph, Curves, Heatmap, HistogramGrid, Network, Panel
 from jaxablate.reports.results import write_bytes
 from jaxablate.reports.token_pictures import MOST_BESIDE, Range, arcs, heaviest, one_set_of_labels, shade_range
 
@@ -225,6 +226,14 @@ def _arcs(axes: Any, panel: Network, most: float, title: str = "") -> None:
     _plain(axes.get_xticklabels())
 
 
+def _circuit(panel: CircuitGraph) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=circuit_figure.size(panel, PAGE, COLUMN))
+    circuit_figure.draw(figure.add_axes((0, 0, 1, 1)), panel)
+    return figure
+
+
 def _bars(panel: Bars) -> Any:
     figure = _figure(COLUMN, 0.45 + 0.2 * max(len(panel.bars), 2))
     axes = figure.add_subplot()
@@ -282,4 +291,5 @@ def _beside(panel: Beside) -> Any:
 
 _DRAWINGS: dict[type, Callable[[Any], Any]] = {
     Heatmap: _heatmap, Network: _network, Beside: _beside, Bars: _bars, Curves: _curves, HistogramGrid: _histograms,
+    CircuitGraph: _circuit,
 }

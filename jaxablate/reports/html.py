@@ -1,5 +1,6 @@
 """``report.html``: one page that needs nothing but a browser, drawn from results and the training log alone."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +10,19 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from jaxablate.reports import svg, token_pictures
+from jaxablate.reports import circuit_svg, svg, token_pictures
 from jaxablate.reports.compare import flatten
-from jaxablate.reports.panels import Bars, Beside, Curves, Heatmap, HistogramGrid, Network, Panel, Series
+from jaxablate.reports.panels import (
+    Bars,
+    Beside,
+    CircuitGraph,
+    Curves,
+    Heatmap,
+    HistogramGrid,
+    Network,
+    Panel,
+    Series,
+)
 from jaxablate.reports.results import Results, write_text
 from jaxablate.reports.table import ARROWS, interval, number, prose
 
@@ -23,7 +34,7 @@ REGULARISERS = (("importance", "importance"), ("interaction", "interaction"))
 """Pairs (key in the log, name in the legend) of each picture of a training run."""
 _DRAWINGS: dict[type, Callable[[Any], str]] = {
     HistogramGrid: svg.histograms, Bars: svg.bars, Curves: svg.curves, Heatmap: token_pictures.heatmap,
-    Network: token_pictures.network, Beside: token_pictures.beside,
+    Network: token_pictures.network, CircuitGraph: circuit_svg.circuit, Beside: token_pictures.beside,
 }
 MOST_POINTS = 300
 """Points of a training curve; longer logs are averaged over equal stretches."""
@@ -89,12 +100,23 @@ def explanation_page(title: str, said: Sequence[tuple[str, str]], words: Sequenc
     Args:
       title: of the page.
       said: pairs (what or who, text), for the lines under the title.
-      words: of the text, each with a shade in [0, 1].
+      words: of the text, each with a shade in [0, 1]; may be empty.
       panels: what else is to be seen.
       conditions: one line on the checkpoint and its surroundings.
     """
     return template("explanation.html").render(title=title, said=said, words=words, panels=panels,
                                                conditions=conditions)
+
+
+def circuit_page(panel: CircuitGraph, said: Sequence[tuple[str, str]], conditions: str) -> str:
+    """A page of one circuit: nodes and edges to point at, and a slider that hides weak edges.
+
+    Args:
+      panel: see ``circuit_graph.circuit_panel``.
+      said: pairs (what, text), for the lines under the title: model, task, method.
+      conditions: one line on the checkpoint and its surroundings.
+    """
+    return explanation_page(panel.title, said, (), [dataclasses.replace(panel, title="Circuit")], conditions)
 
 
 def draw(panel: Panel) -> str:

@@ -1,13 +1,13 @@
 """What a suite shows beyond its headline figures: charts, tables, texts and pictures of a text's tokens, as plain data.
 
-A panel says *what* is to be seen. How it looks is decided elsewhere: on the page by ``svg``, ``token_pictures`` and
-the template, in print by ``figures``. Panels are stored in ``results.json``, so a report can be drawn again without
-the model.
+A panel says *what* is to be seen. How it looks is decided elsewhere: on the page by ``svg``, ``token_pictures``,
+``circuit_svg`` and the template, in print by ``figures``. Panels are stored in ``results.json``, so a report can be
+drawn again without the model.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,6 +183,62 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CircuitNode:
+    """A part of a model that a circuit's edges join."""
+
+    name: str
+    """As in the graph of the model, for example ``A3.7``."""
+    kind: Literal["start", "head", "mlp", "end"]
+    layer: int
+    """Row from the bottom: -1 the start, 2 i the heads of block i, 2 i + 1 its MLP, twice the blocks the end."""
+    x: float
+    """Place in its row, in [-1, 1]; all but heads are at 0."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CircuitEdge:
+    """What one node reads of another, by their places in `CircuitGraph.nodes`."""
+
+    source: int
+    destination: int
+    port: Literal["", "Q", "K", "V"] = ""
+    """What of a head reads it: queries, keys or values."""
+    score: float | None
+    """None where it is infinite or there is none."""
+    negative: bool
+    weight: float
+    """In [0, 1]: how wide it is drawn; grows with the score's size."""
+    label: str
+    """Its names and its score."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CircuitGraph:
+    """The kept edges of a circuit and their nodes, drawn from the bottom to the top of the model.
+
+    ``circuit_graph.circuit_panel`` makes it from names and scores.
+    """
+
+    title: str
+    caption: str
+    nodes: tuple[CircuitNode, ...]
+    edges: tuple[CircuitEdge, ...]
+    score_label: str
+    """What an edge's score is."""
+    kind: str = "circuit"
+
+    def __post_init__(self):
+        for e in self.edges:
+            if not 0 <= min(e.source, e.destination) <= max(e.source, e.destination) < len(self.nodes):
+                raise ValueError(f"circuit {self.title!r}: no edge can join {e.source} and {e.destination} of "
+                                 f"{len(self.nodes)} nodes")
+            source, destination = self.nodes[e.source], self.nodes[e.destination]
+            if source.layer >= destination.layer or (destination.kind == "head") != (e.port != ""):
+                raise ValueError(f"circuit {self.title!r}: no edge can lead from {source.name} to "
+                                 f"{destination.name} {e.port}".rstrip())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Beside:
     """Heat maps or networks side by side, with one scale."""
 
@@ -201,12 +257,14 @@ class Beside:
                              f"label for each, not {len(self.panels)} of {sorted(kinds)} and {len(self.labels)} labels")
 
 
-Panel = HistogramGrid | Bars | Curves | Grid | Passages | Heatmap | Network | Beside
+Panel = HistogramGrid | Bars | Curves | Grid | Passages | Heatmap | Network | CircuitGraph | Beside
 
-_PANELS = {cls.kind: cls for cls in (HistogramGrid, Bars, Curves, Grid, Passages, Heatmap, Network, Beside)}
+_PANELS = {cls.kind: cls
+           for cls in (HistogramGrid, Bars, Curves, Grid, Passages, Heatmap, Network, CircuitGraph, Beside)}
 _PARTS: dict[type, dict[str, Any]] = {
     HistogramGrid: {"histograms": Histogram}, Bars: {"bars": Bar}, Curves: {"series": Series},
     Passages: {"passages": Passage}, Network: {"nodes": Node, "edges": Edge},
+    CircuitGraph: {"nodes": CircuitNode, "edges": CircuitEdge},
 }
 """Fields of a panel that hold dataclasses of their own."""
 

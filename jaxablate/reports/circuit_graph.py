@@ -1,0 +1,386 @@
+"""Circuits as pictures: from names and scores to a panel, and from the panel to places on a drawing.
+
+Both the page's SVG and the figure for print are drawn from `place`, so they agree in everything but marks.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from jaxablate.reports.panels import CircuitEdge, CircuitGraph, CircuitNode
+from jaxablate.reports.table import number
+
+MOST_EDGES = 600
+"""Edges of a picture; of larger circuits the strongest are drawn."""
+WIDTH, NARROW = 900.0, 437.0
+"""Of a drawing: the page's, and one that fits a column of a paper at the same scale."""
+NODE = {"start": (104.0, 20.0), "head": (36.0, 18.0), "mlp": (42.0, 20.0), "end": (104.0, 20.0)}
+"""Width and height of each kind of node."""
+PORT = 10.0
+"""Side of the little ports under a head."""
+_PORT_SHIFT = {"": 0.0, "Q": -11.5, "K": 0.0, "V": 11.5}
+_LEFT, _EDGE = 58.0, 10.0
+"""Room for the labels of blocks, and at the other sides."""
+_TO_MLP, _TO_BLOCK, _SKIPPED = 54.0, 68.0, 26.0
+"""Height from a row of heads to its MLP, from a block to the next, and what a gap of several blocks adds."""
+_LANE = 150.0
+"""Width of the middle, where edges between MLPs and ends run; wide drawings have more heads on either side."""
+_SWEEPS = 6
+_INFINITE_SHARE = 0.75
+"""Weight of the strongest finite score where there are infinite ones."""
+_NAME = re.compile(r"(?:(?P<start>Resid Start)|(?P<end>Resid End)|MLP (?P<mlp>\d+)|A(?P<block>\d+)\.(?P<head>\d+))"
+                   r"(?:\.(?P<port>[QKV]))?")
+
+Key = tuple[int, int]
+"""A node: its layer, and its head in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Where a node is drawn."""
+
+    node: CircuitNode
+    x: float
+    """Middle."""
+    y: float
+    width: float
+    height: float
+    ports: tuple[Literal["Q", "K", "V"], ...]
+    """Those that an edge of the picture leads into."""
+
+    def port_x(self, port: str) -> float:
+        """Middle of a port, of the node itself for none."""
+        return self.x + _PORT_SHIFT[port]
+
+    @property
+    def entry(self) -> float:
+        """Height where edges end: the lower side, ports included."""
+        return self.y + self.height / 2 + (PORT if self.node.kind == "head" else 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    """Where an edge is drawn: a cubic Bezier curve."""
+
+    edge: CircuitEdge
+    points: tuple[tuple[float, float], ...]
+    """Start, two control points, end."""
+    width: float
+    opacity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """Height of a block's rows, for its label and ground; ``note`` tells of blocks below it that have no node."""
+
+    label: str
+    top: float
+    bottom: float
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """All places of a picture; y grows downwards, so the start of the model has the greatest."""
+
+    width: float
+    height: float
+    boxes: tuple[Box, ...]
+    wires: tuple[Wire, ...]
+    """Weak ones first, so that strong ones are drawn over them."""
+    bands: tuple[Band, ...]
+
+
+def circuit_panel(edges: Sequence[tuple[str, float]], *, n_layers: int, title: str, caption: str, score_label: str,
+                  most: int = MOST_EDGES) -> CircuitGraph:
+    """The panel of a circuit.
+
+    Args:
+      edges: pairs (name, score) of the kept edges, as ``Circuit.scored_edges`` gives them: names as
+        ``A0.1->A1.2.Q``; scores may be infinite, and NaN where there is none.
+      n_layers: blocks of the model.
+      title: of the panel.
+      caption: under it; a remark is added where not all edges are drawn.
+      score_label: what a score is, for example ``EAP score``.
+      most: edges to draw at most; those of the greatest scores in size are.
+
+    Returns:
+      Nodes from the bottom to the top of the model and, in each row, from left to right, ordered so that few edges
+      cross; only those that an edge touches. The same edges give the same panel.
+
+    Raises:
+      ValueError: a name is of no edge of a graph.
+    """
+    sizes = [-1.0 if math.isnan(score) else abs(score) for _, score in edges]
+    chosen = sorted(sorted(range(len(edges)), key=lambda i: -sizes[i])[:most])
+    if len(chosen) < len(edges):
+        caption = f"{caption} Drawn are the {len(chosen):,} strongest of {len(edges):,} edges.".strip()
+    ends = [_ends(edges[i][0], n_layers) for i in chosen]
+    keys = sorted({key for source, destination, _ in ends for key in (source, destination)})
+    heads = [key for key in keys if key[0] % 2 == 0 and key[0] < 2 * n_layers]
+    x = dict.fromkeys(keys, 0.0) | _across(heads, [(source, destination) for source, destination, _ in ends])
+    keys.sort(key=lambda key: (key[0], x[key]))
+    places = {key: i for i, key in enumerate(keys)}
+    weights = _weights([edges[i][1] for i in chosen])
+    drawn = tuple(_edge(edges[i], places[source], places[destination], port, weight, score_label)
+                  for i, (source, destination, port), weight in zip(chosen, ends, weights, strict=True))
+    nodes = tuple(_node(key, n_layers, round(x[key], 4)) for key in keys)
+    return CircuitGraph(title=title, caption=caption, nodes=nodes, edges=drawn, score_label=score_label)
+
+
+def size_text(edge: CircuitEdge) -> str:
+    """Size of an edge's score, as a threshold."""
+    if edge.score is not None:
+        return number(abs(edge.score))
+    return "∞" if edge.weight > 0 else "none"
+
+
+def levels(edges: Sequence[CircuitEdge]) -> list[int]:
+    """Rank of each edge's weight among the different weights, from 0: the steps of a threshold."""
+    ranks = {weight: i for i, weight in enumerate(sorted({e.weight for e in edges}))}
+    return [ranks[e.weight] for e in edges]
+
+
+def widest_row(panel: CircuitGraph) -> int:
+    """Heads of the row that has most."""
+    layers = [node.layer for node in panel.nodes if node.kind == "head"]
+    return max(map(layers.count, layers), default=0)
+
+
+def place(panel: CircuitGraph, width: float = WIDTH) -> Drawing:
+    """Where everything of a circuit is drawn.
+
+    Rows stand in the order of the model, its start at the bottom; blocks without any node are left out and said so.
+    MLPs and both ends are in the middle, heads at both sides. Edges leave at the top of a node and enter at the bottom,
+    bent so that they pass few nodes that they do not touch.
+
+    Args:
+      panel: what to draw.
+      width: at least; rows of many heads are wider.
+    """
+    slots = max(widest_row(panel), 1)
+    side = max((width - _LEFT - _EDGE - _LANE) / 2, 40.0 * math.ceil(slots / 2))
+    width = max(width, 2 * side + _LANE + _LEFT + _EDGE)
+    heights, bands, height = _rows(panel, room=min(1.6, max(1.0, (len(panel.edges) / 150) ** 0.3)))
+    middle = _LEFT + _LANE / 2 + side
+    ports: dict[int, set[str]] = {}
+    for e in panel.edges:
+        ports.setdefault(e.destination, set()).add(e.port)
+    boxes = tuple(
+        Box(node, round(middle + (math.copysign(_LANE / 2, node.x) + node.x * side if node.kind == "head" else 0), 1),
+            heights[node.layer], *NODE[node.kind], tuple(p for p in ("Q", "K", "V") if p in ports.get(i, ())))
+        for i, node in enumerate(panel.nodes))
+    order = sorted(range(len(panel.edges)), key=lambda i: panel.edges[i].weight)
+    router = _Router(boxes, width)
+    crowd = min(1.0, (16 / max(sum(e.weight for e in panel.edges), 1.0)) ** 0.55)
+    wires = tuple(_wire(panel.edges[i], router, crowd) for i in order)
+    return Drawing(width, height, boxes, wires, bands)
+
+
+def curve(points: Sequence[tuple[float, float]], steps: int = 32) -> np.ndarray:
+    """[steps + 1, 2] points of a cubic Bezier curve, both ends included."""
+    t = np.linspace(0.0, 1.0, steps + 1)[:, None]
+    a, b, c, d = np.array(points)
+    return (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
+
+
+def _ends(name: str, n_layers: int) -> tuple[Key, Key, str]:
+    """Nodes and port of an edge ``source->destination``."""
+    source, arrow, destination = name.partition("->")
+    first, second = _NAME.fullmatch(source), _NAME.fullmatch(destination)
+    if not arrow or first is None or second is None or first["port"] or bool(second["port"]) != bool(second["block"]):
+        raise ValueError(f"{name!r} is no edge of a graph; edges are called, for example, 'A0.1->A1.2.Q'")
+    ends = _key(first, n_layers), _key(second, n_layers)
+    if ends[0][0] >= ends[1][0]:
+        raise ValueError(f"{name!r} is no edge of a graph: {destination} does not come after {source}")
+    return *ends, second["port"] or ""
+
+
+def _key(name: re.Match, n_layers: int) -> Key:
+    if name["start"] or name["end"]:
+        return (-1, 0) if name["start"] else (2 * n_layers, 0)
+    block = int(name["mlp"] or name["block"])
+    if block >= n_layers:
+        raise ValueError(f"{name[0]!r} is of block {block}, but the model has {n_layers}")
+    return (2 * block + 1, 0) if name["mlp"] else (2 * block, int(name["head"]))
+
+
+def _node(key: Key, n_layers: int, x: float) -> CircuitNode:
+    layer, head = key
+    if layer in (-1, 2 * n_layers):
+        name, kind = ("Resid Start", "start") if layer < 0 else ("Resid End", "end")
+        return CircuitNode(name=name, kind=kind, layer=layer, x=0.0)
+    if layer % 2:
+        return CircuitNode(name=f"MLP {layer // 2}", kind="mlp", layer=layer, x=0.0)
+    return CircuitNode(name=f"A{layer // 2}.{head}", kind="head", layer=layer, x=x)
+
+
+def _edge(edge: tuple[str, float], source: int, destination: int, port: str, weight: float, score_label: str
+          ) -> CircuitEdge:
+    name, score = edge
+    said = "none" if math.isnan(score) else number(score).replace("inf", "∞")
+    return CircuitEdge(source=source, destination=destination, port=port, negative=score < 0, weight=weight,
+                       score=float(score) if math.isfinite(score) else None,
+                       label=f"{name.replace('->', ' → ')}: {score_label} {said}")
+
+
+def _weights(scores: Sequence[float]) -> list[float]:
+    """Square roots of the scores' sizes as shares of the greatest: scores of circuits differ by powers of ten."""
+    most = max([abs(s) for s in scores if math.isfinite(s)], default=0.0)
+    share = _INFINITE_SHARE if any(map(math.isinf, scores)) else 1.0
+
+    def weight(score: float) -> float:
+        if math.isinf(score):
+            return 1.0
+        return share * math.sqrt(abs(score) / most) if most > 0 and not math.isnan(score) else 0.0
+
+    return [weight(score) for score in scores]
+
+
+def _across(heads: Sequence[Key], edges: Sequence[tuple[Key, Key]]) -> dict[Key, float]:
+    """Place of each head in its row: sweeps up and down order them by the mean of their neighbours' places.
+
+    Of all orders met, that with the fewest crossings of straight edges is taken, then that of the shortest edges.
+    """
+    rows: dict[int, list[Key]] = {}
+    for key in heads:
+        rows.setdefault(key[0], []).append(key)
+    x = {key: at for layer, row in rows.items() for key, at in _spread(row, layer).items()}
+    below, above = _neighbours(edges)
+    best = (_disorder(edges, x), dict(x))
+    for sweep in range(2 * _SWEEPS):
+        towards = above if sweep % 2 else below
+        for layer in sorted(rows, reverse=bool(sweep % 2)):
+            mean = {key: _mean([x.get(other, 0.0) for other in towards.get(key, [])], x[key]) for key in rows[layer]}
+            x |= _spread(sorted(rows[layer], key=lambda key, mean=mean: (mean[key], key)), layer)
+        best = min(best, (_disorder(edges, x), dict(x)), key=lambda found: found[0])
+    return best[1]
+
+
+def _mean(places: Sequence[float], otherwise: float) -> float:
+    return round(math.fsum(places) / len(places), 9) if places else otherwise
+
+
+def _neighbours(edges: Sequence[tuple[Key, Key]]) -> tuple[dict[Key, list[Key]], dict[Key, list[Key]]]:
+    """Of each node, what it reads and what reads it."""
+    below: dict[Key, list[Key]] = {}
+    above: dict[Key, list[Key]] = {}
+    for source, destination in edges:
+        below.setdefault(destination, []).append(source)
+        above.setdefault(source, []).append(destination)
+    return below, above
+
+
+def _spread(row: Sequence[Key], layer: int) -> dict[Key, float]:
+    """Places of heads in their order, as many at the left as at the right; the odd one at sides that take turns."""
+    left = (len(row) + (layer // 2 + 1) % 2) // 2
+    out = {}
+    for side, part in ((-1, row[:left][::-1]), (1, row[left:])):
+        step = min(1 / max(len(part), 1), 0.34)
+        out |= {key: side * (i + 0.5) * step for i, key in enumerate(part)}
+    return out
+
+
+def _disorder(edges: Sequence[tuple[Key, Key]], x: Mapping[Key, float]) -> tuple[int, float]:
+    """Crossings of straight edges, and their length across."""
+    if not edges:
+        return 0, 0.0
+    y1, y2 = (np.array([pair[i][0] for pair in edges], float) for i in (0, 1))
+    x1, x2 = (np.array([x.get(pair[i], 0.0) for pair in edges]) for i in (0, 1))
+    low, high = np.maximum(y1[:, None], y1), np.minimum(y2[:, None], y2)
+    slope = (x2 - x1) / (y2 - y1)
+
+    def apart(y: np.ndarray) -> np.ndarray:
+        at = x1[:, None] + slope[:, None] * (y - y1[:, None])
+        return at - (x1 + slope * (y - y1))
+
+    crossed = (low < high) & (apart(low) * apart(high) < -1e-9)
+    return int(crossed.sum()) // 2, round(float(np.abs(x2 - x1).sum()), 6)
+
+
+def _rows(panel: CircuitGraph, room: float) -> tuple[dict[int, float], tuple[Band, ...], float]:
+    """Height of each occupied row, the blocks' bands, and the whole height; ``room`` stretches the space between."""
+    layers = sorted({node.layer for node in panel.nodes})
+    ends = {node.layer for node in panel.nodes if node.kind in ("start", "end")}
+    up, at, before = {}, 0.0, None
+    notes: dict[int, str] = {}
+    for layer in layers:
+        if before is not None:
+            at += room * (_TO_MLP if layer % 2 and layer == before + 1 and before not in ends else _TO_BLOCK)
+            skipped = range(before // 2 + 1, layer // 2)
+            if skipped:
+                at += _SKIPPED
+                notes[layer] = f"block {skipped[0]}" if len(skipped) == 1 else f"blocks {skipped[0]}–{skipped[-1]}"
+        up[layer], before = at, layer
+    height = at + 2 * 22.0
+    y = {layer: round(height - 22.0 - value, 1) for layer, value in up.items()}
+    blocks: dict[int, list[int]] = {}
+    for layer in layers:
+        if layer not in ends:
+            blocks.setdefault(layer // 2, []).append(layer)
+    bands = tuple(Band(f"block {block}", y[rows[-1]] - 21, y[rows[0]] + 27, notes.get(rows[0], ""))
+                  for block, rows in blocks.items())
+    over = [Band("", y[layer] - 21, y[layer] + 27, notes[layer]) for layer in ends if layer in notes]
+    return y, (*bands, *over), height
+
+
+class _Router:
+    """Bends edges around nodes that they only pass."""
+
+    def __init__(self, boxes: Sequence[Box], width: float):
+        self.boxes, self.frame = boxes, (_LEFT - 12, width - 4)
+        rows: dict[int, list[Box]] = {}
+        for box in boxes:
+            rows.setdefault(box.node.layer, []).append(box)
+        self.rows = dict(sorted(rows.items()))
+
+    def points(self, edge: CircuitEdge) -> tuple[tuple[float, float], ...]:
+        """Control points of the curve that passes over fewest nodes, of those the least bent."""
+        source, destination = self.boxes[edge.source], self.boxes[edge.destination]
+        found = [self._bent(edge, source, destination, bend) for bend in self._bends(source, destination)]
+        if len(found) == 1:
+            return found[0]
+        between = [row for layer, row in self.rows.items() if source.node.layer < layer < destination.node.layer]
+        return min(found, key=lambda points: _passed(points, between, self.frame))  # the first of equal ones
+
+    def _bends(self, source: Box, destination: Box) -> list[float]:
+        """Sideways shifts to try, the preferred ones first."""
+        span = sum(source.node.layer < layer < destination.node.layer for layer in self.rows)
+        if not span:
+            return [0.0]
+        if source.x != destination.x:
+            return [0.0, 24.0, -24.0, 48.0, -48.0, 80.0, -80.0]
+        first = 1.0 if (source.node.layer + destination.node.layer) % 4 < 2 else -1.0
+        shift = 30.0 + 60.0 * (1 - math.exp(-span / 6))
+        return [shift * sign * more for more in (1.0, 1.2) for sign in (first, -first)]
+
+    @staticmethod
+    def _bent(edge: CircuitEdge, source: Box, destination: Box, bend: float) -> tuple[tuple[float, float], ...]:
+        x1, y1 = source.x, source.y - source.height / 2
+        x2, y2 = destination.port_x(edge.port), destination.entry
+        reach = min(0.5 * (y1 - y2), 26.0 + 0.12 * (y1 - y2))
+        points = ((x1, y1), (x1 + bend, y1 - reach), (x2 + bend, y2 + reach), (x2, y2))
+        return tuple((round(x, 1), round(y, 1)) for x, y in points)
+
+
+def _passed(points: Sequence[tuple[float, float]], rows: Sequence[Sequence[Box]], frame: tuple[float, float]) -> int:
+    """Nodes of the rows that a curve runs behind; one that leaves the frame counts as running behind many."""
+    line = curve(points)[::-1]
+    count = 0 if frame[0] <= line[:, 0].min() and line[:, 0].max() <= frame[1] else 100
+    for row in rows:
+        box = row[0]
+        heights = np.array([box.y - box.height / 2, box.y, box.entry])
+        at = np.interp(heights, line[:, 1], line[:, 0])
+        count += sum(bool((np.abs(at - b.x) < b.width / 2 + 3).any()) for b in row)
+    return count
+
+
+def _wire(edge: CircuitEdge, router: _Router, crowd: float) -> Wire:
+    """A curve, the thinner and the more translucent the more there is to draw (the smaller ``crowd``)."""
+    width = 0.75 + (4.0 * crowd) * edge.weight
+    opacity = (0.4 + 0.5 * edge.weight) * (0.5 + 0.5 * crowd)
+    return Wire(edge, router.points(edge), round(width, 2), round(opacity, 3))
