@@ -58,8 +58,8 @@ def load_progress(path: Path, digest: str, search: Any) -> list[Branch]:
     if not path.exists():
         return []
     try:
-        with np.load(path) as file:
-            arrays = dict(file)
+        with path.open("rb") as file, np.load(file) as stored:
+            arrays = dict(stored)
         found, counts = str(arrays["digest"]), arrays["counts"].tolist()
         branches = [_branch(arrays, i, search) for i in range(sum(name.endswith("/taus") for name in arrays))]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
