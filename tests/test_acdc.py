@@ -1,4 +1,4 @@
-"""Fast ACDC against the algorithm as it is written down, on models with gates, windows, padding and several thresholds."""
+"""Fast ACDC against the algorithm as it is written down: gates, windows, padding, several thresholds, kills."""
 
 import dataclasses
 

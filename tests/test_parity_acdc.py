@@ -1,4 +1,4 @@
-"""Every decision of AutoCircuit's ACDC, edge by edge, from the fixtures and from the golden figures in the repository."""
+"""Every decision of AutoCircuit's ACDC, edge by edge, from the fixtures and the golden figures."""
 
 import json
 
