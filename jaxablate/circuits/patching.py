@@ -108,10 +108,10 @@ def run(config: ModelConfig, params: Params, inputs: Inputs) -> Run:
     for i in range(config.n_layers):
         block = params[f"layer_{i}"]
         ports = jnp.broadcast_to(x, (3, config.n_heads, *x.shape))
-        heads = _heads(config, block, ports, visible[i], _head_gate(inputs, i, length))
+        heads = _heads(config, block, ports, visible[i], head_gate(inputs, i, length))
         x = x + heads.sum(0) + block["attention"]["out"]["bias"]
         streams.append(x)
-        out = nodes.mlp(config, block, x, _neuron_gate(inputs, i, length))
+        out = nodes.mlp(config, block, x, neuron_gate(inputs, i, length))
         x = x + out
         streams.append(x)
         sources += [heads, out[None]]
@@ -147,11 +147,11 @@ def patched_final(
         block = params[f"layer_{i}"]
         mask = _attention_mask(graph, patched, i)
         ports = _read(stream, written, mask, replacement, edits[2 * i])
-        heads = _heads(config, block, ports, visible[i], _head_gate(inputs, i, length))
+        heads = _heads(config, block, ports, visible[i], head_gate(inputs, i, length))
         stream = stream + heads.sum(0) + block["attention"]["out"]["bias"]
         written = jnp.concatenate([written, heads])
         x = _read(stream, written, patched[graph.destination(f"MLP {i}").edges], replacement, edits[2 * i + 1])
-        out = nodes.mlp(config, block, x, _neuron_gate(inputs, i, length))
+        out = nodes.mlp(config, block, x, neuron_gate(inputs, i, length))
         stream = stream + out
         written = jnp.concatenate([written, out[None]])
     end = patched[graph.destinations[0].edges]
@@ -185,7 +185,7 @@ def _heads(config: ModelConfig, block: Params, ports: jax.Array, visible: jax.Ar
     return nodes.write_heads(block, out if gate is None else out * gate)
 
 
-def _head_gate(inputs: Inputs, block: int, length: int):
+def head_gate(inputs: Inputs, block: int, length: int):
     """[N, n, T, H] factors of head outputs, or None."""
     if inputs.attention_gates is None:
         return None
@@ -194,7 +194,7 @@ def _head_gate(inputs: Inputs, block: int, length: int):
     return spread.reshape(*spread.shape[:2], *gate.shape[1:]).transpose(2, 0, 1, 3)
 
 
-def _neuron_gate(inputs: Inputs, block: int, length: int):
+def neuron_gate(inputs: Inputs, block: int, length: int):
     """[n, T, F] factors of neurons, or None."""
     return None if inputs.neuron_gates is None else nodes.spread_gate(inputs.neuron_gates[:, block], length)
 
@@ -212,9 +212,17 @@ def make_replacement(kind: Ablation, corrupt: Run, valid: jax.Array, gated: bool
     Returns:
       [S, n or 1, T or 1, D].
     """
+    return ablated_values(kind, corrupt.sources, valid, gated)
+
+
+def ablated_values(kind: Ablation, values: jax.Array, valid: jax.Array, gated: bool = False) -> jax.Array:
+    """As `make_replacement`, of any values [X, n, T, C] of the corrupt run; [X, n or 1, T or 1, C].
+
+    Raises:
+      ConfigError: there is no such ablation.
+    """
     if kind not in ABLATIONS:
         raise ConfigError(f"ablation={kind!r} is unknown; choose among {', '.join(ABLATIONS)}")
-    values = corrupt.sources
     if kind == "resample":
         return values
     if kind == "zero":
