@@ -14,6 +14,7 @@ import jax
 from jaxablate.config import RunConfig
 from jaxablate.errors import CheckpointError, ConfigError
 from jaxablate.evaluation import (
+    circuits,
     classification,
     explanations,
     gates,
@@ -34,7 +35,7 @@ from jaxablate.reports.results import Results, SuiteRecord
 from jaxablate.training.workdir import read_config, require_x64
 
 SUITES: tuple[Suite, ...] = (
-    perplexity.SUITE, ioi.SUITE, gates.SUITE, weights.SUITE, samples.SUITE,
+    perplexity.SUITE, ioi.SUITE, gates.SUITE, weights.SUITE, samples.SUITE, circuits.SUITE,
     classification.SUITE, superposition.SUITE, importance.SUITE, explanations.SUITE,
 )  # fmt: skip
 """Every suite, in the order of tables and reports. A new one needs its line here and nothing else."""
