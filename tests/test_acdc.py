@@ -1,13 +1,13 @@
 """Fast ACDC against the algorithm as it is written down: gates, windows, padding, several thresholds, kills."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxablate.circuits import acdc as module
 from jaxablate.circuits import patching
 from jaxablate.circuits.acdc import acdc, shuffled_order
 from jaxablate.circuits.acdc_branch import Branch, decide
@@ -16,6 +16,8 @@ from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.config import ModelConfig
 from jaxablate.errors import CheckpointError, ConfigError
 from jaxablate.models.decoder import SelfAblatingTransformer
+
+module = sys.modules[acdc.__module__]  # the package's name `acdc` is the function
 
 CONFIG = ModelConfig(vocab_size=23, context_length=9, d_model=12, n_layers=3, n_heads=2, ablation="local",
                      k_attention=5, k_neurons=9, attention_layers=("global", "local", "global"), window_size=4,

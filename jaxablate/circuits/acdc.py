@@ -17,6 +17,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from jaxablate.circuits import nodes
 from jaxablate.circuits.acdc_branch import Branch
 from jaxablate.circuits.acdc_progress import load_progress, save_progress, search_digest
 from jaxablate.circuits.acdc_search import WIDEST, Search
+from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.exact_divergence import ExactDivergence
 from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.live import Follower, prepare
@@ -79,6 +81,11 @@ class AcdcResult:
     rechecked: int
     """Decisions made again in float64."""
     seconds: float
+
+    def circuit(self, tau: float, **about: Any) -> Circuit:
+        """The circuit of one of the thresholds, scored by `scores`; ``about`` goes with it."""
+        return Circuit(graph=self.graph, kept=self.runs[tau].kept, scores=self.scores,
+                       about={"method": "acdc", "tau": tau, **about})
 
     @property
     def scores(self) -> np.ndarray:

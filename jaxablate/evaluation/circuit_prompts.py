@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxablate.circuits import ioi
+from jaxablate.circuits.ioi import ioi
 from jaxablate.circuits.prompt_files import load_task
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.circuits.tasks import from_corpus, tokenise
@@ -37,5 +37,5 @@ def task_pairs(
     if file is not None:
         pairs = load_task(file, tokenizer, context_length=config.context_length)
         return pairs.take(range(min(count, len(pairs))))
-    texts = from_corpus(corpus_prompts(seed, count)) if corpus_prompts else ioi.ioi(tokenizer, seed, count)
+    texts = from_corpus(corpus_prompts(seed, count)) if corpus_prompts else ioi(tokenizer, seed, count)
     return tokenise(texts, tokenizer, name="IOI", context_length=config.context_length)
