@@ -24,11 +24,19 @@ _EPOCHS = [
 ]
 
 
+_SEARCHES = [
+    ("trained on the embedded corpus", ["--weights", "trained"]),
+    ("random weights", ["--weights", "random"]),
+    ("random weights, strong effects", ["--weights", "strong"]),
+]
+
+
 def main() -> None:
     """Runs each row in a process of its own and prints the tables."""
     console = Console(width=130)
     console.print(language_table())
     console.print(classifier_table())
+    console.print(circuit_table())
 
 
 def language_table() -> Table:
@@ -64,6 +72,27 @@ def classifier_table() -> Table:
             f"{row['mean_length']:.1f}",
             str(row["shapes"]),
             f"{row['compile_s']:.1f} s",
+            f"{row['peak_bytes'] / 1e9:.2f} GB",
+        )
+    return table
+
+
+def circuit_table() -> Table:
+    """Circuits at the paper's shape; the first row trains its model where runs/bench-circuits does not have it."""
+    table = _table("circuits at the paper's shape (L=8, N=16, D=128, V=50,257), 64 prompts of about 20 tokens, float32",
+                   "weights", "ACDC, tau 0.03", "with compilation", "edges", "evaluated", "rechecked", "kept",
+                   "EAP, all edges", "peak memory")
+    for name, arguments in _SEARCHES:
+        row = measured("circuit_search", name, arguments)
+        table.add_row(
+            name,
+            f"{row['search_s']:.1f} s",
+            f"{row['first_s']:.1f} s",
+            f"{row['edges']:,}",
+            f"{row['evaluated']:,}",
+            str(row["rechecked"]),
+            str(row["kept"]["0.03"]),
+            f"{row['eap_s']:.2f} s",
             f"{row['peak_bytes'] / 1e9:.2f} GB",
         )
     return table
