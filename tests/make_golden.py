@@ -8,12 +8,11 @@ import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden"
 
-# Together: every kind of score and gate, both losses' extras, windows, and models without scores.
+# Together: every kind of score and gate, both losses' extras, and windows.
 MODELS = (
     "sat_both_hard_k1",
     "sat_global_soft_ka3_kn7_mixed",
     "sat_local_hard_k4_altwindow5",
-    "sat_none_soft_k1",
 )
 GRADIENTS_OF = ("wte", "wpe", "ln_f", ".h.1.", "ablations_head")
 """Gradients kept: of the shared matrices and of one block. They need those of the other blocks to be right."""
@@ -38,6 +37,12 @@ def compact_classifier(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: values for name, values in stored.items() if not name.endswith(("/attn_correlation", "/embed"))}
 
 
+def compact_circuits(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All but the ablation heads, which circuits of the clean stream do not use, and the matrix that is there twice."""
+    return {name: values for name, values in stored.items()
+            if "ablation_head" not in name and name != "param/lm_head.weight"}
+
+
 def compact_top_k(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every case at one size, once with the default eps and once with an eps of its own where it has both."""
     index = [case for case in json.loads(str(stored["index_json"])) if (case["n"], case["k"]) == TOP_K_SIZE]
@@ -52,6 +57,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder with the full set of figures")
     folder = parser.parse_args().folder
     kept = [(name, compact_model) for name in MODELS] + [("topk", compact_top_k), ("safr_small", compact_classifier)]
+    kept.append(("acdc_padded", compact_circuits))
     for name, compact in kept:
         with np.load(folder / f"{name}.npz") as stored:
             np.savez_compressed(GOLDEN / f"{name}.npz", **compact({key: stored[key] for key in stored.files}))
