@@ -1,0 +1,111 @@
+"""The suite `circuits` on a model whose circuit is known."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jaxablate.circuits import known_model
+from jaxablate.config import Config
+from jaxablate.evaluation import circuits as suite
+from jaxablate.evaluation.circuit_prompts import task_pairs
+from jaxablate.evaluation.stream_circuits import measure_stream, prepare_pairs
+from jaxablate.reports.html import draw
+from jaxablate.reports.panels import CircuitGraph, Grid, panel_from_dict
+
+TAUS = (0.1, 0.03)
+
+
+@pytest.fixture(scope="module")
+def known():
+    return known_model(seed=0)
+
+
+@pytest.fixture(scope="module")
+def measured(known):
+    everything = known.pairs(24)
+    batches = [everything.take(range(8 * i, 8 * i + 8)) for i in range(3)]
+    return measure_stream(known.config, known.params, batches, everything, "clean", taus=TAUS, orders=2,
+                          random_models=2, seed=0)
+
+
+def test_circuits_are_the_known_one_in_every_variation(known, measured):
+    truth = set(known.edges())
+    for _, edges in measured.circuits:
+        assert {name for name, _ in edges} == truth
+        assert all(score > 0 for _, score in edges)  # each helps the answer
+    by = {(c.varied, c.tau): c for c in measured.counts}
+    assert set(by) == {(varied, tau) for varied in ("prompts", "order", "random weights") for tau in TAUS}
+    for tau in TAUS:
+        assert by["prompts", tau].counts == (len(truth),) * 3
+        assert by["order", tau].counts == (len(truth),) * 2
+        assert by["prompts", tau].interval == (len(truth), len(truth))
+    assert by["random weights", 0.1].mean < len(truth)
+
+
+def test_quality_of_the_known_circuit(known, measured):
+    assert measured.competence.accuracy == 1
+    for quality in measured.quality:
+        assert quality.edges == len(known.edges())
+        assert quality.faithfulness == pytest.approx(1, abs=0.05)
+        assert quality.complement < 0.1
+        assert quality.idle == 0
+
+
+def test_rankings_know_more_than_chance(measured):
+    by = {r.method: r for r in measured.rankings}
+    assert set(by) == {"EAP", "EAP-IG", "mask gradient", "single edges", "random"}
+    for method, ranking in by.items():
+        low, high = ranking.cmd_interval
+        assert low <= ranking.cmd <= high
+        assert ranking.faithfulness[-1] == 1  # all edges
+        if method != "random":
+            assert ranking.cmd < by["random"].cmd
+    assert by["single edges"].cmd < 0.1
+
+
+def test_result_is_shown_and_survives_json(known, measured):
+    result = suite.CircuitsResult(task="known", prompts=8, n_layers=known.config.n_layers, streams=(measured,))
+    names = [figure.name for figure in result.headline()]
+    assert len(names) == len(set(names))
+    assert "edges tau 0.03 clean" in names and "edges tau 0.03 clean, random weights" in names
+    panels = result.panels()
+    graph = next(p for p in panels if isinstance(p, CircuitGraph))
+    assert len(graph.edges) == len(known.edges())
+    for panel in panels:
+        stored = json.loads(json.dumps(dataclasses.asdict(panel), allow_nan=False))
+        assert panel_from_dict(stored) == panel
+        assert isinstance(panel, Grid) or draw(panel)
+
+
+def test_divergence_of_everything_patched_is_that_of_the_corrupt_prompts(known, measured):
+    pairs = known.pairs(24).take(range(8))
+    prepared = prepare_pairs(known.config, known.params, pairs, "clean")
+    corrupt = prepare_pairs(known.config, known.params, dataclasses.replace(
+        pairs, clean=pairs.corrupt, answers=pairs.wrong_answers, wrong_answers=pairs.answers), "clean")
+    p, q = (x.logits - np.logaddexp.reduce(x.logits, axis=-1, keepdims=True) for x in (prepared, corrupt))
+    assert measured.all_patched == pytest.approx((np.exp(p) * (p - q)).sum(-1).mean(), rel=1e-4)
+
+
+def test_prompts_of_a_file(known, tmp_path):
+    file = tmp_path / "prompts.json"
+    prompt = {"clean": "a b", "corrupt": "c d", "answers": ["e"], "wrong_answers": ["f"]}
+    file.write_text(json.dumps({"prompts": [prompt]}))
+
+    class Letters:
+        eot_id, vocab_size = 0, 64
+
+        def encode(self, text):
+            return [ord(x) - 96 for x in text.split()]
+
+    pairs = task_pairs(known.config, Letters(), count=64, seed=0, file=file)
+    assert (pairs.clean.tolist(), pairs.corrupt.tolist()) == ([[1, 2]], [[3, 4]])
+
+
+def test_needs_room_for_its_prompts():
+    config = Config()
+    short = dataclasses.replace(config, model=dataclasses.replace(config.model, context_length=16),
+                                train=dataclasses.replace(config.train, sequence_length=16))
+    assert "up to 32 tokens" in suite.SUITE.reason_against(short)
+    assert suite.SUITE.reason_against(config) is None
