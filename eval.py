@@ -1,13 +1,17 @@
-"""Scores trained models, compares them, explains what a classifier makes of a text.
+"""Scores trained models, compares them, explains what a classifier makes of a text, finds circuits.
 
     python eval.py score --workdir runs/local-k8
     python eval.py score --workdir runs/local-k8 --suites perplexity gates --checkpoint best
     python eval.py compare runs/* --out runs/table
     python eval.py explain --workdir runs/sst2 --before runs/sst2-l00 --text "a gorgeous , witty , seductive movie ."
+    python eval.py circuit --workdir runs/quickstart --tau 0.01
 """
 
+import contextlib
 import dataclasses
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +19,7 @@ import tyro
 from rich.console import Console
 
 from jaxablate.errors import CheckpointError, JaxablateError
+from jaxablate.evaluation.circuit_settings import CircuitSettings
 from jaxablate.evaluation.explain_settings import ExplainSettings
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.reports import results as files
@@ -63,6 +68,34 @@ def explain(arguments: ExplainSettings, console: Console) -> None:
         console.print(str(path), highlight=False, soft_wrap=True)
 
 
+def circuit(arguments: CircuitSettings, console: Console) -> None:
+    """Finds or loads a circuit, prints what it does and where its files are."""
+    from jaxablate.evaluation import circuit_runner, circuit_view
+
+    with terminable(f"stopped; what {arguments.folder()} keeps of a search, the same command goes on from"):
+        report = circuit_runner.circuit(
+            arguments, say=lambda line: console.print(line, style="dim", highlight=False),
+            show_progress=lambda what: circuit_view.search_progress(Console(stderr=True), what))
+    console.print(circuit_view.figures_table(report.measured, report.title))
+    for line in circuit_view.warnings(report.measured):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+    for path in report.files:
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def terminable(line: str) -> Iterator[None]:
+    """Ends the program with exit code 130 and a line where Ctrl-C or SIGTERM stops the block."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(line, file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def read_runs(paths: tuple[Path, ...], allow_missing: bool, console: Console) -> list[Run]:
     """Results of each path that is a working directory; other files that a ``runs/*`` matches are passed over.
 
@@ -104,6 +137,8 @@ def main(argv: list[str] | None = None) -> int:
             score(arguments, console)
         elif isinstance(arguments, ExplainSettings):
             explain(arguments, console)
+        elif isinstance(arguments, CircuitSettings):
+            circuit(arguments, console)
         else:
             compare_runs(arguments, console)
     except JaxablateError as e:
@@ -112,11 +147,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: list[str] | None) -> ScoreSettings | Compare | ExplainSettings:
+def parse(argv: list[str] | None) -> ScoreSettings | Compare | ExplainSettings | CircuitSettings:
     """Settings of one of the commands; an unknown or missing flag ends the program with exit code 2."""
     commands = (Annotated[ScoreSettings, tyro.conf.subcommand("score")]
                 | Annotated[Compare, tyro.conf.subcommand("compare")]
-                | Annotated[ExplainSettings, tyro.conf.subcommand("explain")])
+                | Annotated[ExplainSettings, tyro.conf.subcommand("explain")]
+                | Annotated[CircuitSettings, tyro.conf.subcommand("circuit")])
     return tyro.cli(commands, args=argv, prog="eval.py", description=__doc__.splitlines()[0],
                     config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
 

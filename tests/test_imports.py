@@ -22,6 +22,7 @@ SCRIPTS = sorted(
 
 _GROUND = {"errors", "config"}
 _MODEL = _GROUND | {"gating", "regularizers", "ops", "sharding", "models"}
+_EVALUATION = _MODEL | {"circuits", "objectives", "reports"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
@@ -31,13 +32,15 @@ ALLOWED = {
     "regularizers": _GROUND,
     "sharding": _GROUND,
     "models": _MODEL,
+    "circuits": _MODEL,
     "objectives": _MODEL,
     "data": _GROUND,
     "training": _MODEL | {"objectives", "data", "provenance"},
-    "evaluation": _MODEL | {"objectives", "reports"},
-    "evaluation.runner": _MODEL | {"objectives", "reports", "training", "data", "provenance"},
-    "evaluation.subjects": _MODEL | {"objectives", "reports", "training", "data", "provenance"},
-    "evaluation.explain_runner": _MODEL | {"objectives", "reports", "training", "data", "provenance"},
+    "evaluation": _EVALUATION,
+    "evaluation.runner": _EVALUATION | {"training", "data", "provenance"},
+    "evaluation.subjects": _EVALUATION | {"training", "data", "provenance"},
+    "evaluation.explain_runner": _EVALUATION | {"training", "data", "provenance"},
+    "evaluation.circuit_runner": _EVALUATION | {"training", "data", "provenance"},
     "reports": {"errors", "provenance"},
     "interop": _MODEL,
 }

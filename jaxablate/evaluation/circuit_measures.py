@@ -1,232 +1,120 @@
-"""What is measured of one stream's circuits: sizes and how far they move, faithfulness, completeness, minimality."""
+"""What one circuit does: its own answers beside the model's, its divergence from the model, its size."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.circuits.acdc import acdc, shuffled_order
-from jaxablate.circuits.attribution import eap, eap_ig, mask_gradient, random_scores
-from jaxablate.circuits.effects import single_edge_effects
-from jaxablate.circuits.faithfulness import completeness, faithfulness, metric_values, minimality, prompt_draws
+from jaxablate.circuits.faithfulness import metric_values, prompt_draws
 from jaxablate.circuits.graph import Graph
-from jaxablate.circuits.metrics import Target, importance, make_target
-from jaxablate.circuits.nodes import Inputs, Params
-from jaxablate.circuits.patching import Stream, circuit_config, make_replacement, pair_inputs, run
-from jaxablate.circuits.prompts import PromptPairs
-from jaxablate.config import ModelConfig
-from jaxablate.evaluation.circuit_competence import Competence, competence
-from jaxablate.evaluation.intervals import percentile_interval
-from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.reports.compare import student_interval
+from jaxablate.circuits.metrics import make_target
+from jaxablate.circuits.search import without_dangling
+from jaxablate.evaluation.circuit_search import Bench
+from jaxablate.evaluation.intervals import mean_interval, percentile_interval, wilson
 
-ORACLE_EDGES = 3000
-"""Largest graph whose edges are all patched one by one as a standard for the estimates."""
-DRAWS = 200
-"""Bootstrap draws of prompts."""
-MINIMALITY_EDGES = 100
-"""Most edges of a circuit that are taken out one by one."""
+Interval = tuple[float, float] | None
+CHANCE = 0.5
+"""Accuracy of a guess between answer and wrong answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EdgeCounts:
-    """Sizes of ACDC's circuits at one threshold while one thing varies."""
+class Answers:
+    """How a task is answered with certain edges patched. Intervals are 95 % over prompts, None for a single one."""
 
-    varied: str
-    """"prompts": batches of them, canonical order. "order": random orders within the layers, first batch of prompts.
-    "random weights": models as they are drawn, first batch."""
-    tau: float
-    counts: tuple[int, ...]
-    """Edges kept, one for each search."""
-    divergences: tuple[float, ...]
-    """KL(clean || circuit) in nats, likewise."""
-
-    @property
-    def mean(self) -> float:
-        """Mean number of edges."""
-        return float(np.mean(self.counts))
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 %, Student's t over the searches."""
-        return student_interval(self.counts)
+    kl: float
+    """KL(model || this) in nats."""
+    kl_interval: Interval
+    accuracy: float
+    """Fraction of prompts whose answers have a greater mean logit than their wrong answers."""
+    accuracy_interval: Interval
+    logit_difference: float
+    """Mean logit of the answers less that of the wrong answers."""
+    logit_difference_interval: Interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """How faithful the circuits of one method's scores are, on prompts the scores have not seen."""
+class Measured:
+    """A circuit on a task."""
 
-    method: str
-    cpr: float
-    cpr_interval: tuple[float, float] | None
-    cmd: float
-    cmd_interval: tuple[float, float] | None
-    percents: tuple[float, ...]
-    faithfulness: tuple[float, ...]
-    """Of the circuits that have so many percent of the edges, by abs(score)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CircuitQuality:
-    """ACDC's circuit at one threshold, on prompts it was not found on; in shares of the model's logit difference."""
-
-    tau: float
-    edges: int
-    faithfulness: float
-    faithfulness_interval: tuple[float, float] | None
-    complement: float
-    """Share that is left when the circuit is patched out: 0 for a complete circuit."""
-    idle: float | None
-    """Fraction of its edges (of at most 100 drawn) without which the share changes by less than 0.01: 0 for a minimal
-    circuit; None for a circuit without edges."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StreamCircuits:
-    """All that was measured of one stream."""
-
-    stream: str
-    competence: Competence
-    all_patched: float
-    """KL(clean || everything patched), nats, first batch of prompts: what there is to explain."""
+    prompts: int
     edges: int
     """Of the whole graph."""
-    counts: tuple[EdgeCounts, ...]
-    rankings: tuple[Ranking, ...]
-    quality: tuple[CircuitQuality, ...]
-    circuits: tuple[tuple[float, tuple[tuple[str, float], ...]], ...]
-    """(tau, kept edges of the first batch, each with the drop of logit difference when it alone is patched, as EAP-IG
-    estimates it)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Prompts of one batch, run, with everything patched edges carry."""
-
-    config: ModelConfig
-    params: Params
-    inputs: Inputs
-    replacement: jax.Array
-    target: Target
-    logits: np.ndarray
-    """[n, V] of the clean prompts."""
+    kept: int
+    connected: int
+    """Kept edges on a path of kept edges from the embedding to the end."""
+    heads: int
+    """Heads that kept edges lead into and out of."""
+    mlps: int
+    """Likewise."""
+    all_heads: int
+    all_mlps: int
+    model: Answers
+    circuit: Answers
+    empty: Answers
+    """With every edge patched."""
+    faithfulness: float | None
+    """Share of the logit difference between `empty` and `model` that the circuit has; None where these are equal."""
+    faithfulness_interval: Interval
 
     @property
-    def arguments(self) -> tuple[Any, ...]:
-        """As attribution and faithfulness take them."""
-        return self.config, self.params, self.inputs, self.replacement, self.target
+    def incompetent(self) -> bool:
+        """Whether the model may be guessing: its accuracy's interval reaches down to chance."""
+        low, _ = self.model.accuracy_interval or (0.0, 1.0)
+        return low <= CHANCE
 
 
-def prepare_pairs(config: ModelConfig, params: Params, pairs: PromptPairs, stream: Stream) -> Prepared:
-    """Runs clean and corrupt prompts; resample ablation, logit difference."""
-    config = circuit_config(config)
-    inputs, corrupt = pair_inputs(config, params, pairs, stream)
-    clean, other = run(config, params, inputs), run(config, params, corrupt)
-    replacement = make_replacement("resample", other, corrupt.valid, stream == "ablated")
-    target = make_target("logit_difference", params, pairs, clean.final)
-    return Prepared(config=config, params=params, inputs=inputs, replacement=replacement, target=target,
-                    logits=np.asarray(clean.logits(params)))
-
-
-def measure_stream(
-    config: ModelConfig, params: Params, batches: Sequence[PromptPairs], everything: PromptPairs, stream: Stream, *,
-    taus: Sequence[float], orders: int, random_models: int, seed: int,
-) -> StreamCircuits:
-    """Finds the circuits of one stream in all variations and judges them.
+def measure(bench: Bench, kept: np.ndarray, *, seed: int = 0) -> Measured:
+    """Runs the model, the circuit and the model with everything patched on every prompt.
 
     Args:
-      config: of the model.
-      params: its weights.
-      batches: disjoint prompts of the task; the first serves where one batch does, the last is held out from scores.
-      everything: all prompts, for competence.
-      stream: "clean" or "ablated".
-      taus: ACDC's thresholds, nats.
-      orders: random edge orders tried.
-      random_models: models with weights as they are drawn.
-      seed: of orders, weights and bootstrap.
+      bench: the task on the model.
+      kept: [E] bool, the circuit.
+      seed: of the bootstrap.
     """
-    graph, first = Graph.of(config), batches[0]
-    found = [acdc(config, params, pairs, taus=taus, stream=stream) for pairs in batches]
-    shuffled = [acdc(config, params, first, taus=taus, stream=stream, order=shuffled_order(graph, seed + i))
-                for i in range(orders)]
-    drawn = [acdc(config, weights, first, taus=taus, stream=stream)
-             for weights in _random_weights(config, seed, random_models)]
-    counts = [_counts(varied, tau, runs) for varied, runs in
-              (("prompts", found), ("order", shuffled), ("random weights", drawn)) if runs for tau in taus]
-    known, held_out = (prepare_pairs(config, params, pairs, stream) for pairs in (first, batches[-1]))
-    scores = _scores(known, graph, seed)
-    kept = {tau: found[0].runs[tau].kept for tau in taus}
-    all_runs = prepare_pairs(config, params, everything, stream)
-    return StreamCircuits(
-        stream=stream, competence=competence(all_runs.logits, everything, seed=seed), edges=graph.n_edges,
-        all_patched=_all_patched(known), counts=tuple(counts),
-        rankings=tuple(_ranking(name, held_out, values, seed) for name, values in scores.items()),
-        quality=tuple(_quality(tau, kept[tau], held_out, seed) for tau in taus),
-        circuits=tuple((tau, _named(graph, kept[tau], importance(known.target, scores["EAP-IG"]))) for tau in taus),
-    )
+    three = np.stack([np.ones_like(kept), kept, np.zeros_like(kept)])
+    kl, margin = (metric_values(bench.config, bench.params, bench.inputs, bench.replacement,
+                                make_target(metric, bench.params, bench.pairs, bench.final), three,
+                                batch_size=bench.batch_size) for metric in ("kl", "logit_difference"))
+    answers = [_answers(*x, seed) for x in zip(kl, margin, strict=True)]
+    share, interval = _faithfulness(margin, seed)
+    heads, mlps = nodes_within(bench.graph, kept)
+    return Measured(prompts=len(bench.pairs), edges=kept.size, kept=int(kept.sum()),
+                    connected=int(without_dangling(bench.graph, kept).sum()), heads=heads, mlps=mlps,
+                    all_heads=bench.graph.n_layers * bench.graph.n_heads, all_mlps=bench.graph.n_layers,
+                    model=answers[0], circuit=answers[1], empty=answers[2], faithfulness=share,
+                    faithfulness_interval=interval)
 
 
-def _random_weights(config: ModelConfig, seed: int, count: int) -> Iterable[Params]:
-    draw = jax.jit(SelfAblatingTransformer(config).init)
-    return (draw(jax.random.key(seed + i), jnp.zeros((1, 2), jnp.int32))["params"] for i in range(count))
+def nodes_within(graph: Graph, kept: np.ndarray) -> tuple[int, int]:
+    """Numbers of heads and of MLPs that kept edges [E] lead both into and out of."""
+    into, out_of = np.zeros(graph.n_sources, bool), np.zeros(graph.n_sources, bool)
+    for d in graph.destinations:
+        out_of[: d.fan_in] |= kept[d.edges]
+        if d.source is not None:
+            into[d.source] |= kept[d.edges].any()
+    within = into & out_of
+    is_mlp = graph.source_layers % 2 == 1
+    is_mlp[0] = False
+    return int((within & ~is_mlp).sum()), int((within & is_mlp).sum())
 
 
-def _counts(varied: str, tau: float, runs: Sequence[Any]) -> EdgeCounts:
-    chosen = [found.runs[tau] for found in runs]
-    return EdgeCounts(varied=varied, tau=tau, counts=tuple(r.n_kept for r in chosen),
-                      divergences=tuple(r.final_kl for r in chosen))
+def _answers(kl: np.ndarray, margin: np.ndarray, seed: int) -> Answers:
+    right = int((margin > 0).sum())
+    return Answers(kl=float(kl.mean()), kl_interval=mean_interval(kl, seed=seed), accuracy=right / len(margin),
+                   accuracy_interval=wilson(right, len(margin)), logit_difference=float(margin.mean()),
+                   logit_difference_interval=mean_interval(margin, seed=seed))
 
 
-def _all_patched(known: Prepared) -> float:
-    nothing = np.zeros((1, Graph.of(known.config).n_edges), bool)
-    final = run(known.config, known.params, known.inputs).final
-    kl = make_target("kl", known.params, None, final)
-    return float(metric_values(*known.arguments[:4], kl, nothing).mean())
+def _faithfulness(margin: np.ndarray, seed: int) -> tuple[float | None, Interval]:
+    """From margins [3, n] of the model, the circuit and everything patched; means before the ratio."""
+    model, circuit, empty = margin
 
+    def share(rows: np.ndarray) -> float:
+        whole = (model[rows] - empty[rows]).mean()
+        return float((circuit[rows] - empty[rows]).mean() / whole) if whole else np.nan
 
-def _scores(known: Prepared, graph: Graph, seed: int) -> dict[str, np.ndarray]:
-    """Scores of all edges by method."""
-    halves = tuple((i + 0.5) / 5 for i in range(5))
-    scores = {"EAP": eap(*known.arguments), "EAP-IG": eap_ig(*known.arguments),
-              "mask gradient": mask_gradient(*known.arguments, masks=halves)}
-    if graph.n_edges <= ORACLE_EDGES:
-        scores["single edges"] = single_edge_effects(*known.arguments)
-    return {**scores, "random": random_scores(graph, seed)}
-
-
-def _ranking(method: str, known: Prepared, scores: np.ndarray, seed: int) -> Ranking:
-    found = faithfulness(*known.arguments, scores, search="greedy")
-    n = len(known.logits)
-    return Ranking(
-        method=method, cpr=found.cpr(), cpr_interval=_drawn(found.cpr, n, seed), cmd=found.cmd(),
-        cmd_interval=_drawn(found.cmd, n, seed), percents=found.absolute.percents,
-        faithfulness=tuple(found.absolute.faithfulness().tolist()),
-    )
-
-
-def _drawn(measure: Callable[[np.ndarray], float], n: int, seed: int) -> tuple[float, float] | None:
-    return percentile_interval(np.array([measure(rows) for rows in prompt_draws(n, draws=DRAWS, seed=seed)]))
-
-
-def _quality(tau: float, kept: np.ndarray, known: Prepared, seed: int) -> CircuitQuality:
-    whole = completeness(*known.arguments, kept)
-    circuit = metric_values(*known.arguments, kept[None])[0]
-
-    def share(rows: Any = slice(None)) -> float:
-        empty = whole.empty[rows].mean()
-        return float((circuit[rows].mean() - empty) / (whole.model[rows].mean() - empty))
-
-    idle = None
-    if kept.any():
-        changes = minimality(*known.arguments, kept, count=MINIMALITY_EDGES, seed=seed).changes()
-        idle = float(np.mean(np.abs(changes) < 0.01 * abs(whole.model.mean() - whole.empty.mean())))
-    return CircuitQuality(tau=tau, edges=int(kept.sum()), faithfulness=share(),
-                          faithfulness_interval=_drawn(share, len(circuit), seed),
-                          complement=whole.complement(), idle=idle)
-
-
-def _named(graph: Graph, kept: np.ndarray, scores: np.ndarray) -> tuple[tuple[str, float], ...]:
-    return tuple((graph.edge_names[i], float(scores[i])) for i in np.flatnonzero(kept))
+    found = share(np.arange(margin.shape[1]))
+    if np.isnan(found):
+        return None, None
+    if margin.shape[1] < 2:
+        return found, None
+    return found, percentile_interval(np.array([share(rows) for rows in prompt_draws(margin.shape[1], seed=seed)]))
