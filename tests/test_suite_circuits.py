@@ -10,7 +10,7 @@ from jaxablate.circuits import known_model
 from jaxablate.config import Config
 from jaxablate.evaluation import circuits as suite
 from jaxablate.evaluation.circuit_prompts import task_pairs
-from jaxablate.evaluation.stream_circuits import measure_stream, prepare_pairs
+from jaxablate.evaluation.stream_circuits import measure_stream, nothing_to_explain, prepare_pairs
 from jaxablate.reports.html import draw
 from jaxablate.reports.panels import CircuitGraph, Grid, panel_from_dict
 
@@ -109,3 +109,17 @@ def test_needs_room_for_its_prompts():
                                 train=dataclasses.replace(config.train, sequence_length=16))
     assert "up to 32 tokens" in suite.SUITE.reason_against(short)
     assert suite.SUITE.reason_against(config) is None
+
+
+def test_where_there_is_nothing_to_explain_no_share_is_given(known):
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(40)
+    assert nothing_to_explain(noise - noise.mean(), np.zeros(40), seed=0)
+    assert not nothing_to_explain(noise + 5, np.zeros(40), seed=0)
+    blind = {**known.params, "embed": {"embedding": known.params["embed"]["embedding"] * 0}}
+    everything = known.pairs(8)
+    measured = measure_stream(known.config, blind, [everything, everything], everything, "clean", taus=(0.1,),
+                              orders=0, random_models=0, seed=0)
+    assert measured.rankings[0].cpr is None and measured.quality[0].faithfulness is None
+    result = suite.CircuitsResult(task="known", prompts=8, n_layers=3, streams=(measured,))
+    json.dumps([dataclasses.asdict(x) for x in (*result.headline(), *result.panels())], allow_nan=False)

@@ -40,7 +40,8 @@ class CircuitsResult:
     def panels(self) -> tuple[Panel, ...]:
         """The circuits as graphs, their sizes, their faithfulness."""
         graphs = [panel for s in self.streams if (panel := self._graph(s)) is not None]
-        return (*graphs, self._competence_table(), self._sizes(), self._size_table(), *map(_curves, self.streams),
+        return (*graphs, self._competence_table(), self._sizes(), self._size_table(),
+                *(_curves(s) for s in self.streams if s.rankings[0].faithfulness is not None),
                 self._ranking_table(), self._quality_table())
 
     def _graph(self, s: StreamCircuits) -> Panel | None:
@@ -84,7 +85,8 @@ class CircuitsResult:
                      for s in self.streams for r in s.rankings)
         caption = ("Circuits by greedy search from the end, judged on prompts the scores have not seen. CPR: area "
                    "under the faithfulness of the logit difference, greater is better. CMD: mean distance from the "
-                   "model, 0 at best. 95 % bootstrap intervals over prompts.")
+                   "model, 0 at best. 95 % bootstrap intervals over prompts. Empty where the logit difference may be "
+                   "that of the corrupt prompts: there is nothing to explain.")
         return Grid(title="Faithfulness of scores", caption=caption, rows=rows,
                     columns=("stream", "method", "CPR", "95 % from", "to", "CMD", "95 % from", "to"))
 

@@ -19,7 +19,7 @@ from jaxablate.circuits.patching import Stream, circuit_config, make_replacement
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.config import ModelConfig
 from jaxablate.evaluation.circuit_competence import Competence, competence
-from jaxablate.evaluation.intervals import percentile_interval
+from jaxablate.evaluation.intervals import mean_interval, percentile_interval
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.reports.compare import student_interval
 
@@ -57,29 +57,35 @@ class EdgeCounts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """How faithful the circuits of one method's scores are, on prompts the scores have not seen."""
+    """How faithful the circuits of one method's scores are, on prompts the scores have not seen.
+
+    None, and no faithfulness, where there is nothing to explain (`nothing_to_explain`).
+    """
 
     method: str
-    cpr: float
-    cpr_interval: tuple[float, float] | None
-    cmd: float
-    cmd_interval: tuple[float, float] | None
-    percents: tuple[float, ...]
-    faithfulness: tuple[float, ...]
+    cpr: float | None = None
+    cpr_interval: tuple[float, float] | None = None
+    cmd: float | None = None
+    cmd_interval: tuple[float, float] | None = None
+    percents: tuple[float, ...] = ()
+    faithfulness: tuple[float, ...] | None = None
     """Of the circuits that have so many percent of the edges, by abs(score)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CircuitQuality:
-    """ACDC's circuit at one threshold, on prompts it was not found on; in shares of the model's logit difference."""
+    """ACDC's circuit at one threshold, on prompts it was not found on; in shares of the model's logit difference.
+
+    All shares are None where there is nothing to explain (`nothing_to_explain`).
+    """
 
     tau: float
     edges: int
-    faithfulness: float
-    faithfulness_interval: tuple[float, float] | None
-    complement: float
+    faithfulness: float | None = None
+    faithfulness_interval: tuple[float, float] | None = None
+    complement: float | None = None
     """Share that is left when the circuit is patched out: 0 for a complete circuit."""
-    idle: float | None
+    idle: float | None = None
     """Fraction of its edges (of at most 100 drawn) without which the share changes by less than 0.01: 0 for a minimal
     circuit; None for a circuit without edges."""
 
@@ -159,12 +165,16 @@ def measure_stream(
     known, held_out = (prepare_pairs(config, params, pairs, stream) for pairs in (first, batches[-1]))
     scores = _scores(known, graph, seed)
     kept = {tau: found[0].runs[tau].kept for tau in taus}
+    ends = np.stack([np.ones(graph.n_edges, bool), np.zeros(graph.n_edges, bool)])
+    judged = not nothing_to_explain(*metric_values(*held_out.arguments, ends), seed)
     all_runs = prepare_pairs(config, params, everything, stream)
     return StreamCircuits(
         stream=stream, competence=competence(all_runs.logits, everything, seed=seed), edges=graph.n_edges,
         all_patched=_all_patched(known), counts=tuple(counts),
-        rankings=tuple(_ranking(name, held_out, values, seed) for name, values in scores.items()),
-        quality=tuple(_quality(tau, kept[tau], held_out, seed) for tau in taus),
+        rankings=tuple(_ranking(name, held_out, values, seed) if judged else Ranking(method=name)
+                       for name, values in scores.items()),
+        quality=tuple(_quality(tau, kept[tau], held_out, seed) if judged else
+                      CircuitQuality(tau=tau, edges=int(kept[tau].sum())) for tau in taus),
         circuits=tuple((tau, _named(graph, kept[tau], importance(known.target, scores["EAP-IG"]))) for tau in taus),
     )
 
@@ -199,12 +209,28 @@ def _scores(known: Prepared, graph: Graph, seed: int) -> dict[str, np.ndarray]:
 
 def _ranking(method: str, known: Prepared, scores: np.ndarray, seed: int) -> Ranking:
     found = faithfulness(*known.arguments, scores, search="greedy")
-    n = len(known.logits)
+    n, curve = len(known.logits), found.absolute
     return Ranking(
         method=method, cpr=found.cpr(), cpr_interval=_drawn(found.cpr, n, seed), cmd=found.cmd(),
-        cmd_interval=_drawn(found.cmd, n, seed), percents=found.absolute.percents,
-        faithfulness=tuple(found.absolute.faithfulness().tolist()),
+        cmd_interval=_drawn(found.cmd, n, seed), percents=curve.percents,
+        faithfulness=tuple(curve.faithfulness().tolist()),
     )
+
+
+def nothing_to_explain(model: np.ndarray, empty: np.ndarray, seed: int) -> bool:
+    """Whether the logit difference of a model is not surely another than with everything patched.
+
+    Shares of the difference between the two then divide by what may be zero, and say nothing.
+
+    Args:
+      model, empty: [n] logit difference of each prompt.
+      seed: of the bootstrap.
+
+    Returns:
+      Whether the 95 % bootstrap interval of the mean difference has 0 in it.
+    """
+    low, high = mean_interval(model - empty, seed=seed) or (0.0, 0.0)
+    return low <= 0 <= high
 
 
 def _drawn(measure: Callable[[np.ndarray], float], n: int, seed: int) -> tuple[float, float] | None:
