@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import eval as eval_script
+from jaxablate.evaluation.circuit_settings import CircuitSettings
 from jaxablate.evaluation.explain_settings import ExplainSettings
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.training import cli
@@ -28,7 +29,7 @@ def _commands(script: str) -> list[list[str]]:
 
 
 def test_the_library_example_runs_and_learns(tmp_path, monkeypatch, capsys):
-    (example,) = _blocks("python")
+    example = _blocks("python")[0]
     fewer = re.sub(r"(?<=in range\()\d+", "30", example)  # unoptimised code is slow: enough to see it learn
     assert fewer != example
     monkeypatch.chdir(tmp_path)
@@ -41,6 +42,13 @@ def test_the_library_example_runs_and_learns(tmp_path, monkeypatch, capsys):
     assert shown[3].startswith("Once upon a time, there was a")
 
 
+def test_the_circuit_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(_blocks("python")[1], "README.md", "exec"), {})
+    assert capsys.readouterr().out == "8 of 262 edges\n"
+    assert (tmp_path / "circuit.json").exists()
+
+
 @pytest.mark.parametrize("arguments", _commands("train.py"), ids=" ".join)
 def test_training_commands_parse(arguments, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -49,13 +57,14 @@ def test_training_commands_parse(arguments, monkeypatch):
 
 @pytest.mark.parametrize("arguments", _commands("eval.py"), ids=" ".join)
 def test_scoring_commands_parse(arguments):
-    kinds = {"score": ScoreSettings, "compare": eval_script.Compare, "explain": ExplainSettings}
+    kinds = {"score": ScoreSettings, "compare": eval_script.Compare, "explain": ExplainSettings,
+             "circuit": CircuitSettings}
     assert isinstance(eval_script.parse(arguments), kinds[arguments[0]])
 
 
 def test_there_are_commands_of_every_kind():
     assert len(_commands("train.py")) >= 2
-    assert {arguments[0] for arguments in _commands("eval.py")} == {"score", "compare", "explain"}
+    assert {arguments[0] for arguments in _commands("eval.py")} == {"score", "compare", "explain", "circuit"}
 
 
 def test_flags_in_the_text_are_known(capsys):
