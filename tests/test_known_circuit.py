@@ -1,6 +1,8 @@
 """A model built by hand has the circuit it was built with, and every method finds exactly that."""
 
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -212,3 +214,20 @@ def test_unknown_words_are_refused():
     model = known_model()
     with pytest.raises(DataError, match="has no word 'Zoe'"):
         model.encode("<start> Zoe un")
+
+
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
+NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+def test_the_tutorial_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parent.parent / "docs" / "known_circuit.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code, printed in BLOCK.findall(text):
+        exec(compile(code, "docs/known_circuit.md", "exec"), names)
+        shown = capsys.readouterr().out
+        assert NUMBER.sub("", shown).split() == NUMBER.sub("", printed).split()
+        found, said = ([float(x) for x in NUMBER.findall(part)] for part in (shown, printed))
+        np.testing.assert_allclose(found, said, rtol=0.01, atol=0.011)  # the last digit may fall either way
+    assert (tmp_path / "known_circuit.png").exists()
