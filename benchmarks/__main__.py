@@ -78,7 +78,7 @@ def classifier_table() -> Table:
 
 
 def circuit_table() -> Table:
-    """Circuits at the paper's shape; the first row trains its model where runs/bench-circuits does not have it."""
+    """Circuits at the paper's shape; the first row trains its model where runs/corpus-8x16 has none."""
     table = _table("circuits at the paper's shape (L=8, N=16, D=128, V=50,257), 64 prompts of about 20 tokens, float32",
                    "weights", "ACDC, tau 0.03", "with compilation", "edges", "evaluated", "rechecked", "kept",
                    "EAP, all edges", "peak memory")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxablate.circuits.nodes import Params, unembed
 from jaxablate.circuits.patching import exact
 
-_CHUNK = 4096
+_CHUNK = 2048  # fastest of 503 to 7,180 on CPU
 
 
 @flax.struct.dataclass

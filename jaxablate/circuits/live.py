@@ -41,6 +41,8 @@ class Prepared:
     """[S, n, T, D] of the clean run."""
     change: jax.Array
     """[S, n, T, D] replacement minus clean."""
+    change_at_end: jax.Array
+    """[S, n, 1, D] the same at the last position."""
     streams: jax.Array
     """[2 L + 1, n, T, D] of the clean run."""
     visible: jax.Array
@@ -61,8 +63,9 @@ def prepare(config: ModelConfig, params: Params, inputs: Inputs, clean: Run, rep
         spread = jax.vmap(lambda g: nodes.spread_gate(g.reshape(g.shape[0], -1), length), 1)(gate)
         head_gates = spread.reshape(*spread.shape[:3], *gate.shape[2:]).transpose(0, 3, 1, 2, 4)
         neuron_gates = jax.vmap(lambda g: nodes.spread_gate(g, length), 1)(inputs.neuron_gates)
+    change = replacement - clean.sources
     return Prepared(
-        sources=clean.sources, change=replacement - clean.sources, streams=clean.streams,
+        sources=clean.sources, change=change, change_at_end=change[:, :, -1:], streams=clean.streams,
         visible=jnp.stack(nodes.visible(config, inputs.valid)), head_gates=head_gates, neuron_gates=neuron_gates,
         readout=readout(params, clean.final),
     )
@@ -187,7 +190,7 @@ class Follower:
         sources = self.graph.edge_source[edges]
         filled = np.resize(sources, width or _power_of_two(len(sources)))
         everywhere = live.everywhere(self.graph.destinations[index])
-        return _nested_reads(self.prepared.change, values.reads[index], filled, everywhere, width is None)
+        return _nested_reads(self._change(everywhere), values.reads[index], filled, width is None)
 
     def _together(self, values: Values, live: LiveGraph, index: int, edges: np.ndarray) -> jax.Array:
         """What a destination reads with all these edges patched, [1, n, T or 1, D]."""
@@ -195,7 +198,10 @@ class Follower:
         room = _power_of_two(len(sources))
         weights = (np.arange(room) < len(sources)).astype(np.float32)
         everywhere = live.everywhere(self.graph.destinations[index])
-        return _patched_read(self.prepared.change, values.reads[index], np.resize(sources, room), weights, everywhere)
+        return _patched_read(self._change(everywhere), values.reads[index], np.resize(sources, room), weights)
+
+    def _change(self, everywhere: bool) -> jax.Array:
+        return self.prepared.change if everywhere else self.prepared.change_at_end
 
     def _follow(self, values: Values, live: LiveGraph, reads: Arrays, rows: dict[int, np.ndarray],
                 found: Values | None) -> jax.Array | None:
@@ -308,21 +314,21 @@ def _sum(base, *terms):
     return base
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _nested_reads(change, read, sources, everywhere, with_none):
+@functools.partial(jax.jit, static_argnums=3)
+def _nested_reads(change, read, sources, with_none):
     def step(read, source):
-        read = read + _cut(change[source], everywhere)
+        read = read + change[source]
         return read, read
 
     nested = jax.lax.scan(step, read, sources)[1]
     return jnp.concatenate([read[None], nested]) if with_none else nested
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _patched_read(change, read, sources, weights, everywhere):
+@jax.jit
+def _patched_read(change, read, sources, weights):
     def step(read, term):
         source, weight = term
-        return read + weight.astype(read.dtype) * _cut(change[source], everywhere), None
+        return read + weight.astype(read.dtype) * change[source], None
 
     return jax.lax.scan(step, read, (sources, weights))[0][None]
 
