@@ -7,8 +7,8 @@
 ``trained``: a baseline with the paper's layers, heads and width, trained on the embedded corpus (a quarter of an hour,
 kept in runs/corpus-8x16) and asked for the corpus's indirect objects. Its output matrix has rows of zeros besides, up
 to the paper's 50,257, so that an evaluated edge costs what it costs there. ``random``: weights as they are drawn,
-random prompts. ``strong``: the same with kernels times 3 and embeddings times 6, so that no edge is without effect and most
-nodes stay alive: what a search has to fear.
+random prompts. ``strong``: the same with kernels times 3 and embeddings times 6, so that no edge is without effect and
+most nodes stay alive: what a search has to fear.
 """
 
 import dataclasses
