@@ -110,7 +110,7 @@ def _faithfulness(margin: np.ndarray, seed: int) -> tuple[float | None, Interval
 
     def share(rows: np.ndarray) -> float:
         whole = (model[rows] - empty[rows]).mean()
-        return float((circuit[rows] - empty[rows]).mean() / whole) if whole else np.nan
+        return float((circuit[rows] - empty[rows]).mean() / whole) + 0.0 if whole else np.nan
 
     found = share(np.arange(margin.shape[1]))
     if np.isnan(found):
