@@ -14,7 +14,7 @@ from jaxablate.circuits.acdc_branch import Branch, decide
 from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.config import ModelConfig
-from jaxablate.errors import CheckpointError, ConfigError
+from jaxablate.errors import CheckpointError, ConfigError, DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
 
 module = sys.modules[acdc.__module__]  # the package's name `acdc` is the function
@@ -22,6 +22,12 @@ module = sys.modules[acdc.__module__]  # the package's name `acdc` is the functi
 CONFIG = ModelConfig(vocab_size=23, context_length=9, d_model=12, n_layers=3, n_heads=2, ablation="local",
                      k_attention=5, k_neurons=9, attention_layers=("global", "local", "global"), window_size=4,
                      scale_attention=True)
+
+
+@pytest.fixture(autouse=True)
+def few_shapes(monkeypatch):
+    """Narrow calls, so that there is less to compile."""
+    monkeypatch.setattr(module, "WIDEST", 8)
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +182,7 @@ def test_a_decision_within_noise_is_made_again():
     ({"taus": ()}, "no tau is given"),
     ({"taus": (0.1,), "order": np.arange(4)}, "each of the"),
     ({"taus": (0.1,), "ablation": "patch"}, "choose among resample"),
+    ({"taus": (0.1,), "batch_size": 0}, "batch_size=0"),
 ])
 def test_bad_settings(options, message, params, pairs):
     with pytest.raises(ConfigError, match=message):
@@ -185,6 +192,11 @@ def test_bad_settings(options, message, params, pairs):
 def test_order_must_go_from_the_end(params, pairs):
     with pytest.raises(ConfigError, match="from the last layer"):
         acdc(CONFIG, params, pairs, taus=(0.1,), order=np.arange(Graph.of(CONFIG).n_edges)[::-1])
+
+
+def test_prompts_must_fit_the_model(params, pairs):
+    with pytest.raises(DataError, match="more than the model.s context of 3"):
+        acdc(dataclasses.replace(CONFIG, context_length=3), params, pairs, taus=(0.1,))
 
 
 def test_ablated_stream_needs_gates(params, pairs):

@@ -1,6 +1,7 @@
 """Every decision of AutoCircuit's ACDC, edge by edge, from the fixtures and the golden figures."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -14,6 +15,12 @@ from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.interop import transformer_from_reference
 
 pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(autouse=True)
+def few_shapes(monkeypatch):
+    """Narrow calls, so that there is less to compile."""
+    monkeypatch.setattr(sys.modules[acdc.__module__], "WIDEST", 8)
 
 
 @pytest.fixture(scope="module")

@@ -131,12 +131,15 @@ def acdc(
       `AcdcResult`.
 
     Raises:
-      ConfigError: a threshold is not above 0, the order is none, or the stream does not exist.
+      ConfigError: a threshold is not above 0, the order is none, batch_size is below 1, or the stream does not exist.
+      DataError: the model cannot take the prompts.
       CheckpointError: the file to resume from is of another search, or damaged.
     """
     graph, start = Graph.of(config), time.perf_counter()
     order = _checked_order(graph, order)
     taus = _checked_taus(taus)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} must be at least 1")
     followers, exact = _open(config, params, pairs, stream, ablation, batch_size)
     widest = _widest(config, min(batch_size, len(pairs)), pairs.clean.shape[1], memory_limit)
     search = Search(graph, order, followers, exact, len(pairs), widest)

@@ -240,5 +240,11 @@ def ablated_values(kind: Ablation, values: jax.Array, valid: jax.Array, gated: b
 
 def pair_inputs(config: ModelConfig, params: Params, pairs: PromptPairs, stream: Stream = "clean"
                 ) -> tuple[Inputs, Inputs]:
-    """Clean and corrupt prompts of a task for the nodes."""
+    """Clean and corrupt prompts of a task for the nodes.
+
+    Raises:
+      DataError: the model cannot take the prompts (`PromptPairs.check_fits`).
+      ConfigError: the model has no such stream.
+    """
+    pairs.check_fits(context_length=config.context_length, vocab_size=config.vocab_size)
     return tuple(make_inputs(config, params, tokens, pairs.valid, stream) for tokens in (pairs.clean, pairs.corrupt))
