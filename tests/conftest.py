@@ -43,7 +43,7 @@ _share_compilation_cache()
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _PARITY_FILES = {"sat_file": "sat_*.npz", "topk_file": "topk.npz", "safr_file": "safr_*.npz",
-                 "acdc_file": "acdc_*.npz"}
+                 "acdc_file": "acdc_*.npz", "sae_file": "sae_*.npz"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -19,6 +19,7 @@ GRADIENTS_OF = ("wte", "wpe", "ln_f", ".h.1.", "ablations_head")
 TOP_K_SIZE = (8, 3)
 TOP_K_WIDTHS = ((1.0, None), (0.1, 1e-6))
 """Temperature and eps."""
+AUTOENCODER_STEPS = 3
 
 
 def compact_model(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -43,6 +44,13 @@ def compact_circuits(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             if "ablation_head" not in name and name != "param/lm_head.weight"}
 
 
+def compact_autoencoder(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The first steps' activations, so without what is left at the end of all steps."""
+    last = ("final", "dead_steps_since_fired")
+    kept = {name: values for name, values in stored.items() if not name.startswith(last)}
+    return kept | {"x_raw": stored["x_raw"][:AUTOENCODER_STEPS]}
+
+
 def compact_top_k(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every case at one size, once with the default eps and once with an eps of its own where it has both."""
     index = [case for case in json.loads(str(stored["index_json"])) if (case["n"], case["k"]) == TOP_K_SIZE]
@@ -57,7 +65,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder with the full set of figures")
     folder = parser.parse_args().folder
     kept = [(name, compact_model) for name in MODELS] + [("topk", compact_top_k), ("safr_small", compact_classifier)]
-    kept.append(("acdc_padded", compact_circuits))
+    kept += [("acdc_padded", compact_circuits), ("sae_small", compact_autoencoder)]
     for name, compact in kept:
         with np.load(folder / f"{name}.npz") as stored:
             np.savez_compressed(GOLDEN / f"{name}.npz", **compact({key: stored[key] for key in stored.files}))

@@ -33,6 +33,7 @@ ALLOWED = {
     "sharding": _GROUND,
     "models": _MODEL,
     "circuits": _MODEL,
+    "features": _MODEL,
     "objectives": _MODEL,
     "data": _GROUND,
     "training": _MODEL | {"objectives", "data", "provenance"},

@@ -1,0 +1,163 @@
+"""Autoencoder training step by step against figures of SAELens 5.1.0 (origin: tests/golden/README.md).
+
+The figures were made in float32; run in float64 they show float32's rounding alone.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxablate.features import sae as ae
+from jaxablate.features.config import AutoencoderConfig, SaeTrainConfig
+from jaxablate.features.sae import Autoencoder
+from jaxablate.features.step import SaeState, train_step
+
+pytestmark = [pytest.mark.parity, pytest.mark.parametrize("dtype", ["float32", "float64"])]
+WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+CHUNK = 8
+"""Tokens of a chunk: four chunks a batch, so that their sums are tested too."""
+
+
+class Run(NamedTuple):
+    """One file, and the same steps by this code."""
+
+    expected: dict[str, np.ndarray]
+    config: AutoencoderConfig
+    metrics: dict[str, np.ndarray]
+    start: Autoencoder
+    state: SaeState
+    latents: np.ndarray
+    out: np.ndarray
+
+
+def configs(theirs: dict, dtype: str) -> tuple[AutoencoderConfig, SaeTrainConfig]:
+    unit = theirs["normalize_sae_decoder"]
+    assert unit != theirs["scale_sparsity_penalty_by_decoder_norm"] and theirs["lp_norm"] == 1
+    config = AutoencoderConfig(
+        d_in=theirs["d_in"], d_sae=theirs["d_sae"], decoder="unit" if unit else "free", project_gradient=False,
+        init="positive" if theirs["decoder_heuristic_init"] else "kaiming", center=theirs["apply_b_dec_to_input"],
+        dtype=dtype,
+    )  # fmt: skip
+    steps = theirs["total_training_steps"]
+    train = SaeTrainConfig(
+        steps=steps, batch_tokens=theirs["train_batch_size_tokens"], learning_rate=theirs["lr"],
+        warmup=theirs["lr_warm_up_steps"] / steps, decay=theirs["lr_decay_steps"] / steps,
+        l1_warmup=theirs["l1_warm_up_steps"] / steps, beta1=theirs["adam_beta1"], beta2=theirs["adam_beta2"],
+        chunk=CHUNK,
+    )  # fmt: skip
+    return config, train
+
+
+@functools.cache
+def run(path: Path, dtype: str) -> Run:
+    with np.load(path) as stored:
+        expected = {name: stored[name] for name in stored.files}
+    theirs = json.loads(str(expected["config_json"]))
+    with jax.enable_x64(dtype == "float64"):
+        config, train = configs(theirs, dtype)
+        weights = {name: jnp.asarray(expected[f"init/{name}"], dtype) for name in WEIGHTS}
+        sae = Autoencoder(**weights, threshold=jnp.zeros(config.d_sae, dtype))
+        zeros = jax.tree.map(jnp.zeros_like, sae)
+        first = zeros if train.beta1 > 0 else None
+        state = SaeState(sae, first, zeros, jnp.zeros(config.d_sae, jnp.int32))
+        xs = jnp.asarray(expected["x_raw"], dtype) * jnp.asarray(expected["norm_scaling_factor"], dtype)
+
+        def step(state, part):
+            return train_step(state, *part, jnp.asarray(theirs["l1_coefficient"], dtype), config, train)
+
+        steps = jnp.arange(len(xs))
+        last, metrics = jax.jit(lambda s, x, t: jax.lax.scan(step, s, (x, t)))(state, xs, steps)
+        latents = ae.encode(sae, xs[0], config)
+        return Run(expected, config, jax.device_get(metrics._asdict()), sae, jax.device_get(last), np.asarray(latents),
+                   np.asarray(ae.decode(sae, latents)))  # fmt: skip
+
+
+def skip_if_compact(r: Run) -> None:
+    if len(r.expected["x_raw"]) < len(r.expected["loss"]):
+        pytest.skip("this compact file holds the first steps only; the full set has what all of them lead to")
+
+
+def test_losses_of_every_step(sae_file, dtype):
+    r = run(sae_file, dtype)
+    for theirs, ours in {"loss": "loss", "mse_loss": "mse", "l1_loss": "l1", "grad_norm": "grad_norm"}.items():
+        count = len(r.metrics[ours])
+        rtol = 1e-6 if dtype == "float32" else 3e-7
+        np.testing.assert_allclose(r.metrics[ours], r.expected[theirs][:count], rtol=rtol, err_msg=theirs)
+
+
+def test_active_latents_of_every_step(sae_file, dtype):
+    r = run(sae_file, dtype)
+    np.testing.assert_allclose(r.metrics["l0"], r.expected["l0"][: len(r.metrics["l0"])], rtol=1e-7)
+
+
+def test_schedules(sae_file, dtype):
+    r = run(sae_file, dtype)
+    for theirs, ours in {"lr": "learning_rate", "l1_coefficient": "l1_coefficient"}.items():
+        expected = r.expected[theirs][: len(r.metrics[ours])]
+        np.testing.assert_allclose(r.metrics[ours], expected, rtol=1e-7 if dtype == "float32" else 1e-12)
+
+
+def test_explained_variance_as_saelens_computes_it(sae_file, dtype):
+    r = run(sae_file, dtype)
+    found = r.metrics["explained_variance_saelens"]
+    np.testing.assert_allclose(found, r.expected["explained_variance"][: len(found)], rtol=1e-6, atol=5e-7)
+
+
+def test_explained_variance_proper(sae_file, dtype):
+    r = run(sae_file, dtype)
+    x = r.expected["x_raw"].astype(np.float64) * r.expected["norm_scaling_factor"]
+    variance = ((x - x.mean(1, keepdims=True)) ** 2).sum((1, 2))
+    count = len(r.metrics["explained_variance"])
+    expected = 1 - r.expected["mse_loss"][:count] * x.shape[1] / variance
+    np.testing.assert_allclose(r.metrics["explained_variance"], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_first_forward_pass(sae_file, dtype):
+    r = run(sae_file, dtype)
+    np.testing.assert_allclose(r.latents, r.expected["step0_feature_acts"], rtol=0, atol=3e-6)
+    np.testing.assert_allclose(r.out, r.expected["step0_sae_out"], rtol=0, atol=1e-5)
+
+
+def test_dead_counters(sae_file, dtype):
+    r = run(sae_file, dtype)
+    skip_if_compact(r)
+    np.testing.assert_array_equal(r.state.since_fired, r.expected["dead_steps_since_fired"])
+
+
+def test_final_and_folded_weights(sae_file, dtype):
+    r = run(sae_file, dtype)
+    skip_if_compact(r)
+    folded = ae.fold_scale(r.state.sae, float(r.expected["norm_scaling_factor"]))
+    for name in WEIGHTS:
+        atol = 2e-6 if dtype == "float32" else 3e-7
+        np.testing.assert_allclose(getattr(r.state.sae, name), r.expected[f"final/{name}"], rtol=0, atol=atol)
+        np.testing.assert_allclose(getattr(folded, name), r.expected[f"final_folded/{name}"], rtol=0, atol=1.5 * atol)
+
+
+def test_init_has_the_distribution_of_theirs(sae_file, dtype):
+    r = run(sae_file, dtype)
+    with jax.enable_x64(dtype == "float64"):
+        ours = ae.init(jax.random.key(0), r.config)
+    assert np.ptp(ours.b_enc) == np.ptp(ours.b_dec) == 0
+    for name in ("W_enc", "W_dec"):
+        found, expected = np.asarray(getattr(ours, name)), r.expected[f"init/{name}"]
+        assert found.shape == expected.shape and found.dtype == dtype
+        np.testing.assert_allclose(found.std(), expected.std(), rtol=0.05)
+        np.testing.assert_allclose(found.mean(), expected.mean(), atol=0.1 * expected.std())
+    sizes = np.linalg.norm(r.expected["init/W_dec"], axis=1)
+    np.testing.assert_allclose(np.linalg.norm(ours.W_dec, axis=1), sizes, rtol=1e-6)
+
+
+def test_scale_gives_the_mean_norm(sae_file, dtype):
+    r = run(sae_file, dtype)
+    skip_if_compact(r)
+    x = r.expected["x_raw"]
+    with jax.enable_x64(dtype == "float64"):
+        found = ae.activation_scale(jnp.asarray(x.reshape(-1, x.shape[-1]), dtype))
+    np.testing.assert_allclose(found, r.expected["norm_scaling_factor"], rtol=1e-6)
