@@ -151,8 +151,8 @@ def write_prompts(path, *changes):
 
 
 KILLED = """
-import os, signal, sys
-from jaxablate.circuits import acdc
+import importlib, os, signal, sys
+acdc = importlib.import_module("jaxablate.circuits.acdc")
 sys.path.insert(0, {root!r})
 import eval as script
 save, done = acdc.save_progress, []
