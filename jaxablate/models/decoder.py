@@ -1,5 +1,8 @@
 """The self-ablating transformer (Ferrao et al. 2025): a GPT-Neo style decoder with a gated second stream."""
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -7,8 +10,26 @@ import jax.numpy as jnp
 
 from jaxablate.config import ModelConfig
 from jaxablate.gating import k_wta, soft_top_k
-from jaxablate.models.layers import Attention, CachedAttention, LayerNorm, Mlp, ScoreHead, torch_linear_init
+from jaxablate.models.layers import (
+    Attention,
+    CachedAttention,
+    FieldEdit,
+    LayerNorm,
+    Mlp,
+    ScoreHead,
+    torch_linear_init,
+    unchanged,
+)
 from jaxablate.ops.attention import causal_attention, two_stream_attention
+
+Edit = Callable[[str, jax.Array], jax.Array]
+"""(site, activation) -> the activation that the rest of the model goes on with, of the same shape.
+
+It is called once at every site, by name: ``{clean|ablated}.layer_{i}.{field}`` with the fields resid_pre, head_out,
+attn_out, resid_mid, mlp_pre, mlp_post, mlp_out, resid_post, in that order. Fields are those of `StreamActivations`;
+attn_out and mlp_out are what attention and MLP add to the residual stream. What a function leaves alone it returns.
+The derivative with respect to whatever it adds is the derivative at that site.
+"""
 
 
 @flax.struct.dataclass
@@ -124,28 +145,32 @@ class Block(nn.Module):
             self.attention_scores = ScoreHead(c.d_model, c)
             self.neuron_scores = ScoreHead(c.mlp_width, c)
 
-    def clean(self, x_BTD: jax.Array, attend=None):
+    def clean(self, x_BTD: jax.Array, attend=None, edit: FieldEdit = unchanged):
         """The ordinary stream.
 
         Args:
           x_BTD: residual stream.
           attend: (q, k, v) -> head outputs; None attends causally over this very sequence.
+          edit: what to change within the block.
 
         Returns:
           `StreamActivations`, with the keys and values for the ablated stream.
         """
+        x_BTD = edit("resid_pre", x_BTD)
         q, k, v = self.attention.project(self.ln_1(x_BTD))
         head_out = causal_attention(q, k, v, **self._attention_options()) if attend is None else attend(q, k, v)
-        return self._finish(x_BTD, (q, k, v), head_out, None, None)
+        return self._finish(x_BTD, (q, k, v), head_out, (None, None), edit)
 
-    def ablated(self, x_BTD: jax.Array, k: jax.Array, v: jax.Array, gates: tuple[jax.Array, jax.Array], attend=None):
+    def ablated(self, x_BTD: jax.Array, k: jax.Array, v: jax.Array, gates: tuple[jax.Array, jax.Array], attend=None,
+                edit: FieldEdit = unchanged):
         """The gated stream; earlier positions are seen through the clean stream's keys k and values v."""
+        x_BTD = edit("resid_pre", x_BTD)
         q, k_self, v_self = self.attention.project(self.ln_1(x_BTD))
         if attend is None:
             head_out = two_stream_attention(q, k, v, k_self, v_self, **self._attention_options())
         else:
             head_out = attend(q, k, v, k_self, v_self)
-        return self._finish(x_BTD, (q, k_self, v_self), head_out, *gates)
+        return self._finish(x_BTD, (q, k_self, v_self), head_out, gates, edit)
 
     def scores(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Local relevance scores ([B,T,D], [B,T,F]) read from the block's incoming clean residual, not normalised."""
@@ -154,10 +179,12 @@ class Block(nn.Module):
     def _attention_options(self):
         return {"window": self.config.layer_window(self.layer), "scale": self.config.attention_scale}
 
-    def _finish(self, x, qkv, head_out, attention_gate, neuron_gate) -> StreamActivations:
-        mid = x + self.attention.output(head_out, attention_gate).astype(x.dtype)
-        pre, post, out = self.mlp(self.ln_2(mid), neuron_gate)
-        return StreamActivations(x, *qkv, head_out, mid, pre, post, mid + out.astype(x.dtype))
+    def _finish(self, x, qkv, head_out, gates, edit: FieldEdit) -> StreamActivations:
+        attention_gate, neuron_gate = gates
+        head_out = edit("head_out", head_out)
+        mid = edit("resid_mid", x + edit("attn_out", self.attention.output(head_out, attention_gate)).astype(x.dtype))
+        pre, post, out = self.mlp(self.ln_2(mid), neuron_gate, edit)
+        return StreamActivations(x, *qkv, head_out, mid, pre, post, edit("resid_post", mid + out.astype(x.dtype)))
 
 
 class SelfAblatingTransformer(nn.Module):
@@ -193,21 +220,22 @@ class SelfAblatingTransformer(nn.Module):
             self.attention_scores = ScoreHead(c.n_layers * c.d_model, c)
             self.neuron_scores = ScoreHead(c.n_layers * c.mlp_width, c)
 
-    def __call__(self, tokens_BT: jax.Array, *, gates: Gates | None = None) -> DecoderOutput:
+    def __call__(self, tokens_BT: jax.Array, *, gates: Gates | None = None, edit: Edit | None = None) -> DecoderOutput:
         """Both streams.
 
         Args:
           tokens_BT: int token ids, T <= context_length.
           gates: used instead of the computed ones; also gives an ablated stream to a model with `ablation="none"`.
+          edit: what to change at which site; an edit of the clean stream reaches the ablated one, as it would.
 
         Returns:
           `DecoderOutput`; without gates of either kind its ablated fields are None.
 
         Raises:
-          ValueError: more positions than the model has.
+          ValueError: more positions than the model has, or an edit of a model that rematerialises its blocks.
         """
         x = self._embedded(tokens_BT)
-        clean, keys_values, final_clean = self._clean_stream(x)
+        clean, keys_values, final_clean = self._clean_stream(x, edit=edit)
         if gates is None and not self.config.gated:
             layers = tuple(LayerActivations(clean=a) for a in clean)
             return DecoderOutput(final_clean, None, self._logits(final_clean), None, layers)
@@ -215,16 +243,16 @@ class SelfAblatingTransformer(nn.Module):
         layers, y = [], x
         for i, (block, activations, (k, v)) in enumerate(zip(self.blocks, clean, keys_values, strict=True)):
             gate = self._gates(i, scores[i]) if gates is None else (gates.attention[:, :, i], gates.neuron[:, :, i])
-            ablated = block.ablated(y, k, v, gate)
+            ablated = block.ablated(y, k, v, gate, **self._edits(edit, f"ablated.layer_{i}"))
             layers.append(LayerActivations(activations, ablated, *scores[i], *gate))
             y = ablated.resid_post
         final_ablated = self.ln_f(y)
         logits = self._logits(final_clean), self._logits(final_ablated)
         return DecoderOutput(final_clean, final_ablated, *logits, tuple(layers))
 
-    def clean(self, tokens_BT: jax.Array) -> CleanOutput:
-        """The clean stream alone: an ordinary transformer, which is what the paper evaluates."""
-        layers, _, final = self._clean_stream(self._embedded(tokens_BT))
+    def clean(self, tokens_BT: jax.Array, *, edit: Edit | None = None) -> CleanOutput:
+        """The clean stream alone: an ordinary transformer, which is what the paper evaluates; `edit` as above."""
+        layers, _, final = self._clean_stream(self._embedded(tokens_BT), edit=edit)
         return CleanOutput(final, self._logits(final), layers)
 
     def prefill(self, tokens_BT: jax.Array, length: int) -> KeyValueCache:
@@ -266,10 +294,18 @@ class SelfAblatingTransformer(nn.Module):
             raise ValueError(f"{length} tokens exceed the model's context_length={limit}; shorten the input")
         return self.embed(tokens_BT) + self.pos_embed(jnp.arange(length))[None]
 
-    def _clean_stream(self, x_BTD: jax.Array, attends=None):
+    def _edits(self, edit: Edit | None, block: str) -> dict[str, FieldEdit]:
+        """The keyword argument that edits one block; none without an edit, for `jax.checkpoint` takes no functions."""
+        if edit is None:
+            return {}
+        if self.config.remat != "none":
+            raise ValueError(f"edit needs remat='none', not {self.config.remat!r}; the same parameters fit")
+        return {"edit": functools.partial(_edit_field, edit, block)}
+
+    def _clean_stream(self, x_BTD: jax.Array, attends=None, edit: Edit | None = None):
         activations, keys_values = [], []
-        for block, attend in zip(self.blocks, attends or [None] * len(self.blocks), strict=True):
-            layer = block.clean(x_BTD, attend)
+        for i, (block, attend) in enumerate(zip(self.blocks, attends or [None] * len(self.blocks), strict=True)):
+            layer = block.clean(x_BTD, attend, **self._edits(edit, f"clean.layer_{i}"))
             activations.append(layer)
             keys_values.append((layer.key, layer.value))
             x_BTD = layer.resid_post
@@ -302,3 +338,7 @@ class SelfAblatingTransformer(nn.Module):
         wide = jnp.promote_types(dtype, jnp.float32)
         embedding = self.embed.embedding.astype(dtype)
         return jnp.einsum("btd,vd->btv", final_BTD.astype(dtype), embedding, preferred_element_type=wide)
+
+
+def _edit_field(edit: Edit, block: str, field: str, x: jax.Array) -> jax.Array:
+    return edit(f"{block}.{field}", x)

@@ -11,6 +11,14 @@ import jax.numpy as jnp
 from jaxablate.config import GatedModelConfig, ModelConfig
 from jaxablate.ops.normalization import layer_norm
 
+FieldEdit = Callable[[str, jax.Array], jax.Array]
+"""(name of an activation within its block, its value) -> the value to go on with."""
+
+
+def unchanged(name: str, x: jax.Array) -> jax.Array:
+    """The `FieldEdit` that edits nothing."""
+    return x
+
 
 def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for weights and biases of a linear layer."""
@@ -151,9 +159,9 @@ class Mlp(nn.Module):
         self.up = torch_dense(c.mlp_width, c.d_model, c.compute_dtype, c.param_dtype)
         self.down = torch_dense(c.d_model, c.mlp_width, c.compute_dtype, c.param_dtype)
 
-    def __call__(self, x_BTD: jax.Array, gate_BTF: jax.Array | None = None):
-        """Returns (mlp_pre [B,T,F], mlp_post [B,T,F] before the gate, output [B,T,D])."""
-        pre = self.up(x_BTD)
-        post = self.activation(pre)
+    def __call__(self, x_BTD: jax.Array, gate_BTF: jax.Array | None = None, edit: FieldEdit = unchanged):
+        """Returns (mlp_pre [B,T,F], mlp_post [B,T,F] before the gate, output [B,T,D]), each as `edit` leaves it."""
+        pre = edit("mlp_pre", self.up(x_BTD))
+        post = edit("mlp_post", self.activation(pre))
         gated = post if gate_BTF is None else post * gate_BTF.astype(post.dtype)
-        return pre, post, self.down(gated)
+        return pre, post, edit("mlp_out", self.down(gated))
