@@ -1,0 +1,246 @@
+"""Sparse autoencoders: formulas by hand, gradients against automatic ones, training, resuming."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxablate.errors import ConfigError, DataError
+from jaxablate.features import sae as ae
+from jaxablate.features import step as steps
+from jaxablate.features.config import AutoencoderConfig, SaeRun, SaeTrainConfig
+from jaxablate.features.sae import Autoencoder
+from jaxablate.features.training import sites_of, train
+
+HAND = Autoencoder(
+    W_enc=jnp.array([[1.0, 0.0, -1.0], [0.0, 2.0, 1.0]]), b_enc=jnp.array([0.0, -1.0, 0.5]),
+    W_dec=jnp.array([[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]]), b_dec=jnp.array([0.5, -0.5]), threshold=jnp.zeros(3),
+)  # fmt: skip
+HAND_X = jnp.array([[1.0, 2.0], [-1.0, 0.0]])  # pre-activations [[1, 3, 1.5], [-1, -1, 1.5]]
+
+
+def small(**changes) -> AutoencoderConfig:
+    return AutoencoderConfig(**{"d_in": 6, "d_sae": 12, "k": 3, **changes})
+
+
+def hand(**changes) -> AutoencoderConfig:
+    return AutoencoderConfig(**{"d_in": 2, "d_sae": 3, "k": 1, **changes})
+
+
+def test_latents_by_hand():
+    np.testing.assert_allclose(ae.encode(HAND, HAND_X, hand()), [[1, 3, 1.5], [0, 0, 1.5]])
+    np.testing.assert_allclose(ae.encode(HAND, HAND_X, hand(architecture="topk")), [[0, 3, 0], [0, 0, 1.5]])
+    raised = HAND.replace(threshold=jnp.full(3, 1.5))
+    np.testing.assert_allclose(ae.encode(raised, HAND_X, hand(architecture="batchtopk")), [[0, 3, 0], [0, 0, 0]])
+    centered = ae.pre_activations(HAND, HAND_X, hand(center=True))
+    np.testing.assert_allclose(centered[0], [0.5, 4.0, 2.5])
+    np.testing.assert_allclose(ae.decode(HAND, jnp.array([1.0, 0.0, 2.0])), [5.5, 3.5])
+
+
+def test_losses_by_hand():
+    found = ae.losses(HAND, HAND_X, 2.0, hand())
+    # y = [[5, 6.5], [2, -0.5]], errors [[4, 4.5], [3, -0.5]]; latents sum to 5.5 and 1.5
+    np.testing.assert_allclose(found.mse, (16 + 20.25 + 9 + 0.25) / 2)
+    np.testing.assert_allclose(found.l1, 2 * (5.5 + 1.5) / 2)
+    np.testing.assert_allclose(found.total, found.mse + found.l1)
+    weighted = ae.losses(HAND, HAND_X, 2.0, hand(decoder="free"))
+    np.testing.assert_allclose(weighted.l1, 2 * (1 * 5 + 3 + 1.5 + 1.5) / 2)  # the first decoder vector has norm 5
+
+
+def test_batch_threshold_is_the_smallest_kept():
+    pre = jnp.array([[3.0, -2.0, 0.5], [0.25, 7.0, 0.0]])
+    assert [ae.batch_threshold(pre, n).item() for n in (1, 2, 3, 4, 6)] == [7.0, 3.0, 0.5, 0.25, 0.25]
+    assert ae.batch_threshold(-jnp.ones((2, 3)), 2).item() == 0
+    values = jax.random.normal(jax.random.key(0), (40, 8))
+    assert ae.batch_threshold(values, 50) == np.sort(np.asarray(values).ravel())[-50]
+
+
+@pytest.mark.parametrize("architecture, active", [("topk", [3] * 8), ("batchtopk", None)])
+def test_training_latents_have_k_a_token(architecture, active):
+    config = small(architecture=architecture)
+    sae = ae.init(jax.random.key(0), config)
+    sae = sae.replace(b_enc=sae.b_enc + 5)  # all positive, so that k are active
+    found = ae.training_latents(sae, jax.random.normal(jax.random.key(1), (8, 6)), config)[0] > 0
+    assert found.sum() == 24
+    assert active is None or found.sum(-1).tolist() == active
+
+
+def test_folds_keep_the_function():
+    config = small(decoder="free", center=True)
+    sae = ae.init(jax.random.key(0), config)
+    sae = sae.replace(b_enc=sae.b_enc + 0.3, b_dec=sae.b_dec - 0.2, W_dec=sae.W_dec * jnp.arange(1, 13.0)[:, None])
+    x = jax.random.normal(jax.random.key(1), (5, 6))
+    out = ae.decode(sae, ae.encode(sae, x, config))
+    same = ae.fold_decoder_norm(sae)
+    np.testing.assert_allclose(ae.norms(same.W_dec), 1, rtol=1e-6)
+    np.testing.assert_allclose(ae.decode(same, ae.encode(same, x, config)), out, rtol=1e-5, atol=1e-5)
+    scaled = ae.fold_scale(sae, 3.0)
+    latents = ae.encode(scaled, x / 3, config)
+    np.testing.assert_allclose(latents, ae.encode(sae, x, config), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ae.decode(scaled, latents) * 3, out, rtol=1e-5, atol=1e-5)
+
+
+CASES = [
+    {}, {"center": True}, {"decoder": "free"}, {"decoder": "free", "center": True},
+    {"architecture": "topk"}, {"architecture": "topk", "center": True},
+    {"architecture": "batchtopk", "center": True, "k": 2.5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dead", [None, [1, 4, 7]], ids=["live", "dead"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradient_is_the_automatic_one(case, dead):
+    with jax.enable_x64(True):
+        config = small(dtype="float64", **case)
+        sae = ae.init(jax.random.key(0), config)
+        sae = sae.replace(b_enc=0.1 * jax.random.normal(jax.random.key(1), (12,)),
+                          b_dec=jax.random.normal(jax.random.key(2), (6,)))  # fmt: skip
+        x = jax.random.normal(jax.random.key(3), (8, 6), "float64")
+        mask = None if dead is None else jnp.zeros(12, bool).at[jnp.array(dead)].set(True)
+        expected = jax.jit(jax.grad(lambda s: ae.losses(s, x, 0.7, config, mask).total))(sae)
+        found = jax.jit(lambda s: steps.gradient(s, x, 0.7, config, mask, chunk=2))(sae)
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-12,
+                                       err_msg=name)  # fmt: skip
+
+
+def test_schedules_by_hand():
+    settings = SaeTrainConfig(steps=20, learning_rate=2.0, warmup=0.1, decay=0.2, l1_warmup=0.2)
+    rates = [float(steps.learning_rate(jnp.asarray(t), settings)) for t in (0, 1, 2, 16, 17, 19)]
+    np.testing.assert_allclose(rates, [1.0, 2.0, 2.0, 2.0, 1.5, 0.5])
+    coefficients = [float(steps.l1_coefficient(jnp.asarray(t), 8.0, settings)) for t in (0, 1, 4, 19)]
+    np.testing.assert_allclose(coefficients, [0.0, 2.0, 8.0, 8.0])
+    assert float(steps.l1_coefficient(jnp.asarray(0), 8.0, SaeTrainConfig(steps=20, l1_warmup=0.0))) == 8.0
+
+
+def test_projected_gradient_is_tangent():
+    """The first Adam step goes by the sign of the projected gradient, which has no part along the decoder's vectors."""
+    config, settings = small(), SaeTrainConfig(steps=10, beta1=0.5, l1_warmup=0.0)
+    state = steps.init_state(jax.random.key(0), config, settings)
+    x = jax.random.normal(jax.random.key(1), (16, 6))
+    after, metrics = steps.train_step(state, x, jnp.asarray(0), jnp.asarray(1.0), config, settings)
+    along = jnp.sum(after.first.W_dec * state.sae.W_dec, axis=-1)
+    np.testing.assert_allclose(along, 0, atol=1e-7)
+    assert metrics.grad_norm > 1
+    free = steps.train_step(state, x, jnp.asarray(0), jnp.asarray(1.0),
+                            dataclasses.replace(config, project_gradient=False), settings)[0]  # fmt: skip
+    assert jnp.abs(jnp.sum(free.first.W_dec * state.sae.W_dec, axis=-1)).max() > 1e-3
+
+
+def test_dead_latents_are_counted_and_revived():
+    config = small(architecture="topk", auxiliary=1.0)
+    settings = SaeTrainConfig(steps=10, dead_steps=1, learning_rate=0.1)
+    state = steps.init_state(jax.random.key(0), config, settings)
+    state = state.replace(since_fired=jnp.full(12, 5, jnp.int32), sae=state.sae.replace(
+        b_enc=jnp.where(jnp.arange(12) < 3, 50.0, 1.0)))  # fmt: skip
+    x = jax.random.normal(jax.random.key(1), (16, 6))
+    after, metrics = steps.train_step(state, x, jnp.asarray(0), jnp.asarray(0.0), config, settings)
+    assert after.since_fired.tolist() == [0] * 3 + [6] * 9 and metrics.dead == 9
+    assert metrics.auxiliary > 0
+    np.testing.assert_allclose(metrics.loss, metrics.mse + metrics.auxiliary, rtol=1e-6)
+
+
+# --- training ---
+
+SITES = ("a", "b")
+DATA = SaeTrainConfig(steps=10, batch_tokens=16, buffer_batches=8, learning_rate=1e-2, dead_steps=3, seed=5)
+RUNS = (SaeRun("a", l1=1.0, seed=0), SaeRun("b", l1=0.5, seed=1), SaeRun("a", l1=0.1, seed=0))
+
+
+def activations(params, tokens):
+    """Two sites of width 6: fixed random features of each token, one of them ten times the size of the other."""
+    return jnp.stack([params[tokens], 10 * params[::-1][tokens]], axis=2)
+
+
+def table():
+    return jax.random.normal(jax.random.key(9), (11, 6)) + 0.5
+
+
+def tokens(start, end=10**6):
+    for i in range(start, end):
+        yield np.random.default_rng(i).integers(0, 11, (4, 8))
+
+
+def trained(runs=RUNS, settings=DATA, **options):
+    return train(activations, table(), tokens, runs, small(), settings, **options)
+
+
+def test_training_reports_and_learns():
+    seen = []
+    settings = dataclasses.replace(DATA, steps=200)
+    done = trained(settings=settings, progress=lambda state, metrics: seen.append((int(state.step), metrics)))
+    assert [step for step, _ in seen][:2] == [4, 8] and seen[-1][0] == 200
+    assert seen[0][1].loss.shape == (4, 3)
+    assert (seen[-1][1].mse[-1] < 0.7 * seen[0][1].mse[0]).all()
+    assert seen[-1][1].l0[-1, 0] < seen[-1][1].l0[-1, 2]  # a larger coefficient, fewer latents
+    for sae, scale in zip(done.autoencoders, done.scales, strict=True):
+        np.testing.assert_allclose(ae.norms(sae.W_dec), 1 / scale, rtol=1e-5)
+    assert done.scales[0] == done.scales[2] == pytest.approx(10 * done.scales[1], rel=0.5)
+
+
+def test_a_run_is_the_same_whatever_else_is_trained():
+    together, alone = trained(), trained(runs=RUNS[:2])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+                 together.autoencoders[0], alone.autoencoders[0])  # fmt: skip
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_stopped_run_goes_on_to_the_same_numbers(rounds):
+    whole = trained()
+    count = iter(range(100))
+    part = trained(stop=lambda: next(count) == rounds - 1)
+    assert int(part.state.step) == 4 * rounds
+    assert int(part.state.batches) == (rounds + 1) * 2  # half a buffer is 64 tokens, a token batch 32
+    saved = jax.tree.map(jnp.asarray, jax.device_get(part.state))
+    rest = trained(state=saved)
+    jax.tree.map(np.testing.assert_array_equal, rest.state, whole.state)
+    jax.tree.map(np.testing.assert_array_equal, rest.autoencoders, whole.autoencoders)
+
+
+def test_every_buffered_activation_is_one_of_the_model():
+    state = trained().state
+    rows = np.asarray(state.buffer)
+    assert rows.shape == (128, 2, 6) and sites_of(RUNS) == SITES
+    distance = np.abs(rows[:, 0, None] - np.asarray(table())).max(-1).min(-1)
+    np.testing.assert_allclose(distance, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "error, message, options",
+    [
+        (DataError, "the text ended after 5 token batches; 10 steps of 16 tokens take 256 tokens",
+         {"tokens": lambda start: tokens(start, 5)}),
+        (DataError, "activations at b are NaN or infinite for token batches before number 2",
+         {"params": jnp.full((11, 6), 1e38)}),
+        (DataError, "activations at a, b are all zero", {"params": jnp.zeros((11, 6))}),
+        (ConfigError, r"have shape \(4, 8, 2, 6\), not \[W, T, sites, D\] = \(4, 8, 2, 7\)",
+         {"config": AutoencoderConfig(d_in=7, d_sae=12)}),
+        (ConfigError, r"\(4, 8\) does not divide half the buffer, 48 tokens",
+         {"settings": dataclasses.replace(DATA, buffer_batches=6)}),
+        (ConfigError, "architecture='jumprelu' can be used but not trained",
+         {"config": small(architecture="jumprelu")}),
+        (ConfigError, "no runs to train", {"runs": ()}),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_said(error, message, options):
+    given = {"params": table(), "tokens": tokens, "runs": RUNS, "config": small(), "settings": DATA} | options
+    with pytest.raises(error, match=message) as caught:
+        train(activations, *given.values())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "message, make",
+    [
+        ("k=12 must be above 0 and below d_sae=12", lambda: small(architecture="topk", k=12)),
+        ("k=2.5 of topk must be a whole number", lambda: small(architecture="topk", k=2.5)),
+        ("decay=2 must be a fraction", lambda: SaeTrainConfig(decay=2)),
+        ("buffer_batches=3 must be even", lambda: SaeTrainConfig(buffer_batches=3)),
+        ("l1=-1 must not be negative", lambda: SaeRun("a", l1=-1)),
+    ],
+)
+def test_settings_out_of_range(message, make):
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -1,0 +1,203 @@
+"""Autoencoders and training states on disk: SAELens's layout, round trips, what is refused."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jaxablate.config import ModelConfig
+from jaxablate.errors import ConfigError, DataError
+from jaxablate.features import sae as ae
+from jaxablate.features.config import AutoencoderConfig, SaeRun, SaeTrainConfig
+from jaxablate.features.files import (
+    fingerprint,
+    hook_name,
+    load_autoencoder,
+    load_state,
+    save_autoencoder,
+    save_state,
+)
+from jaxablate.features.sites import find_site, sites
+from jaxablate.features.training import train
+
+MODEL = ModelConfig(vocab_size=13, context_length=8, d_model=8, n_layers=2, n_heads=2, d_mlp=12, k_attention=3,
+                    k_neurons=4)  # fmt: skip
+SITE = "clean.layer_1.mlp_out"
+PARAMS = {"embed": np.ones((3, 2), np.float32), "bias": np.zeros(2, np.float32)}
+
+
+def made(**changes):
+    config = AutoencoderConfig(**{"d_in": 8, "d_sae": 16, "k": 4, **changes})
+    sae = ae.init(jax.random.key(0), config)
+    return sae.replace(b_enc=sae.b_enc + 0.1, threshold=sae.threshold + 0.5), config
+
+
+def saved(folder, **changes):
+    sae, config = made(**changes)
+    if config.architecture in ("standard", "topk"):
+        sae = sae.replace(threshold=jnp.zeros(16))
+    options = {"params": PARAMS, "density": np.linspace(0, 1, 16), "details": {"seed": 3}}
+    save_autoencoder(folder, sae, config, SITE, MODEL, **options)
+    return sae, config
+
+
+@pytest.mark.parametrize("changes", [{}, {"decoder": "free", "center": True}, {"architecture": "topk"},
+                                     {"architecture": "batchtopk", "k": 2.5}], ids=str)  # fmt: skip
+def test_round_trip(tmp_path, changes):
+    sae, config = saved(tmp_path / "sae", **changes)
+    found = load_autoencoder(tmp_path / "sae", MODEL, PARAMS)
+    assert (found.config, found.site, found.details) == (config, SITE, {"seed": 3})
+    jax.tree.map(np.testing.assert_array_equal, found.sae, sae)
+    np.testing.assert_allclose(found.density, np.linspace(0, 1, 16), atol=1e-6)
+    assert sorted(path.name for path in (tmp_path / "sae").iterdir()) == [
+        "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"]  # fmt: skip
+
+
+def test_the_layout_is_that_of_saelens(tmp_path):
+    sae, _ = saved(tmp_path)
+    settings = json.loads((tmp_path / "cfg.json").read_text())
+    needed = {  # every field without a default of SAELens 5's SAEConfig
+        "architecture", "d_in", "d_sae", "activation_fn_str", "apply_b_dec_to_input", "finetuning_scaling_factor",
+        "context_size", "model_name", "hook_name", "hook_layer", "hook_head_index", "prepend_bos", "dataset_path",
+        "dataset_trust_remote_code", "normalize_activations", "dtype", "device", "sae_lens_training_version",
+    }  # fmt: skip
+    assert needed <= settings.keys()
+    assert (settings["architecture"], settings["hook_name"], settings["hook_layer"]) == (
+        "standard", "blocks.1.hook_mlp_out", 1)  # fmt: skip
+    weights = safetensors.numpy.load_file(tmp_path / "sae_weights.safetensors")
+    assert {name: a.shape for name, a in weights.items()} == {
+        "W_enc": (8, 16), "b_enc": (16,), "W_dec": (16, 8), "b_dec": (8,)}  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    out = np.maximum(x @ weights["W_enc"] + weights["b_enc"], 0) @ weights["W_dec"] + weights["b_dec"]
+    config = made()[1]
+    np.testing.assert_allclose(ae.decode(sae, ae.encode(sae, x, config)), out, rtol=1e-5, atol=1e-5)
+
+
+def test_batchtopk_is_a_jumprelu_there(tmp_path):
+    saved(tmp_path, architecture="batchtopk")
+    settings = json.loads((tmp_path / "cfg.json").read_text())
+    weights = safetensors.numpy.load_file(tmp_path / "sae_weights.safetensors")
+    assert settings["architecture"] == "jumprelu" and weights["threshold"].tolist() == [0.5] * 16
+    settings.pop("jaxablate")
+    (tmp_path / "cfg.json").write_text(json.dumps(settings))
+    found = load_autoencoder(tmp_path, MODEL)
+    assert found.config.architecture == "jumprelu" and found.sae.threshold.tolist() == [0.5] * 16
+
+
+def test_what_saelens_wrote_is_read(tmp_path):
+    """Flat settings up to version 5; the hook under `metadata` and k at the top in later ones."""
+    sae, _ = saved(tmp_path, architecture="topk")
+    flat = json.loads((tmp_path / "cfg.json").read_text())
+    flat.pop("jaxablate")
+    (tmp_path / "cfg.json").write_text(json.dumps(flat))
+    found = load_autoencoder(tmp_path, MODEL, PARAMS)
+    assert (found.site, found.config.architecture, found.config.k) == (SITE, "topk", 4)
+    nested = {"architecture": "topk", "k": 4, "d_in": 8, "d_sae": 16, "apply_b_dec_to_input": False,
+              "metadata": {"hook_name": "blocks.0.hook_resid_post"}}  # fmt: skip
+    (tmp_path / "cfg.json").write_text(json.dumps(nested))
+    found = load_autoencoder(tmp_path)
+    assert (found.site, found.config.k) == ("clean.layer_0.resid_post", 4)
+    jax.tree.map(np.testing.assert_array_equal, found.sae, sae)
+
+
+def test_every_site_has_a_hook_name():
+    names = [hook_name(site) for site in sites(MODEL)]
+    assert len(set(names)) == len(names)
+    assert hook_name(find_site(MODEL, "ablated.layer_0.head_out")) == "ablated.blocks.0.attn.hook_z"
+
+
+def test_another_model_or_width_is_refused(tmp_path):
+    saved(tmp_path)
+    other = PARAMS | {"bias": np.ones(2, np.float32)}
+    assert fingerprint(other) != fingerprint(PARAMS)
+    with pytest.raises(ConfigError, match="belongs to another model: its parameters have fingerprint"):
+        load_autoencoder(tmp_path, MODEL, other)
+    with pytest.raises(ConfigError, match=r"width 8, clean.layer_1.mlp_out of this model has 16; it belongs"):
+        load_autoencoder(tmp_path, dataclasses.replace(MODEL, d_model=16))
+    with pytest.raises(ConfigError, match="site 'clean.layer_1.mlp_out' does not exist; nearest"):
+        load_autoencoder(tmp_path, dataclasses.replace(MODEL, n_layers=1))
+    sae, config = made()
+    with pytest.raises(ConfigError, match="width 8, clean.layer_1.mlp_post of this model has 12"):
+        save_autoencoder(tmp_path / "new", sae, config, "clean.layer_1.mlp_post", MODEL)
+    assert not (tmp_path / "new").exists()
+
+
+def test_damaged_files_are_refused(tmp_path):
+    sae, config = saved(tmp_path)
+    with pytest.raises(DataError, match="W_enc of the autoencoder at .* are NaN or infinite; nothing was written"):
+        save_autoencoder(tmp_path / "new", sae.replace(W_enc=sae.W_enc * np.nan), config, SITE, MODEL)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(DataError, match="holds no autoencoder: cfg.json cannot be read"):
+        load_autoencoder(tmp_path / "nowhere")
+    weights = (tmp_path / "sae_weights.safetensors").read_bytes()
+    (tmp_path / "sae_weights.safetensors").write_bytes(weights[:100])
+    with pytest.raises(DataError, match="cannot be read or is damaged"):
+        load_autoencoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "message, change",
+    [
+        ("normalize_activations='layer_norm' is not folded", {"normalize_activations": "layer_norm"}),
+        ("architecture='gated' cannot be read", {"architecture": "gated"}),
+        ("hook_name='hook_embed' is no site", {"hook_name": "hook_embed"}),
+        ("W_enc has shape \\(8, 16\\), cfg.json says \\(9, 16\\)", {"d_in": 9}),
+        ("lacks a setting or has an unknown one: 'd_sae'", {"d_sae": None}),
+    ],
+)
+def test_settings_of_another_kind_are_refused(tmp_path, message, change):
+    saved(tmp_path)
+    settings = json.loads((tmp_path / "cfg.json").read_text()) | change
+    settings.pop("jaxablate")
+    settings = {name: value for name, value in settings.items() if value is not None or name != "d_sae"}
+    (tmp_path / "cfg.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=message):
+        load_autoencoder(tmp_path)
+
+
+# --- training states ---
+
+RUNS = (SaeRun("a", l1=1.0), SaeRun("a", l1=0.1, seed=4))
+SETTINGS = SaeTrainConfig(steps=6, batch_tokens=16, buffer_batches=4, learning_rate=1e-2)
+SAE = AutoencoderConfig(d_in=8, d_sae=16)
+
+
+def activations(params, tokens):
+    return params[tokens][:, :, None]
+
+
+def tokens(start):
+    return (np.random.default_rng(i).integers(0, 11, (4, 8)) for i in range(start, 100))
+
+
+def run(**options):
+    table = jax.random.normal(jax.random.key(9), (11, 8))
+    return train(activations, table, tokens, RUNS, SAE, SETTINGS, **options)
+
+
+def test_a_run_goes_on_from_a_file(tmp_path):
+    path = tmp_path / "state.safetensors"
+
+    def save(state, _):
+        if int(state.step) == 2:
+            save_state(path, state, RUNS, SAE, SETTINGS)
+
+    whole = run(progress=save)
+    again = run(state=load_state(path, RUNS, SAE, SETTINGS))
+    jax.tree.map(np.testing.assert_array_equal, again.state, whole.state)
+
+
+def test_a_state_of_other_settings_is_refused(tmp_path):
+    path = tmp_path / "state.safetensors"
+    save_state(path, run(stop=lambda: True).state, RUNS, SAE, SETTINGS)
+    slower = dataclasses.replace(SETTINGS, learning_rate=1e-3)
+    with pytest.raises(DataError, match="other runs or settings: learning_rate=0.01 there, 0.001 here"):
+        load_state(path, RUNS, SAE, slower)
+    with pytest.raises(DataError, match="other runs or settings: runs="):
+        load_state(path, RUNS[:1], SAE, SETTINGS)
+    with pytest.raises(DataError, match="cannot be read or is damaged"):
+        load_state(tmp_path / "nothing.safetensors", RUNS, SAE, SETTINGS)

@@ -1,0 +1,271 @@
+"""Sites of a decoder: their names, reading them, replacing what is there, and autoencoders measured at them."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxablate.config import ModelConfig
+from jaxablate.errors import ConfigError, DataError
+from jaxablate.features import metrics
+from jaxablate.features import sae as ae
+from jaxablate.features.config import AutoencoderConfig
+from jaxablate.features.metrics import COLUMNS, Subject, ce_score, evaluate
+from jaxablate.features.sites import FIELDS, find_site, forward, paper_site, read, reader, sites
+from jaxablate.models.decoder import SelfAblatingTransformer
+
+CONFIG = ModelConfig(vocab_size=13, context_length=8, d_model=8, n_layers=2, n_heads=2, d_mlp=12, ablation="local",
+                     k_attention=3, k_neurons=4)  # fmt: skip
+MODEL = SelfAblatingTransformer(CONFIG)
+TOKENS = jax.random.randint(jax.random.key(1), (3, 6), 0, 13)
+
+
+@functools.cache
+def params():
+    return jax.jit(MODEL.init)(jax.random.key(0), TOKENS)["params"]
+
+
+@functools.cache
+def output():
+    return jax.jit(lambda p: MODEL.apply({"params": p}, TOKENS))(params())
+
+
+ALL = tuple(site.name for site in sites(CONFIG))
+
+
+@functools.cache
+def everything():
+    return jax.jit(lambda p: forward(MODEL, p, TOKENS, ALL))(params())
+
+
+def test_names_and_widths():
+    assert len(ALL) == 2 * 2 * len(FIELDS) == len(set(ALL))
+    assert find_site(CONFIG, "clean.layer_1.mlp_post").width == 12
+    assert find_site(CONFIG, "ablated.layer_0.head_out").width == 8
+    baseline = dataclasses.replace(CONFIG, ablation="none")
+    assert {site.stream for site in sites(baseline)} == {"clean"}
+    assert paper_site(ModelConfig()) == "clean.layer_6.mlp_out"
+
+
+@pytest.mark.parametrize(
+    "name, nearest",
+    [("clean.layer_1.mlp_otu", "clean.layer_1.mlp_out"), ("layer_0.resid_mid", "clean.layer_0.resid_mid"),
+     ("clean.layer_7.mlp_out", "clean.layer_1.mlp_out")],
+)  # fmt: skip
+def test_an_unknown_site_names_the_nearest(name, nearest):
+    with pytest.raises(ConfigError, match=f"site '{name}' does not exist; nearest: .*{nearest}") as caught:
+        find_site(CONFIG, name)
+    assert "\n" not in str(caught.value)
+
+
+def test_reading_gives_what_the_model_returns():
+    found, finals = everything()
+    for stream in ("clean", "ablated"):
+        for i, layer in enumerate(output().layers):
+            expected, at = getattr(layer, stream), f"{stream}.layer_{i}"
+            for field in ("resid_pre", "resid_mid", "mlp_pre", "mlp_post", "resid_post"):
+                np.testing.assert_allclose(found[f"{at}.{field}"], getattr(expected, field), rtol=1e-5, atol=1e-6)
+            heads = expected.head_out.reshape(3, 6, 8)
+            np.testing.assert_allclose(found[f"{at}.head_out"], heads, rtol=1e-5, atol=1e-6)
+            added = expected.resid_post - expected.resid_mid
+            np.testing.assert_allclose(found[f"{at}.mlp_out"], added, atol=2e-6)
+            np.testing.assert_allclose(found[f"{at}.attn_out"], expected.resid_mid - expected.resid_pre, atol=2e-6)
+    np.testing.assert_allclose(finals["clean"], output().final_clean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(finals["ablated"], output().final_ablated, rtol=1e-5, atol=1e-6)
+
+
+def test_mlp_output_is_that_of_the_mlp_alone():
+    found, down = everything()[0], params()["layer_1"]["mlp"]["down"]
+    expected = found["clean.layer_1.mlp_post"] @ down["kernel"] + down["bias"]
+    np.testing.assert_allclose(found["clean.layer_1.mlp_out"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_putting_back_what_was_read_changes_nothing():
+    found, finals = everything()
+    again = jax.jit(lambda p, values: forward(MODEL, p, TOKENS, (), values)[1])(params(), found)
+    for stream, value in finals.items():
+        np.testing.assert_allclose(again[stream], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stream", ["clean", "ablated"])
+def test_an_edit_acts_at_its_site_and_after(stream):
+    site, shift = f"{stream}.layer_1.resid_mid", jnp.arange(8) / 4  # a constant would be lost in the layer norm
+    found, finals = everything()
+    edited, after = jax.jit(
+        lambda p, x: forward(MODEL, p, TOKENS, ALL, {site: x})
+    )(params(), found[site] + shift)  # fmt: skip
+    changed = {name for name in ALL if not np.allclose(edited[name], found[name], atol=1e-5)}
+    expected = {f"{stream}.layer_1.{field}" for field in ("mlp_pre", "mlp_post", "mlp_out", "resid_post")}
+    assert changed == expected  # a site itself reads what the model made, before the edit
+    for name, value in finals.items():
+        assert np.allclose(after[name], value, atol=1e-5) == (name != stream)
+
+
+def test_the_derivative_at_a_site_is_that_of_its_activation():
+    """resid_mid + mlp_out is resid_post: the last loss has one derivative with respect to both."""
+    found = everything()[0]
+
+    def loss(value, site):
+        return jnp.sum(forward(MODEL, params(), TOKENS, (), {site: value})[1]["clean"][..., 0])
+
+    gradients = [jax.jit(jax.grad(loss), static_argnums=1)(found[f"clean.layer_1.{field}"], f"clean.layer_1.{field}")
+                 for field in ("mlp_out", "resid_post")]  # fmt: skip
+    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-7)
+
+
+def test_several_sites_in_one_pass():
+    names = ("ablated.layer_0.mlp_out", "clean.layer_1.resid_post")
+    take = reader(MODEL, names)
+    assert take == reader(MODEL, names) and hash(take) == hash(reader(MODEL, names))
+    found = jax.jit(take)(params(), TOKENS)
+    assert found.shape == (3, 6, 2, 8)
+    np.testing.assert_allclose(found[:, :, 1], everything()[0][names[1]], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match="clean.layer_0.mlp_out has width 8, clean.layer_0.mlp_pre 12"):
+        reader(MODEL, ("clean.layer_0.mlp_out", "clean.layer_0.mlp_pre"))
+
+
+def test_a_model_that_rematerialises_is_read_all_the_same():
+    model = SelfAblatingTransformer(dataclasses.replace(CONFIG, remat="blocks"))
+    found = jax.jit(reader(model, ("clean.layer_0.mlp_out",)))(params(), TOKENS)
+    np.testing.assert_allclose(found[:, :, 0], everything()[0]["clean.layer_0.mlp_out"], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="edit needs remat='none'"):
+        read(model, params(), TOKENS, ("clean.layer_0.mlp_out",))
+
+
+# --- measures ---
+
+SAE = AutoencoderConfig(d_in=8, d_sae=16)
+
+
+def perfect() -> ae.Autoencoder:
+    """Latents ReLU(x) and ReLU(-x), so that the reconstruction is x."""
+    both = jnp.concatenate([jnp.eye(8), -jnp.eye(8)])
+    return ae.Autoencoder(both.T, jnp.zeros(16), both, jnp.zeros(8), jnp.zeros(16))
+
+
+def batches():
+    """Two batches; the second has padding at the end."""
+    for seed in (0, 1):
+        tokens = np.random.default_rng(seed).integers(0, 13, (3, 7))
+        mask = np.ones((3, 6), np.float32)
+        mask[2, 4:] = 1 - seed
+        yield {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "mask": mask}
+
+
+def losses(stream, site=None, value=None):
+    """[tokens] log-probabilities [V] and cross-entropy, by the definition, of unmasked tokens."""
+    logs, picked = [], []
+    for batch in batches():
+        replaced = {} if site is None else {site: value}
+        final = forward(MODEL, params(), batch["inputs"], (), replaced)[1][stream]
+        logp = np.asarray(jax.nn.log_softmax(final @ params()["embed"]["embedding"].T), np.float64)
+        keep = batch["mask"] > 0
+        logs.append(logp[keep])
+        picked.append(-np.take_along_axis(logp, batch["targets"][..., None], -1)[..., 0][keep])
+    return np.concatenate(logs), np.concatenate(picked)
+
+
+def activations(site):
+    return np.concatenate([np.asarray(read(MODEL, params(), b["inputs"], (site,))[site])[b["mask"] > 0]
+                           for b in batches()]).astype(np.float64)  # fmt: skip
+
+
+@functools.cache
+def measured():
+    broken = perfect().replace(b_enc=jnp.where(jnp.arange(16) == 3, -100.0, 0.0), b_dec=jnp.full(8, 0.1))
+    subjects = [Subject("clean.layer_0.mlp_out", perfect(), SAE), Subject("ablated.layer_1.resid_mid", broken, SAE),
+                Subject("clean.layer_0.mlp_out", broken, SAE)]  # fmt: skip
+    return evaluate(MODEL, params(), batches, subjects, min_tokens=10)
+
+
+def test_a_perfect_autoencoder_loses_nothing():
+    found = measured()[0]
+    assert found.tokens == 34 and found.site == "clean.layer_0.mlp_out"
+    assert found.l0 == 8 and found.dead == int((found.density == 0).sum())
+    for name in ("ce_score_zero", "ce_score_mean", "explained_variance", "explained_variance_saelens", "cosine"):
+        value = getattr(found, name)
+        assert value is None or value == pytest.approx(1, abs=1e-4), name
+    assert found.kl_sae == pytest.approx(0, abs=1e-6) and found.mse == pytest.approx(0, abs=1e-9)
+    np.testing.assert_allclose(found.l1, np.abs(activations(found.site)).sum(1).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_losses_are_those_of_the_edited_model(index):
+    found = measured()[index]
+    stream, x = found.site.split(".")[0], activations(found.site)
+    logs, ce = losses(stream)
+    assert found.ce == pytest.approx(ce.mean(), rel=1e-5)
+    for kind, value in {"zero": jnp.zeros(8), "mean": jnp.asarray(x.mean(0), jnp.float32)}.items():
+        edited, edited_ce = losses(stream, found.site, value)
+        kl = (np.exp(logs) * (logs - edited)).sum(-1).mean()
+        assert getattr(found, f"ce_{kind}") == pytest.approx(edited_ce.mean(), rel=1e-5)
+        assert getattr(found, f"kl_{kind}") == pytest.approx(kl, rel=1e-4, abs=1e-7)
+        expected = ce_score(ce.mean(), found.ce_sae, edited_ce.mean())
+        found_score = getattr(found, f"ce_score_{kind}")
+        assert (found_score is None) == (expected is None)
+        if expected is not None:
+            assert found_score == pytest.approx(expected, rel=1e-2)
+
+
+def test_reconstruction_figures_by_definition():
+    found, x = measured()[1], activations("ablated.layer_1.resid_mid")
+    latents = np.concatenate([np.maximum(x, 0), np.maximum(-x, 0)], axis=1)
+    latents[:, 3] = 0
+    out = latents[:, :8] - latents[:, 8:] + 0.1
+    squares = ((x - out) ** 2).sum(1)
+    assert found.mse == pytest.approx(squares.mean(), rel=1e-4)
+    assert found.explained_variance == pytest.approx(1 - squares.sum() / ((x - x.mean(0)) ** 2).sum(), rel=1e-4)
+    by_batch = []
+    for part, error in ((x[:18], squares[:18]), (x[18:], squares[18:])):
+        by_batch += list(1 - error / ((part - part.mean(0)) ** 2).sum(1))
+    assert found.explained_variance_saelens == pytest.approx(np.mean(by_batch), rel=1e-4)
+    cosine = (x * out).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(out, axis=1)
+    assert found.cosine == pytest.approx(cosine.mean(), rel=1e-4)
+    assert found.l0 == pytest.approx((latents > 0).sum(1).mean())
+    np.testing.assert_allclose(found.density, (latents > 0).mean(0))
+    assert found.dead == int(((latents > 0).sum(0) == 0).sum()) >= 1
+    assert sum(found.density_histogram) == 16 - found.dead
+    np.testing.assert_allclose(found.mean_active, latents.sum(0) / np.maximum((latents > 0).sum(0), 1), rtol=1e-5)
+
+
+def test_sums_of_units_make_the_means():
+    found = measured()[2]
+    assert found.unit_sums.shape == (6, len(COLUMNS))  # a row of a batch is a unit
+    assert found.unit_sums[:, 0].tolist() == [6, 6, 6, 6, 6, 4]
+    total = dict(zip(COLUMNS, found.unit_sums.sum(0), strict=True))
+    assert total["ce_sae"] / total["tokens"] == pytest.approx(found.ce_sae)
+
+    def by_story():
+        for batch in batches():
+            yield batch | {"unit": np.tile([0, 0, 0, 7, 7, 7], (3, 1))}
+
+    grouped = evaluate(MODEL, params(), by_story, [Subject("clean.layer_0.mlp_out", perfect(), SAE)], min_tokens=1)[0]
+    assert grouped.unit_sums[:, 0].tolist() == [18, 16]
+
+
+def test_logits_in_chunks_are_the_same(monkeypatch):
+    whole = measured()[0]
+    monkeypatch.setitem(metrics._CHUNK_TOKENS, "cpu", 5)
+    jax.clear_caches()
+    parts = evaluate(MODEL, params(), batches, [Subject("clean.layer_0.mlp_out", perfect(), SAE)], min_tokens=1)[0]
+    np.testing.assert_allclose(parts.unit_sums, whole.unit_sums, rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_measured_is_said():
+    subject = Subject("clean.layer_0.mlp_out", perfect(), SAE)
+    with pytest.raises(DataError, match="the split has 34 tokens; dead latents and densities need at least 10,000"):
+        evaluate(MODEL, params(), batches, [subject])
+    with pytest.raises(ConfigError, match="width 8, clean.layer_0.mlp_pre of this model has 12"):
+        evaluate(MODEL, params(), batches, [dataclasses.replace(subject, site="clean.layer_0.mlp_pre")])
+    damaged = jax.tree.map(lambda x: x * math.nan, params())
+    with pytest.raises(DataError, match="activations at clean.layer_0.mlp_out are NaN or infinite"):
+        evaluate(MODEL, damaged, batches, [subject], min_tokens=1)
+
+
+def test_a_score_needs_a_loss_that_ablation_raises():
+    assert ce_score(2.0, 2.0, 4.0) == 1 and ce_score(2.0, 4.0, 4.0) == 0
+    assert ce_score(2.0, 2.0, 2.0) is ce_score(2.0, 3.0, 1.0) is None
