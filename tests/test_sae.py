@@ -129,6 +129,13 @@ def test_projected_gradient_is_tangent():
     assert jnp.abs(jnp.sum(free.first.W_dec * state.sae.W_dec, axis=-1)).max() > 1e-3
 
 
+def test_a_fresh_state_can_be_donated():
+    settings = SaeTrainConfig(steps=10, beta1=0.5)
+    state = steps.init_state(jax.random.key(0), small(), settings)
+    move = jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)
+    assert move(state).since_fired.tolist() == [1] * 12
+
+
 def test_dead_latents_are_counted_and_revived():
     config = small(architecture="topk", auxiliary=1.0)
     settings = SaeTrainConfig(steps=10, dead_steps=1, learning_rate=0.1)

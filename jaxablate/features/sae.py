@@ -73,9 +73,10 @@ def init(key: jax.Array, config: AutoencoderConfig) -> Autoencoder:
     decoder = jax.random.uniform(key, shape, dtype, low, bound)
     if config.init != "kaiming":
         decoder = _INIT_NORM * decoder / norms(decoder)[:, None]
-    zeros = jnp.zeros(config.d_sae, dtype)
+    # Each array is its own, for a buffer cannot be donated twice.
+    bias, threshold = jnp.zeros(config.d_sae, dtype), jnp.zeros(config.d_sae, dtype)
     # The encoder is the transpose of the decoder before it is normalised, as in SAELens.
-    sae = Autoencoder(decoder.T, zeros, decoder, jnp.zeros(config.d_in, dtype), zeros)
+    sae = Autoencoder(decoder.T, bias, decoder, jnp.zeros(config.d_in, dtype), threshold)
     return with_unit_decoder(sae) if config.decoder == "unit" else sae
 
 

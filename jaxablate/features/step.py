@@ -84,8 +84,8 @@ class _Batch(NamedTuple):
 def init_state(key: jax.Array, config: AutoencoderConfig, train: SaeTrainConfig) -> SaeState:
     """A fresh autoencoder and empty Adam moments."""
     sae = ae.init(key, config)
-    zeros = jax.tree.map(jnp.zeros_like, sae)
-    return SaeState(sae, zeros if train.beta1 > 0 else None, zeros, jnp.zeros(config.d_sae, jnp.int32))
+    first, second = (jax.tree.map(jnp.zeros_like, sae) for _ in range(2))
+    return SaeState(sae, first if train.beta1 > 0 else None, second, jnp.zeros(config.d_sae, jnp.int32))
 
 
 def learning_rate(step: jax.Array, train: SaeTrainConfig) -> jax.Array:
