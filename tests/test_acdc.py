@@ -107,9 +107,11 @@ def test_thresholds_together_are_as_alone_and_cost_less(params, pairs):
     assert np.all(together.runs[0.01].kept[scores == np.inf])
 
 
-def test_memory_and_batches_change_nothing(params, pairs):
-    one = acdc(CONFIG, params, pairs, taus=(0.02,)).runs[0.02]
-    other = acdc(CONFIG, params, pairs, taus=(0.02,), batch_size=3, memory_limit=1.0).runs[0.02]
+@pytest.mark.parametrize("ablation", ["resample", "mean"])
+def test_memory_and_batches_change_nothing(params, pairs, ablation):
+    one = acdc(CONFIG, params, pairs, taus=(0.02,), ablation=ablation).runs[0.02]
+    other = acdc(CONFIG, params, pairs, taus=(0.02,), ablation=ablation, batch_size=3, memory_limit=1.0).runs[0.02]
+    np.testing.assert_allclose(other.final_kl, other.checked_kl, atol=1e-5)
     np.testing.assert_array_equal(one.kept, other.kept)
     np.testing.assert_allclose(one.kl, other.kl, atol=1e-5)
 

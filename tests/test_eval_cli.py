@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from jaxablate.evaluation import runner
+from jaxablate.evaluation import circuits, runner
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.reports import results as files
 from jaxablate.training.loop import train
@@ -58,7 +58,9 @@ def workdir(trained, tmp_path):
 @pytest.fixture(scope="module")
 def scored(trained):
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
+    with pytest.MonkeyPatch.context() as few, contextlib.redirect_stdout(out):
+        for name, count in (("PROMPTS", 6), ("BATCHES", 2), ("ORDERS", 1), ("RANDOM_MODELS", 1)):
+            few.setattr(circuits, name, count)
         assert evaluation.main(["score", "--workdir", str(trained)]) == 0
     for stream in ("clean", "ablated"):
         assert f"\n{stream}: " in out.getvalue()
@@ -75,7 +77,7 @@ def error_of(capsys, *argv):
 
 def test_score_keeps_every_figure_with_its_conditions(scored):
     r = files.read(scored)
-    assert list(r.suites) == ["perplexity", "ioi", "gates", "weights", "samples"]
+    assert list(r.suites) == ["perplexity", "ioi", "gates", "weights", "samples", "circuits"]
     assert (r.step, r.seed, r.config["model"]["k_neurons"]) == (4, 0, 5)
     for record in r.suites.values():
         assert record.provenance.versions["jax"] and record.provenance.date and "cpu" in record.provenance.device

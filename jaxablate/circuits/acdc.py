@@ -30,7 +30,7 @@ from jaxablate.circuits.exact_divergence import ExactDivergence
 from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.live import Follower, prepare
 from jaxablate.circuits.nodes import Params
-from jaxablate.circuits.patching import Ablation, Stream, circuit_config, make_replacement, pair_inputs, run
+from jaxablate.circuits.patching import Ablation, Stream, circuit_config, make_replacements, pair_inputs, run
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError
@@ -177,14 +177,15 @@ def _open(config: ModelConfig, params: Params, pairs: PromptPairs, stream: Strea
     same = circuit_config(config)
     params = nodes.in_type(params, np.float32)
     blocks = nodes.stack_blocks(same, params)
-    followers, batches = [], []
-    for first in range(0, len(pairs), batch_size):
-        some = pairs.take(np.arange(first, min(first + batch_size, len(pairs))))
-        clean, corrupt = pair_inputs(same, params, some, stream)
-        other = make_replacement(ablation, run(same, params, corrupt), corrupt.valid, stream == "ablated")
+    starts = range(0, len(pairs), batch_size)
+    parts = [pairs.take(np.arange(first, min(first + batch_size, len(pairs)))) for first in starts]
+    batches = [pair_inputs(same, params, part, stream) for part in parts]
+    runs = [run(same, params, corrupt) for _, corrupt in batches]
+    others = make_replacements(ablation, runs, [corrupt.valid for _, corrupt in batches], stream == "ablated")
+    followers = []
+    for (clean, _), other in zip(batches, others, strict=True):
         prepared = prepare(same, params, clean, run(same, params, clean), other)
         followers.append(Follower(same, params, blocks, prepared))
-        batches.append((clean, corrupt))
     return followers, ExactDivergence(config, params, batches, ablation)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxablate.circuits import nodes
 from jaxablate.circuits.nodes import Inputs, Params
-from jaxablate.circuits.patching import Ablation, circuit_config, make_replacement, patched_logits, run
+from jaxablate.circuits.patching import Ablation, circuit_config, make_replacements, patched_logits, run
 from jaxablate.config import ModelConfig
 
 
@@ -32,18 +32,20 @@ class ExactDivergence:
         with jax.enable_x64(True):
             if self._prepared is None:
                 self._params = nodes.in_type(self._params, np.float64)
-                self._prepared = [self._prepare(*batch) for batch in self._batches]
+                self._prepared = self._prepare()
             patched = jnp.asarray(removed, np.float64)
             rows = [np.asarray(_divergence(self._config, self._params, *p, patched)) for p in self._prepared]
         return float(np.concatenate(rows).mean())
 
-    def _prepare(self, clean: Inputs, corrupt: Inputs):
-        clean, corrupt = (jax.tree.map(_wide, x) for x in (clean, corrupt))
-        other = run(self._config, self._params, corrupt)
-        gated = clean.attention_gates is not None
-        replacement = make_replacement(self._ablation, other, corrupt.valid, gated)
-        logits = run(self._config, self._params, clean).logits(self._params)
-        return clean, replacement, jax.nn.log_softmax(logits, axis=-1)
+    def _prepare(self) -> list[tuple[Inputs, jax.Array, jax.Array]]:
+        """(clean prompts, what patched edges carry, clean log-probabilities) of each batch."""
+        batches = [tuple(jax.tree.map(_wide, x) for x in batch) for batch in self._batches]
+        gated = batches[0][0].attention_gates is not None
+        runs = [run(self._config, self._params, corrupt) for _, corrupt in batches]
+        others = make_replacements(self._ablation, runs, [corrupt.valid for _, corrupt in batches], gated)
+        logits = [run(self._config, self._params, clean).logits(self._params) for clean, _ in batches]
+        log_probs = [jax.nn.log_softmax(x, axis=-1) for x in logits]
+        return list(zip([clean for clean, _ in batches], others, log_probs, strict=True))
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ All positions of a source are patched together. The result is read at the last p
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.struct
@@ -236,6 +237,23 @@ def ablated_values(kind: Ablation, values: jax.Array, valid: jax.Array, gated: b
     before, total = (values * weight)[:, :, :-1].sum((1, 2), keepdims=True), weight[:, :, :-1].sum()
     shape = (values.shape[0], 1, values.shape[2] - 1, values.shape[3])
     return jnp.concatenate([jnp.broadcast_to(before / jnp.maximum(total, 1), shape), by_position[:, :, -1:]], axis=2)
+
+
+def make_replacements(kind: Ablation, corrupt: Sequence[Run], valid: Sequence[jax.Array], gated: bool = False
+                      ) -> list[jax.Array]:
+    """`make_replacement` for prompts in batches: means are over the prompts of all of them, so batches change nothing.
+
+    Args:
+      kind: as there.
+      corrupt: runs on the corrupt prompts, one a batch, all of one length.
+      valid: [n, T] bool of each batch.
+      gated: as there.
+    """
+    if kind in ("resample", "zero"):
+        return [make_replacement(kind, run, v, gated) for run, v in zip(corrupt, valid, strict=True)]
+    first = corrupt[0]
+    joined = first.replace(sources=jnp.concatenate([run.sources for run in corrupt], axis=1))
+    return [make_replacement(kind, joined, jnp.concatenate(list(valid)), gated)] * len(corrupt)
 
 
 def pair_inputs(config: ModelConfig, params: Params, pairs: PromptPairs, stream: Stream = "clean"
