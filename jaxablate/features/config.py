@@ -31,7 +31,7 @@ class AutoencoderConfig:
     and the penalty weighs each latent with it (SAELens: scale_sparsity_penalty_by_decoder_norm)."""
     project_gradient: bool = True
     """Of a unit decoder: take away the part of the gradient along each vector, after clipping and before Adam.
-    SAELens 5.1.0 means to, but does so when the step is done, so that it has no effect: False is what it runs."""
+    The recorded steps of SAELens 5.1.0, which has such a projection, are met without it and not with it: False."""
     center: bool = False
     """Subtract the decoder's bias from the input first (SAELens: apply_b_dec_to_input)."""
     init: Literal["kaiming", "constant_norm", "positive"] = "kaiming"
