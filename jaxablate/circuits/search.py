@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.graph import Graph
 from jaxablate.errors import ConfigError, DataError
 
@@ -81,18 +82,8 @@ def without_dangling(graph: Graph, kept: np.ndarray) -> np.ndarray:
     Returns:
       [E] bool.
     """
-    leads, fed = np.zeros(graph.n_sources, bool), np.zeros(graph.n_sources, bool)
-    out = np.zeros(graph.n_edges, bool)
-    for d in graph.destinations:  # the last layer first
-        if d.source is None or leads[d.source]:
-            out[d.edges] = kept[d.edges]
-            leads[: d.fan_in] |= out[d.edges]
-    fed[0] = True
-    for d in reversed(graph.destinations):
-        out[d.edges] &= fed[: d.fan_in]
-        if d.source is not None:
-            fed[d.source] |= out[d.edges].any()
-    return out
+    circuit = Circuit(graph=graph, kept=kept, scores=np.full(graph.n_edges, np.nan))
+    return circuit.connected().kept
 
 
 def _greedy(graph: Graph, values: np.ndarray) -> np.ndarray:
