@@ -21,11 +21,12 @@ SCRIPTS = sorted(
 )
 
 _GROUND = {"errors", "config"}
-_MODEL = _GROUND | {"gating", "regularizers", "ops", "sharding", "models"}
+_MODEL = _GROUND | {"files", "gating", "regularizers", "ops", "sharding", "models"}
 _EVALUATION = _MODEL | {"circuits", "objectives", "reports"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
+    "files": {"errors"},
     "provenance": _GROUND,
     "ops": _GROUND,
     "gating": _GROUND | {"ops"},
@@ -35,7 +36,7 @@ ALLOWED = {
     "circuits": _MODEL,
     "features": _MODEL,
     "objectives": _MODEL,
-    "data": _GROUND,
+    "data": _GROUND | {"files"},
     "training": _MODEL | {"objectives", "data", "provenance"},
     "evaluation": _EVALUATION,
     "evaluation.runner": _EVALUATION | {"training", "data", "provenance"},

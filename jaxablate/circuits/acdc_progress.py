@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxablate.circuits.nodes import Params
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.config import ModelConfig
 from jaxablate.errors import CheckpointError
+from jaxablate.files import atomic_write
 
 _COUNTS = ("evaluated", "decided", "rechecked")
 _ARRAYS = ("removed", "kl", "margins")
@@ -42,11 +42,8 @@ def save_progress(path: Path, digest: str, search: Any, branches: Sequence[Branc
         arrays |= {f"{i}/{name}": getattr(branch, name) for name in _ARRAYS}
         arrays[f"{i}/taus"] = np.array(branch.taus)
         arrays[f"{i}/scalars"] = np.array([branch.position, branch.now, branch.width], np.float64)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("wb") as file:
+    with atomic_write(path) as file:
         np.savez(file, **arrays)
-    part.replace(path)
 
 
 def load_progress(path: Path, digest: str, search: Any) -> list[Branch]:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.graph import END, START, Graph
 from jaxablate.errors import DataError
+from jaxablate.files import write_bytes
 
 FORMAT = "jaxablate circuit"
 VERSION = 1
@@ -343,17 +343,4 @@ def _no_constant(name: str) -> float:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    """Replaces a file's content in one step: a hidden file beside it, synced, then renamed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
-    try:
-        with open(partial, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as e:
-        raise DataError(f"{path} cannot be written ({e.strerror}); free space or choose another folder") from e
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    write_bytes(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())

@@ -4,10 +4,8 @@
 alone. A prompt may have a ``group`` too; other keys are left alone.
 """
 
-import contextlib
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.circuits.tasks import PromptText, Tokenizer, tokenise
 from jaxablate.errors import DataError
+from jaxablate.files import write_bytes
 
 _LAYOUT = 'an object with "prompts", a list of {"clean", "corrupt", "answers", "wrong_answers"}'
 
@@ -73,21 +72,7 @@ def save_prompts(path: str | os.PathLike, prompts: Sequence[PromptText]) -> None
     if not prompts:
         raise DataError(f"{path} is not written: there are no prompts; give at least one")
     content = json.dumps({"prompts": [_as_json(p) for p in prompts]}, indent=2) + "\n"
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "x", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"cannot write {path} ({error.strerror or error}); make its folder writable, free some space, "
-                        "or choose another file") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    write_bytes(path, content.encode(), otherwise="choose another file")
 
 
 def _as_json(prompt: PromptText) -> dict[str, Any]:

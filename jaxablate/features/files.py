@@ -6,12 +6,10 @@ flat, as SAELens up to version 5 writes it and later versions still read it. Wha
 key ``jaxablate``, which it passes over. batchtopk becomes a jumprelu, as in SAELens.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from jaxablate.features.config import AutoencoderConfig, SaeRun, SaeTrainConfig
 from jaxablate.features.sae import Autoencoder
 from jaxablate.features.sites import FIELDS, Site, find_site
 from jaxablate.features.training import TrainState, abstract_state
+from jaxablate.files import write_bytes
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 _EMPTY = 1e-10
@@ -106,16 +105,16 @@ def save_autoencoder(
     wrong = [name for name, array in weights.items() if not np.all(np.isfinite(array))]
     if wrong:
         raise DataError(f"{', '.join(wrong)} of the autoencoder at {site} are NaN or infinite; nothing was written")
-    _write(folder / WEIGHTS, safetensors.numpy.save(weights))
+    write_bytes(folder / WEIGHTS, safetensors.numpy.save(weights))
     if density is not None:
         logs = np.log10(np.asarray(density, np.float32) + np.float32(_EMPTY))
-        _write(folder / SPARSITY, safetensors.numpy.save({"sparsity": logs}))
+        write_bytes(folder / SPARSITY, safetensors.numpy.save({"sparsity": logs}))
     settings = _settings(config, place, model) | {"model_name": model_name, "dataset_path": dataset}
     settings["jaxablate"] = {
         "site": site, "config": dataclasses.asdict(config), "details": dict(details or {}),
         "model": None if params is None else fingerprint(params),
     }  # fmt: skip
-    _write(folder / CONFIG, json.dumps(settings, indent=1).encode())
+    write_bytes(folder / CONFIG, json.dumps(settings, indent=1).encode())
     return folder
 
 
@@ -258,7 +257,7 @@ def save_state(
 
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named(state).items()}
     metadata = {"identity": _identity(runs, config, settings)}
-    _write(Path(path), safetensors.numpy.save(arrays, metadata=metadata))
+    write_bytes(Path(path), safetensors.numpy.save(arrays, metadata=metadata))
 
 
 def load_state(
@@ -305,20 +304,3 @@ def _difference(identity: str, runs, config, settings) -> str:
             if there.get(part, {}).get(name) != value:
                 return f"{name}={there.get(part, {}).get(name)!r} there, {value!r} here"
     return f"runs={there.get('runs')} there, {here['runs']} here"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """The file appears under its name only when it is whole and synced."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"cannot write {path} ({error.strerror}); make its folder writable, or name another") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
