@@ -16,7 +16,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` finds the same names
-    from jaxablate import circuits, config, errors, gating, interop, objectives, regularizers, sharding
+    from jaxablate import (
+        circuits,
+        config,
+        errors,
+        features,
+        gating,
+        interop,
+        objectives,
+        regularizers,
+        sharding,
+    )
     from jaxablate.config import (
         ClassificationConfig,
         ClassificationObjective,
@@ -72,8 +82,8 @@ __all__ = [
     "LayerActivations", "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig", "PreparedData",
     "SafrClassifier", "ScoreSettings", "SelfAblatingTransformer", "SentimentData", "SentimentDataConfig",
     "StreamActivations", "TrainConfig", "TrainResult", "__version__", "alignment", "attention_weights", "capacity",
-    "circuits", "classification_loss", "config", "corpus", "errors", "evaluation_batches", "explain", "from_dict",
-    "gating", "generate", "interop", "language_model_loss", "linear_cross_entropy", "load_tokenizer", "load_vocabulary",
+    "circuits", "classification_loss", "config", "corpus", "errors", "evaluation_batches", "explain", "features",
+    "from_dict", "gating", "generate", "interop", "language_model_loss", "linear_cross_entropy", "load_tokenizer", "load_vocabulary",
     "objectives", "open_token_file", "per_token_cross_entropy", "prepare", "prepare_sentiment", "read_config",
     "read_metrics", "regularizers", "restore_params", "score", "sharding", "to_dict", "train", "train_batches",
     "training_batches", "two_stream_attention", "validation_batches",
@@ -84,6 +94,7 @@ _MODULES = {
     "config": "config",
     "corpus": "data.corpus",
     "errors": "errors",
+    "features": "features",
     "gating": "gating",
     "interop": "interop",
     "objectives": "objectives",

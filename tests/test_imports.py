@@ -22,7 +22,7 @@ SCRIPTS = sorted(
 
 _GROUND = {"errors", "config"}
 _MODEL = _GROUND | {"files", "gating", "regularizers", "ops", "sharding", "models"}
-_EVALUATION = _MODEL | {"circuits", "objectives", "reports"}
+_EVALUATION = _MODEL | {"circuits", "features", "neurons", "objectives", "reports"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
@@ -35,6 +35,7 @@ ALLOWED = {
     "models": _MODEL,
     "circuits": _MODEL,
     "features": _MODEL,
+    "neurons": _MODEL,
     "objectives": _MODEL,
     "data": _GROUND | {"files"},
     "training": _MODEL | {"objectives", "data", "provenance"},
