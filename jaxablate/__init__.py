@@ -83,10 +83,10 @@ __all__ = [
     "SafrClassifier", "ScoreSettings", "SelfAblatingTransformer", "SentimentData", "SentimentDataConfig",
     "StreamActivations", "TrainConfig", "TrainResult", "__version__", "alignment", "attention_weights", "capacity",
     "circuits", "classification_loss", "config", "corpus", "errors", "evaluation_batches", "explain", "features",
-    "from_dict", "gating", "generate", "interop", "language_model_loss", "linear_cross_entropy", "load_tokenizer", "load_vocabulary",
-    "objectives", "open_token_file", "per_token_cross_entropy", "prepare", "prepare_sentiment", "read_config",
-    "read_metrics", "regularizers", "restore_params", "score", "sharding", "to_dict", "train", "train_batches",
-    "training_batches", "two_stream_attention", "validation_batches",
+    "from_dict", "gating", "generate", "interop", "language_model_loss", "linear_cross_entropy", "load_tokenizer",
+    "load_vocabulary", "objectives", "open_token_file", "per_token_cross_entropy", "prepare", "prepare_sentiment",
+    "read_config", "read_metrics", "regularizers", "restore_params", "score", "sharding", "to_dict", "train",
+    "train_batches", "training_batches", "two_stream_attention", "validation_batches",
 ]  # fmt: skip
 
 _MODULES = {
