@@ -11,7 +11,7 @@ import pytest
 
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.features import metrics
+from jaxablate.features import likelihood
 from jaxablate.features import sae as ae
 from jaxablate.features.config import AutoencoderConfig
 from jaxablate.features.metrics import COLUMNS, Subject, ce_score, evaluate
@@ -249,7 +249,7 @@ def test_sums_of_units_make_the_means():
 
 def test_logits_in_chunks_are_the_same(monkeypatch):
     whole = measured()[0]
-    monkeypatch.setitem(metrics._CHUNK_TOKENS, "cpu", 5)
+    monkeypatch.setitem(likelihood._CHUNK_TOKENS, "cpu", 5)
     jax.clear_caches()
     parts = evaluate(MODEL, params(), batches, [Subject("clean.layer_0.mlp_out", perfect(), SAE)], min_tokens=1)[0]
     np.testing.assert_allclose(parts.unit_sums, whole.unit_sums, rtol=1e-4, atol=1e-5)

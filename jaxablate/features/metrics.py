@@ -28,6 +28,7 @@ import numpy as np
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.features import sae as ae
 from jaxablate.features.config import AutoencoderConfig
+from jaxablate.features.likelihood import compared
 from jaxablate.features.sae import Autoencoder
 from jaxablate.features.sites import find_site, forward, unrolled
 from jaxablate.models.decoder import SelfAblatingTransformer
@@ -42,10 +43,6 @@ COLUMNS = ("tokens", "ce", "ce_sae", "ce_zero", "ce_mean", "kl_sae", "kl_zero", 
 """What is summed over each unit's tokens. variance: |x - mean x|^2."""
 DENSITY_EDGES = tuple(np.arange(-6.0, 0.5, 0.5).tolist())
 """Edges of the density histogram, log10 of the share of tokens; what is below the first one is in the first bin."""
-
-_CHUNK_TOKENS = {"cpu": 256}
-_CHUNK_TOKENS_ELSEWHERE = 4096
-
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -129,25 +126,39 @@ def evaluate(
     model = unrolled(model)
     for subject in subjects:
         check_fits(model, subject)
-    groups = _grouped(subjects)
-    means, tokens = _site_means(model, params, batches(), tuple(dict.fromkeys(site for site, _ in groups)))
-    if tokens < min_tokens:
-        raise DataError(
-            f"the split has {tokens:,} tokens; dead latents and densities need at least {min_tokens:,}; give a longer "
-            "split, or set min_tokens"
-        )
-    stacks = [_stacked(subjects, members) for members in groups.values()]
-    totals = [_Total(subject.config.d_sae) for subject in subjects]
-    measured = functools.partial(_measured, model, tuple(groups))
-    row = 0
-    for batch in batches():
-        found = jax.device_get(measured(params, _arrays(batch), means, stacks))
-        unit = batch.get("unit", row + np.broadcast_to(np.arange(len(batch["inputs"]))[:, None], batch["inputs"].shape))
-        row += len(batch["inputs"])
-        for members, values in zip(groups.values(), found, strict=True):
-            for i, member in enumerate(members):
-                totals[member].add(values, i, np.asarray(unit), np.asarray(batch["mask"]) > 0)
-    return tuple(total.measures(subject.site) for subject, total in zip(subjects, totals, strict=True))
+    reading = _Reading(model, tuple(dict.fromkeys(subject.site for subject in subjects)))
+    means = _site_means(reading, params, batches(), min_tokens)
+    return _summed(functools.partial(_measured, model), params, batches(), means, subjects)
+
+
+def evaluate_alone(
+    activations: Callable[[Params, jax.Array], jax.Array],
+    params: Params,
+    batches: Callable[[], Iterable[Batch]],
+    sites: Sequence[str],
+    subjects: Sequence[Subject],
+    *,
+    min_tokens: int = 10_000,
+) -> tuple[SaeMeasures, ...]:
+    """Measure autoencoders on vectors from which no model goes on, such as those of a control.
+
+    Args:
+      activations: (params, tokens [B, T]) -> [B, T, sites, D].
+      params: for it.
+      batches: starts the split anew; it is called twice.
+      sites: what `activations` gives.
+      subjects: autoencoders, each of one of the sites.
+      min_tokens: as in `evaluate`.
+
+    Returns:
+      One `SaeMeasures` for each subject, in order; cross-entropies and KL are NaN, CE scores None.
+
+    Raises:
+      DataError: too few tokens, or activations that are not finite.
+    """
+    reading = _Alone(activations, tuple(sites))
+    means = _site_means(reading, params, batches(), min_tokens)
+    return _summed(functools.partial(_measured_alone, reading), params, batches(), means, subjects)
 
 
 def check_fits(model: SelfAblatingTransformer, subject: Subject) -> None:
@@ -175,24 +186,76 @@ def _arrays(batch: Batch) -> dict[str, jax.Array]:
     return {name: jnp.asarray(batch[name]) for name in ("inputs", "targets", "mask")}
 
 
-def _site_means(model, params: Params, batches: Iterable[Batch], names: tuple[str, ...]):
-    """Mean of each site over the split, and the number of tokens."""
-    sums, count = dict.fromkeys(names, 0.0), 0
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """(params, tokens) -> activations by site, of a model."""
+
+    model: SelfAblatingTransformer
+    names: tuple[str, ...]
+
+    def __call__(self, params: Params, tokens: jax.Array) -> dict[str, jax.Array]:
+        return forward(self.model, params, tokens, self.names)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Alone:
+    """(params, tokens) -> activations by site, of any function that gives them."""
+
+    activations: Callable[[Params, jax.Array], jax.Array]
+    names: tuple[str, ...]
+
+    def __call__(self, params: Params, tokens: jax.Array) -> dict[str, jax.Array]:
+        found = self.activations(params, tokens)
+        return {name: found[:, :, i] for i, name in enumerate(self.names)}
+
+
+def _summed(measured, params: Params, batches: Iterable[Batch], means, subjects: Sequence[Subject]):
+    """Adds up what `measured` gives for each batch; one `SaeMeasures` for each subject."""
+    groups = _grouped(subjects)
+    stacks = [_stacked(subjects, members) for members in groups.values()]
+    totals = [_Total(subject.config.d_sae) for subject in subjects]
+    row = 0
     for batch in batches:
-        found = jax.device_get(_site_sums(model, names, params, _arrays(batch)))
+        found = jax.device_get(measured(tuple(groups), params, _arrays(batch), means, stacks))
+        unit = batch.get("unit", row + np.broadcast_to(np.arange(len(batch["inputs"]))[:, None], batch["inputs"].shape))
+        row += len(batch["inputs"])
+        for members, values in zip(groups.values(), found, strict=True):
+            for i, member in enumerate(members):
+                totals[member].add(values, i, np.asarray(unit), np.asarray(batch["mask"]) > 0)
+    return tuple(total.measures(subject.site) for subject, total in zip(subjects, totals, strict=True))
+
+
+def _site_means(reading, params: Params, batches: Iterable[Batch], min_tokens: int) -> dict[str, jax.Array]:
+    """Mean of each site over the split, which must have `min_tokens`."""
+    sums, count = dict.fromkeys(reading.names, 0.0), 0
+    for batch in batches:
+        found = jax.device_get(_site_sums(reading, params, _arrays(batch)))
         for name, value in found.items():
             if not np.all(np.isfinite(value)):
                 raise DataError(f"activations at {name} are NaN or infinite; the model's parameters are damaged")
             sums[name] = sums[name] + value.astype(np.float64)
         count += int((np.asarray(batch["mask"]) > 0).sum())
-    return {name: jnp.asarray(total / max(count, 1), jnp.float32) for name, total in sums.items()}, count
+    if count < min_tokens:
+        raise DataError(
+            f"the split has {count:,} tokens; dead latents and densities need at least {min_tokens:,}; give a longer "
+            "split, or set min_tokens"
+        )
+    return {name: jnp.asarray(total / count, jnp.float32) for name, total in sums.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _site_sums(reading, params: Params, batch) -> dict[str, jax.Array]:
+    mask = (batch["mask"] > 0)[..., None]
+    found = reading(params, batch["inputs"])
+    return {name: jnp.sum(jnp.where(mask, x, 0), axis=(0, 1)) for name, x in found.items()}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _site_sums(model, names: tuple[str, ...], params: Params, batch) -> dict[str, jax.Array]:
-    found, _ = forward(model, params, batch["inputs"], names)
-    mask = (batch["mask"] > 0)[..., None]
-    return {name: jnp.sum(jnp.where(mask, x, 0), axis=(0, 1)) for name, x in found.items()}
+def _measured_alone(reading, groups, params: Params, batch, means, stacks: list[Autoencoder]):
+    """As `_measured`, without what needs the model to go on."""
+    found = reading(params, batch["inputs"])
+    return [_reconstructions(saes, found[site], means[site], batch["mask"], config)[1]
+            for (site, config), saes in zip(groups, stacks, strict=True)]  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -207,20 +270,25 @@ def _measured(model, groups, params: Params, batch, means, stacks: list[Autoenco
     ablated = {name: (run(name, jnp.zeros_like(means[name])), run(name, means[name])) for name in names}
     finals, results = [], []
     for (site, config), saes in zip(groups, stacks, strict=True):
-        out, figures = jax.vmap(lambda sae, x=found[site], c=config: _reconstructed(sae, x, batch["mask"], c))(saes)
-        figures |= _errors(found[site], out, means[site], batch["mask"])
-        edited = jax.vmap(functools.partial(run, site))(out)
+        out, figures = _reconstructions(saes, found[site], means[site], batch["mask"], config)
+        edited = ae.over_all(functools.partial(run, site))(out)
         finals.append(jnp.concatenate([edited, jnp.stack(ablated[site])]))
         results.append(figures)
     for figures, (site, _), edited in zip(results, groups, finals, strict=True):
         base = final[site.split(".")[0]]
-        ce, ce_edited, kl = _compared(params["embed"]["embedding"], model.config.compute_dtype, base, edited,
-                                      batch["targets"])  # fmt: skip
+        ce, ce_edited, kl = compared(params["embed"]["embedding"], model.config.compute_dtype, base, edited,
+                                     batch["targets"])  # fmt: skip
         ones = jnp.ones_like(kl[:-2])
         figures |= {"ce": ce * ones, "ce_sae": ce_edited[:-2], "ce_zero": ce_edited[-2] * ones,
                     "ce_mean": ce_edited[-1] * ones, "kl_sae": kl[:-2], "kl_zero": kl[-2] * ones,
                     "kl_mean": kl[-1] * ones}  # fmt: skip
     return results
+
+
+def _reconstructions(saes: Autoencoder, x: jax.Array, mean: jax.Array, mask: jax.Array, config: AutoencoderConfig):
+    """Reconstructions [n, B, T, D] of x [B, T, D] by n autoencoders, and their figures."""
+    out, figures = ae.over_all(lambda sae: _reconstructed(sae, x, mask, config))(saes)
+    return out, figures | _errors(x, out, mean, mask)
 
 
 def _reconstructed(sae: Autoencoder, x: jax.Array, mask: jax.Array, config: AutoencoderConfig):
@@ -247,51 +315,6 @@ def _errors(x: jax.Array, out: jax.Array, mean: jax.Array, mask: jax.Array) -> d
     }
 
 
-def _compared(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Array, targets: jax.Array):
-    """Cross-entropies and KL, logits of few tokens at a time.
-
-    Args:
-      table: [V, D].
-      dtype: type of the matrix product's inputs.
-      base, edited: final states [B, T, D] and [K, B, T, D].
-      targets: [B, T].
-
-    Returns:
-      CE [B, T] of the base, CE [K, B, T] of each edit, KL(base || edit) [K, B, T].
-    """
-    table = table.astype(dtype)
-    tokens = targets.size
-    size = min(_CHUNK_TOKENS.get(jax.default_backend(), _CHUNK_TOKENS_ELSEWHERE), tokens)
-    pad = -tokens % size
-
-    def cut(x):
-        x = jnp.pad(x.reshape(x.shape[0], tokens, *x.shape[3:]), [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 3))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
-
-    def logs(h):
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return jax.nn.log_softmax(jnp.einsum("td,vd->tv", h.astype(dtype), table, preferred_element_type=wide))
-
-    def body(part):
-        base, edited, target = part[0][0], part[1], part[2][0]
-        log_p = logs(base)
-
-        def one(h):
-            log_q = logs(h)
-            return -_picked(log_q, target), jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-
-        return -_picked(log_p, target), *jax.lax.map(one, edited)
-
-    ce, ce_edited, kl = jax.lax.map(body, (cut(base[None]), cut(edited), cut(targets[None])))
-    joined = [jnp.moveaxis(x, 0, 1).reshape(len(edited), -1)[:, :tokens].reshape(-1, *targets.shape)
-              for x in (ce_edited, kl)]  # fmt: skip
-    return ce.reshape(-1)[:tokens].reshape(targets.shape), *joined
-
-
-def _picked(logs: jax.Array, target: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(logs, target[:, None], axis=-1)[:, 0]
-
-
 class _Total:
     """Adds up one autoencoder's figures over batches, in float64 on the host."""
 
@@ -303,7 +326,10 @@ class _Total:
         self._active += values["active"][member]
         self._total += values["total"][member]
         names, place = np.unique(unit[mask], return_inverse=True)
-        columns = [np.ones(mask.sum())] + [values[name][member][mask] for name in COLUMNS[1:]]
+        nothing = np.full(mask.sum(), np.nan)
+        columns = [np.ones(mask.sum())] + [
+            values[name][member][mask] if name in values else nothing for name in COLUMNS[1:]
+        ]
         sums = np.stack([np.bincount(place, weights=np.asarray(c, np.float64), minlength=len(names)) for c in columns])
         for name, column in zip(names.tolist(), sums.T, strict=True):
             self._units[name] = self._units.get(name, 0) + column

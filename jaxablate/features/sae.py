@@ -15,7 +15,9 @@ that the penalty cannot be made small by a large decoder. All kinds but topk sha
 ReLU.
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -78,6 +80,14 @@ def init(key: jax.Array, config: AutoencoderConfig) -> Autoencoder:
     # The encoder is the transpose of the decoder before it is normalised, as in SAELens.
     sae = Autoencoder(decoder.T, bias, decoder, jnp.zeros(config.d_in, dtype), threshold)
     return with_unit_decoder(sae) if config.decoder == "unit" else sae
+
+
+def over_all(one: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`one` for each of several stacked along a leading axis.
+
+    All at once on an accelerator; on CPU one after another, since one fills the cores and the caches.
+    """
+    return functools.partial(jax.lax.map, one) if jax.default_backend() == "cpu" else jax.vmap(one)
 
 
 def norms(W_dec: jax.Array) -> jax.Array:

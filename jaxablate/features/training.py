@@ -212,16 +212,11 @@ def _round(state: TrainState, site_index, l1, count: int, config: AutoencoderCon
             run, site, l1 = part
             return train_step(run, xs[site], step, l1, config, settings)
 
-        return _over_runs(one)((runs, site_index, l1))
+        return ae.over_all(one)((runs, site_index, l1))
 
     steps = state.step + jnp.arange(count, dtype=jnp.int32)
     runs, metrics = jax.lax.scan(body, state.runs, (batches, steps))
     return state.replace(step=state.step + count, runs=runs), metrics
-
-
-def _over_runs(one):
-    """All runs at once on an accelerator; on CPU one after another, since one fills the cores and the caches."""
-    return functools.partial(jax.lax.map, one) if jax.default_backend() == "cpu" else jax.vmap(one)
 
 
 def _finished(runs, site_index, config: AutoencoderConfig, state: TrainState) -> Trained:
