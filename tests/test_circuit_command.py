@@ -1,6 +1,5 @@
 """eval.py circuit: end to end on a really trained tiny model, killed and resumed, and with every kind of bad input."""
 
-import importlib.util
 import io
 import json
 import os
@@ -14,6 +13,7 @@ import typing
 import numpy as np
 import pytest
 from rich.console import Console
+from scripts import load_script
 
 from jaxablate.circuits import patching
 from jaxablate.circuits.acdc import AcdcRun
@@ -28,16 +28,7 @@ from jaxablate.training.loop import train
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = ["circuit.html", "circuit.json", "circuit.mib.json", "circuit.png", "circuit.svg"]
 
-
-def load_eval():
-    spec = importlib.util.spec_from_file_location("eval_script", ROOT / "eval.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-evaluation = load_eval()
+evaluation = load_script("eval")
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """eval.py end to end on a really trained tiny model."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import pathlib
 import shutil
-import sys
 
 import pytest
+from scripts import load_script
 
 from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from jaxablate.evaluation import circuits, runner
@@ -16,18 +15,7 @@ from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.reports import results as files
 from jaxablate.training.loop import train
 
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def load_eval():
-    spec = importlib.util.spec_from_file_location("eval_script", ROOT / "eval.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-evaluation = load_eval()
+evaluation = load_script("eval")
 
 
 def tiny(folder, ablation="local", seed=0):

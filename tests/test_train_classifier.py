@@ -2,18 +2,17 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
+from scripts import load_script
 
 from jaxablate.config import (
     ClassificationConfig,
@@ -305,11 +304,7 @@ def test_the_decoder_trains_with_safrs_terms_by_its_config_alone(tmp_path):
 
 @functools.cache
 def evaluation():
-    spec = importlib.util.spec_from_file_location("eval_of_classifiers", ROOT / "eval.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("eval")
 
 
 def error_of(capsys, *argv):
