@@ -65,7 +65,7 @@ def error_of(capsys, *argv):
 
 def test_score_keeps_every_figure_with_its_conditions(scored):
     r = files.read(scored)
-    assert list(r.suites) == ["perplexity", "ioi", "gates", "weights", "samples", "circuits"]
+    assert list(r.suites) == ["perplexity", "ioi", "gates", "weights", "samples", "circuits", "leakage"]
     assert (r.step, r.seed, r.config["model"]["k_neurons"]) == (4, 0, 5)
     for record in r.suites.values():
         assert record.provenance.versions["jax"] and record.provenance.date and "cpu" in record.provenance.device

@@ -20,6 +20,7 @@ from jaxablate.evaluation import (
     gates,
     importance,
     ioi,
+    leakage,
     perplexity,
     samples,
     superposition,
@@ -36,6 +37,7 @@ from jaxablate.training.workdir import read_config, require_x64
 
 SUITES: tuple[Suite, ...] = (
     perplexity.SUITE, ioi.SUITE, gates.SUITE, weights.SUITE, samples.SUITE, circuits.SUITE,
+    leakage.SUITE,
     classification.SUITE, superposition.SUITE, importance.SUITE, explanations.SUITE,
 )  # fmt: skip
 """Every suite, in the order of tables and reports. A new one needs its line here and nothing else."""
