@@ -59,7 +59,7 @@ def _language_subject(settings: ScoreSettings, config: Config, params: Any, mesh
         return (jax.device_put(batch, batch_sharding(mesh)) for batch in validation_batches(data.valid, **options))
 
     subject = Subject(config=config, model=SelfAblatingTransformer(config.model), params=params, tokenizer=tokenizer,
-                      batches=batches, seed=settings.seed, **_known_facts(config.data))
+                      batches=batches, seed=settings.seed, workdir=settings.workdir, **_known_facts(config.data))
     return subject, data.valid.data_hash
 
 

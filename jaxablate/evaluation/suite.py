@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import jax
@@ -74,6 +75,8 @@ class Subject:
     """(seed, count) -> indirect-object prompts in the language of the data; None where the data has none."""
     loss_floor: Callable[[], float] | None = None
     """Nats a token that no model of the data can beat; None where it is not known."""
+    workdir: Path | None = None
+    """Of the run, for suites that measure what is stored beside the model; None where there is none."""
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -110,6 +113,8 @@ class Suite:
     """Kind of run it is for, and so of its subject: `Subject` or `ClassifierSubject`."""
     unfit: Callable[[Any], str | None] = lambda config: None
     """Why the suite does not fit a model of this config of its task; None where it does."""
+    lacks: Callable[[Path], str | None] = lambda workdir: None
+    """What a working directory must hold first, and the command that makes it; None where nothing is missing."""
 
     def reason_against(self, config: RunConfig) -> str | None:
         """Why the suite cannot measure this run; None where it can."""
