@@ -22,6 +22,7 @@ from jaxablate.evaluation import (
     ioi,
     leakage,
     perplexity,
+    sae,
     samples,
     superposition,
     weights,
@@ -37,7 +38,7 @@ from jaxablate.training.workdir import read_config, require_x64
 
 SUITES: tuple[Suite, ...] = (
     perplexity.SUITE, ioi.SUITE, gates.SUITE, weights.SUITE, samples.SUITE, circuits.SUITE,
-    leakage.SUITE,
+    leakage.SUITE, sae.SUITE,
     classification.SUITE, superposition.SUITE, importance.SUITE, explanations.SUITE,
 )  # fmt: skip
 """Every suite, in the order of tables and reports. A new one needs its line here and nothing else."""
@@ -62,7 +63,7 @@ def score(settings: ScoreSettings, say: Callable[[str], None] = lambda line: Non
     settings.check()
     config = read_config(settings.workdir)
     require_x64(config)
-    chosen = choose(settings.suites, config, say)
+    chosen = choose(settings.suites, config, settings.workdir, say)
     subject, results = open_checkpoint(settings, config)
     results = files.merge(_earlier(settings.workdir, say), results)
     for suite in chosen:
@@ -74,11 +75,13 @@ def score(settings: ScoreSettings, say: Callable[[str], None] = lambda line: Non
     return results
 
 
-def choose(names: Sequence[str], config: RunConfig, say: Callable[[str], None] = lambda line: None) -> list[Suite]:
+def choose(names: Sequence[str], config: RunConfig, workdir: Path, say: Callable[[str], None] = lambda line: None
+           ) -> list[Suite]:
     """Suites by name, or all that fit.
 
     Raises:
-      ConfigError: a name is unknown (the nearest is named), or a suite that was asked for does not fit (says why).
+      ConfigError: a name is unknown (the nearest is named), or a suite that was asked for does not fit, or lacks what
+        it measures (says why).
     """
     known = {suite.name: suite for suite in SUITES}
     for name in names:
@@ -89,13 +92,18 @@ def choose(names: Sequence[str], config: RunConfig, say: Callable[[str], None] =
         reason = known[name].reason_against(config)
         if reason:
             raise ConfigError(f"suite {name!r} does not fit: {reason}; leave it out of --suites")
+        if (missing := known[name].lacks(workdir)) is not None:
+            raise ConfigError(f"suite {name!r} has nothing to measure: {missing}")
     if names:
         return [known[name] for name in dict.fromkeys(names)]
-    of_this_kind = [suite for suite in SUITES if suite.task == config.task]
-    for suite in of_this_kind:
-        if (reason := suite.unfit(config)) is not None:
+    chosen = []
+    for suite in (suite for suite in SUITES if suite.task == config.task):
+        reason = suite.unfit(config) or suite.lacks(workdir)
+        if reason is None:
+            chosen.append(suite)
+        else:
             say(f"{suite.name} is left out: {reason}")
-    return [suite for suite in of_this_kind if suite.unfit(config) is None]
+    return chosen
 
 
 def run_suite(suite: Suite, subject: Subject | ClassifierSubject, settings: ScoreSettings) -> SuiteRecord:

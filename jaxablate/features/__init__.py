@@ -18,6 +18,7 @@ Example:
 """
 
 from jaxablate.features.config import AutoencoderConfig, SaeRun, SaeTrainConfig
+from jaxablate.features.controls import GaussianActivations, Moments, blanks, moments
 from jaxablate.features.files import (
     Saved,
     fingerprint,
@@ -26,7 +27,7 @@ from jaxablate.features.files import (
     save_autoencoder,
     save_state,
 )
-from jaxablate.features.metrics import COLUMNS, SaeMeasures, Subject, ce_score, evaluate
+from jaxablate.features.metrics import COLUMNS, SaeMeasures, Subject, ce_score, evaluate, evaluate_alone
 from jaxablate.features.sae import (
     Autoencoder,
     decode,
@@ -38,12 +39,13 @@ from jaxablate.features.sae import (
 )
 from jaxablate.features.sites import Reader, Site, find_site, forward, paper_site, reader
 from jaxablate.features.step import SaeState, StepMetrics, gradient, init_state, train_step
-from jaxablate.features.training import Trained, TrainState, sites_of, train
+from jaxablate.features.training import Trained, TrainState, buffer_density, sites_of, train
 
 __all__ = [
-    "COLUMNS", "Autoencoder", "AutoencoderConfig", "Reader", "SaeMeasures", "SaeRun", "SaeState", "SaeTrainConfig",
-    "Saved", "Site", "StepMetrics", "Subject", "TrainState", "Trained", "ce_score", "decode", "encode", "evaluate",
-    "find_site", "fingerprint", "fold_decoder_norm", "fold_scale", "forward", "gradient", "init_state",
-    "load_autoencoder", "load_state", "losses", "paper_site", "reader", "save_autoencoder", "save_state", "sites_of",
-    "train", "train_step", "training_latents",
+    "COLUMNS", "Autoencoder", "AutoencoderConfig", "GaussianActivations", "Moments", "Reader", "SaeMeasures", "SaeRun",
+    "SaeState", "SaeTrainConfig", "Saved", "Site", "StepMetrics", "Subject", "TrainState", "Trained", "blanks",
+    "buffer_density", "ce_score", "decode", "encode", "evaluate", "evaluate_alone", "find_site", "fingerprint",
+    "fold_decoder_norm", "fold_scale", "forward", "gradient", "init_state", "load_autoencoder", "load_state", "losses",
+    "moments", "paper_site", "reader", "save_autoencoder", "save_state", "sites_of", "train", "train_step",
+    "training_latents",
 ]  # fmt: skip

@@ -21,12 +21,15 @@ import numpy as np
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.features.config import AutoencoderConfig, SaeRun, SaeTrainConfig
+from jaxablate.features.controls import Moments
 from jaxablate.features.sae import Autoencoder
 from jaxablate.features.sites import FIELDS, Site, find_site
 from jaxablate.features.training import TrainState, abstract_state
 from jaxablate.files import write_bytes
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+MOMENTS = "moments.safetensors"
+"""Of a Gaussian control."""
 _EMPTY = 1e-10
 """Added to densities before the logarithm, as in SAELens."""
 _HOOKS = {
@@ -46,6 +49,9 @@ class Saved:
       site: where it belongs, by this package's name.
       density: [S] share of tokens for which a latent is active, or None.
       details: what was saved with it, such as run and settings.
+      fingerprint: of the decoder's parameters, or None.
+      moments: mean [1, D] and root of the covariance [1, D, D] of the vectors that a Gaussian control was trained on;
+        None of all others.
     """
 
     sae: Autoencoder
@@ -53,6 +59,8 @@ class Saved:
     site: str
     density: np.ndarray | None
     details: Mapping[str, Any]
+    fingerprint: str | None = None
+    moments: Moments | None = None
 
 
 def fingerprint(params: Any) -> str:
@@ -74,7 +82,7 @@ def hook_name(site: Site) -> str:
 def save_autoencoder(
     folder: str | os.PathLike[str], sae: Autoencoder, config: AutoencoderConfig, site: str, model: ModelConfig, *,
     params: Any = None, density: np.ndarray | None = None, model_name: str = "self-ablating-transformer",
-    dataset: str = "", details: Mapping[str, Any] | None = None,
+    dataset: str = "", details: Mapping[str, Any] | None = None, moments: Moments | None = None,
 ) -> Path:
     """Write one autoencoder of raw activations (the scale folded in) so that SAELens can open it.
 
@@ -87,6 +95,7 @@ def save_autoencoder(
       density: [S] share of tokens for which a latent is active.
       model_name, dataset: for cfg.json.
       details: JSON-able, kept and given back.
+      moments: of the vectors that a Gaussian control was trained on, of this one site.
 
     Returns:
       The folder.
@@ -109,6 +118,9 @@ def save_autoencoder(
     if density is not None:
         logs = np.log10(np.asarray(density, np.float32) + np.float32(_EMPTY))
         write_bytes(folder / SPARSITY, safetensors.numpy.save({"sparsity": logs}))
+    if moments is not None:
+        arrays = {"mean": np.asarray(moments.mean), "root": np.asarray(moments.root)}
+        write_bytes(folder / MOMENTS, safetensors.numpy.save(arrays))
     settings = _settings(config, place, model) | {"model_name": model_name, "dataset_path": dataset}
     settings["jaxablate"] = {
         "site": site, "config": dataclasses.asdict(config), "details": dict(details or {}),
@@ -163,7 +175,16 @@ def load_autoencoder(folder: str | os.PathLike[str], model: ModelConfig | None =
     if (folder / SPARSITY).is_file():
         logs = _read_tensors(folder / SPARSITY).get("sparsity")
         density = None if logs is None else np.maximum(10.0 ** logs.astype(np.float64) - _EMPTY, 0)
-    return Saved(sae, config, site, density, own.get("details", {}))
+    return Saved(sae, config, site, density, own.get("details", {}), own.get("model"), _moments(folder, config))
+
+
+def _moments(folder: Path, config: AutoencoderConfig) -> Moments | None:
+    if not (folder / MOMENTS).is_file():
+        return None
+    found, width = _read_tensors(folder / MOMENTS), config.d_in
+    if {name: array.shape for name, array in found.items()} != {"mean": (1, width), "root": (1, width, width)}:
+        raise DataError(f"{folder / MOMENTS} must hold mean [1, {width}] and root [1, {width}, {width}]")
+    return Moments(jnp.asarray(found["mean"]), jnp.asarray(found["root"]))
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

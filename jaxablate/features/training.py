@@ -13,6 +13,7 @@ rounds all there is is `TrainState`, a pytree; a run that goes on from a saved o
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -227,6 +228,26 @@ def _finished(runs, site_index, config: AutoencoderConfig, state: TrainState) ->
     saes = jax.vmap(ae.fold_scale)(saes, scales)
     each = tuple(jax.tree.map(lambda a, i=i: a[i], saes) for i in range(len(runs)))
     return Trained(runs, each, tuple(np.asarray(scales).tolist()), state)
+
+
+def buffer_density(done: Trained, config: AutoencoderConfig) -> tuple[np.ndarray, ...]:
+    """[S] for each autoencoder: share of the vectors left in the buffer for which a latent is active.
+
+    Args:
+      done: finished autoencoders.
+      config: of all of them.
+    """
+    sites = sites_of(done.runs)
+    return tuple(np.asarray(_density(sae, done.state.buffer, sites.index(run.site), config))
+                 for run, sae in zip(done.runs, done.autoencoders, strict=True))  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _density(sae: Autoencoder, buffer: jax.Array, site: jax.Array, config: AutoencoderConfig) -> jax.Array:
+    parts = jnp.take(buffer, site, axis=1)
+    parts = parts.reshape(-1, math.gcd(len(parts), 1024), config.d_in)
+    counts = jax.lax.map(lambda x: jnp.sum(ae.encode(sae, x, config) > 0, axis=0), parts)
+    return jnp.sum(counts, axis=0) / len(buffer)
 
 
 def _check_width(activations, params, source: "_Source", sites: tuple[str, ...], config: AutoencoderConfig) -> None:
