@@ -5,6 +5,8 @@
     python eval.py compare runs/* --out runs/table
     python eval.py explain --workdir runs/sst2 --before runs/sst2-l00 --text "a gorgeous , witty , seductive movie ."
     python eval.py circuit --workdir runs/quickstart --tau 0.01
+    python eval.py neurons --workdir runs/quickstart
+    python eval.py neurons --workdir runs/quickstart --search " dog"
 """
 
 import contextlib
@@ -17,10 +19,12 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 
 from jaxablate.errors import CheckpointError, JaxablateError
 from jaxablate.evaluation.circuit_settings import CircuitSettings
 from jaxablate.evaluation.explain_settings import ExplainSettings
+from jaxablate.evaluation.neuron_settings import NeuronSettings
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.reports import results as files
 from jaxablate.reports.compare import Run, compare
@@ -83,6 +87,32 @@ def circuit(arguments: CircuitSettings, console: Console) -> None:
         console.print(str(path), highlight=False, soft_wrap=True)
 
 
+def neurons(arguments: NeuronSettings, console: Console) -> None:
+    """Makes graphs of neurons, or searches or shows those that were made."""
+    from jaxablate.evaluation import neuron_lookup, neuron_view
+
+    arguments.check()
+    if arguments.search is not None:
+        shown = neuron_view.search_tables(neuron_lookup.find(arguments))
+    elif arguments.show:
+        found = neuron_lookup.show(arguments)
+        shown = [*(part for record in found.records for part in neuron_view.neuron_tables(record)), str(found.page)]
+    else:
+        shown = _made_graphs(arguments, console)
+    for part in shown:
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+
+
+def _made_graphs(arguments: NeuronSettings, console: Console) -> list[Table | str]:
+    from jaxablate.evaluation import neuron_runner, neuron_view
+
+    with terminable(f"stopped; the layers in {arguments.folder()} are kept, the same command goes on from them"):
+        report = neuron_runner.make_graphs(
+            arguments, say=lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True))
+    title = f"graphs of {arguments.units} of {arguments.workdir}, {arguments.stream} stream"
+    return [neuron_view.summary_table(report.whole, report.layers, title), str(report.folder)]
+
+
 @contextlib.contextmanager
 def terminable(line: str) -> Iterator[None]:
     """Ends the program with exit code 130 and a line where Ctrl-C or SIGTERM stops the block."""
@@ -139,6 +169,8 @@ def main(argv: list[str] | None = None) -> int:
             explain(arguments, console)
         elif isinstance(arguments, CircuitSettings):
             circuit(arguments, console)
+        elif isinstance(arguments, NeuronSettings):
+            neurons(arguments, console)
         else:
             compare_runs(arguments, console)
     except JaxablateError as e:
@@ -147,12 +179,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: list[str] | None) -> ScoreSettings | Compare | ExplainSettings | CircuitSettings:
+def parse(argv: list[str] | None) -> ScoreSettings | Compare | ExplainSettings | CircuitSettings | NeuronSettings:
     """Settings of one of the commands; an unknown or missing flag ends the program with exit code 2."""
     commands = (Annotated[ScoreSettings, tyro.conf.subcommand("score")]
                 | Annotated[Compare, tyro.conf.subcommand("compare")]
                 | Annotated[ExplainSettings, tyro.conf.subcommand("explain")]
-                | Annotated[CircuitSettings, tyro.conf.subcommand("circuit")])
+                | Annotated[CircuitSettings, tyro.conf.subcommand("circuit")]
+                | Annotated[NeuronSettings, tyro.conf.subcommand("neurons")])
     return tyro.cli(commands, args=argv, prog="eval.py", description=__doc__.splitlines()[0],
                     config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
 

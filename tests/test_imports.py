@@ -44,6 +44,8 @@ ALLOWED = {
     "evaluation.subjects": _EVALUATION | {"training", "data", "provenance"},
     "evaluation.explain_runner": _EVALUATION | {"training", "data", "provenance"},
     "evaluation.circuit_runner": _EVALUATION | {"training", "data", "provenance"},
+    "evaluation.neuron_lookup": _EVALUATION | {"data"},
+    "evaluation.neuron_runner": _EVALUATION | {"training", "data", "provenance"},
     "reports": {"errors", "provenance"},
     "interop": _MODEL,
 }
