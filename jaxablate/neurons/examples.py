@@ -118,8 +118,8 @@ def top_examples(
         masks.extend(mask)
     used = sum(bool(np.any(mask)) for mask in masks)
     if used < examples:
-        raise DataError(f"{used:,} windows of text are too few for {examples} examples a unit, one of each window; give "
-                        f"at least {examples} windows, or ask for fewer examples")  # fmt: skip
+        raise DataError(f"{used:,} windows of text are too few for {examples} examples a unit, one of each window; "
+                        f"give at least {examples} windows, or ask for fewer examples")  # fmt: skip
     return _with_contexts(best, np.stack(windows), np.stack(masks), vocab_size, eot_id, context)
 
 

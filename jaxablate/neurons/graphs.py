@@ -34,13 +34,15 @@ class Node:
       tokens: what may stand here, None for any.
       importance: the largest of the patterns that pass here; None for any.
       strength: of the pattern that is complete here; None where none is.
+      examples: of that pattern; 0 where none is complete here.
     """
 
     parent: int | None
     offset: int
     tokens: Tokens
     importance: float | None
-    strength: float | None
+    strength: float | None = None
+    examples: int = 0
 
 
 def merge(patterns: Iterable[Pattern]) -> tuple[Pattern, ...]:
@@ -71,12 +73,10 @@ def trie(patterns: Sequence[Pattern]) -> tuple[Node, ...]:
         for offset, (tokens, weight) in enumerate(zip(pattern.tokens, pattern.importance, strict=True)):
             at = places.setdefault((parent, tokens), len(nodes))
             if at == len(nodes):
-                nodes.append(Node(parent=parent, offset=offset, tokens=tokens, importance=weight, strength=None))
-            ends = offset == len(pattern.tokens) - 1
-            nodes[at] = dataclasses.replace(
-                nodes[at], importance=_larger(nodes[at].importance, weight),
-                strength=_larger(nodes[at].strength, pattern.strength) if ends else nodes[at].strength)  # fmt: skip
+                nodes.append(Node(parent=parent, offset=offset, tokens=tokens, importance=weight))
+            nodes[at] = dataclasses.replace(nodes[at], importance=_larger(nodes[at].importance, weight))
             parent = at
+        nodes[at] = dataclasses.replace(nodes[at], strength=pattern.strength, examples=pattern.examples)
     return tuple(nodes)
 
 

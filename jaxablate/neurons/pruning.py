@@ -17,7 +17,7 @@ from jaxablate.errors import DataError
 from jaxablate.neurons.examples import NOTHING
 
 Ask = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(sequences [Q, T] filled up with `NOTHING`, units [Q]) -> activations [Q] at the last tokens: `short_runs.ShortRuns`."""
+"""(sequences [Q, T] filled up with `NOTHING`, units [Q]) -> activations [Q] at the last tokens; `ShortRuns` is one."""
 WAVE = 8
 """Suffixes of so many lengths are tried at once; longer ones only where none of these does."""
 
@@ -188,8 +188,8 @@ class Noise:
 
     def __init__(self, counts: np.ndarray, seed: int | tuple[int, ...] = 0):
         if np.count_nonzero(counts) < 2:
-            raise DataError(f"the text has {np.count_nonzero(counts)} different tokens; at least 2 are needed to replace "
-                            "one by another")  # fmt: skip
+            raise DataError(f"the text has {np.count_nonzero(counts)} different tokens; at least 2 are needed to "
+                            "replace one by another")  # fmt: skip
         self._cumulative = np.cumsum(counts) / counts.sum()
         self._rng = np.random.default_rng(seed)
 

@@ -1,0 +1,256 @@
+"""A neuron's graph as SVG, and a page of chosen neurons: pictures, scores, examples.
+
+The picture reads as text does: the pivot, at which the neuron fires, is at the right, and what has to come before it is
+to its left. It carries its own colours for light and dark screens, so it is the same alone and in a page.
+"""
+
+import dataclasses
+import html
+from collections.abc import Sequence
+
+from jaxablate.reports.html import template
+from jaxablate.reports.neuron_records import ExampleRecord, NeuronRecord, NodeRecord, Scores
+from jaxablate.reports.table import number
+
+MOST_PATTERNS, MOST_COLUMNS, MOST_TOKENS, MOST_LETTERS = 12, 8, 5, 16
+"""Of a picture; what is not drawn is counted under it."""
+_LINE, _GAP_X, _GAP_Y, _LETTER, _PAD = 16, 54, 10, 7.3, 7
+
+_STYLE = """
+.neuron-graph{--n-page:#ffffff;--n-ink:#1d2128;--n-soft:#626b78;--n-hue:#2f6db5;--n-rule:#c3c8cf}
+@media (prefers-color-scheme:dark){
+.neuron-graph{--n-page:#1c2027;--n-ink:#e6e8eb;--n-soft:#98a1ad;--n-hue:#6ea8e8;--n-rule:#4a525e}}
+.neuron-graph .ground{fill:var(--n-page)}
+.neuron-graph text{fill:var(--n-ink);font:12px ui-monospace,"DejaVu Sans Mono",monospace}
+.neuron-graph .said{fill:var(--n-soft);font:11px system-ui,"DejaVu Sans",sans-serif}
+.neuron-graph .box{fill:var(--n-page);stroke:var(--n-rule)}.neuron-graph .pivot{stroke:var(--n-ink);stroke-width:1.6}
+.neuron-graph .shade{fill:var(--n-hue)}.neuron-graph .way{fill:none;stroke:var(--n-rule);stroke-width:1.4}
+.neuron-graph .more{fill:var(--n-soft)}
+"""
+
+
+@dataclasses.dataclass(eq=False)
+class _Drawn:
+    """A node with its place; gap: tokens that may be anything between it and its parent."""
+
+    node: NodeRecord
+    column: int
+    gap: int
+    children: list["_Drawn"] = dataclasses.field(default_factory=list)
+    cut: int = 0
+    x: float = 0.0
+    y: float = 0.0
+
+    @property
+    def lines(self) -> list[str]:
+        """What is written in the box."""
+        tokens = self.node.tokens or ()
+        shown = [visible(t, MOST_LETTERS) for t in tokens[:MOST_TOKENS]]
+        return shown + ([f"+{len(tokens) - MOST_TOKENS} more"] if len(tokens) > MOST_TOKENS else [])
+
+    @property
+    def height(self) -> float:
+        """Of the box."""
+        return _LINE * len(self.lines) + _PAD
+
+
+def visible(token: str, most: int | None = None) -> str:
+    """A token with its spaces and line ends to be seen.
+
+    >>> visible(" dog"), visible("\\n\\n"), visible("incomprehensible", 8)
+    ('·dog', '↵↵', 'incompr…')
+    """
+    shown = "".join({" ": "·", "\n": "↵", "\t": "⇥"}.get(c, c if c.isprintable() else "�") for c in token) or "∅"
+    return shown if most is None or len(shown) <= most else f"{shown[: most - 1]}…"
+
+
+def graph_svg(record: NeuronRecord) -> str:
+    """The picture of a graph."""
+    roots, drawn = _forest(record)
+    if not drawn:
+        return _picture(f"Neuron {record.neuron}: no graph", 360, 44, [_said(12, 27, _nothing(record))])
+    width, height = _place(roots, drawn)
+    notes = _notes(record, drawn)
+    marks = [mark for box in drawn for mark in _ways(box)] + [mark for box in drawn for mark in _box(box)]
+    marks += [_said(10, height + 14 + 15 * i, note) for i, note in enumerate(notes)]
+    return _picture(f"What fires neuron {record.neuron}", max(width, 10 + 6.2 * max(map(len, notes))),
+                    height + 15 * len(notes) + 10, marks)
+
+
+def _nothing(record: NeuronRecord) -> str:
+    if record.strongest <= 0:
+        return "never active in the text of the examples: no graph"
+    return "its last tokens alone do not fire it in any example: no graph"
+
+
+def _forest(record: NeuronRecord) -> tuple[list[_Drawn], list[_Drawn]]:
+    """Pivots, and all boxes of the strongest patterns; tokens that may be anything have none."""
+    made: dict[int, _Drawn] = {}
+    roots: list[_Drawn] = []
+    places = {id(node): i for i, node in enumerate(record.nodes)}
+    for path in record.paths()[:MOST_PATTERNS]:
+        after, gap = None, 0
+        for node in reversed(path):
+            if node.tokens is None:
+                gap += 1
+                continue
+            at = places[id(node)]
+            if after is not None and after.column == MOST_COLUMNS - 1 and at not in made:
+                after.cut += 1
+                break
+            if at not in made:
+                made[at] = _Drawn(node, 0 if after is None else after.column + 1, gap)
+                (roots if after is None else after.children).append(made[at])
+            after, gap = made[at], 0
+    return roots, list(made.values())
+
+
+def _place(roots: list[_Drawn], drawn: list[_Drawn]) -> tuple[float, float]:
+    """Gives each box its middle; returns width and height of the drawing."""
+    columns = max(box.column for box in drawn) + 1
+    letters = [max(len(line) for box in drawn if box.column == c for line in box.lines) for c in range(columns)]
+    widths = [_LETTER * n + 2 * _PAD for n in letters]
+    right = 12.0 + 40 + sum(widths) + _GAP_X * (columns - 1)
+    for box in drawn:
+        box.x = right - sum(widths[: box.column]) - _GAP_X * box.column - widths[box.column] / 2
+    bottom = 12.0
+    for root in roots:
+        bottom = _rows(root, bottom)
+    return right + 12, bottom
+
+
+def _rows(box: _Drawn, top: float) -> float:
+    """Places a box beside the middle of what comes before it; returns where the next one may begin."""
+    bottom = top
+    for child in box.children:
+        bottom = _rows(child, bottom)
+    if box.children:
+        middle = (box.children[0].y + box.children[-1].y) / 2
+        shift = max(0.0, top + box.height / 2 - middle)
+        for child in box.children if shift else ():
+            _shift(child, shift)
+        box.y = middle + shift
+        return max(bottom + shift, box.y + box.height / 2 + _GAP_Y)
+    box.y = top + box.height / 2
+    return top + box.height + _GAP_Y
+
+
+def _shift(box: _Drawn, by: float) -> None:
+    box.y += by
+    for child in box.children:
+        _shift(child, by)
+
+
+def _half(box: _Drawn) -> float:
+    return (_LETTER * max(map(len, box.lines)) + 2 * _PAD) / 2
+
+
+def _ways(box: _Drawn) -> list[str]:
+    """Lines from what comes before to a box, and how many tokens between them may be anything."""
+    marks = []
+    for child in box.children:
+        a, b = child.x + _half(child), box.x - _half(box)
+        middle = (a + b) / 2
+        marks.append(f'<path class="way" d="M{a:g} {child.y:g}C{middle:g} {child.y:g} {middle:g} {box.y:g} {b:g} '
+                     f'{box.y:g}"/>')
+        if child.gap:
+            marks.append(_said(a + 4, child.y - 4, f"{child.gap} any"))
+    return marks
+
+
+def _box(box: _Drawn) -> list[str]:
+    node, half, height = box.node, _half(box), box.height
+    left, top = box.x - half, box.y - height / 2
+    shape = f'x="{left:g}" y="{top:g}" width="{2 * half:g}" height="{height:g}" rx="4"'
+    shade = 0.08 + 0.5 * min(max(node.importance or 0.0, 0.0), 1.0)
+    marks = [f'<g><title>{html.escape(_title(node))}</title>',
+             f'<rect class="box{" pivot" if node.parent is None else ""}" {shape}/>',
+             f'<rect class="shade" fill-opacity="{shade:.2f}" {shape}/>']
+    for i, line in enumerate(box.lines):
+        style = ' class="more"' if i == MOST_TOKENS else ""
+        y = top + _PAD + 8.5 + _LINE * i
+        marks.append(f'<text{style} x="{left + _PAD:g}" y="{y:g}">{html.escape(line)}</text>')
+    marks.append("</g>")
+    if node.strength is not None:
+        marks.append(_said(left - 6, box.y + 4, f"{node.strength:.0%}", "end"))
+    elif box.cut:
+        marks.append(_said(left - 6, box.y + 4, "…", "end"))
+    return marks
+
+
+def _title(node: NodeRecord) -> str:
+    """All tokens of a node, and how important they are."""
+    tokens = " ".join(visible(t) for t in node.tokens or ())
+    if node.parent is None:
+        return f"{tokens} (pivot)"
+    return f"{tokens} ({node.offset} before the pivot, importance {number(node.importance)})"
+
+
+def _notes(record: NeuronRecord, drawn: Sequence[_Drawn]) -> list[str]:
+    """What the marks mean, and how much is not drawn."""
+    notes = ["The neuron fires at the framed token. Shade: importance. At the left: activation of the pattern's "
+             "strongest example, as a share of the neuron's maximum.",
+             "· is a space, ↵ a line end; “2 any”: two tokens that may be anything."]
+    patterns, named = len(record.paths()), sum(node.tokens is not None for node in record.nodes)
+    if patterns > MOST_PATTERNS or named > len(drawn):
+        notes.append(f"Drawn: {min(patterns, MOST_PATTERNS)} of {patterns} patterns, {len(drawn)} of {named} nodes; "
+                     "the JSON file has all.")
+    return notes
+
+
+def _said(x: float, y: float, words: str, anchor: str = "start") -> str:
+    return f'<text class="said" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{html.escape(words)}</text>'
+
+
+def _picture(title: str, width: float, height: float, marks: Sequence[str]) -> str:
+    size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="neuron-graph" {size} role="img" '
+            f'aria-label="{html.escape(title, quote=True)}"><style>{_STYLE}</style>'
+            f'<rect class="ground" width="100%" height="100%" rx="6"/>{"".join(marks)}</svg>\n')
+
+
+def neuron_page(records: Sequence[NeuronRecord], title: str, conditions: str) -> str:
+    """A page of chosen neurons.
+
+    Args:
+      records: neurons, in the order of the page.
+      title: of the page.
+      conditions: one line on the checkpoint and its surroundings.
+    """
+    shown = [{"record": r, "picture": graph_svg(r), "verdict": verdict(r.scores),
+              "examples": [_shaded(e) for e in r.examples]} for r in records]
+    return template("neuron.html").render(title=title, neurons=shown, conditions=conditions)
+
+
+def verdict(scores: Scores) -> str:
+    """What the graph is worth, in a sentence.
+
+    >>> verdict(Scores(tokens=900, fires=0, predicted=0, hits=0, precision=None, recall=None, f1=None, f1_interval=None,
+    ...                f1_shuffled=None, f1_pivot=None))
+    'The neuron does not fire in the 900 tokens of held-out text, so its graph has no score.'
+    """
+    if not scores.fires:
+        return (f"The neuron does not fire in the {scores.tokens:,} tokens of held-out text, so its graph has no "
+                "score.")  # fmt: skip
+    spread = "" if scores.f1_interval is None else " [{:.2f}, {:.2f}]".format(*scores.f1_interval)
+    return (f"Held-out text of {scores.tokens:,} tokens: it fires at {scores.fires:,}, the graph says so at "
+            f"{scores.predicted:,}, {scores.hits:,} of them rightly. Precision {_two(scores.precision)}, recall "
+            f"{_two(scores.recall)}, F1 {_two(scores.f1)}{spread}; its pivots alone {_two(scores.f1_pivot)}, another "
+            f"neuron's graph {_two(scores.f1_shuffled)}.")
+
+
+def _two(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _shaded(example: ExampleRecord) -> dict:
+    """Tokens of an example as (text, shade in percent, whether it is the pivot, title)."""
+    words, first = [], len(example.tokens) - len(example.importance)
+    for i, token in enumerate(example.tokens):
+        pivot, weight = i == len(example.tokens) - 1, example.importance[i - first] if i >= first else 0.0
+        shade = round(70 * min(max(weight, 0.0), 1.0)) if not pivot else 0
+        title = f"importance {weight:.2f}" if i >= first and not pivot else ""
+        words.append((token, shade, pivot, title))
+    note = "" if example.suffix is None else "no suffix is enough" if not example.suffix else (
+        "the pivot is enough" if example.suffix == 1 else f"the last {example.suffix} tokens are enough")
+    return {"words": words, "activation": example.activation, "note": note}
