@@ -5,6 +5,7 @@
     python eval.py compare runs/* --out runs/table
     python eval.py explain --workdir runs/sst2 --before runs/sst2-l00 --text "a gorgeous , witty , seductive movie ."
     python eval.py circuit --workdir runs/quickstart --tau 0.01
+    python eval.py sae --workdir runs/quickstart --l1 5 2 --seeds 0 1
     python eval.py neurons --workdir runs/quickstart
     python eval.py neurons --workdir runs/quickstart --search " dog"
 """
@@ -25,10 +26,11 @@ from jaxablate.errors import CheckpointError, JaxablateError
 from jaxablate.evaluation.circuit_settings import CircuitSettings
 from jaxablate.evaluation.explain_settings import ExplainSettings
 from jaxablate.evaluation.neuron_settings import NeuronSettings
+from jaxablate.evaluation.sae_settings import SaeSettings
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.reports import results as files
 from jaxablate.reports.compare import Run, compare
-from jaxablate.reports.table import comparison_tables, first_passages, score_table, write_comparison
+from jaxablate.reports.table import comparison_tables, first_passages, score_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,9 @@ class Compare:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Working directories that `score` has measured."""
     out: str | None = None
-    """Folder, or common prefix, of the files .md, .csv and .tex."""
+    """Folder, or common prefix, of the files .md, .csv, .tex and .html."""
+    figures: bool = False
+    """Also draw every figure as bars with intervals, PNG and SVG, into a folder ...-figures beside them."""
     allow_missing: bool = False
     """Leave out runs that are not scored yet instead of stopping."""
 
@@ -56,9 +60,11 @@ def score(arguments: ScoreSettings, console: Console) -> None:
 
 def compare_runs(arguments: Compare, console: Console) -> None:
     """Joins the runs, prints the table and writes it."""
+    from jaxablate.reports.comparison_page import write_comparison
+
     comparison = compare(read_runs(arguments.runs, arguments.allow_missing, console))
     console.print(comparison_tables(comparison, console.width))
-    for path in write_comparison(comparison, arguments.out) if arguments.out else ():
+    for path in write_comparison(comparison, arguments.out, figures=arguments.figures) if arguments.out else ():
         console.print(str(path), highlight=False)
 
 
@@ -85,6 +91,24 @@ def circuit(arguments: CircuitSettings, console: Console) -> None:
         console.print(line, style="yellow", highlight=False, soft_wrap=True)
     for path in report.files:
         console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def sae(arguments: SaeSettings, console: Console) -> None:
+    """Trains autoencoders, prints the figures of all that are stored and where they are."""
+    from jaxablate.evaluation import sae_runner, sae_view
+
+    folder = arguments.workdir / "autoencoders"
+    with terminable(f"stopped; what {folder} holds is kept, the same command goes on from it"):
+        report = sae_runner.autoencoders(
+            arguments, say=lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True),
+            show_progress=lambda steps: sae_view.training_line(console, steps))
+    if report.results is None:
+        print(f"stopped at {report.stopped}; the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130)
+    console.print(sae_view.stored_table(report.results.suites["sae"], f"autoencoders of {arguments.workdir}"))
+    for path in report.trained:
+        console.print(str(path), highlight=False, soft_wrap=True)
+    console.print(str(arguments.workdir / "report.html"), highlight=False, soft_wrap=True)
 
 
 def neurons(arguments: NeuronSettings, console: Console) -> None:
@@ -169,6 +193,8 @@ def main(argv: list[str] | None = None) -> int:
             explain(arguments, console)
         elif isinstance(arguments, CircuitSettings):
             circuit(arguments, console)
+        elif isinstance(arguments, SaeSettings):
+            sae(arguments, console)
         elif isinstance(arguments, NeuronSettings):
             neurons(arguments, console)
         else:
@@ -179,12 +205,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: list[str] | None) -> ScoreSettings | Compare | ExplainSettings | CircuitSettings | NeuronSettings:
+def parse(argv: list[str] | None
+          ) -> ScoreSettings | Compare | ExplainSettings | CircuitSettings | NeuronSettings | SaeSettings:
     """Settings of one of the commands; an unknown or missing flag ends the program with exit code 2."""
     commands = (Annotated[ScoreSettings, tyro.conf.subcommand("score")]
                 | Annotated[Compare, tyro.conf.subcommand("compare")]
                 | Annotated[ExplainSettings, tyro.conf.subcommand("explain")]
                 | Annotated[CircuitSettings, tyro.conf.subcommand("circuit")]
+                | Annotated[SaeSettings, tyro.conf.subcommand("sae")]
                 | Annotated[NeuronSettings, tyro.conf.subcommand("neurons")])
     return tyro.cli(commands, args=argv, prog="eval.py", description=__doc__.splitlines()[0],
                     config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))

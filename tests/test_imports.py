@@ -46,6 +46,7 @@ ALLOWED = {
     "evaluation.circuit_runner": _EVALUATION | {"training", "data", "provenance"},
     "evaluation.neuron_lookup": _EVALUATION | {"data"},
     "evaluation.neuron_runner": _EVALUATION | {"training", "data", "provenance"},
+    "evaluation.sae_runner": _EVALUATION | {"training", "data", "provenance"},
     "reports": {"errors", "provenance"},
     "interop": _MODEL,
 }

@@ -118,11 +118,12 @@ def _labels(rows: Sequence[StoredAutoencoder], paper_site: str) -> list[str]:
 
 
 def _who(row: StoredAutoencoder) -> tuple[str, str, str, str]:
-    return row.site, row.kind, _CONTROLS[row.control], "-" if row.seed is None else str(row.seed)
+    return row.site, row.kind, CONTROLS[row.control], "-" if row.seed is None else str(row.seed)
 
 
 _WHO = ("site", "kind", "trained on", "seed")
-_CONTROLS = {"none": "the model", "gaussian": "Gaussian vectors", "random-weights": "random weights"}
+CONTROLS = {"none": "the model", "gaussian": "Gaussian vectors", "random-weights": "random weights"}
+"""Control -> what an autoencoder was trained on, in words."""
 
 
 def _losses(rows: Sequence[StoredAutoencoder], units: str) -> Grid:
@@ -172,7 +173,7 @@ def _curves(rows: Sequence[StoredAutoencoder], measure: str) -> Curves | None:
     for row in rows:
         y, x = row.measures[measure].value, row.measures["l0"].value
         if y is not None and x:
-            source = "" if row.control == "none" else f", {_CONTROLS[row.control]}"
+            source = "" if row.control == "none" else f", {CONTROLS[row.control]}"
             series.setdefault(f"{row.site}, {row.kind.split()[0]}{source}", []).append((x, y))
     if len({point for points in series.values() for point in points}) < 2:
         return None
@@ -190,7 +191,7 @@ def _densities(rows: Sequence[StoredAutoencoder]) -> HistogramGrid:
     drawn = tuple(
         Histogram(title=f"{row.site.removeprefix('clean.')}, {row.kind}", edges=edges, counts=row.density_histogram,
                   apart=row.dead, apart_label="dead",
-                  note=", ".join([_CONTROLS[row.control], *([] if row.seed is None else [f"seed {row.seed}"])]))
+                  note=", ".join([CONTROLS[row.control], *([] if row.seed is None else [f"seed {row.seed}"])]))
         for row in shown
     )  # fmt: skip
     more = f" The first {MOST_HISTOGRAMS} of {len(rows)}." if len(rows) > MOST_HISTOGRAMS else ""
