@@ -160,7 +160,7 @@ def test_compare_joins_seeds_and_writes_the_table(scored, tmp_path, capsys):
     assert evaluation.main(["compare", *map(str, sorted(tmp_path.iterdir())), "--out", str(out)]) == 0
     header, _, row = (out.parent / "table.md").read_text().splitlines()[:3]
     assert "perplexity clean" in header and "live neurons" in header and " ± " in row and "| 2 |" in row
-    assert sorted(p.name for p in out.parent.iterdir()) == ["table.csv", "table.md", "table.tex"]
+    assert sorted(p.name for p in out.parent.iterdir()) == ["table.csv", "table.html", "table.md", "table.tex"]
     assert "passed over" in capsys.readouterr().out
 
 

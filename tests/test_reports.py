@@ -15,8 +15,8 @@ from rich.console import Console
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig, to_dict
 from jaxablate.errors import CheckpointError
 from jaxablate.provenance import Provenance
+from jaxablate.reports import comparison_page, table
 from jaxablate.reports import results as files
-from jaxablate.reports import table
 from jaxablate.reports.axes import Scale, linear_ticks
 from jaxablate.reports.compare import Run, compare, student_interval
 from jaxablate.reports.html import page, read_history, training_curves
@@ -220,11 +220,12 @@ def test_latex_escapes_and_aligns():
 
 
 @pytest.mark.parametrize("out, names", [
-    ("t", ["t.csv", "t.md", "t.tex"]), ("d/", ["d"]), ("v1.5", ["v1.5.csv", "v1.5.md", "v1.5.tex"])])
+    ("t", ["t.csv", "t.html", "t.md", "t.tex"]), ("d/", ["d"]),
+    ("v1.5", ["v1.5.csv", "v1.5.html", "v1.5.md", "v1.5.tex"])])
 def test_comparison_files(tmp_path, out, names):
-    paths = table.write_comparison(three(), f"{tmp_path}/{out}")
+    paths = comparison_page.write_comparison(three(), f"{tmp_path}/{out}")
     assert sorted(p.name for p in tmp_path.iterdir()) == names
-    assert all(p.read_text() for p in paths) and len(paths) == 3
+    assert all(p.read_text() for p in paths) and len(paths) == 4
 
 
 def test_terminal_tables_show_every_figure():

@@ -6,19 +6,17 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from jaxablate.errors import CheckpointError
 from jaxablate.reports.compare import Cell, Column, Comparison, Row
 from jaxablate.reports.panels import Passages
-from jaxablate.reports.results import Results, write_text
+from jaxablate.reports.results import Results
 
 ARROWS = {"up": "↑", "down": "↓", "none": ""}
-_LATEX_ARROWS = {"up": r"$\uparrow$", "down": r"$\downarrow$", "none": ""}
+LATEX_ARROWS = {"up": r"$\uparrow$", "down": r"$\downarrow$", "none": ""}
 _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "|": r"$|$", "±": r"$\pm$", "–": "--", "≥": r"$\ge$"}
 
@@ -188,14 +186,15 @@ def markdown(comparison: Comparison) -> str:
     """The comparison as a Markdown table with its notes."""
     head = [*map(short, comparison.fields), "n", "checkpoint", *map(_heading, comparison.columns)]
     rule = ["---"] * (len(comparison.fields) + 2) + ["---:"] * len(comparison.columns)
-    lines = [_markdown_row(head), _markdown_row(rule)]
-    lines += [_markdown_row([*row.labels, str(len(row.runs)), steps_text(row), *map(cell_text, row.cells)])
+    lines = [markdown_row(head), markdown_row(rule)]
+    lines += [markdown_row([*row.labels, str(len(row.runs)), steps_text(row), *map(cell_text, row.cells)])
               for row in comparison.rows]
     notes = [f"- {note}" for note in comparison.notes]
     return "\n".join([*lines, "", explanation(comparison), *([""] if notes else []), *notes, ""])
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """One line of a Markdown table."""
     return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
 
@@ -220,41 +219,16 @@ def _csv_cells(cell: Cell | None) -> tuple[object, ...]:
 
 def latex(comparison: Comparison) -> str:
     """The comparison as a LaTeX ``tabular`` (package booktabs)."""
-    head = [*(_escape(short(f)) for f in comparison.fields), "$n$", "checkpoint"]
-    head += [f"{_escape(c.name)} {_LATEX_ARROWS[c.better]}".strip() for c in comparison.columns]
+    head = [*(latex_escape(short(f)) for f in comparison.fields), "$n$", "checkpoint"]
+    head += [f"{latex_escape(c.name)} {LATEX_ARROWS[c.better]}".strip() for c in comparison.columns]
     spec = "l" * (len(comparison.fields)) + "rr" + "r" * len(comparison.columns)
-    rows = [" & ".join([*map(_escape, row.labels), str(len(row.runs)), _escape(steps_text(row)),
-                        *(_escape(cell_text(c)) for c in row.cells)]) + r" \\" for row in comparison.rows]
+    rows = [" & ".join([*map(latex_escape, row.labels), str(len(row.runs)), latex_escape(steps_text(row)),
+                        *(latex_escape(cell_text(c)) for c in row.cells)]) + r" \\" for row in comparison.rows]
     comment = f"% {explanation(comparison)}"
     top = [comment, rf"\begin{{tabular}}{{{spec}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
     return "\n".join([*top, *rows, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _escape(text: str) -> str:
+def latex_escape(text: str) -> str:
+    """Text with what LaTeX would read as its own, and signs it lacks, written its way."""
     return "".join(_LATEX.get(c, c) for c in text)
-
-
-def write_comparison(comparison: Comparison, out: str) -> list[Path]:
-    """Writes Markdown, CSV and LaTeX.
-
-    Args:
-      comparison: what to write.
-      out: an existing folder or a name that ends in ``/`` (files ``table.*`` inside), else the files' common prefix.
-
-    Returns:
-      The files' paths.
-
-    Raises:
-      CheckpointError: a folder cannot be made or written to.
-    """
-    prefix = Path(out) / "table" if out.endswith("/") or Path(out).is_dir() else Path(out)
-    try:
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise CheckpointError(f"{prefix.parent} cannot be made ({e.strerror}); choose another --out") from e
-    paths = []
-    for suffix, text in ((".md", markdown(comparison)), (".csv", csv_text(comparison)), (".tex", latex(comparison))):
-        path = prefix.with_name(prefix.name + suffix)
-        write_text(path, text)
-        paths.append(path)
-    return paths
