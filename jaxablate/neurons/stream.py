@@ -1,0 +1,359 @@
+"""One pass of a model over a split: power sums of every unit, and how often it fires on each class of tokens.
+
+What is kept does not grow with the split: a table [classes, units] of counts on the device, five sums a unit on the
+host. Each token adds the row of units that fire on it to its class's row of the table. On CPU this row-wise scatter
+costs a few per cent of the forward pass; looking for the firings on the host costs several times as much.
+
+Before it, the split's tokens are read once without the model, and the model runs on a sample of whole windows, spread
+evenly over the split, from which come thresholds, Gini indices and the pilot means of the power sums.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxablate.errors import DataError
+from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.neurons.measures import Shape, binary_shape, gini_of, power_sums, shape
+from jaxablate.neurons.units import FIRES_ABOVE, Kind, direction_values, fires, kinds, unit_values
+
+CLASSES = 2048
+"""Rows of the table of tokens: the most frequent ones of the split, and one for all others where there are more."""
+SAMPLE_TOKENS = 8192
+"""Tokens of the sample, rounded up to whole windows."""
+_CPU_TOKENS = 512
+"""Tokens of a forward pass on CPU, where longer ones leave the cache."""
+_LEAST_SAMPLED = 4
+"""A random direction fires on at least so many tokens of the sample."""
+
+Params = Any
+Batch = Mapping[str, Any]
+Batches = Callable[[], Iterable[Batch]]
+"""Starts the split from its beginning: ``inputs`` int [B, T] and ``mask`` [B, T], positive where a token counts."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """What the tokens alone say.
+
+    Attributes:
+      tokens: n, masked ones left out.
+      rows: windows with any token.
+      length: T.
+      class_of: int32 [V] class of each token.
+      token_of: int [C] token of each class, -1 for the class of all others.
+      counts: int [C] tokens of each class.
+    """
+
+    tokens: int
+    rows: int
+    length: int
+    class_of: np.ndarray
+    token_of: np.ndarray
+    counts: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Level:
+    """What the sample says of the units of one kind and layer.
+
+    Attributes:
+      threshold: float32 [units] above which a unit fires.
+      pilot: float32 [units] mean.
+      gini: [units].
+      direction_threshold: float32 [R], at which random directions fire as often as the kind's units do.
+      directions: measures of the random directions' activations.
+    """
+
+    threshold: np.ndarray
+    pilot: np.ndarray
+    gini: np.ndarray
+    direction_threshold: np.ndarray
+    directions: Shape
+
+
+Levels = dict[str, list[Level]]
+"""By kind and layer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Counted:
+    """What the pass gives, by kind and layer.
+
+    Attributes:
+      units: int tables [rows, units] of firings.
+      directions: the same of random directions [rows, R].
+      sums: float64 [5, units] as `measures.shape` takes them; none for hard gates.
+    """
+
+    units: dict[str, list[np.ndarray]]
+    directions: dict[str, list[np.ndarray]]
+    sums: dict[str, list[np.ndarray]]
+
+
+def survey(batches: Iterable[Batch], vocabulary: int) -> Split:
+    """Counts the tokens of a split.
+
+    Args:
+      batches: of the whole split.
+      vocabulary: V.
+
+    Raises:
+      DataError: no token counts.
+    """
+    counts, rows, length = np.zeros(vocabulary, np.int64), 0, 0
+    for batch in batches:
+        inputs, mask = np.asarray(batch["inputs"]), np.asarray(batch["mask"]) > 0
+        counts += np.bincount(inputs[mask], minlength=vocabulary)
+        rows, length = rows + int(mask.any(-1).sum()), inputs.shape[1]
+    if rows == 0:
+        raise DataError("the split has no tokens; give one that has")
+    order = np.argsort(-counts, kind="stable")
+    kept = order[: min(CLASSES, vocabulary)]
+    if np.count_nonzero(counts) > len(kept):
+        kept = kept[:-1]
+    class_of = np.full(vocabulary, len(kept), np.int32)
+    class_of[kept] = np.arange(len(kept))
+    rest = counts.sum() - counts[kept].sum()
+    token_of, of_class = (kept, counts[kept]) if rest == 0 else (np.append(kept, -1), np.append(counts[kept], rest))
+    return Split(tokens=int(counts.sum()), rows=rows, length=length, class_of=class_of, token_of=token_of,
+                 counts=of_class)
+
+
+def calibrate(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batch], split: Split,
+              rates: Mapping[str, list[float]], drawn: list[dict[str, np.ndarray]]) -> Levels:
+    """Thresholds, pilot means and Gini indices from windows spread evenly over the split.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      batches: of the whole split.
+      split: its survey.
+      rates: by kind and layer, share of tokens on which an activation fires; not looked at for gates.
+      drawn: random directions, from `draw_directions`.
+
+    Raises:
+      DataError: an activation is not finite.
+    """
+    wanted = -(-SAMPLE_TOKENS // split.length)
+    chosen = {(2 * i + 1) * split.rows // (2 * wanted) for i in range(wanted)} if wanted < split.rows else None
+    found: dict[tuple[str, str, int], list[np.ndarray]] = {}
+    for piece in pieces(_rows_of(batches, chosen)):
+        seen = np.asarray(piece["mask"]).ravel() > 0
+        for sort, by_kind in zip(("units", "directions"), _sampled(model, params, piece["inputs"], drawn), strict=True):
+            for name, layers in by_kind.items():
+                for i, values in enumerate(layers):
+                    found.setdefault((sort, name, i), []).append(np.asarray(values)[seen])
+    return {
+        kind.name: [
+            _level(kind, i, *(np.concatenate(found[key]).T for key in (
+                ("units", kind.name, i), ("directions", kind.space, i))), rates[kind.name][i], split.tokens)
+            for i in range(model.config.n_layers)
+        ] for kind in kinds(model.config)
+    }
+
+
+def count(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batch], split: Split, levels: Levels,
+          drawn: list[dict[str, np.ndarray]], more_rows: np.ndarray | None = None, more: int = 0) -> Counted:
+    """The pass.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      batches: of the whole split.
+      split: its survey.
+      levels: from `calibrate`.
+      drawn: the same random directions.
+      more_rows: int [n, J] further rows of each token of the split, in order; they follow those of the classes.
+      more: number of such rows.
+
+    Returns:
+      `Counted`, its tables with the rows of the classes and then the further ones.
+
+    Raises:
+      DataError: an activation is not finite.
+    """
+    found, layers, rows = kinds(model.config), range(model.config.n_layers), len(split.counts) + more
+    widths = [(len(levels[kind.name][i].threshold), len(levels[kind.name][i].direction_threshold))
+              for i in layers for kind in found]
+    thresholds = {kind.name: [(x.threshold, x.direction_threshold) for x in levels[kind.name]] for kind in found}
+    pilots = {kind.name: [x.pilot for x in levels[kind.name]] for kind in found if not _is_binary(kind, model)}
+    table, sums, done, before = None, None, 0, None
+    for piece in pieces(batches):
+        mask = np.asarray(piece["mask"]) > 0
+        ids = np.full((*mask.shape, 1 if more_rows is None else 1 + more_rows.shape[1]), rows, np.int32)
+        ids[mask, 0] = split.class_of[np.asarray(piece["inputs"])[mask]]
+        if more_rows is not None:
+            ids[mask, 1:] = len(split.counts) + more_rows[done : done + int(mask.sum())]
+        done += int(mask.sum())
+        placed = _placement(piece)
+        if table is None:  # the last row is for tokens that do not count
+            table = jax.device_put(np.zeros((rows + 1, sum(map(sum, widths))), np.int32), placed)
+        table, now = _program(placed)(model, params, piece["inputs"], mask, ids, drawn, thresholds, pilots, table)
+        sums, before = _added(sums, before), now
+    return _counted(found, model, np.asarray(table)[:-1], widths, _added(sums, before))
+
+
+def pieces(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches as the device likes them: on one CPU cut into pieces of about `_CPU_TOKENS` tokens, all of one shape."""
+    for batch in batches:
+        inputs = batch["inputs"]
+        apart = isinstance(inputs, jax.Array) and len(inputs.sharding.device_set) > 1
+        if apart or jax.default_backend() != "cpu":
+            yield batch
+            continue
+        inputs, mask = np.asarray(inputs), np.asarray(batch["mask"])
+        size = min(len(inputs), max(1, _CPU_TOKENS // inputs.shape[1]))
+        for start in range(0, len(inputs), size):
+            cut = [x[start : start + size] for x in (inputs, mask)]
+            if not (cut[1] > 0).any():
+                continue
+            filled = [np.concatenate([x, np.zeros((size - len(x), x.shape[1]), x.dtype)]) for x in cut]
+            yield {"inputs": filled[0], "mask": filled[1]}
+
+
+def _rows_of(batches: Iterable[Batch], chosen: set[int] | None) -> Iterator[Batch]:
+    """The chosen windows, counted among those that have any token; the others are masked or left out."""
+    row = 0
+    for batch in batches:
+        mask = np.asarray(batch["mask"]) > 0
+        numbers = np.where(mask.any(-1), row + np.cumsum(mask.any(-1)) - 1, -1)
+        row += int(mask.any(-1).sum())
+        wanted = mask.any(-1) if chosen is None else np.isin(numbers, list(chosen))
+        if wanted.any():
+            yield {"inputs": batch["inputs"], "mask": mask & wanted[:, None]}
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _sampled(model: SelfAblatingTransformer, params: Params, inputs: jax.Array, drawn):
+    out = model.apply({"params": params}, inputs)
+    return unit_values(out), direction_values(model.config, params, out, drawn)
+
+
+def _level(kind: Kind, layer: int, values: np.ndarray, random: np.ndarray, rate: float, tokens: int) -> Level:
+    """Of values [units, n] and of random directions [R, n]."""
+    _check_finite(values.sum(-1), kind.name, layer)
+    sizes = np.sort(np.abs(values) if kind.signed else values, axis=-1)
+    if kind.source == "gates":
+        threshold = np.full(len(values), FIRES_ABOVE)
+    else:
+        threshold = np.maximum(top_threshold(sizes, np.full(len(values), rate)), 0)
+    fired = (sizes > threshold[:, None]).mean(-1)
+    gini = gini_of(sizes if kind.signed else np.sort(np.abs(values), axis=-1))
+    pilot = values.mean(-1, dtype=np.float64)
+    return Level(threshold=threshold.astype(np.float32), pilot=pilot.astype(np.float32), gini=gini,
+                 **_directions(kind, random, fired, tokens))
+
+
+def _directions(kind: Kind, random: np.ndarray, fired: np.ndarray, tokens: int) -> dict[str, Any]:
+    """Thresholds of random directions [R, n] at the rates of units, and measures of their activations."""
+    count, n = random.shape
+    least = _LEAST_SAMPLED / n
+    alive = fired[fired > 0]
+    rates = np.quantile(alive, (np.arange(count) + 0.5) / count) if alive.size else np.full(count, least)
+    sizes = np.abs(random) if kind.part == "attention" else random
+    threshold = top_threshold(np.sort(sizes, axis=-1), np.clip(rates, least, 1 - least)).astype(np.float32)
+    fires_on = sizes > threshold[:, None]
+    if kind.source == "gates":
+        return {"direction_threshold": threshold, "directions": binary_shape(fires_on.sum(-1), n)}
+    active = random if kind.part == "attention" else np.asarray(jax.nn.gelu(random, approximate=True))
+    active = (active if kind.source == "clean" else active * fires_on).astype(np.float64)
+    pilot = active.mean(-1)
+    found = shape(power_sums(active, pilot), pilot, n, gini_of(np.sort(np.abs(active), axis=-1)))
+    return {"direction_threshold": threshold, "directions": found}
+
+
+def top_threshold(ascending: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Between the values that the top share of each row starts with and the next lower one.
+
+    Args:
+      ascending: [units, n] sorted values.
+      rates: [units] share of values above; at least one is, and one is not.
+
+    >>> top_threshold(np.array([[1.0, 2.0, 3.0, 5.0]]), np.array([0.25])).tolist()
+    [4.0]
+    """
+    n = ascending.shape[1]
+    above = np.clip((rates * n).round().astype(int), 1, max(n - 1, 1))
+    rows = np.arange(len(ascending))
+    return (ascending[rows, n - above].astype(np.float64) + ascending[rows, np.maximum(n - above - 1, 0)]) / 2
+
+
+@functools.cache
+def _program(placed):
+    """The compiled step; the table stays where it is, so that it can be changed in place."""
+    return jax.jit(_step, static_argnames="model", donate_argnames="table", out_shardings=(placed, None))
+
+
+def _placement(piece: Batch):
+    """Where the table lies: on every device that has a part of the batch."""
+    inputs = piece["inputs"]
+    if isinstance(inputs, jax.Array) and isinstance(inputs.sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(inputs.sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _step(model, params, inputs, mask, ids, drawn, thresholds, pilots, table):
+    """One piece: (table with its firings, sums by kind and layer)."""
+    out = model.apply({"params": params}, inputs)
+    values, random = unit_values(out), direction_values(model.config, params, out, drawn)
+    fired = []
+    for i in range(model.config.n_layers):
+        for kind in kinds(model.config):
+            threshold, direction_threshold = thresholds[kind.name][i]
+            fired.append(fires(values[kind.name][i], threshold, kind.signed))
+            fired.append(fires(random[kind.space][i], direction_threshold, kind.part == "attention"))
+    rows = jnp.concatenate(fired, axis=-1).astype(table.dtype)
+    for j in range(ids.shape[-1]):
+        table = table.at[ids[..., j].ravel()].add(rows)
+    sums = {name: [_sums(values[name][i], pilot, mask.ravel()) for i, pilot in enumerate(pilots[name])]
+            for name in pilots}
+    return table, sums
+
+
+def _sums(values: jax.Array, pilot: jax.Array, mask: jax.Array) -> jax.Array:
+    """[5, units] as `measures.power_sums`, of tokens that count."""
+    y = jnp.where(mask[:, None], values - pilot, 0)
+    y2 = y * y
+    absolute = jnp.where(mask[:, None], jnp.abs(values), 0)
+    return jnp.stack([jnp.sum(x, axis=0) for x in (absolute, y, y2, y2 * y, y2 * y2)])
+
+
+def _added(total, sums):
+    """Sums in float64 on the host; those of a piece are fetched while the next one runs."""
+    if sums is None:
+        return total
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+    return wide if total is None else jax.tree.map(np.add, total, wide)
+
+
+def _counted(found: tuple[Kind, ...], model, table: np.ndarray, widths: list[tuple[int, int]], sums) -> Counted:
+    cuts = np.split(table, np.cumsum([w for pair in widths for w in pair])[:-1], axis=1)
+    units, directions = {kind.name: [] for kind in found}, {kind.name: [] for kind in found}
+    for i in range(model.config.n_layers):
+        for j, kind in enumerate(found):
+            at = 2 * (i * len(found) + j)
+            units[kind.name].append(cuts[at])
+            directions[kind.name].append(cuts[at + 1])
+    for name, layers in sums.items():
+        for i, values in enumerate(layers):
+            _check_finite(values.sum(0), name, i)
+    return Counted(units=units, directions=directions, sums=sums)
+
+
+def _is_binary(kind: Kind, model: SelfAblatingTransformer) -> bool:
+    return kind.source == "gates" and model.config.gate == "hard"
+
+
+def _check_finite(values: np.ndarray, name: str, layer: int) -> None:
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise DataError(
+            f"{name} of layer {layer} are NaN or infinite in {bad} of {len(values)} units; the checkpoint is damaged "
+            "or its training diverged, take another one"
+        )
