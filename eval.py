@@ -3,6 +3,7 @@
     python eval.py score --workdir runs/local-k8
     python eval.py score --workdir runs/local-k8 --suites perplexity gates --checkpoint best
     python eval.py compare runs/* --out runs/table
+    python eval.py match --workdir runs/local-k8 --baseline runs/baseline
     python eval.py explain --workdir runs/sst2 --before runs/sst2-l00 --text "a gorgeous , witty , seductive movie ."
     python eval.py circuit --workdir runs/quickstart --tau 0.01
     python eval.py sae --workdir runs/quickstart --l1 5 2 --seeds 0 1
@@ -25,6 +26,7 @@ from rich.table import Table
 from jaxablate.errors import CheckpointError, JaxablateError
 from jaxablate.evaluation.circuit_settings import CircuitSettings
 from jaxablate.evaluation.explain_settings import ExplainSettings
+from jaxablate.evaluation.match_settings import MatchSettings
 from jaxablate.evaluation.neuron_settings import NeuronSettings
 from jaxablate.evaluation.sae_settings import SaeSettings
 from jaxablate.evaluation.settings import ScoreSettings
@@ -66,6 +68,18 @@ def compare_runs(arguments: Compare, console: Console) -> None:
     console.print(comparison_tables(comparison, console.width))
     for path in write_comparison(comparison, arguments.out, figures=arguments.figures) if arguments.out else ():
         console.print(str(path), highlight=False)
+
+
+def match(arguments: MatchSettings, console: Console) -> None:
+    """Finds the baseline's checkpoint of equal loss, prints both side by side and where the files are."""
+    from jaxablate.evaluation import match_runner
+    from jaxablate.reports.matched import rich_view
+
+    report = match_runner.match(
+        arguments, say=lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True))
+    console.print(rich_view(report.matched))
+    for path in report.files:
+        console.print(str(path), highlight=False, soft_wrap=True)
 
 
 def explain(arguments: ExplainSettings, console: Console) -> None:
@@ -189,6 +203,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parse(argv)
         if isinstance(arguments, ScoreSettings):
             score(arguments, console)
+        elif isinstance(arguments, MatchSettings):
+            match(arguments, console)
         elif isinstance(arguments, ExplainSettings):
             explain(arguments, console)
         elif isinstance(arguments, CircuitSettings):
@@ -205,11 +221,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: list[str] | None
-          ) -> ScoreSettings | Compare | ExplainSettings | CircuitSettings | NeuronSettings | SaeSettings:
+Settings = (ScoreSettings | Compare | MatchSettings | ExplainSettings | CircuitSettings | NeuronSettings
+            | SaeSettings)
+
+
+def parse(argv: list[str] | None) -> Settings:
     """Settings of one of the commands; an unknown or missing flag ends the program with exit code 2."""
     commands = (Annotated[ScoreSettings, tyro.conf.subcommand("score")]
                 | Annotated[Compare, tyro.conf.subcommand("compare")]
+                | Annotated[MatchSettings, tyro.conf.subcommand("match")]
                 | Annotated[ExplainSettings, tyro.conf.subcommand("explain")]
                 | Annotated[CircuitSettings, tyro.conf.subcommand("circuit")]
                 | Annotated[SaeSettings, tyro.conf.subcommand("sae")]

@@ -44,6 +44,7 @@ ALLOWED = {
     "evaluation.subjects": _EVALUATION | {"training", "data", "provenance"},
     "evaluation.explain_runner": _EVALUATION | {"training", "data", "provenance"},
     "evaluation.circuit_runner": _EVALUATION | {"training", "data", "provenance"},
+    "evaluation.match_runner": _EVALUATION | {"training", "data", "provenance"},
     "evaluation.neuron_lookup": _EVALUATION | {"data"},
     "evaluation.neuron_runner": _EVALUATION | {"training", "data", "provenance"},
     "evaluation.sae_runner": _EVALUATION | {"training", "data", "provenance"},

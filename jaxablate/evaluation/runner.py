@@ -69,7 +69,7 @@ def score(settings: ScoreSettings, say: Callable[[str], None] = lambda line: Non
     for suite in chosen:
         say(f"{suite.name} ...")
         record = run_suite(suite, subject, settings)
-        results = _with(results, record)
+        results = with_record(results, record)
         files.write(settings.workdir, results)
     write_report(settings.workdir, results)
     return results
@@ -133,7 +133,7 @@ def _earlier(workdir: Path, say: Callable[[str], None]) -> Results | None:
         return None
 
 
-def _with(results: Results, record: SuiteRecord) -> Results:
+def with_record(results: Results, record: SuiteRecord) -> Results:
     """Results with one more record, suites in the order of `SUITES`."""
     records = {**results.suites, record.suite: record}
     order = [s.name for s in SUITES if s.name in records]
