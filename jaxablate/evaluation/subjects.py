@@ -24,6 +24,7 @@ from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.evaluation.suite import Batch, ClassifierSubject, Subject
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.neurons.facts import Facts
 from jaxablate.reports import results as files
 from jaxablate.reports.results import Results
 from jaxablate.sharding import batch_parts, batch_sharding, make_mesh, replicated
@@ -124,11 +125,26 @@ def _check_data(settings: ScoreSettings, stored: Any, made: Any, hashes: Mapping
 
 
 def _known_facts(data: DataConfig) -> dict[str, Callable[..., Any]]:
-    """What is known of the data beyond its tokens: for the embedded corpus, its prompts and its entropy."""
+    """What is known of the data beyond its tokens: for the embedded corpus, prompts, entropy and facts."""
     if data.source != "embedded":
         return {}
     valid = data.embedded_seed, corpus.VALID_START, data.embedded_valid_stories
-    return {"ioi_prompts": corpus.ioi_prompts, "loss_floor": lambda: corpus.entropy_floor(*valid)}
+    return {"ioi_prompts": corpus.ioi_prompts, "loss_floor": lambda: corpus.entropy_floor(*valid),
+            "facts": lambda: _corpus_facts(*valid)}
+
+
+def _corpus_facts(seed: int, start: int, count: int) -> Facts:
+    """Labels of the corpus's stories; the end-of-text after each has its own kind and the first value of the others."""
+    end = {"kind": corpus.LABELS["kind"].index("end")}
+    tokens, story, labels = [], [], {name: [] for name in corpus.LABELS}
+    for item in corpus.stories(seed, start, count):
+        tokens += [item.tokens, [corpus.CorpusTokenizer.eot_id]]
+        story.append(np.full(len(item.tokens) + 1, item.index - start))
+        for name, values in labels.items():
+            values += [item.facts.per_token[name], [end.get(name, 0)]]
+    joined = {name: np.concatenate(values).astype(np.int32) for name, values in labels.items()}
+    return Facts(tokens=np.concatenate(tokens).astype(np.int32), story=np.concatenate(story), labels=joined,
+                 names=corpus.LABELS)
 
 
 def _empty_results(config: RunConfig, params: Any, step: int, data_hash: str) -> Results:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxablate.config import ClassificationConfig, Config, RunConfig
+from jaxablate.neurons.facts import Facts
 from jaxablate.reports.panels import Panel
 from jaxablate.reports.results import Figure
 
@@ -75,6 +76,8 @@ class Subject:
     """(seed, count) -> indirect-object prompts in the language of the data; None where the data has none."""
     loss_floor: Callable[[], float] | None = None
     """Nats a token that no model of the data can beat; None where it is not known."""
+    facts: Callable[[], Facts] | None = None
+    """Recorded facts of every token of the validation split, in file order; None where the data has none."""
     workdir: Path | None = None
     """Of the run, for suites that measure what is stored beside the model; None where there is none."""
 
