@@ -26,7 +26,7 @@ from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.examples import NOTHING, Batch, TopExamples, UnitReader, top_examples
 from jaxablate.neurons.graphs import trie
 from jaxablate.neurons.matching import Text, count, firings
-from jaxablate.neurons.neuron_to_graph import GraphSettings, UnitGraph, build_graphs
+from jaxablate.neurons.neuron_to_graph import FIRES, GraphSettings, UnitGraph, build_graphs
 from jaxablate.neurons.pruning import Neighbours, Noise
 from jaxablate.neurons.short_runs import ShortRuns
 from jaxablate.provenance import provenance
@@ -176,7 +176,7 @@ def _layers(settings: NeuronSettings, opened: Opened, missing: list[int], folder
     top = top_examples(read, opened.params, _windows(settings, opened, opened.data.train, settings.tokens),
                        vocab_size=opened.config.model.vocab_size, eot_id=eot_id, examples=settings.examples,
                        context=settings.context)
-    limits = np.where(top.strongest > 0, top.strongest / 2, np.inf)
+    limits = np.where(top.strongest > 0, top.strongest * FIRES, np.inf)
     held_out = _windows(settings, opened, opened.data.valid, settings.score_tokens)
     bits, text = firings(read, opened.params, held_out, limits, eot_id)
     say(f"{top.tokens:,} tokens of training text read for examples, {(text.tokens != NOTHING).sum():,} of validation "
@@ -220,7 +220,7 @@ def _records(settings: NeuronSettings, opened: Opened, number: int, graphs: list
         strongest = float(top.strongest[number, graph.unit])
         out.append(NeuronRecord(
             neuron=f"{number}.{graph.unit}", site=f"{settings.stream}.layer_{number}.{field}", strongest=strongest,
-            threshold=strongest / 2, examples=_examples(graph, number, top, words),
+            threshold=strongest * FIRES, examples=_examples(graph, number, top, words),
             nodes=tuple(_node(node, words) for node in trie(graph.patterns)), scores=score))
     return out
 

@@ -13,13 +13,16 @@ from jaxablate.errors import ConfigError
 from jaxablate.neurons.graphs import Pattern, merge
 from jaxablate.neurons.pruning import Ask, Cases, Neighbours, Noise, importance, important, prune, substitutes
 
+FIRES = 0.5
+"""A unit fires where its activation is above this share of its maximum."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphSettings:
     """How graphs are made.
 
     Attributes:
-      build: how many of a unit's top examples a graph is made from.
+      build: how many of a unit's top examples a graph is made from; fewer where the unit does not fire in so many.
       share: of an example's activation that a suffix, a pattern or a substitute has to exceed.
       above: importance from which a context token is part of the pattern.
       replacements: random tokens over which importance is a mean.
@@ -89,7 +92,7 @@ def build_graphs(
       One graph for each of the U units.
     """
     used = activations[:, : settings.build]
-    unit, example = np.nonzero(used > 0)
+    unit, example = np.nonzero((used > 0) & (used > FIRES * used[:, :1]))
     cases = prune(ask, Cases(unit, contexts[unit, example], used[unit, example]), settings.share)
     explained = np.flatnonzero(cases.lengths > 0)
     known = cases[explained]

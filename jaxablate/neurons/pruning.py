@@ -96,9 +96,9 @@ def importance(ask: Ask, cases: Cases, noise: "Noise", replacements: int = 3) ->
     chosen = cases[case]
     sequences, column = chosen.sequences(), chosen.lengths - 1 - offset
     rows = np.arange(len(case))
-    values = []
+    original, values = sequences[rows, column], []
     for _ in range(replacements):
-        sequences[rows, column] = noise.other_than(sequences[rows, column])
+        sequences[rows, column] = noise.other_than(original)
         values.append(ask(sequences, chosen.units))
     out = np.full(cases.contexts.shape, np.nan, np.float32)
     out[case, offset] = 1 - np.mean(values, axis=0) / chosen.kept
