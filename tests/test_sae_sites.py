@@ -257,7 +257,7 @@ def test_logits_in_chunks_are_the_same(monkeypatch):
 
 def test_what_cannot_be_measured_is_said():
     subject = Subject("clean.layer_0.mlp_out", perfect(), SAE)
-    with pytest.raises(DataError, match="the split has 34 tokens; dead latents and densities need at least 10,000"):
+    with pytest.raises(DataError, match="34 tokens were read; dead latents and densities need at least 10,000"):
         evaluate(MODEL, params(), batches, [subject])
     with pytest.raises(ConfigError, match="width 8, clean.layer_0.mlp_pre of this model has 12"):
         evaluate(MODEL, params(), batches, [dataclasses.replace(subject, site="clean.layer_0.mlp_pre")])

@@ -183,7 +183,7 @@ def _stacked(subjects: Sequence[Subject], members: list[int]) -> Autoencoder:
 
 
 def _arrays(batch: Batch) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(batch[name]) for name in ("inputs", "targets", "mask")}
+    return {name: jnp.asarray(batch[name]) for name in ("inputs", "targets", "mask") if name in batch}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,8 +237,8 @@ def _site_means(reading, params: Params, batches: Iterable[Batch], min_tokens: i
         count += int((np.asarray(batch["mask"]) > 0).sum())
     if count < min_tokens:
         raise DataError(
-            f"the split has {count:,} tokens; dead latents and densities need at least {min_tokens:,}; give a longer "
-            "split, or set min_tokens"
+            f"{count:,} tokens were read; dead latents and densities need at least {min_tokens:,}; read more of the "
+            "split, or take a longer one"
         )
     return {name: jnp.asarray(total / count, jnp.float32) for name, total in sums.items()}
 

@@ -1,0 +1,315 @@
+"""eval.py sae end to end on a really trained tiny model: stored, measured, interrupted, refused."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import typing
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from scripts import ROOT, load_script
+
+from jaxablate import features
+from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from jaxablate.errors import ConfigError
+from jaxablate.evaluation import runner, sae_jobs, sae_runner
+from jaxablate.evaluation.sae_settings import PRESETS, SaeSettings
+from jaxablate.reports import results as files
+from jaxablate.training.checkpoint import restore_params
+from jaxablate.training.loop import train
+from jaxablate.training.workdir import read_config
+
+evaluation = load_script("eval")
+SITE = "clean.layer_0.mlp_out"
+QUICK = ("--steps", "12", "--tokens-per-step", "64", "--buffer-batches", "8", "--width", "2", "--learning-rate", "1e-2",
+         "--batch-size", "64")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two blocks, D = 16."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = Config(
+        model=ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2, n_heads=2, k_attention=3,
+                          k_neurons=5, ablation="local"),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        data=DataConfig(source="embedded", tokenizer="corpus", cache_dir=str(folder / "data"), embedded_stories=60,
+                        embedded_valid_stories=120),
+        train=TrainConfig(steps=6, batch_size=8, sequence_length=32, eval_every=6, eval_batches=1, checkpoint_every=3,
+                          tensorboard=False),
+    )
+    train(config, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A copy without autoencoders."""
+    return copy(trained, tmp_path / "run")
+
+
+def copy(run, to):
+    ignored = shutil.ignore_patterns("autoencoders", "results*", "*.html")
+    return pathlib.Path(shutil.copytree(run, to, ignore=ignored))
+
+
+def sae(workdir, *arguments):
+    return evaluation.main(["sae", "--workdir", str(workdir), *QUICK, *map(str, arguments)])
+
+
+def error_of(capsys, workdir, *arguments):
+    """Runs eval.py sae, which must fail as a user's error does, and gives its one line."""
+    assert sae(workdir, *arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def weights(workdir):
+    """Arrays of each stored autoencoder, by the start of its folder's name."""
+    return {path.name.rpartition("-")[0]: load_file(path / "sae_weights.safetensors")
+            for path in sae_jobs.stored(workdir)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stored(trained):
+    """The run with four autoencoders: two coefficients, two seeds."""
+    assert sae(trained, "--l1", 2, 0.5, "--seeds", 0, 1) == 0
+    return trained
+
+
+def test_every_combination_is_stored_with_what_decided_it(stored):
+    params, _ = restore_params(stored)
+    model = read_config(stored).model
+    assert set(weights(stored)) == {f"{SITE}-l1-{l1}-seed-{seed}" for l1 in ("2", "0.5") for seed in (0, 1)}
+    for folder in sae_jobs.stored(stored):
+        saved = features.load_autoencoder(folder, model, params)
+        identity = saved.details["identity"]
+        assert (saved.site, identity["control"], identity["settings"]["steps"]) == (SITE, "none", 12)
+        assert identity["run"]["l1"] in (2, 0.5) and identity["model_step"] == 6 and saved.details["trained"]
+        assert saved.density.shape == (32,) and 0 < saved.density.max() <= 1
+    different = list(weights(stored).values())
+    assert all(np.any(a["W_enc"] != b["W_enc"]) for i, a in enumerate(different) for b in different[:i])
+    (job,) = (stored / "autoencoders" / "jobs").iterdir()
+    assert sorted(path.name for path in job.iterdir()) == [".lock", "job.json", "metrics.jsonl"]
+    lines = [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines[::4]] == [4, 8, 12]
+    assert {(line["l1"], line["seed"]) for line in lines} == {(2, 0), (2, 1), (0.5, 0), (0.5, 1)}
+    assert lines[-1]["figures"]["loss"] > 0 and lines[-1]["site"] == SITE
+
+
+def test_the_suite_has_measured_all_of_them(stored):
+    record = files.read(stored).suites["sae"]
+    rows = record.details["autoencoders"]
+    assert len(rows) == 4 and rows[0]["tokens"] > 10_000 and record.details["unit"] == "stories"
+    assert {(row["kind"], row["seed"], row["control"]) for row in rows} == {
+        (kind, seed, "none") for kind in ("L1 2", "L1 0.5") for seed in (0, 1)}  # fmt: skip
+    for row in rows:
+        for name in ("l0", "explained_variance", "cosine", "kl"):
+            x = row["measures"][name]
+            assert x["low"] <= x["value"] <= x["high"], name
+    figures = {figure.name: figure for figure in record.figures}
+    assert list(figures)[:3] == ["L0, L1 0.5", "CE score, L1 0.5", "explained var., L1 0.5"]
+    both = [row["measures"]["l0"]["value"] for row in rows if row["kind"] == "L1 0.5"]
+    assert figures["L0, L1 0.5"].value == pytest.approx(np.mean(both)) and figures["L0, L1 0.5"].low is not None
+    page = (stored / "report.html").read_text()
+    assert "Sparsity, and what the model loses" in page and "Densities of latents" in page
+
+
+def test_what_is_stored_is_not_trained_again(stored, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (stored / "autoencoders").rglob("*.safetensors")}
+    assert sae(stored, "--l1", 2, "--seeds", 0, 1) == 0
+    assert "2 of 2 autoencoders were stored already" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (stored / "autoencoders").rglob("*.safetensors")}
+
+
+def test_sites_of_two_widths_and_kinds(workdir, capsys):
+    sites = ("--sites", "ablated.layer_1.mlp_post", "clean.layer_1.resid_post")
+    assert sae(workdir, *sites, "--architecture", "topk", "--k", 3) == 0
+    said = capsys.readouterr().out
+    assert "an autoencoder 64 -> 128 at ablated.layer_1.mlp_post" in said and "step 12/12" in said
+    rows = files.read(workdir).suites["sae"].details["autoencoders"]
+    assert {(row["site"], row["kind"]) for row in rows} == {
+        ("ablated.layer_1.mlp_post", "topk 3"), ("clean.layer_1.resid_post", "topk 3")}
+    assert all(row["measures"]["l0"]["value"] <= 3 for row in rows)
+
+
+def test_controls_stand_beside(workdir, capsys):
+    for control in ("none", "gaussian", "random-weights"):
+        assert sae(workdir, "--control", control) == 0
+    rows = {row["control"]: row for row in files.read(workdir).suites["sae"].details["autoencoders"]}
+    assert set(rows) == {"none", "gaussian", "random-weights"}
+    for control, row in rows.items():
+        assert row["measures"]["l0"]["low"] <= row["measures"]["l0"]["value"], control
+        assert (row["measures"]["ce_score_zero"]["value"] is None) or control == "none"
+    assert rows["random-weights"]["tokens"] == rows["none"]["tokens"]
+    figures = [figure.name for figure in files.read(workdir).suites["sae"].figures]
+    assert len(figures) == 3  # controls are no headline
+    assert "random weights" in capsys.readouterr().out
+    (folder,) = (path for path in sae_jobs.stored(workdir) if "gaussian" in path.name)
+    moments = features.load_autoencoder(folder).moments
+    np.testing.assert_allclose(moments.root[0], moments.root[0].T, atol=1e-6)
+    (folder / "moments.safetensors").unlink()
+    runner.score(SaeSettings(workdir=workdir, batch_size=64).of_score())
+    assert "are missing" in files.read(workdir).suites["sae"].details["passed_over"][0][1]
+
+
+KILLED = """
+import os, signal, sys
+from jaxablate.evaluation import sae_runner
+sys.path.insert(0, {root!r})
+import eval as script
+save, done = sae_runner._Rounds.save, []
+def killed(self, state):
+    save(self, state)
+    done.append(1)
+    if len(done) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+sae_runner._Rounds.save, sae_runner.MOST_OF_TIME = killed, 1e9
+sys.exit(script.main(sys.argv[1:]))
+"""
+SAVING = ("--l1", 2, 0.5, "--seeds", 0, 1, "--save-every", 1e-9)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(stored, workdir, capsys):
+    arguments = ["sae", "--workdir", str(workdir), *QUICK, *map(str, SAVING)]
+    program = [sys.executable, "-c", KILLED.format(root=str(ROOT)), *arguments]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not sae_jobs.stored(workdir)
+    assert sae(workdir, *SAVING) == 0
+    assert "goes on from step 8" in capsys.readouterr().out
+    same(workdir, stored)
+
+
+def test_a_signal_ends_it_after_the_round(stored, workdir, capsys, monkeypatch):
+    def signalled(self, step, means):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="130"):
+        patched.setattr(sae_runner._Rounds, "_refuse_nonfinite", signalled)
+        sae(workdir, "--l1", 2, 0.5, "--seeds", 0, 1)
+    assert "stopped at step 4 of 12; the same command goes on from there" in capsys.readouterr().err
+    # It goes on first, as it was, where more is asked for.
+    assert sae(workdir, "--l1", 2, 0.5, 0.1, "--seeds", 0, 1) == 0
+    said = capsys.readouterr().out
+    assert "training 4 autoencoders" in said and "goes on from step 4" in said and "training 2 autoencoders" in said
+    same(workdir, stored)
+
+
+def same(workdir, stored):
+    """The weights of the uninterrupted run, bit for bit, and nothing left of the interruption."""
+    expected, found = weights(stored), weights(workdir)
+    for name, arrays in expected.items():
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(found[name][key], array, err_msg=f"{name} {key}")
+    assert not list((workdir / "autoencoders").rglob("state.safetensors"))
+    steps = [json.loads(line)["step"] for path in (workdir / "autoencoders" / "jobs").glob("*/metrics.jsonl")
+             for line in path.read_text().splitlines()]  # fmt: skip
+    assert {step: steps.count(step) for step in set(steps)} == dict.fromkeys((4, 8, 12), len(found))
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), [
+    (("--sites", "clean.layer_0.mlp_otu"), "'clean.layer_0.mlp_otu' does not exist; nearest: clean.layer_0.mlp_out"),
+    (("--sites", SITE, SITE), f"--sites {SITE} {SITE} has a value twice"),
+    (("--l1", "-1"), "l1=-1 must be a number of at least 0"),
+    (("--learning-rate", "0"), "learning_rate=0 must be a number above 0"),
+    (("--k", "3"), "no effect beside --architecture standard: --k"),
+    (("--architecture", "topk", "--l1", "2"), "no effect beside --architecture topk: --l1"),
+    (("--architecture", "topk", "--k", "64"), "k=64.0 must be above 0 and below d_sae=32"),
+    (("--buffer-batches", "3"), "buffer_batches=3 must be an even number"),
+    (("--seeds", "-1"), "no seed may be negative"),
+    (("--warmup", "2"), "warmup=2 must be a part in 0..1"),
+    (("--steps", "0"), "steps=0 must be at least 1"),
+    (("--checkpoint", "newest"), "must be auto, last, best or"),
+])
+def test_bad_input_is_one_line(stored, capsys, arguments, complaint):
+    before = sorted((stored / "autoencoders").rglob("*"))
+    assert complaint in error_of(capsys, stored, *arguments)
+    assert sorted((stored / "autoencoders").rglob("*")) == before
+
+
+def test_activations_that_are_not_finite(workdir, capsys, monkeypatch):
+    def damaged(*arguments, **options):
+        params, step = restore_params(*arguments, **options)
+        return jax.tree.map(lambda x: x * np.nan, params), step
+
+    monkeypatch.setattr(sae_runner, "restore_params", damaged)
+    assert f"activations at {SITE} are NaN or infinite" in error_of(capsys, workdir)
+    assert not (workdir / "autoencoders").exists()
+
+
+def test_a_loss_that_is_not_finite(workdir, capsys):
+    line = error_of(capsys, workdir, "--learning-rate", "1e30")
+    assert f"{SITE}-l1-5-seed-0" in line and "a lower --learning-rate than 1e+30 may help" in line
+    assert not sae_jobs.stored(workdir)
+
+
+def test_a_damaged_state_is_said(workdir, capsys, monkeypatch):
+    monkeypatch.setattr(sae_runner._Rounds, "_rate", lambda self, step: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="130"):
+        sae(workdir)
+    (path,) = (workdir / "autoencoders").rglob("state.safetensors")
+    path.write_bytes(b"nothing")
+    capsys.readouterr()
+    assert f"delete {path} to start anew" in error_of(capsys, workdir)
+
+
+def test_other_peoples_autoencoders_are_passed_over(stored, workdir):
+    shutil.copytree(stored / "autoencoders", workdir / "autoencoders")
+    first, second, third, fourth = sae_jobs.stored(workdir)
+    (first / "sae_weights.safetensors").write_bytes(b"nothing")
+    settings = json.loads((second / "cfg.json").read_text())
+    settings["jaxablate"]["details"]["identity"]["model"] = "0" * 64
+    (second / "cfg.json").write_text(json.dumps(settings))
+    settings = json.loads((third / "cfg.json").read_text())
+    del settings["jaxablate"]  # as SAELens would have written it
+    (third / "cfg.json").write_text(json.dumps(settings))
+    runner.score(SaeSettings(workdir=workdir, batch_size=64).of_score())
+    record = files.read(workdir).suites["sae"]
+    assert [row["name"] for row in record.details["autoencoders"]] == [third.name, fourth.name]
+    why = dict(record.details["passed_over"])
+    assert "damaged" in why[first.name] and "belongs to another model" in why[second.name]
+    assert any(panel.title == "Passed over" for panel in record.panels)
+
+
+def test_too_few_tokens(stored, capsys):
+    assert evaluation.main(["score", "--workdir", str(stored), "--suites", "sae", "--max-batches", "2"]) == 2
+    assert "512 tokens were read; dead latents and densities need at least 10,000" in capsys.readouterr().err
+
+
+def test_scoring_trains_nothing(workdir):
+    config, said = read_config(workdir), []
+    names = [suite.name for suite in runner.choose((), config, workdir, said.append)]
+    assert "sae" not in names and "perplexity" in names
+    assert any(f"train one: python eval.py sae --workdir {workdir}" in line for line in said)
+    with pytest.raises(ConfigError, match="suite 'sae' has nothing to measure: no autoencoder is stored"):
+        runner.choose(("sae",), config, workdir)
+
+
+def test_settings_name_what_the_features_room_has():
+    ours, theirs = typing.get_type_hints(SaeSettings), typing.get_type_hints(features.AutoencoderConfig)
+    assert set(typing.get_args(ours["architecture"])) == set(typing.get_args(theirs["architecture"])) - {"jumprelu"}
+    assert typing.get_args(ours["decoder"]) == typing.get_args(theirs["decoder"])
+    paper, preset = features.SaeTrainConfig(), PRESETS["paper"]
+    assert (paper.steps, paper.learning_rate) == (preset["steps"], preset["learning_rate"])
+    settings = SaeSettings(workdir=pathlib.Path("x"), preset="paper")
+    (job,) = sae_jobs.plan(settings, ModelConfig(), 256, {"control": "none"})
+    assert job.settings == paper and job.windows == (16, 256)
+    assert job.config == features.AutoencoderConfig(project_gradient=False)
+    assert job.runs == (features.SaeRun("clean.layer_6.mlp_out", 5.0, 0),)
+
+
+@pytest.mark.parametrize("length", [7, 100, 127, 128, 256, 1000])
+def test_whole_sequences_fill_the_buffer(length):
+    (job,) = sae_jobs.plan(SaeSettings(workdir=pathlib.Path("x")), ModelConfig(context_length=1000), length,
+                           {"control": "none"})  # fmt: skip
+    half, (rows, _) = job.settings.round_steps * job.settings.batch_tokens, job.windows
+    assert half % (rows * length) == 0 and rows * length <= max(4096, length)
