@@ -136,7 +136,7 @@ def _merged(read: Read, params: Params, tokens_BT, mask_BT, best: dict[str, jax.
     layers = read(params, tokens_BT)
     hidden = [jnp.where(seen, x, -jnp.inf) for x in layers]
     value = jnp.stack([x.max(axis=1).T for x in hidden])  # [L, U, B]
-    position = jnp.stack([x.argmax(axis=1).T for x in hidden]).astype(jnp.int32)
+    position = jnp.stack([_first_of(x, x.max(axis=1, keepdims=True)).T for x in hidden])
     finite = jnp.stack([jnp.all(jnp.isfinite(x) | ~seen, axis=(0, 1)) for x in layers])
     rows = jnp.broadcast_to(first_row + jnp.arange(len(tokens_BT), dtype=jnp.int32), value.shape)
     joined = {"value": jnp.concatenate([best["value"], value], -1), "row": jnp.concatenate([best["row"], rows], -1),
@@ -144,6 +144,12 @@ def _merged(read: Read, params: Params, tokens_BT, mask_BT, best: dict[str, jax.
     kept_value, chosen = jax.lax.top_k(joined["value"], best["value"].shape[-1])
     kept = {name: jnp.take_along_axis(joined[name], chosen, axis=-1) for name in ("row", "position")}
     return kept | {"value": kept_value, "finite": best["finite"] & finite}
+
+
+def _first_of(x_BTU: jax.Array, value_B1U: jax.Array) -> jax.Array:
+    """[B, U] where along T a value is first met: argmax as a plain maximum, several times as fast on CPU."""
+    left = jnp.arange(x_BTU.shape[1], 0, -1, dtype=jnp.int32)[:, None]
+    return x_BTU.shape[1] - jnp.where(x_BTU == value_B1U, left, 0).max(axis=1)
 
 
 def _with_contexts(best, windows_WT, masks_WT, vocab_size: int, eot_id: int, context: int) -> TopExamples:

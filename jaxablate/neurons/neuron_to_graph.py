@@ -1,8 +1,7 @@
 """Neuron to Graph (Foote et al. 2023): from the top examples of a layer's units to a graph of patterns for each.
 
-Differences from the paper, each with its reason: tokens are replaced by random ones, not by padding, which these models
-do not have; what a pattern leaves open is checked with all of it replaced at once, since tokens may each be dispensable
-while not all of them are; substitutes come from the model's own embedding, not from another language model.
+Two differences from the paper: tokens are replaced by random ones, not by padding, which these models do not have; and
+substitutes come from the model's own embedding, not from another language model.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ class GraphSettings:
 
     Attributes:
       build: how many of a unit's top examples a graph is made from; fewer where the unit does not fire in so many.
-      share: of an example's activation that a suffix, a pattern or a substitute has to exceed.
+      share: of an example's activation that a suffix and a substitute have to exceed.
       above: importance from which a context token is part of the pattern.
       replacements: random tokens over which importance is a mean.
       candidates: nearest tokens that are tried in the place of an important one.
@@ -94,29 +93,24 @@ def build_graphs(
     used = activations[:, : settings.build]
     unit, example = np.nonzero((used > 0) & (used > FIRES * used[:, :1]))
     cases = prune(ask, Cases(unit, contexts[unit, example], used[unit, example]), settings.share)
-    explained = np.flatnonzero(cases.lengths > 0)
+    explained = cases.lengths > 0
     known = cases[explained]
     weights = importance(ask, known, noise, settings.replacements)
-    keep = important(ask, known, weights, noise, above=settings.above, share=settings.share,
-                     replacements=settings.replacements)
+    keep = important(weights, settings.above)
     found = substitutes(ask, known, keep, nearest, settings.share * known.activations)
-    strongest = activations[:, 0]
-    examples: list[list[Example]] = [[] for _ in range(len(activations))]
-    patterns: list[list[Pattern]] = [[] for _ in range(len(activations))]
-    rank = {int(e): i for i, e in enumerate(explained)}
-    for e, u in enumerate(unit.tolist()):
-        if e not in rank:
-            examples[u].append(Example(0, (), ()))
-            continue
-        i = rank[e]
-        examples[u].append(_example(int(known.lengths[i]), weights[i], keep[i]))
-        patterns[u].append(_pattern(known.contexts[i], keep[i], weights[i], found[i],
-                                    float(known.activations[i] / strongest[u])))
-    return [UnitGraph(u, merge(p), tuple(x)) for u, (p, x) in enumerate(zip(patterns, examples, strict=True))]
+    strengths = known.activations / activations[known.units, 0]
+    patterns = iter([_pattern(*x) for x in zip(known.contexts, keep, weights, found, strengths, strict=True)])
+    examples = iter([_example(*x) for x in zip(known.lengths, weights, keep, strict=True)])
+    made: list[tuple[list[Pattern], list[Example]]] = [([], []) for _ in activations]
+    for u, has_suffix in zip(unit, explained, strict=True):
+        made[u][1].append(next(examples) if has_suffix else Example(0, (), ()))
+        if has_suffix:
+            made[u][0].append(next(patterns))
+    return [UnitGraph(u, merge(parts), tuple(seen)) for u, (parts, seen) in enumerate(made)]
 
 
 def _example(length: int, weights_C: np.ndarray, keep_C: np.ndarray) -> Example:
-    return Example(length, tuple(weights_C[:length].tolist()), tuple(np.flatnonzero(keep_C).tolist()))
+    return Example(int(length), tuple(weights_C[:length].tolist()), tuple(np.flatnonzero(keep_C).tolist()))
 
 
 def _pattern(
@@ -126,4 +120,4 @@ def _pattern(
     offsets = range(int(np.flatnonzero(keep_C)[-1]) + 1)
     return Pattern(
         tokens=tuple(frozenset([int(back[i]), *found.get(i, ())]) if keep_C[i] else None for i in offsets),
-        importance=tuple(float(weights_C[i]) if keep_C[i] else None for i in offsets), strength=strength)
+        importance=tuple(float(weights_C[i]) if keep_C[i] else None for i in offsets), strength=float(strength))

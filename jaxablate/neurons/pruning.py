@@ -105,46 +105,11 @@ def importance(ask: Ask, cases: Cases, noise: "Noise", replacements: int = 3) ->
     return out
 
 
-def important(
-    ask: Ask, cases: Cases, importance_EC: np.ndarray, noise: "Noise", *, above: float, share: float = 0.5,
-    replacements: int = 3,
-) -> np.ndarray:
-    """The offsets a pattern has to name: with every other token replaced at once, the unit still is strong.
-
-    Tokens may each be dispensable while not all of them are. So where the mean activation over a few replacements of
-    all unimportant tokens is not above the share, the next most important token is kept too, and so on.
-
-    Args:
-      ask, cases, noise, replacements: as in `importance`.
-      importance_EC: its result.
-      above: importance from which a token is kept in any case; the pivot always is.
-      share: of the example's own activation.
-
-    Returns:
-      bool [E, C] by offset.
-    """
-    scores = np.nan_to_num(importance_EC, nan=-np.inf)
-    keep = scores > above
+def important(importance_EC: np.ndarray, above: float) -> np.ndarray:
+    """bool [E, C], the offsets a pattern names: the pivot, and tokens whose importance is above a threshold."""
+    keep = np.nan_to_num(importance_EC, nan=-np.inf) > above
     keep[:, 0] = True
-    inside = np.isfinite(scores)
-    unsettled = np.flatnonzero((inside & ~keep).any(1))
-    while unsettled.size:
-        chosen = cases[unsettled]
-        values = [ask(_scrambled(chosen, keep[unsettled], noise), chosen.units) for _ in range(replacements)]
-        weak = unsettled[np.mean(values, axis=0) <= share * chosen.activations]
-        rest = np.where(keep[weak], -np.inf, scores[weak])
-        keep[weak, rest.argmax(1)] = True
-        unsettled = weak[(inside[weak] & ~keep[weak]).any(1)]
     return keep
-
-
-def _scrambled(cases: Cases, keep_EC: np.ndarray, noise: "Noise") -> np.ndarray:
-    """Suffixes in which all tokens but those to keep are replaced."""
-    sequences = cases.sequences()
-    case, offset = np.nonzero(~keep_EC & (np.arange(keep_EC.shape[1]) < cases.lengths[:, None]))
-    column = cases.lengths[case] - 1 - offset
-    sequences[case, column] = noise.other_than(sequences[case, column])
-    return sequences
 
 
 def substitutes(

@@ -1,0 +1,128 @@
+"""Neuron to Graph at the paper's shape (L=8, D=128, N=16, F=512, V=50,257): seconds for neurons of every layer.
+
+    python -m benchmarks.neuron_graphs --units 512
+    python -m benchmarks.neuron_graphs --units 4096
+    python -m benchmarks.neuron_graphs --workdir runs/local-k8
+
+Without ``--workdir`` the weights are as they are drawn, and their neurons need other contexts than trained ones do; the
+text is TinyStories in GPT-2's tokens where ``data/`` has it, else random tokens by Zipf's law. Fewer units than all are
+the first ones of every layer; what all 4,096 would take is then extrapolated: what depends on the units goes by their
+number, the passes over text do not.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks.circuit_search import SHAPE
+from benchmarks.training_step import peak_bytes
+from jaxablate.data.token_file import open_token_file
+from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.neurons.examples import Params, TopExamples, UnitReader, top_examples
+from jaxablate.neurons.matching import count, firings
+from jaxablate.neurons.neuron_to_graph import FIRES, GraphSettings, build_graphs
+from jaxablate.neurons.pruning import Neighbours, Noise
+from jaxablate.neurons.short_runs import ShortRuns
+from jaxablate.training.checkpoint import restore_params
+from jaxablate.training.workdir import read_config
+
+EOT = 50256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    units: int = 512
+    """Neurons in all, the same number of each layer."""
+    tokens: int = 400_000
+    """Of text for examples."""
+    score_tokens: int = 100_000
+    batch_tokens: int = 8192
+    """Tokens of a batch of short runs."""
+    workdir: Path | None = None
+    """Of a trained model, whose shape is then the shape."""
+    data: Path = Path("data")
+    """Where token files of TinyStories may lie."""
+
+
+def measure(options: Options) -> dict[str, object]:
+    """Seconds of each part."""
+    model, params = _model(options)
+    config, text = model.config, _text(options, model.config.vocab_size)
+    read = UnitReader(model, tuple(range(config.n_layers)))
+    units = min(config.mlp_width, options.units // config.n_layers)
+    parts = {}
+    with _timed(parts, "examples"):
+        top = top_examples(read, params, _windows(text, 0, options.tokens), vocab_size=config.vocab_size, eot_id=EOT)
+    with _timed(parts, "firings"):
+        limits = np.where(top.strongest > 0, FIRES * top.strongest, np.inf)
+        bits, held_out = firings(read, params, _windows(text, options.tokens, options.score_tokens), limits, EOT)
+    nearest, seen = Neighbours(params["embed"]["embedding"], top.counts), []
+    for layer in range(config.n_layers):
+        with _timed(parts, "graphs"):
+            graphs, ask = _graphs(options, model, params, top, layer, units, nearest)
+        with _timed(parts, "matching"):
+            count([g.patterns for g in graphs], bits[layer, :units], held_out)
+        seen.append((ask.questions, ask.tokens_run, sum(bool(g.patterns) for g in graphs)))
+    questions, tokens, made = np.sum(seen, axis=0).tolist()
+    whole = config.n_layers * config.mlp_width
+    per_unit = (parts["graphs"] + parts["matching"]) * whole / (units * config.n_layers)
+    return {"units": units * config.n_layers, "graphs_made": made, "seconds": parts, "questions": questions,
+            "tokens_run": tokens, "all_units": whole, "all_seconds": parts["examples"] + parts["firings"] + per_unit,
+            "extrapolated": units < config.mlp_width, "peak_bytes": peak_bytes()}
+
+
+def _graphs(options: Options, model, params: Params, top: TopExamples, layer: int, units: int, nearest: Neighbours):
+    ask = ShortRuns(UnitReader(model, (layer,)), params, options.batch_tokens)
+    graphs = build_graphs(ask, top.activations[layer, :units], top.contexts[layer, :units], Noise(top.counts, layer),
+                          nearest, GraphSettings())
+    return graphs, ask
+
+
+def _model(options: Options) -> tuple[SelfAblatingTransformer, Params]:
+    if options.workdir is not None:
+        model = SelfAblatingTransformer(read_config(options.workdir).model)
+        return model, restore_params(options.workdir)[0]
+    model = SelfAblatingTransformer(SHAPE)
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+def _text(options: Options, vocab_size: int) -> np.ndarray:
+    needed = options.tokens + options.score_tokens
+    for path in sorted(options.data.glob("TinyStories-train*.gpt2.tokens")):
+        file = open_token_file(path, verify=False)
+        if file.n_tokens >= needed and file.vocab_size <= vocab_size:
+            return np.asarray(file.tokens[:needed], np.int32)
+    weights = 1 / np.arange(1, vocab_size + 1)
+    return np.random.default_rng(0).choice(vocab_size, needed, p=weights / weights.sum()).astype(np.int32)
+
+
+def _windows(text: np.ndarray, start: int, tokens: int, rows: int = 16, length: int = 256) -> Iterator[dict]:
+    for first in range(start, start + tokens - rows * length + 1, rows * length):
+        inputs = text[first : first + rows * length].reshape(rows, length)
+        yield {"inputs": inputs, "mask": np.ones(inputs.shape, np.float32)}
+
+
+class _timed:
+    """Adds the seconds of a block to an entry of a dict."""
+
+    def __init__(self, parts: dict[str, float], name: str):
+        self._parts, self._name = parts, name
+
+    def __enter__(self):
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self._parts[self._name] = self._parts.get(self._name, 0.0) + time.perf_counter() - self._start
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(tyro.cli(Options))))
