@@ -21,6 +21,7 @@ from jaxablate.evaluation import (
     importance,
     ioi,
     leakage,
+    neurons,
     perplexity,
     sae,
     samples,
@@ -38,7 +39,7 @@ from jaxablate.training.workdir import read_config, require_x64
 
 SUITES: tuple[Suite, ...] = (
     perplexity.SUITE, ioi.SUITE, gates.SUITE, weights.SUITE, samples.SUITE, circuits.SUITE,
-    leakage.SUITE, sae.SUITE,
+    neurons.SUITE, leakage.SUITE, sae.SUITE,
     classification.SUITE, superposition.SUITE, importance.SUITE, explanations.SUITE,
 )  # fmt: skip
 """Every suite, in the order of tables and reports. A new one needs its line here and nothing else."""

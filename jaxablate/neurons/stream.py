@@ -126,7 +126,7 @@ def survey(batches: Iterable[Batch], vocabulary: int) -> Split:
 
 
 def calibrate(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batch], split: Split,
-              rates: Mapping[str, list[float]], drawn: list[dict[str, np.ndarray]]) -> Levels:
+              rates: Mapping[str, list[float]], drawn: list[dict[str, Any]]) -> Levels:
     """Thresholds, pilot means and Gini indices from windows spread evenly over the split.
 
     Args:
@@ -152,14 +152,14 @@ def calibrate(model: SelfAblatingTransformer, params: Params, batches: Iterable[
     return {
         kind.name: [
             _level(kind, i, *(np.concatenate(found[key]).T for key in (
-                ("units", kind.name, i), ("directions", kind.space, i))), rates[kind.name][i], split.tokens)
+                ("units", kind.name, i), ("directions", kind.name, i))), rates[kind.name][i], split.tokens)
             for i in range(model.config.n_layers)
         ] for kind in kinds(model.config)
     }
 
 
 def count(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batch], split: Split, levels: Levels,
-          drawn: list[dict[str, np.ndarray]], more_rows: np.ndarray | None = None, more: int = 0) -> Counted:
+          drawn: list[dict[str, Any]], more_rows: np.ndarray | None = None, more: int = 0) -> Counted:
     """The pass.
 
     Args:
@@ -256,13 +256,14 @@ def _directions(kind: Kind, random: np.ndarray, fired: np.ndarray, tokens: int) 
     least = _LEAST_SAMPLED / n
     alive = fired[fired > 0]
     rates = np.quantile(alive, (np.arange(count) + 0.5) / count) if alive.size else np.full(count, least)
-    sizes = np.abs(random) if kind.part == "attention" else random
+    sizes = np.abs(random) if kind.signed else random
     threshold = top_threshold(np.sort(sizes, axis=-1), np.clip(rates, least, 1 - least)).astype(np.float32)
-    fires_on = sizes > threshold[:, None]
     if kind.source == "gates":
-        return {"direction_threshold": threshold, "directions": binary_shape(fires_on.sum(-1), n)}
-    active = random if kind.part == "attention" else np.asarray(jax.nn.gelu(random, approximate=True))
-    active = (active if kind.source == "clean" else active * fires_on).astype(np.float64)
+        return {"direction_threshold": threshold, "directions": binary_shape((sizes > threshold[:, None]).sum(-1), n)}
+    if kind.source == "ablated":
+        threshold = np.maximum(threshold, 0)
+    raw = kind.part == "neurons" and kind.source == "clean"
+    active = np.asarray(jax.nn.gelu(random, approximate=True) if raw else random, np.float64)
     pilot = active.mean(-1)
     found = shape(power_sums(active, pilot), pilot, n, gini_of(np.sort(np.abs(active), axis=-1)))
     return {"direction_threshold": threshold, "directions": found}
@@ -307,7 +308,7 @@ def _step(model, params, inputs, mask, ids, drawn, thresholds, pilots, table):
         for kind in kinds(model.config):
             threshold, direction_threshold = thresholds[kind.name][i]
             fired.append(fires(values[kind.name][i], threshold, kind.signed))
-            fired.append(fires(random[kind.space][i], direction_threshold, kind.part == "attention"))
+            fired.append(fires(random[kind.name][i], direction_threshold, kind.signed))
     rows = jnp.concatenate(fired, axis=-1).astype(table.dtype)
     for j in range(ids.shape[-1]):
         table = table.at[ids[..., j].ravel()].add(rows)

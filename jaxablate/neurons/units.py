@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate.config import ModelConfig
-from jaxablate.models.decoder import DecoderOutput
+from jaxablate.gating import hard_top_k, soft_top_k
+from jaxablate.models.decoder import DecoderOutput, StreamActivations
 from jaxablate.ops.normalization import layer_norm
 
 FIRES_ABOVE = 0.5
@@ -45,11 +46,6 @@ class Kind:
     def signed(self) -> bool:
         """Whether large negative values count as firing: attention channels have no preferred sign, neurons do."""
         return self.part == "attention" and self.source != "gates"
-
-    @property
-    def space(self) -> str:
-        """Name of the space whose random directions are its null; gates share the clean stream's."""
-        return f"{self.part} {'ablated' if self.source == 'ablated' else 'clean'}"
 
     def width(self, config: ModelConfig) -> int:
         """Units of a layer."""
@@ -83,12 +79,12 @@ def unit_values(out: DecoderOutput) -> Arrays:
     return found
 
 
-def draw_directions(config: ModelConfig, params: Params, count: int, seed: int) -> list[dict[str, np.ndarray]]:
-    """Random units of each layer.
+def draw_directions(config: ModelConfig, params: Params, count: int, seed: int) -> list[dict[str, Any]]:
+    """Random units of each layer: they read what trained units read, but nothing in particular.
 
-    A random neuron has the length of in-weights and the bias of a neuron of its layer, drawn at random, and the
-    direction of its weights uniformly random: it reads what neurons read, but nothing in particular. A random channel
-    is a column of a random rotation of the layer's D channels.
+    A random neuron has the length of in-weights and the bias of a neuron of its layer, drawn at random, and a uniformly
+    random direction. A random gate is a random score likewise, of the stream (or both streams) that score heads read.
+    A random channel is a column of a random rotation of the layer's D channels.
 
     Args:
       config: of the model.
@@ -97,43 +93,89 @@ def draw_directions(config: ModelConfig, params: Params, count: int, seed: int) 
       seed: of the draws.
 
     Returns:
-      For each layer ``up`` [D, R], ``bias`` [R], ``rotation`` [D, R], float32.
+      For each layer ``up`` [D, R], ``bias`` [R], ``rotation`` [D, R], and ``neurons gates``, ``attention gates`` by
+      what is read, [D, R]; float32.
     """
     rng = np.random.default_rng(seed)
     drawn = []
     for i in range(config.n_layers):
-        up = {name: np.asarray(x, np.float64) for name, x in params[f"layer_{i}"]["mlp"]["up"].items()}
+        up = params[f"layer_{i}"]["mlp"]["up"]
         model = rng.integers(0, config.mlp_width, count)
-        direction = rng.standard_normal((config.d_model, count))
-        direction *= np.linalg.norm(up["kernel"][:, model], axis=0) / np.linalg.norm(direction, axis=0)
-        square = (config.d_model, config.d_model)
-        turns = [np.linalg.qr(rng.standard_normal(square))[0] for _ in range(-(-count // config.d_model))]
-        layer = {"up": direction, "bias": up["bias"][model], "rotation": np.concatenate(turns, axis=1)[:, :count]}
-        drawn.append({name: x.astype(np.float32) for name, x in layer.items()})
+        layer: dict[str, Any] = {"up": _turned(up["kernel"], model, rng), "rotation": _rotations(config, count, rng),
+                                 "bias": np.asarray(up["bias"], np.float32)[model]}
+        for part in ("neurons", "attention") if config.gated else ():
+            heads = _score_kernels(config, params, part, i)
+            model = rng.integers(0, next(iter(heads.values())).shape[1], count)
+            layer[f"{part} gates"] = {read: _turned(kernel, model, rng) for read, kernel in heads.items()}
+        drawn.append(layer)
     return drawn
 
 
-def direction_values(config: ModelConfig, params: Params, out: DecoderOutput, drawn: list[dict[str, jax.Array]]
-                     ) -> Arrays:
+def _score_kernels(config: ModelConfig, params: Params, part: str, layer: int) -> dict[str, np.ndarray]:
+    """Kernels [D, units] of a layer's scores by what they read: ``block``, its input, or ``final``, the last state."""
+    name, found = {"neurons": "neuron_scores", "attention": "attention_scores"}[part], {}
+    if config.ablation in ("local", "both"):
+        found["block"] = np.asarray(params[f"layer_{layer}"][name]["kernel"])
+    if config.ablation in ("global", "both"):
+        found["final"] = np.split(np.asarray(params[name]["kernel"]), config.n_layers, axis=1)[layer]
+    return found
+
+
+def _turned(kernel: jax.typing.ArrayLike, columns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """These columns of a kernel [D, units], each in a random direction."""
+    lengths = np.linalg.norm(np.asarray(kernel, np.float64)[:, columns], axis=0)
+    direction = rng.standard_normal((len(kernel), len(columns)))
+    return (direction * lengths / np.linalg.norm(direction, axis=0)).astype(np.float32)
+
+
+def _rotations(config: ModelConfig, count: int, rng: np.random.Generator) -> np.ndarray:
+    """[D, count] columns of random rotations, as many as it takes."""
+    square = (config.d_model, config.d_model)
+    turns = [np.linalg.qr(rng.standard_normal(square))[0] for _ in range(-(-count // config.d_model))]
+    return np.concatenate(turns, axis=1)[:, :count].astype(np.float32)
+
+
+def direction_values(config: ModelConfig, params: Params, out: DecoderOutput, drawn: list[dict[str, Any]]) -> Arrays:
     """Every random unit on every token of a batch.
 
+    On the ablated stream as many random units as of the trained ones pass: winners by the random scores.
+
     Returns:
-      By space and layer [B * T, R], float32: random neurons *before* the activation function, which is not monotone
-      and would blur their order, and random channels.
+      By kind and layer [B * T, R], float32: random neurons of the clean stream *before* the activation function, which
+      is not monotone and would blur their order; random channels; random scores; on the ablated stream activation
+      times gate.
     """
-    values = unit_values(out)
     found: Arrays = {}
     for i, (layer, random) in enumerate(zip(out.layers, drawn, strict=True)):
         norm = params[f"layer_{i}"]["ln_2"]
-        for stream, activations in (("clean", layer.clean), ("ablated", layer.ablated)):
-            if activations is None:
-                continue
-            read = layer_norm(_rows(activations.resid_mid), norm["scale"], norm["bias"], config.layer_norm_eps)
-            pre = read.astype(jnp.float32) @ random["up"] + random["bias"]
-            found.setdefault(f"neurons {stream}", []).append(pre)
-            turned = values[f"attention {stream}"][i] @ random["rotation"]
-            found.setdefault(f"attention {stream}", []).append(turned)
+        states = {"block": layer.clean.resid_pre, "final": out.final_clean}
+        neurons, attention = _random_units(config, norm, random, layer.clean)
+        values = {"neurons clean": neurons, "attention clean": attention}
+        if layer.ablated is not None:
+            neurons, attention = _random_units(config, norm, random, layer.ablated)
+            for part, active in (("neurons", jax.nn.gelu(neurons, approximate=True)), ("attention", attention)):
+                scores = sum(_rows(states[read]) @ kernel for read, kernel in random[f"{part} gates"].items())
+                values |= {f"{part} gates": scores, f"{part} ablated": active * _winners(config, part, i, scores)}
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
     return found
+
+
+def _random_units(config: ModelConfig, norm: Params, random: Mapping[str, jax.Array], stream: StreamActivations
+                  ) -> tuple[jax.Array, jax.Array]:
+    """Random neurons before the activation function, and random channels, of one stream, [n, R]."""
+    read = layer_norm(_rows(stream.resid_mid), norm["scale"], norm["bias"], config.layer_norm_eps)
+    return read.astype(jnp.float32) @ random["up"] + random["bias"], _rows(stream.head_out) @ random["rotation"]
+
+
+def _winners(config: ModelConfig, part: str, layer: int, scores: jax.Array) -> jax.Array:
+    """Gates [n, R] that let about the same share of random units pass as of trained ones."""
+    units, count = config.mlp_width if part == "neurons" else config.d_model, scores.shape[-1]
+    k = min(max(round(count * config.layer_k(part, layer) / units), 1), count - 1)
+    if config.gate == "hard":
+        return hard_top_k(scores, k=k)
+    temperature = config.temperature_neurons if part == "neurons" else config.temperature_attention
+    return soft_top_k(scores, k=k, temperature=temperature, eps=config.gate_eps, surrogate=config.surrogate)
 
 
 def fires(values: jax.Array, threshold: jax.Array, signed: bool) -> jax.Array:
