@@ -125,6 +125,8 @@ def train(
     while int(state.step) < settings.steps:
         if int(state.step) > 0:
             state = _refilled(activations, params, source, runs, state, settings)
+        # Arrays that are bound to a device and arrays that are not would be two compilations.
+        state = jax.device_put(state, state.buffer.sharding)
         count = min(settings.round_steps, settings.steps - int(state.step))
         state, metrics = _round(state, site_index, l1, count, config, settings)
         if progress is not None:
