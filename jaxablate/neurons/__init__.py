@@ -7,13 +7,27 @@
 ``measures``        formulas of REFERENCE section 5
 ``nulls``           shuffled tokens, and random directions that fire as often
 ``facts``           which unit tells which recorded fact of a text
+``examples``        where in a text each unit is strongest
+``neuron_to_graph`` graphs of what fires units, from their examples; ``pruning``, ``short_runs``: its steps
+``graphs``          patterns of tokens, merged, as a trie
+``matching``        where patterns match a text, and how well that tells where a unit fires
 ==================  =================================================================================================
 
 Everything takes a model and its parameters and changes neither.
 """
 
+from jaxablate.neurons.examples import TopExamples, UnitReader, top_examples
 from jaxablate.neurons.facts import FactMeasures, Facts
+from jaxablate.neurons.graphs import Pattern
+from jaxablate.neurons.matching import Counts, Text, count, firings
 from jaxablate.neurons.measures import Shape, TokenSelectivity
+from jaxablate.neurons.neuron_to_graph import GraphSettings, UnitGraph, build_graphs
+from jaxablate.neurons.pruning import Neighbours, Noise
+from jaxablate.neurons.short_runs import ShortRuns
 from jaxablate.neurons.specialisation import MEASURES, NeuronMeasures, UnitGroup, measure
 
-__all__ = ["MEASURES", "FactMeasures", "Facts", "NeuronMeasures", "Shape", "TokenSelectivity", "UnitGroup", "measure"]
+__all__ = [
+    "MEASURES", "Counts", "FactMeasures", "Facts", "GraphSettings", "Neighbours", "NeuronMeasures", "Noise",
+    "Pattern", "Shape", "ShortRuns", "Text", "TokenSelectivity", "TopExamples", "UnitGraph", "UnitGroup",
+    "UnitReader", "build_graphs", "count", "firings", "measure", "top_examples",
+]  # fmt: skip
