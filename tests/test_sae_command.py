@@ -115,9 +115,9 @@ def test_the_suite_has_measured_all_of_them(stored):
             x = row["measures"][name]
             assert x["low"] <= x["value"] <= x["high"], name
     figures = {figure.name: figure for figure in record.figures}
-    assert list(figures)[:3] == ["L0, L1 0.5", "CE score, L1 0.5", "explained var., L1 0.5"]
+    assert list(figures)[:3] == ["L0 at L1 0.5", "CE score at L1 0.5", "explained var. at L1 0.5"]
     both = [row["measures"]["l0"]["value"] for row in rows if row["kind"] == "L1 0.5"]
-    assert figures["L0, L1 0.5"].value == pytest.approx(np.mean(both)) and figures["L0, L1 0.5"].low is not None
+    assert figures["L0 at L1 0.5"].value == pytest.approx(np.mean(both)) and figures["L0 at L1 0.5"].low is not None
     page = (stored / "report.html").read_text()
     assert "Sparsity, and what the model loses" in page and "Densities of latents" in page
 

@@ -123,7 +123,7 @@ def measure(subject: Subject) -> SaeResult:
             measures, refused = _MEASURES[control](subject, batches, part)
             found |= measures
             passed_over += refused
-    rows = [_row(one, found[one.name], subject.seed) for one in opened if one.name in found]
+    rows = [_row(one, found[one.name], subject.seed) for one in sorted(opened, key=_order) if one.name in found]
     units = max((len(m.unit_sums) for m in found.values()), default=0)
     return SaeResult(paper_site=features.paper_site(subject.config.model), autoencoders=tuple(rows), seeds=_seeds(rows),
                      passed_over=tuple(passed_over), unit=unit, units=units)  # fmt: skip
@@ -195,6 +195,13 @@ def _of_gaussian(subject: Subject, batches, part: list[Opened]):
 _MEASURES = {"none": _of_model, "random-weights": _of_random_weights, "gaussian": _of_gaussian}
 _HELD_OUT = 1 << 20
 """Added to the seed of a Gaussian control's held-out draws, so that they are not those it was trained on."""
+
+
+def _order(one: Opened) -> tuple[Any, ...]:
+    """By site, kind, what decides the sparsity, control, seed."""
+    config, run = one.saved.config, one.saved.details.get("identity", {}).get("run", {})
+    return (one.saved.site, config.architecture, run.get("l1", 0.0), config.k, list(_MEASURES).index(one.control),
+            run.get("seed", 0), one.name)  # fmt: skip
 
 
 def _row(one: Opened, m: features.SaeMeasures, seed: int) -> StoredAutoencoder:

@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxablate.evaluation.circuit_view import with_interval
 from jaxablate.features.metrics import DENSITY_EDGES
 from jaxablate.reports.panels import Curves, Grid, Histogram, HistogramGrid, Panel, Series
 from jaxablate.reports.results import Figure
+from jaxablate.reports.table import number
 
 MOST_HISTOGRAMS = 24
 
@@ -22,8 +22,14 @@ class Estimate:
     high: float | None = None
 
     def text(self) -> str:
-        """``value [low, high]``, or a dash."""
-        return with_interval(self.value, None if self.low is None else (self.low, self.high))
+        """``value ± half width of the interval``, or a dash.
+
+        >>> Estimate(value=2.0, low=1.5, high=2.5).text(), Estimate(value=0.25).text(), Estimate(value=None).text()
+        ('2.00 ± 0.50', '0.2500', '-')
+        """
+        if self.low is None or self.high is None or self.high <= self.low:
+            return number(self.value)
+        return f"{number(self.value, self.low, self.high)} ± {number((self.high - self.low) / 2, self.low, self.high)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +86,7 @@ def figures(rows: Sequence[StoredAutoencoder], seeds: Sequence[Seeds], paper_sit
     out = []
     for row, label in zip(ordered, _labels(ordered, paper_site), strict=True):
         measures = of_seeds[row.name].means if row.name in of_seeds else row.measures
-        out += [Figure(name=f"{name}, {label}", unit=unit, better=better, **dataclasses.asdict(measures[key]))
+        out += [Figure(name=f"{name} at {label}", unit=unit, better=better, **dataclasses.asdict(measures[key]))
                 for name, key, unit, better in _HEADLINE]  # fmt: skip
     return tuple(out)
 
@@ -109,8 +115,8 @@ def panels(
 
 def _labels(rows: Sequence[StoredAutoencoder], paper_site: str) -> list[str]:
     """Short names: the kind, with the site where it is not the paper's, and what else tells them apart."""
-    short = [row.kind if row.site == paper_site else f"{row.kind} {row.site}" for row in rows]
-    longer = [f"{label}, {row.latents:,} latents, {row.steps} steps, rate {row.learning_rate}"
+    short = [row.kind if row.site == paper_site else f"{row.kind}, {row.site}" for row in rows]
+    longer = [f"{label}, {row.latents:,} latents, {number(row.steps)} steps, rate {number(row.learning_rate)}"
               for label, row in zip(short, rows, strict=True)]  # fmt: skip
     whole = [f"{label}, {row.name[-8:]}" for label, row in zip(short, rows, strict=True)]
     return [next(names[i] for names in (short, longer, whole) if names.count(names[i]) == 1 or names is whole)
@@ -134,13 +140,12 @@ def _losses(rows: Sequence[StoredAutoencoder], units: str) -> Grid:
                    for row in rows),
         caption="L0: active latents a token. CE score: share of the loss that the site saves, against zeros (and "
                 "against its mean), which its reconstruction saves too; 1 at best. KL: nats a token from the model to "
-                "the one with the reconstruction. Dead: active for no token of the split. In brackets 95 % bootstrap "
-                f"intervals over {units}; of Gaussian vectors over windows of {_BLANK} of them. The losses of controls "
-                "mean nothing and are left out.",
+                "the one with the reconstruction. Dead: active for no token of the split. "
+                f"{_INTERVALS.format(units)} The losses of controls mean nothing and are left out.",
     )  # fmt: skip
 
 
-_BLANK = 256
+_INTERVALS = "± half of the 95 % bootstrap interval over {}; of Gaussian vectors over rows of 256 of them."
 
 
 def _reconstructions(rows: Sequence[StoredAutoencoder], units: str) -> Grid:
@@ -151,7 +156,8 @@ def _reconstructions(rows: Sequence[StoredAutoencoder], units: str) -> Grid:
         rows=tuple((*_who(row), *(row.measures[name].text() for name in names)) for row in rows),
         caption="Explained variance: 1 - squared error / variance, sums over the split. SAELens 5.1.0 reports the mean "
                 "over tokens of 1 - squared error / squared distance to the batch's mean, which few tokens near the "
-                f"mean decide. L1: sum of a token's latents. 95 % bootstrap intervals over {units}.",
+                "mean decide. L1: sum of a token's latents, where activations are scaled to the mean norm sqrt(width). "
+                f"{_INTERVALS.format(units)}",
     )  # fmt: skip
 
 
@@ -170,11 +176,12 @@ def _over_seeds(rows: Sequence[StoredAutoencoder], seeds: Sequence[Seeds]) -> Gr
 def _curves(rows: Sequence[StoredAutoencoder], measure: str) -> Curves | None:
     """A measure against L0, a curve for each site and source; None with fewer than two points."""
     series: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
+    parts = [(row.site.removeprefix("clean."), row.kind.split()[0], CONTROLS[row.control]) for row in rows]
+    varied = [i for i in range(3) if len({part[i] for part in parts}) > 1] or [2]
+    for row, part in zip(rows, parts, strict=True):
         y, x = row.measures[measure].value, row.measures["l0"].value
         if y is not None and x:
-            source = "" if row.control == "none" else f", {CONTROLS[row.control]}"
-            series.setdefault(f"{row.site}, {row.kind.split()[0]}{source}", []).append((x, y))
+            series.setdefault(", ".join(part[i] for i in varied), []).append((x, y))
     if len({point for points in series.values() for point in points}) < 2:
         return None
     name = {"explained_variance": "explained variance", "ce_score_zero": "CE score"}[measure]

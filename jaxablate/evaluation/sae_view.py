@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from jaxablate.evaluation.circuit_view import with_interval
-from jaxablate.evaluation.sae_panels import CONTROLS
+from jaxablate.evaluation.sae_panels import CONTROLS, Estimate
 from jaxablate.reports.results import SuiteRecord
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -84,14 +83,13 @@ def stored_table(record: SuiteRecord, title: str) -> Table:
       title: over it.
     """
     names = {"L0": "l0", "CE score": "ce_score_zero", "explained variance": "explained_variance"}
-    table = Table(title=title, title_justify="left", caption="95 % intervals in brackets", caption_justify="left")
+    table = Table(title=title, title_justify="left", caption="± half of the 95 % interval", caption_justify="left")
     for name in ("site", "kind", "trained on", "seed"):
         table.add_column(name)
     for name in (*names, "dead"):
         table.add_column(name, justify="right")
     for row in record.details["autoencoders"]:
-        found = [row["measures"][name] for name in names.values()]
-        figures = [with_interval(x["value"], None if x["low"] is None else (x["low"], x["high"])) for x in found]
+        figures = [Estimate(**row["measures"][name]).text() for name in names.values()]
         seed = "-" if row["seed"] is None else str(row["seed"])
         table.add_row(row["site"], row["kind"], CONTROLS[row["control"]], seed, *figures,
                       f"{row['dead']:,} of {row['latents']:,}")  # fmt: skip

@@ -1,0 +1,183 @@
+"""The suite `sae`: units, intervals, groups of seeds, what is shown."""
+
+import dataclasses
+import json
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxablate import features
+from jaxablate.evaluation import sae as suite
+from jaxablate.evaluation import sae_view
+from jaxablate.evaluation.sae_panels import Estimate, StoredAutoencoder
+from jaxablate.reports.compare import student_interval
+from jaxablate.reports.html import draw
+from jaxablate.reports.panels import Curves, Grid, HistogramGrid, panel_from_dict
+
+EOT = 9
+
+
+def batches():
+    """Two batches of two rows; stories end at the targets 9, one of them across the batches, one behind the mask."""
+    for targets, mask in (([[1, 9, 2, 3], [4, 9, 5, 6]], [[1, 1, 1, 1], [1, 1, 1, 1]]),
+                          ([[7, 9, 1, 1], [9, 2, 9, 9]], [[1, 1, 1, 1], [1, 1, 0, 0]])):  # fmt: skip
+        yield {"inputs": np.zeros((2, 4), int), "targets": np.array(targets), "mask": np.array(mask, np.float32)}
+
+
+def test_each_target_belongs_to_its_story(monkeypatch):
+    again, unit = suite.with_units(batches, EOT)
+    assert unit == "windows" and "unit" not in next(again())  # four stories are too few
+    monkeypatch.setattr(suite, "MIN_STORIES", 4)
+    again, unit = suite.with_units(batches, EOT)
+    assert unit == "stories"
+    for _ in range(2):  # it can be started anew
+        first, second = again()
+        assert first["unit"].tolist() == [[0, 0, 1, 1], [1, 1, 2, 2]]
+        assert second["unit"][0].tolist() == [2, 2, 3, 3] and second["unit"][1, :2].tolist() == [3, 4]
+
+
+def measures(**changes):
+    """Three units of 1, 2 and 1 tokens."""
+    columns = {
+        "tokens": [1, 2, 1], "ce": [1, 2, 1], "ce_sae": [1.5, 3, 1.5], "ce_zero": [3, 6, 3], "ce_mean": [2, 4, 2],
+        "kl_sae": [0.1, 0.2, 0.1], "kl_zero": [1, 2, 1], "kl_mean": [1, 2, 1], "l0": [2, 8, 4], "l1": [1, 2, 1],
+        "squared_error": [1, 1, 0], "variance": [2, 4, 2], "explained_variance_saelens": [0.5, 1, 0.5],
+        "cosine": [1, 2, 1],
+    }  # fmt: skip
+    sums = np.stack([np.array((columns | changes)[name], float) for name in features.COLUMNS], axis=-1)
+    fields = {field.name: 0 for field in dataclasses.fields(features.SaeMeasures)}
+    named = {"site": "clean.layer_0.mlp_out", "tokens": 4, "dead": 3, "density_histogram": (0,) * 11 + (5,),
+             "unit_sums": sums, "ce_score_zero": 0.75, "ce_score_mean": 0.5}  # fmt: skip
+    return features.SaeMeasures(**(fields | named))
+
+
+def test_estimates_by_hand():
+    found = suite.estimates(measures(), seed=0)
+    assert found["l0"].value == pytest.approx(14 / 4)
+    assert 2 <= found["l0"].low < 14 / 4 < found["l0"].high <= 4
+    assert found["ce_score_zero"] == Estimate(value=0.75, low=0.75, high=0.75)  # the same in each unit
+    assert found["ce_score_mean"].value == 0.5
+    assert found["explained_variance"].value == 1 - 2 / 8
+    assert found["kl"].value == pytest.approx(0.1)
+    assert found["mse"].value == 0.5
+
+
+def test_no_value_where_there_is_none():
+    nothing = np.full(3, np.nan)
+    losses = {name: nothing for name in features.COLUMNS if name.startswith(("ce", "kl"))}
+    found = suite.estimates(dataclasses.replace(measures(**losses), ce_score_zero=None, ce_score_mean=None), seed=0)
+    assert found["ce_score_zero"] == found["kl"] == found["ce"] == Estimate(value=None)
+    assert found["l0"].low is not None
+    one = dataclasses.replace(measures(), unit_sums=measures().unit_sums[:1])
+    assert suite.estimates(one, seed=0)["l0"] == Estimate(value=2.0)  # a single unit has no interval
+
+
+def row(name, l0, *, kind="L1 5", seed=0, control="none", site="clean.layer_0.mlp_out", score=0.75, steps=4000):
+    values = dict.fromkeys(suite._FORMULAS, 0.5) | {"l0": l0, "ce_score_zero": None if control != "none" else score}
+    return StoredAutoencoder(
+        name=name, site=site, kind=kind, control=control, seed=seed, steps=steps, learning_rate=1e-3, latents=16,
+        group=f"{site} {kind} {control} {steps}", tokens=100, dead=3, density_histogram=(0,) * 11 + (13,),
+        measures={key: Estimate(value=value) if value is None else Estimate(value=value, low=value - 0.25,
+                                                                            high=value + 0.25)
+                  for key, value in values.items()},
+    )  # fmt: skip
+
+
+ROWS = (
+    row("other-a1", 9.0, site="clean.layer_1.mlp_out"), row("paper-b2", 4.0), row("paper-c3", 6.0, seed=1),
+    row("less-d4", 12.0, kind="L1 1"), row("noise-e5", 40.0, control="gaussian"),
+)  # fmt: skip
+
+
+def result(rows=ROWS, passed_over=()):
+    return suite.SaeResult(paper_site="clean.layer_0.mlp_out", autoencoders=tuple(rows), seeds=suite._seeds(rows),
+                           passed_over=tuple(passed_over), unit="stories", units=40)  # fmt: skip
+
+
+def test_seeds_become_a_mean():
+    (group,) = suite._seeds(ROWS)
+    low, high = student_interval([4.0, 6.0])
+    assert group.members == ("paper-b2", "paper-c3")
+    assert group.means["l0"] == Estimate(value=5.0, low=low, high=high)
+    assert group.means["dead"].value == 3
+    none = suite._seeds((row("a", 1.0, control="gaussian"), row("b", 2.0, control="gaussian", seed=1)))
+    assert none[0].means["ce_score_zero"] == Estimate(value=None)
+
+
+def test_headline_has_each_kind_once_and_the_papers_site_first():
+    figures = {figure.name: figure for figure in result().headline()}
+    assert list(figures)[:3] == ["L0 at L1 5", "CE score at L1 5", "explained var. at L1 5"]
+    assert "L0 at L1 1" in figures and "L0 at L1 5, clean.layer_1.mlp_out" in figures and len(figures) == 9
+    assert figures["L0 at L1 5"].value == 5.0 and figures["CE score at L1 5"].better == "up"
+    assert figures["L0 at L1 1"].low == pytest.approx(11.75)
+
+
+def test_headline_names_what_tells_autoencoders_apart():
+    names = [f.name for f in result((row("x-1", 4.0), row("y-2", 5.0, steps=100))).headline()]
+    assert "L0 at L1 5, 16 latents, 4,000 steps, rate 0.001000" in names and len(set(names)) == 6
+    same = [dataclasses.replace(row(f"x-{letter * 8}", 4.0), group=letter) for letter in "ab"]
+    assert "L0 at L1 5, bbbbbbbb" in [f.name for f in result(same).headline()]
+
+
+def test_panels_survive_json_and_can_be_drawn():
+    panels = result(passed_over=[("folder", "why")]).panels()
+    for panel in panels:
+        assert panel_from_dict(json.loads(json.dumps(dataclasses.asdict(panel), allow_nan=False))) == panel
+        assert isinstance(panel, Grid) or draw(panel)
+    by_title = {panel.title: panel for panel in panels}
+    assert by_title["Passed over"].rows == (("folder", "why"),)
+    losses = by_title["Sparsity, and what the model loses"]
+    assert losses.rows[-1][2] == "Gaussian vectors" and losses.rows[-1][5] == "-"
+    assert losses.rows[1][4] == "4.00 ± 0.25" and losses.rows[1][-1] == "3 of 16"
+    curves = by_title["Explained variance and sparsity"]
+    assert isinstance(curves, Curves)
+    assert {s.label: s.x for s in curves.series} == {
+        "layer_1.mlp_out, the model": (9.0,), "layer_0.mlp_out, the model": (4.0, 6.0, 12.0),
+        "layer_0.mlp_out, Gaussian vectors": (40.0,)}  # fmt: skip
+    assert all("Gaussian" not in s.label for s in by_title["CE score and sparsity"].series)
+    (histograms,) = (panel for panel in panels if isinstance(panel, HistogramGrid))
+    assert len(histograms.histograms) == 5 and histograms.histograms[0].apart == 3
+
+
+def test_nothing_measured_shows_what_was_passed_over():
+    empty = result((), [("folder", "it belongs to another model")])
+    assert empty.headline() == () and [panel.title for panel in empty.panels()] == ["Passed over"]
+
+
+def test_the_terminal_shows_the_same(capsys):
+    class Record:
+        details: ClassVar = {"autoencoders": [dataclasses.asdict(r) for r in ROWS]}
+
+    Console(width=160).print(sae_view.stored_table(Record, "title"))
+    said = capsys.readouterr().out
+    assert "4.00 ± 0.25" in said and "Gaussian vectors" in said and "3 of 16" in said
+
+
+def test_gaussian_vectors_have_the_moments_they_are_made_of():
+    mix = np.random.default_rng(0).normal(size=(5, 5))
+
+    def activations(params, tokens):
+        x = params[tokens]
+        return jnp.stack([x @ jnp.asarray(mix, jnp.float32) + 3, 10 * x], axis=2)
+
+    table = np.random.default_rng(1).normal(size=(50, 5)).astype(np.float32)
+    text = [np.random.default_rng(i).integers(0, 50, (8, 16)) for i in range(40)]
+    found = features.moments(activations, table, text)
+    x = np.concatenate([np.asarray(activations(table, t)).reshape(-1, 2, 5) for t in text])
+    for site in (0, 1):
+        covariance = np.cov(x[:, site].T, bias=True)
+        np.testing.assert_allclose(found.mean[site], x[:, site].mean(0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.root[site] @ found.root[site], covariance, rtol=1e-3, atol=1e-3)
+    draws = features.GaussianActivations(("a", "b"), seed=3)
+    again = features.GaussianActivations(("b",), seed=3)
+    first, second = (next(features.blanks((64, 512))(start)) for start in (0, 1))
+    sample = np.asarray(draws(found, first))
+    assert sample.shape == (64, 512, 2, 5) and np.any(sample != np.asarray(draws(found, second)))
+    flat = sample.reshape(-1, 2, 5)
+    np.testing.assert_allclose(flat.mean(0), found.mean, atol=0.15)
+    np.testing.assert_allclose(np.cov(flat[:, 0].T), found.root[0] @ found.root[0], rtol=0.1, atol=0.3)
+    alone = features.Moments(found.mean[1:], found.root[1:])
+    np.testing.assert_array_equal(np.asarray(again(alone, first))[:, :, 0], sample[:, :, 1])
