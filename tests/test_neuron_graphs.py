@@ -367,7 +367,7 @@ def test_pictures_are_valid_and_say_what_they_leave_out():
     ElementTree.fromstring(deep)
     assert "Drawn: 1 of 1 patterns, 8 of 12 nodes" in deep
     assert "never active" in graph_svg(record([], strongest=0.0))
-    assert "its last tokens alone do not fire it" in graph_svg(record([]))
+    assert "in no example do its last 3 tokens alone keep half" in graph_svg(record([]))
 
 
 def test_a_page_shows_neurons_with_scores_and_examples():

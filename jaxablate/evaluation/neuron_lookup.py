@@ -70,7 +70,7 @@ def show(settings: NeuronSettings) -> Shown:
     settings.check()
     folder = settings.folder()
     index = read_index(folder, settings.command())
-    names = [normal(name, index) for name in dict.fromkeys(settings.show)]
+    names = list(dict.fromkeys(normal(name, index) for name in settings.show))
     records = tuple(read_record(neuron_file(folder, name)) for name in names)
     about, plural = index["about"], "s" if len(names) > 1 else ""
     kind = "Channel" if about["settings"]["units"] == "channels" else "Neuron"

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxablate.evaluation.neuron_lookup import SearchReport
-from jaxablate.reports.neuron_graph import verdict, visible
+from jaxablate.reports.neuron_graph import no_graph, verdict, visible
 from jaxablate.reports.neuron_records import ExampleRecord, NeuronRecord, Summary
 from jaxablate.reports.table import number
 
@@ -19,9 +19,8 @@ def summary_table(whole: Summary, layers: Sequence[Summary], title: str) -> Tabl
     table = Table(title=title, title_justify="left", caption_justify="left", caption=(
         "means over neurons that fire in held-out text, 95 % intervals over its stories; shuffled: another neuron's "
         "graph; pivots: their last tokens alone; gain: F1 less that of the pivots"))
-    for name in ("layer", "neurons", "inactive", "silent", "no graph"):
-        table.add_column(name, justify="right")
-    for name in ("precision", "recall", "F1", "F1 shuffled", "F1 pivots", "gain"):
+    for name in ("layer", "neurons", "inactive", "silent", "no graph", "precision", "recall", "F1", "F1 shuffled",
+                 "F1 pivots", "gain"):
         table.add_column(name, justify="right")
     for name, s in [*((str(i), s) for i, s in enumerate(layers)), ("all", whole)]:
         measures = (_with_interval(getattr(s, m), s.intervals[m])
@@ -45,7 +44,7 @@ def search_tables(report: SearchReport) -> list[Table | str]:
     for x in report.firing[:MOST_FOUND]:
         pattern = "  ".join("any" if ids is None else _some([report.word(i) for i in ids])
                             for ids in reversed(x.pattern))
-        table.add_row(x.neuron, number(x.strength), number(x.f1), number(x.precision), Text(pattern),
+        table.add_row(x.neuron, _two(x.strength), _two(x.f1), _two(x.precision), Text(pattern),
                       "needs more before the text" if x.conditional else "")
     rest = len(report.firing) - MOST_FOUND
     return [table, *([f"and {rest:,} more"] if rest > 0 else []), _before(report)]
@@ -68,7 +67,7 @@ def neuron_tables(record: NeuronRecord) -> list[Table | str]:
         patterns.add_column(name, justify=justify)
     for path in record.paths():
         pattern = "  ".join("any" if n.tokens is None else _some([visible(t) for t in n.tokens]) for n in path)
-        patterns.add_row(number(path[0].strength), str(path[0].examples), Text(pattern))
+        patterns.add_row(_two(path[0].strength), str(path[0].examples), Text(pattern))
     examples = Table(title="where it is strongest", title_justify="left", caption_justify="left", caption=(
         "underlined: the token at which it is strong; bold: tokens that the pattern names"))
     for name, justify in (("activation", "right"), ("suffix", "right"), ("text", "left")):
@@ -76,15 +75,23 @@ def neuron_tables(record: NeuronRecord) -> list[Table | str]:
     for example in record.examples:
         suffix = "" if example.suffix is None else str(example.suffix or "none")
         examples.add_row(number(example.activation), suffix, _example(example))
-    shown = [patterns] if record.nodes else ["no graph: it is never active, or no suffix of an example is enough"]
+    shown = [patterns] if record.nodes else [f"neuron {record.neuron}: {no_graph(record)}"]
     return [*shown, examples, verdict(record.scores)]
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
-    """``value [low, high]``, with the decimals that the interval's width warrants."""
-    if value is None or interval is None or interval[0] == interval[1]:
-        return number(value)
-    return f"{number(value, *interval)} [{number(interval[0], *interval)}, {number(interval[1], *interval)}]"
+    """``value [low, high]``.
+
+    >>> _with_interval(0.5, (0.48, 0.523)), _with_interval(None, None)
+    ('0.500 [0.480, 0.523]', '-')
+    """
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if interval is None else f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _two(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _example(example: ExampleRecord) -> Text:

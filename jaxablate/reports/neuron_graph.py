@@ -68,7 +68,7 @@ def graph_svg(record: NeuronRecord) -> str:
     """The picture of a graph."""
     roots, drawn = _forest(record)
     if not drawn:
-        return _picture(f"Neuron {record.neuron}: no graph", 360, 44, [_said(12, 27, _nothing(record))])
+        return _picture(f"Neuron {record.neuron}: no graph", 360, 44, [_said(12, 27, no_graph(record))])
     width, height = _place(roots, drawn)
     notes = _notes(record, drawn)
     marks = [mark for box in drawn for mark in _ways(box)] + [mark for box in drawn for mark in _box(box)]
@@ -77,10 +77,12 @@ def graph_svg(record: NeuronRecord) -> str:
                     height + 15 * len(notes) + 10, marks)
 
 
-def _nothing(record: NeuronRecord) -> str:
+def no_graph(record: NeuronRecord) -> str:
+    """Why a neuron has no graph."""
     if record.strongest <= 0:
         return "never active in the text of the examples: no graph"
-    return "its last tokens alone do not fire it in any example: no graph"
+    most = max(len(e.tokens) for e in record.examples)
+    return f"in no example do its last {most} tokens alone keep half of the activation: no graph"
 
 
 def _forest(record: NeuronRecord) -> tuple[list[_Drawn], list[_Drawn]]:
