@@ -164,16 +164,16 @@ def _measure_table(result: NeuronsResult) -> Grid:
 
 
 def _layer_table(result: NeuronsResult) -> Grid:
+    others = ("effective_tokens", "selectivity", "lifetime_sparsity", "kurtosis")
     rows = tuple(
-        (x.kind, x.layer, x.units, x.live / x.units, x.rate, x.telling, x.of("information").value,
-         *_ends(x.of("information").interval), x.of("information").directions,
-         *(x.of(name).value for name in _LABELS if name != "information"))
+        (x.kind, x.layer, x.live / x.units, x.rate, x.telling, x.of("information").value,
+         *_ends(x.of("information").interval), x.of("information").directions, *(x.of(name).value for name in others))
         for x in result.groups if x.layer is not None)
     caption = ("Live: fires on any token. Rate: share of tokens on which a unit fires. Telling: share of live units "
                "that tell more of the token than 95 % of shuffles would.")
     return Grid(title="By layer", caption=caption, rows=rows,
-                columns=("units", "layer", "number", "live", "rate", "telling", "information", "95 % from", "to",
-                         "random directions", *(label for name, label in _LABELS.items() if name != "information")))
+                columns=("units", "layer", "live", "rate", "telling", "information", "95 % from", "to",
+                         "random directions", *(_LABELS[name] for name in others)))
 
 
 def _histograms(result: NeuronsResult) -> HistogramGrid:

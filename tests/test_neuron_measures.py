@@ -1,0 +1,273 @@
+"""Neuron measures against values worked out by hand or another way."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxablate.config import ModelConfig
+from jaxablate.errors import ConfigError, DataError
+from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.neurons import MEASURES, Facts, facts, measure, measures, nulls, stream, units
+
+SHAPE = {"vocab_size": 50, "context_length": 16, "d_model": 16, "n_layers": 2, "n_heads": 2, "d_mlp": 32,
+         "k_attention": 3, "k_neurons": 4, "scale_attention": True, "position_std": 0.05}
+TOKENS = 50 * 16 - 5
+TIES = 0.03
+"""Windows that begin with the same token have equal activations there; what is tied at a threshold does not fire."""
+
+
+def make(**changes):
+    config = ModelConfig(**{**SHAPE, **changes})
+    model = SelfAblatingTransformer(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda x: rng.normal(scale=0.5, size=x.shape).astype(np.float32), shapes)
+
+
+def split(rows=50, batch=7, seed=0):
+    """Windows of tokens, common ones more often; the last has masked ones, and so has the filling of the last batch."""
+    rng = np.random.default_rng(seed)
+    tokens = np.minimum(rng.zipf(1.4, (rows + -rows % batch, 16)) - 1, 49).astype(np.int32)
+    mask = np.ones(tokens.shape, np.float32)
+    mask[rows:], mask[rows - 1, 11:] = 0, 0
+    starts = range(0, len(tokens), batch)
+    return lambda: ({"inputs": tokens[i : i + batch], "mask": mask[i : i + batch]} for i in starts)
+
+
+def facts_of(batches):
+    """Two facts: whether the token is even, and one that nothing knows."""
+    tokens = np.concatenate([b["inputs"][b["mask"] > 0] for b in batches()])
+    rng = np.random.default_rng(3)
+    return Facts(tokens=tokens, story=np.arange(len(tokens)) // 31,
+                 labels={"even": tokens % 2, "noise": rng.integers(0, 3, len(tokens))},
+                 names={"even": ("no", "yes"), "noise": ("a", "b", "c")})
+
+
+@pytest.fixture(scope="module")
+def gated():
+    return make()
+
+
+@pytest.fixture(scope="module")
+def found(gated):
+    batches = split()
+    return measure(*gated, batches, facts=facts_of(batches), directions=8, shuffles=30)
+
+
+@pytest.fixture(scope="module")
+def truth(gated):
+    """Values of all units [n, units] on tokens that count, by kind and layer, and the tokens."""
+    model, params = gated
+    run = jax.jit(lambda x: units.unit_values(model.apply({"params": params}, x)))
+    parts, tokens = [], []
+    for batch in split()():
+        seen = batch["mask"].ravel() > 0
+        parts.append(jax.tree.map(lambda x, seen=seen: np.asarray(x, np.float64)[seen], run(batch["inputs"])))
+        tokens.append(batch["inputs"].ravel()[seen])
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts), np.concatenate(tokens)
+
+
+def test_every_kind_and_layer_is_there(found):
+    assert [(g.kind, g.layer) for g in found.groups] == [
+        (f"{part} {source}", layer) for part in ("neurons", "attention") for source in ("clean", "ablated", "gates")
+        for layer in (0, 1)]
+    assert found.tokens == found.sampled == TOKENS and found.counts.sum() == TOKENS
+    assert found.match_k == {"neurons": (4, 4), "attention": (3, 3)}
+
+
+def test_shape_measures_are_those_of_the_values(found, truth):
+    for group in found.groups:
+        a = truth[0][group.kind][group.layer]
+        n = len(a)
+        size, centred = np.abs(a), a - a.mean(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            l1, l2 = size.sum(0), np.sqrt((a**2).sum(0))
+            expected = {
+                "lifetime_sparsity": 1 - (l1 / n) ** 2 / (l2**2 / n),
+                "hoyer": (math.sqrt(n) - l1 / l2) / (math.sqrt(n) - 1),
+                "gini": np.abs(size[:, None] - size[None]).sum((0, 1)) / (2 * n * l1),
+                "kurtosis": (centred**4).mean(0) / (centred**2).mean(0) ** 2 - 3,
+            }
+        for name, value in expected.items():
+            assert group.measure(name) == pytest.approx(value, rel=2e-4, abs=2e-5, nan_ok=True), (group.kind, name)
+
+
+def test_token_measures_are_those_of_the_firings(found, truth):
+    values, tokens = truth
+    for group in found.groups:
+        a = values[group.kind][group.layer]
+        if group.kind.endswith("gates"):
+            fires = a > 0.5
+        else:  # the sample is the whole split: the top share of each unit
+            size = np.abs(a) if group.kind.startswith("attention") else a
+            k = round((3 / 16 if group.kind.startswith("attention") else 4 / 32) * len(a))
+            ascending = np.sort(size, axis=0)
+            fires = size > np.maximum((ascending[-k] + ascending[-k - 1]) / 2, 0)
+        assert group.fired.tolist() == fires.sum(0).tolist(), group.kind
+        for unit in range(0, fires.shape[1], 5):
+            if not fires[:, unit].any():
+                assert np.isnan(group.tokens.information[unit])
+                continue
+            joint = np.stack([np.bincount(tokens[fires[:, unit] == on], minlength=50) for on in (True, False)]) / len(a)
+            both = joint.sum(1, keepdims=True) * joint.sum(0)
+            information = (joint[joint > 0] * np.log2(joint[joint > 0] / both[joint > 0])).sum()
+            p = joint[0] / joint[0].sum()
+            effective = math.exp(-(p[p > 0] * np.log(p[p > 0])).sum())
+            assert group.tokens.information[unit] == pytest.approx(information, abs=1e-9)
+            assert group.tokens.effective_tokens[unit] == pytest.approx(effective)
+            counts = np.bincount(tokens, minlength=50)
+            mu = np.where(counts >= measures.LEAST_OF_CLASS, joint[0] * len(a) / np.maximum(counts, 1), -1)
+            rest = fires[tokens != mu.argmax(), unit].mean()
+            assert group.tokens.selectivity[unit] == pytest.approx((mu.max() - rest) / (mu.max() + rest))
+            assert group.best_token[unit] == mu.argmax()
+
+
+def test_nothing_depends_on_how_the_split_is_batched(gated, found):
+    facts_ = facts_of(split())
+    other = measure(*gated, split(batch=3), facts=facts_, directions=8, shuffles=30)
+    for a, b in zip(found.groups, other.groups, strict=True):
+        assert a.fired.tolist() == b.fired.tolist()
+        for name in MEASURES:
+            assert a.measure(name) == pytest.approx(b.measure(name), rel=1e-4, abs=1e-6, nan_ok=True)
+            assert a.matched(name) == pytest.approx(b.matched(name), rel=1e-3, abs=1e-3, nan_ok=True)
+    for a, b in zip(found.facts, other.facts, strict=True):
+        assert a.accuracy == pytest.approx(b.accuracy)
+
+
+def test_what_shuffled_tokens_tell_is_subtracted(found):
+    """Firing that knows nothing of the token: the corrected information is about 0, and 5 % are above the 95 %."""
+    rng = np.random.default_rng(0)
+    n_units, m = 2000, 60
+    drawn = rng.multivariate_hypergeometric(found.counts, m, size=n_units, method="marginals").T
+    candidates = found.counts >= measures.LEAST_OF_CLASS
+    told, _ = measures.token_selectivity(drawn, found.counts, candidates)
+    by_chance = nulls.shuffle_tokens(found.counts, candidates, np.array([5, m, 300]), draws=200, seed=1)
+    expected, upper = by_chance.at(np.full(n_units, m))
+    assert told.information.mean() > 0.02
+    assert (told.information - expected.information).mean() == pytest.approx(0, abs=1e-3)
+    assert told.effective_tokens.mean() == pytest.approx(expected.effective_tokens[0], rel=0.02)
+    assert told.selectivity.mean() == pytest.approx(expected.selectivity[0], abs=0.01)
+    assert 0.02 < (told.information > upper).mean() < 0.08
+
+
+def test_random_directions_fire_as_often_as_their_units(found):
+    for group in found.groups:
+        if not group.kind.endswith("ablated"):  # whose winners are competed for, as those of the trained units are
+            wanted = np.quantile(group.rates[group.live], (np.arange(8) + 0.5) / 8)
+            assert group.direction_rates == pytest.approx(wanted, abs=TIES), group.kind
+        assert group.direction_rates.max() <= group.rates.max() + 1 / TOKENS
+
+
+def test_matched_interpolates_in_the_logarithm():
+    rates = np.geomspace(0.001, 0.1, 200)
+    at = nulls.matched(np.array([0.01, 0.0, 1e-6]), rates, 5 + np.log(rates))
+    assert at[0] == pytest.approx(5 + math.log(0.01), abs=0.01)
+    assert np.isnan(at[1]) and at[2] == pytest.approx(5 + np.log(rates[:16]).mean())
+    assert np.isnan(nulls.matched(np.array([0.1]), np.array([0.1, 0.2]), np.full(2, np.nan))).all()
+    assert nulls.matched(np.array([0.1]), np.full(3, 0.1), np.array([1.0, 2.0, 6.0])) == pytest.approx(3.0)
+
+
+def test_hand_values_of_binary_units():
+    binary = measures.binary_shape(np.array([0, 1, 4]), 4)
+    assert binary.lifetime_sparsity.tolist()[1:] == [0.75, 0.0] and np.isnan(binary.lifetime_sparsity[0])
+    assert binary.gini.tolist()[1:] == [0.75, 0.0] and np.isnan(binary.kurtosis[[0, 2]]).all()
+    p = 0.1
+    kurtosis = (1 - 6 * p * (1 - p)) / (p * (1 - p))
+    assert measures.binary_shape(np.array([100]), 1000).kurtosis[0] == pytest.approx(kurtosis)
+
+
+def test_kurtosis_survives_a_large_mean():
+    rng = np.random.default_rng(0)
+    a = rng.normal(1000, 0.01, (1, 100_000))
+    sums = measures.power_sums(a, np.array([1000.0]))
+    assert measures.shape(sums, np.array([1000.0]), a.size, np.zeros(1)).kurtosis[0] == pytest.approx(0, abs=0.05)
+
+
+def test_rare_tokens_share_a_class():
+    counts = np.concatenate([np.full(stream.CLASSES + 100, 2), np.zeros(50, int)])
+    counts[7] = 50
+    tokens = np.repeat(np.arange(len(counts)), counts)
+    tokens = np.concatenate([tokens, np.zeros(-len(tokens) % 16, int)]).reshape(-1, 16)
+    found = stream.survey([{"inputs": tokens, "mask": np.ones(tokens.shape)}], len(counts))
+    assert len(found.counts) == stream.CLASSES and found.token_of[-1] == -1 and found.counts.sum() == tokens.size
+    assert found.token_of[found.class_of[7]] == 7 and found.counts[found.class_of[7]] == 50
+    assert found.counts[-1] == tokens.size - found.counts[:-1].sum()
+
+
+def test_facts_are_told_by_the_unit_that_knows(found):
+    by = {(x.label, x.kind): x for x in found.facts}
+    assert len(by) == 2 * 6
+    for (label, _), x in by.items():
+        assert x.accuracy.shape == x.majority.shape == x.directions_accuracy.shape == (facts.FOLDS,)
+        layer, unit = x.best
+        assert x.information[layer][unit] == max(np.nanmax(a) for a in x.information)
+        if label == "noise":
+            assert x.entropy == pytest.approx(math.log2(3), abs=0.01)
+            assert abs(np.nanmean(np.concatenate(x.information))) < 2e-3
+
+
+def test_a_unit_that_is_the_fact_tells_all_of_it():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 4, 2000)
+    given = Facts(tokens=tokens, story=np.arange(2000) // 50, labels={"odd": tokens % 2}, names={"odd": ("no", "yes")})
+    rows = facts.fact_rows(given, 2000)
+    fires = np.stack([rng.random(2000) < 0.5, tokens % 2 == 1], axis=1).astype(int)
+    table = np.zeros((len(rows.counts), 2), int)
+    for j in range(rows.rows.shape[1]):
+        np.add.at(table, rows.rows[:, j], fires)
+    x = facts.fact_measures(rows, "units", [table[:, :1], table[:, 1:]], [table[:, :1]])[0]
+    assert x.best == (1, 0) and x.best_means == ("yes", "no")
+    assert x.information[1][0] == pytest.approx(1, abs=0.01) and x.information[0][0] == pytest.approx(0, abs=0.01)
+    assert x.accuracy.tolist() == [1.0] * facts.FOLDS and x.directions_accuracy.mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_model_without_gates_has_clean_units_at_the_rate_asked_for():
+    model, params = make(ablation="none", n_layers=1)
+    found = measure(model, params, split(), match_k=2, directions=4, shuffles=4)
+    assert found.kinds == ("neurons clean", "attention clean")
+    neurons = found.of("neurons clean")[0].rates  # those that are positive on fewer tokens fire on these alone
+    assert np.median(neurons) == neurons.max() == pytest.approx(2 / 32, abs=1 / TOKENS)
+    assert found.of("attention clean")[0].rates == pytest.approx(np.full(16, 2 / 16), abs=TIES)
+
+
+@pytest.mark.parametrize("changes", [{"ablation": "both", "gate": "soft"}, {"ablation": "global"}])
+def test_other_gates_are_measured(changes):
+    model, params = make(n_layers=1, **changes)
+    found = measure(model, params, split(), directions=4, shuffles=4)
+    gates = found.of("neurons gates")[0]
+    assert gates.live.any() and np.isfinite(gates.shape.gini[gates.live]).all()
+    if changes.get("gate") == "soft":
+        assert not np.allclose(gates.shape.gini[gates.live], 1 - gates.rates[gates.live])
+
+
+def test_errors_say_what_and_how_much(gated):
+    model, params = gated
+    with pytest.raises(DataError, match="has 32 tokens; at least 80 are needed"):
+        measure(model, params, lambda: [{"inputs": np.zeros((2, 16), int), "mask": np.ones((2, 16))}])
+    with pytest.raises(ConfigError, match=r"match_k=16 must be in 1\.\.15, below the 16 attention units"):
+        measure(model, params, split(), match_k=16)
+    with pytest.raises(DataError, match="the split has no tokens"):
+        measure(model, params, lambda: [{"inputs": np.zeros((1, 4), int), "mask": np.zeros((1, 4))}])
+    known = facts_of(split())
+    with pytest.raises(DataError, match="facts are of 10 tokens, the split has 795"):
+        measure(model, params, split(), facts=dataclasses.replace(known, tokens=known.tokens[:10]))
+    other = known.tokens.copy()
+    other[17] = 49 - other[17]
+    with pytest.raises(DataError, match="its token 17 is .* in the facts"):
+        measure(model, params, split(), facts=dataclasses.replace(known, tokens=other))
+    with pytest.raises(DataError, match="at least 10 are needed"):
+        measure(model, params, split(), facts=dataclasses.replace(known, story=known.story * 0))
+
+
+def test_activations_that_are_no_numbers_are_refused(gated):
+    model, params = gated
+    kernel = np.array(params["layer_1"]["mlp"]["up"]["kernel"])
+    kernel[0, 3] = np.nan
+    mlp = {**params["layer_1"]["mlp"], "up": {**params["layer_1"]["mlp"]["up"], "kernel": kernel}}
+    broken = {**params, "layer_1": {**params["layer_1"], "mlp": mlp}}
+    with pytest.raises(DataError, match="neurons clean of layer 1 are NaN or infinite in 1 of 32 units"):
+        measure(model, broken, split(), directions=8)
