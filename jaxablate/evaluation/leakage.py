@@ -324,7 +324,7 @@ def _run(subject: Subject) -> tuple[LeakageResult, dict[str, Any]]:
                       vocab_size=subject.config.model.vocab_size, seed=subject.seed)
     return result, {"seed": subject.seed, "bootstrap_resamples": RESAMPLES, "sampled_tokens": result.sampled_tokens,
                     "shuffles": information.SHUFFLES, "least_count": information.MIN_COUNT,
-                    "probe_epochs": probes.EPOCHS, "probe_classes": probes.CLASSES}
+                    "probe_epochs": probes.GATES_EPOCHS, "probe_classes": probes.CLASSES}
 
 
 SUITE = Suite(name="leakage", run=_run, unfit=_unfit,

@@ -223,11 +223,10 @@ def _nearest(settings: MatchSettings, config: Config, steps: list[int], target: 
     found: dict[int, Results] = {}
 
     def opened(step: int) -> Checkpoint:
-        known = found.get(step)
-        return _with_loss(_open(settings.of(settings.baseline, str(step)), config, own, earlier, known), say)
+        return _open(settings.of(settings.baseline, str(step)), config, own, earlier, found.get(step))
 
     def loss_of(step: int) -> float:
-        checkpoint = opened(step)
+        checkpoint = _with_loss(opened(step), say)
         found[step] = checkpoint.results
         return checkpoint.loss.value
 

@@ -6,14 +6,16 @@ and n the next token,
     token   p(n | c)      softmax(W E[c] + b)
     gates   p(n | c, g)   softmax(W (E[c] + sum of G[u] over the winners u) + b)
 
-E, G and b are learned; W is not, so the problem is convex. Rare next tokens are one class, which can only hide
-information. The loss of ``token`` minus that of ``gates`` on stories that no parameter has seen is what the gates give
-away in nats a token, as far as a linear reader sees it. The control is the same probe with the gates of another token
-of the same id: they say what the current token is, and nothing else of the next.
+E and b are learned first, then G on top of them; W is not, so both problems are convex. Rare next tokens are one
+class, which can only hide information. The loss of ``token`` minus that of ``gates`` on stories that no parameter has
+seen is what the gates give away in nats a token, as far as a linear reader sees it. The control is the same probe with
+the gates of another token of the same id: they say what the current token is, and nothing else of the next.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +28,19 @@ from jaxablate.neurons.leakage import KINDS, GateSample, others_of_kind
 CLASSES = 1024
 """Most frequent next tokens that are told apart; the others are one class."""
 SAMPLE = 32_768
-EPOCHS, BATCH = 8, 512
-TOKEN_RATE, GATES_RATE, DECAY = 0.05, 0.02, 0.1
-"""Step lengths of Adam without and with gates; weight decay of the gates' rows, times the step length."""
+BATCH, TOKEN_EPOCHS, GATES_EPOCHS = 512, 12, 6
+TOKEN_RATE, GATES_RATE = 0.05, 0.02
+"""Adam's first step lengths for the rows of tokens and of gates; they fall linearly to 0."""
+PRIOR = 3.0
+"""Inverse variance of the normal prior of the gates' rows: a unit that fires less often than this hardly counts."""
 SHARES = (0.7, 0.85)
 """Of the stories up to here rows are learned, up to there the best epoch is chosen, the others are the test."""
 MIN_TEST_STORIES = 5
+
+Arrays = dict[str, Any]
+Losses = Callable[[Arrays, Any, Arrays, jax.Array, int], jax.Array]
+"""(learned, fixed, batch, readout, units) -> [probes, b] nats."""
+
 SOURCES = ("own", "control")
 
 
@@ -71,18 +80,18 @@ def probe(sample: GateSample, table: np.ndarray, *, seed: int = 0) -> ProbeLosse
     sample, part = _parts(sample, rng)
     tokens, current = np.unique(sample.current, return_inverse=True)
     kept, following = _classes(sample.following, sample.following[part == 0])
-    data = {"current": current.astype(np.int32), "following": following,
-            "own": _bits(sample), "control": _bits(sample)[_strangers(current, part, rng)]}
-    readout = _readout(table, kept)
-    shape = len(tokens), sample.layers, sum(sample.units[k] for k in KINDS)
-    best = _fitted(data, part, readout, shape, rng)
-    test = {name: x[part == 2] for name, x in data.items()}
-    losses = _losses_over(best, test, readout, shape[2])
+    bits = _bits(sample)
+    data = {"current": current.astype(np.int32), "following": following, "own": bits,
+            "control": bits[_strangers(current, part, rng)]}
+    shape = len(tokens), sample.layers, sum(sample.units[kind] for kind in KINDS)
+    bench = _Bench(data, part, _readout(table, kept), shape[2], rng)
+    token, gates = _fitted(bench, shape)
+    losses = np.concatenate([bench.losses(_token_losses, token, None, 2), bench.losses(_losses, gates, token, 2)])
     story = np.unique(sample.story[part == 2], return_inverse=True)[1]
     values = np.concatenate([np.ones((1, losses.shape[1])), losses])
     return ProbeLosses(story_sums=np.stack([np.bincount(story, weights=row) for row in values], axis=-1),
-                       layers=shape[1], train_tokens=int((part == 0).sum()), test_tokens=int((part == 2).sum()),
-                       classes=len(readout), rare=float(np.mean(test["following"] == len(kept))))
+                       layers=sample.layers, train_tokens=int((part == 0).sum()), test_tokens=int((part == 2).sum()),
+                       classes=len(bench.readout), rare=float(np.mean(following[part == 2] == len(kept))))
 
 
 def _parts(sample: GateSample, rng: np.random.Generator) -> tuple[GateSample, np.ndarray]:
@@ -130,82 +139,98 @@ def _readout(table: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return np.concatenate([rows / max(scale, 1e-12), np.zeros((1, rows.shape[1]), np.float32)])
 
 
-def _losses(params: dict[str, jax.Array], batch: dict[str, jax.Array], readout: jax.Array, units: int) -> jax.Array:
-    """[probes, b] nats; probes in the order of `ProbeLosses.story_sums`, the first alone where there are no gates."""
-    hidden = params["token"][:, batch["current"]]
-    if "layer" in params:
-        gates = jnp.stack([jnp.unpackbits(batch[name], axis=-1, count=units) for name in SOURCES]).astype(jnp.float32)
-        one = jnp.einsum("sblu,slud->slbd", gates, params["layer"])
-        every = jnp.einsum("sblu,slud->sbd", gates, params["all"])[:, None]
-        hidden = hidden.at[1:].add(jnp.concatenate([one, every], axis=1).reshape(-1, *every.shape[2:]))
-    logits = jnp.einsum("pbd,vd->pbv", hidden, readout) + params["bias"][:, None]
-    picked = jnp.take_along_axis(logits, batch["following"][None, :, None], axis=-1)[..., 0]
+def _losses(gates: Arrays, token: Arrays, batch: Arrays, readout: jax.Array, units: int) -> jax.Array:
+    """[probes, b] nats of the probes with gates, in the order of `ProbeLosses.story_sums`."""
+    fires = jnp.stack([jnp.unpackbits(batch[name], axis=-1, count=units) for name in SOURCES]).astype(jnp.float32)
+    one = jnp.einsum("sblu,slud->slbd", fires, gates["layer"])
+    every = jnp.einsum("sblu,slud->sbd", fires, gates["all"])[:, None]
+    read = jnp.concatenate([one, every], axis=1).reshape(-1, *every.shape[2:])
+    return _cross_entropy(token["row"][batch["current"]] + read, token["bias"], batch["following"], readout)
+
+
+def _token_losses(token: Arrays, unused: None, batch: Arrays, readout: jax.Array, units: int) -> jax.Array:
+    """[1, b] nats of the probe without gates."""
+    return _cross_entropy(token["row"][batch["current"]][None], token["bias"], batch["following"], readout)
+
+
+def _cross_entropy(hidden: jax.Array, bias: jax.Array, following: jax.Array, readout: jax.Array) -> jax.Array:
+    """[probes, b] nats of hidden states [probes, b, D]."""
+    logits = jnp.einsum("pbd,vd->pbv", hidden, readout) + bias
+    picked = jnp.take_along_axis(logits, following[None, :, None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
-def _of_gates(params: dict[str, jax.Array]) -> dict[str, bool]:
-    return {name: name in ("layer", "all") for name in params}
+_ADAM = optax.scale_by_adam(b2=0.99)
 
 
-_OPTIMIZER = optax.chain(optax.scale_by_adam(b2=0.99), optax.add_decayed_weights(DECAY, mask=_of_gates),
-                         optax.scale(-1.0))
+@functools.partial(jax.jit, static_argnames=("losses", "units"), donate_argnums=(1, 2))
+def _update(losses, params, state, fixed, batch, readout: jax.Array, units: int, rate: float, penalty: float):
+    # Probes share no parameter that is learned, so the gradient of the sum is each one's own.
+    grads = jax.grad(lambda p: losses(p, fixed, batch, readout, units).mean(axis=1).sum())(params)
+    steps, state = _ADAM.update(jax.tree.map(lambda g, p: g + penalty * p, grads, params), state)
+    return jax.tree.map(lambda p, step: p - rate * step, params, steps), state
 
 
-@functools.partial(jax.jit, static_argnames="units", donate_argnums=(0, 1))
-def _update(params, state, batch, readout: jax.Array, units: int, rate: float):
-    # Probes share no parameter, so the gradient of the sum is each one's own.
-    grads = jax.grad(lambda p: _losses(p, batch, readout, units).mean(axis=1).sum())(params)
-    updates, state = _OPTIMIZER.update(grads, state, params)
-    return jax.tree.map(lambda p, u: p + rate * u, params, updates), state
+@functools.partial(jax.jit, static_argnames=("losses", "units"))
+def _batch_losses(losses, params, fixed, batch, readout: jax.Array, units: int) -> jax.Array:
+    return losses(params, fixed, batch, readout, units)
 
 
-_batch_losses = jax.jit(_losses, static_argnames="units")
-
-
-def _fitted(data: dict[str, np.ndarray], part: np.ndarray, readout: np.ndarray, shape: tuple[int, int, int],
-            rng: np.random.Generator) -> dict[str, jax.Array]:
-    """Parameters of all probes; those with gates start as the one without."""
+def _fitted(bench: "_Bench", shape: tuple[int, int, int]) -> tuple[Arrays, Arrays]:
+    """Rows of the current tokens, and rows of the gates learned on top of them."""
     tokens, layers, units = shape
-    width, probes = readout.shape[1], 1 + len(SOURCES) * (layers + 1)
-    prior = np.log(np.bincount(data["following"][part == 0], minlength=len(readout)) + 0.5)
-    alone = {"token": jnp.zeros((1, tokens, width)), "bias": jnp.asarray(prior - prior.mean(), jnp.float32)[None]}
-    alone = _train(data, part, alone, readout, units, TOKEN_RATE, rng)
+    classes, width = bench.readout.shape
+    prior = np.log(np.bincount(bench.data["following"][bench.part == 0], minlength=classes) + 0.5)
+    token = {"row": jnp.zeros((tokens, width)), "bias": jnp.asarray(prior - prior.mean(), jnp.float32)}
+    token = bench.train(_token_losses, token, None, epochs=TOKEN_EPOCHS, rate=TOKEN_RATE, prior=0.0)
     gates = {name: jnp.zeros((len(SOURCES), layers, units, width)) for name in ("layer", "all")}
-    start = {name: jnp.repeat(x, probes, axis=0) for name, x in alone.items()} | gates
-    return _train(data, part, start, readout, units, GATES_RATE, rng)
+    return token, bench.train(_losses, gates, token, epochs=GATES_EPOCHS, rate=GATES_RATE, prior=PRIOR)
 
 
-def _train(data, part, params, readout, units: int, rate: float, rng: np.random.Generator) -> dict[str, jax.Array]:
-    """Parameters of each probe at the epoch that was best for it on the stories kept for that choice."""
-    state, train = _OPTIMIZER.init(params), np.flatnonzero(part == 0)
-    choice = {name: x[part == 1] for name, x in data.items()}
-    best, least = jax.tree.map(jnp.copy, params), _losses_over(params, choice, readout, units).mean(axis=1)
-    size = min(BATCH, len(train))
-    for _ in range(EPOCHS):
-        order = rng.permutation(train)
-        for i in range(0, len(order) - size + 1, size):
-            rows = np.sort(order[i : i + size])
-            params, state = _update(params, state, {name: x[rows] for name, x in data.items()}, readout, units, rate)
-        now = _losses_over(params, choice, readout, units).mean(axis=1)
-        best, least = _better(best, params, now < least), np.minimum(now, least)
-    return best
+@dataclasses.dataclass(frozen=True)
+class _Bench:
+    """Data in three parts, and how probes are trained and measured on it."""
+
+    data: dict[str, np.ndarray]
+    part: np.ndarray
+    readout: np.ndarray
+    units: int
+    rng: np.random.Generator
+
+    def train(self, losses: Losses, params: Arrays, fixed: Arrays | None, *, epochs: int, rate: float, prior: float
+              ) -> Arrays:
+        """Parameters of each probe after the epoch that was best for it on the stories kept for that choice."""
+        state, train = _ADAM.init(params), np.flatnonzero(self.part == 0)
+        best, least = jax.tree.map(jnp.copy, params), self.losses(losses, params, fixed, 1).mean(axis=1)
+        size = min(BATCH, len(train))
+        steps = len(train) // size
+        for epoch in range(epochs):
+            order = self.rng.permutation(train)
+            for i in range(steps):
+                batch = {name: x[order[i * size : (i + 1) * size]] for name, x in self.data.items()}
+                now = rate * (1 - (epoch * steps + i) / (epochs * steps))
+                params, state = _update(losses, params, state, fixed, batch, self.readout, self.units, now,
+                                        prior / len(train))
+            now = self.losses(losses, params, fixed, 1).mean(axis=1)
+            best, least = _better(best, params, now < least), np.minimum(now, least)
+        return best
+
+    def losses(self, losses: Losses, params: Arrays, fixed: Arrays | None, part: int) -> np.ndarray:
+        """[probes, tokens of a part] float64, computed in batches of one shape."""
+        rows = np.flatnonzero(self.part == part)
+        found = []
+        for i in range(0, len(rows), BATCH):
+            chosen = rows[np.minimum(np.arange(i, i + BATCH), len(rows) - 1)]
+            batch = {name: x[chosen] for name, x in self.data.items()}
+            values = _batch_losses(losses, params, fixed, batch, self.readout, self.units)
+            found.append(np.asarray(values, np.float64)[:, : len(rows) - i])
+        return np.concatenate(found, axis=1)
 
 
-def _better(best, params, improved: np.ndarray):
+def _better(best: Arrays, params: Arrays, improved: np.ndarray) -> Arrays:
     """Takes over those probes that have improved [probes]."""
-    by_source = improved[1:].reshape(len(SOURCES), -1)
-    which = {"token": improved, "bias": improved, "layer": by_source[:, :-1], "all": by_source[:, -1:]}
-    wide = {name: which[name].reshape(*which[name].shape, *[1] * (x.ndim - which[name].ndim))
-            for name, x in best.items()}
-    return {name: jnp.where(wide[name], params[name], x) for name, x in best.items()}
-
-
-def _losses_over(params, data: dict[str, np.ndarray], readout, units: int) -> np.ndarray:
-    """[probes, n] float64, in batches of one shape."""
-    count = len(data["current"])
-    found = []
-    for i in range(0, count, BATCH):
-        rows = np.minimum(np.arange(i, i + BATCH), count - 1)
-        losses = _batch_losses(params, {name: x[rows] for name, x in data.items()}, readout, units)
-        found.append(np.asarray(losses, np.float64)[:, : count - i])
-    return np.concatenate(found, axis=1)
+    which = dict.fromkeys(params, improved[0])
+    if "layer" in params:
+        by_source = improved.reshape(len(SOURCES), -1)[..., None, None]
+        which = {"layer": by_source[:, :-1], "all": by_source[:, -1:]}
+    return {name: jnp.where(which[name], params[name], x) for name, x in best.items()}

@@ -10,11 +10,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from jaxablate.reports.compare import Cell
 from jaxablate.reports.results import Better, Figure, Results
-from jaxablate.reports.table import ARROWS, LATEX_ARROWS, interval, latex_escape, markdown_row, number
+from jaxablate.reports.table import ARROWS, LATEX_ARROWS, cell_text, latex_escape, markdown_row, number
 
-COLUMNS = ("suite", "figure", "model", "95 % interval", "baseline", "95 % interval", "difference", "intervals overlap",
-           "unit", "better")
+COLUMNS = ("suite", "figure", "model", "baseline", "difference", "intervals overlap", "unit", "better")
+_WORDS = ("suite", "figure", "unit")
+"""Columns of words, to the left; the others are to the right."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,12 +109,8 @@ def match_rows(model: Results, baseline: Results, suites: Sequence[str]
 def cells(row: MatchedRow) -> tuple[str, ...]:
     """The texts of a row, one for each of `COLUMNS`."""
     overlap = {True: "yes", False: "no", None: "-"}[row.overlap]
-    return (row.suite, row.name, _value(row.model), interval(row.model.low, row.model.high), _value(row.baseline),
-            interval(row.baseline.low, row.baseline.high), _signed(row), overlap, row.unit, ARROWS[row.better])
-
-
-def _value(figure: Figure) -> str:
-    return number(figure.value, figure.low, figure.high)
+    model, baseline = (cell_text(Cell(value=f.value, low=f.low, high=f.high, n=1)) for f in (row.model, row.baseline))
+    return row.suite, row.name, model, baseline, _signed(row), overlap, row.unit, ARROWS[row.better]
 
 
 def _signed(row: MatchedRow) -> str:
@@ -120,14 +118,14 @@ def _signed(row: MatchedRow) -> str:
     widths = [f.high - f.low for f in (row.model, row.baseline) if f.low is not None and math.isfinite(f.high - f.low)]
     half = max(widths, default=0) / 2
     size = number(abs(row.difference), *((-half, half) if half else ()))
-    return f"{'-' if row.difference < 0 else '+'}{size}"
+    return f"{'-' if row.difference < 0 else '+'}{size}" if row.difference else "0"
 
 
 def rich_view(matched: Matched) -> Group:
     """The comparison for a terminal."""
     table = Table(title=_title(matched), title_justify="left", header_style="bold")
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("suite", "figure", "unit") else "right")
+        table.add_column(name.replace(" ", "\n"), justify="left" if name in _WORDS else "right")
     last = None
     for row in matched.rows:
         suite, *others = cells(row)
@@ -146,7 +144,7 @@ def _title(matched: Matched) -> str:
 
 def markdown(matched: Matched) -> str:
     """The comparison as a Markdown table with its notes."""
-    rule = ["---" if name in ("suite", "figure", "unit") else "---:" for name in COLUMNS]
+    rule = ["---" if name in _WORDS else "---:" for name in COLUMNS]
     lines = [f"{_title(matched)}.", "", matched.verdict, "", markdown_row(COLUMNS), markdown_row(rule)]
     lines += [markdown_row(cells(row)) for row in matched.rows]
     notes = [f"- {note}" for note in matched.notes]
@@ -177,6 +175,6 @@ def latex(matched: Matched) -> str:
     head = " & ".join(latex_escape(name) for name in COLUMNS) + r" \\"
     rows = [" & ".join([*(latex_escape(x) for x in cells(row)[:-1]), LATEX_ARROWS[row.better]]) + r" \\"
             for row in matched.rows]
-    top = [f"% {_title(matched)}", f"% {matched.verdict}", f"% {EXPLANATION}", r"\begin{tabular}{llrcrcrcll}",
+    top = [f"% {_title(matched)}", f"% {matched.verdict}", f"% {EXPLANATION}", r"\begin{tabular}{llrrrrll}",
            r"\toprule", head, r"\midrule"]
     return "\n".join([*top, *rows, r"\bottomrule", r"\end{tabular}", ""])
