@@ -14,6 +14,7 @@ the gates of another token of the same id: they say what the current token is, a
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,8 @@ from jaxablate.neurons.leakage import KINDS, GateSample, others_of_kind
 CLASSES = 1024
 """Most frequent next tokens that are told apart; the others are one class."""
 SAMPLE = 32_768
-BATCH, TOKEN_EPOCHS, GATES_EPOCHS = 512, 12, 6
+BATCH, TOKEN_EPOCHS, GATES_EPOCHS, UPDATES = 512, 12, 6, 300
+"""Epochs are more than these where they have fewer updates."""
 TOKEN_RATE, GATES_RATE = 0.05, 0.02
 """Adam's first step lengths for the rows of tokens and of gates; they fall linearly to 0."""
 PRIOR = 3.0
@@ -101,7 +103,7 @@ def _parts(sample: GateSample, rng: np.random.Generator) -> tuple[GateSample, np
     order = order[: max(1, int(np.searchsorted(np.cumsum(counts[order]), SAMPLE, side="right")))]
     ends = [int(share * len(order)) for share in SHARES]
     if len(order) - ends[1] < MIN_TEST_STORIES:
-        needed = int(np.ceil(MIN_TEST_STORIES / (1 - SHARES[1])))
+        needed = next(n for n in itertools.count() if n - int(SHARES[1] * n) >= MIN_TEST_STORIES)
         raise DataError(f"the probe of the gates needs at least {needed} stories, the sample has {len(order)}; read "
                         "more of the split (--max-batches) or take a longer one")
     part_of = np.full(len(names), -1)
@@ -204,6 +206,7 @@ class _Bench:
         best, least = jax.tree.map(jnp.copy, params), self.losses(losses, params, fixed, 1).mean(axis=1)
         size = min(BATCH, len(train))
         steps = len(train) // size
+        epochs = max(epochs, -(-UPDATES // steps))
         for epoch in range(epochs):
             order = self.rng.permutation(train)
             for i in range(steps):
