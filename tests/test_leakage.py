@@ -54,7 +54,7 @@ def tokens():
 
 @pytest.fixture(scope="module")
 def audited(model, tokens):
-    return leakage.audit(*model, lambda: split(tokens), eot_id=EOT, seed=3)
+    return leakage.audit_gates(*model, lambda: split(tokens), eot_id=EOT, seed=3)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "at_means"))
@@ -129,7 +129,7 @@ def test_sums_by_story_are_those_of_the_suite_of_perplexities(model, tokens, aud
 
 
 def test_the_sample_holds_the_gates_of_its_tokens(model, tokens):
-    audit = leakage.audit(*model, lambda: split(tokens), eot_id=EOT, sample=500)
+    audit = leakage.audit_gates(*model, lambda: split(tokens), eot_id=EOT, sample=500)
     sample = audit.sample
     assert len(sample.current) == 500 and sample.units == {"attention": 16, "neurons": 64}
     np.testing.assert_array_equal(audit.current, tokens[:-1])
@@ -222,9 +222,9 @@ def test_units_that_tell_nothing_are_seldom_above_the_shuffles():
 def test_only_frequent_tokens_are_kept_and_too_few_are_refused():
     current = np.repeat([1, 2, 3], [1000, 49, 60])
     sample = sample_of(current, current, np.ones((len(current), 1), np.uint8))
-    assert sorted(set(information.frequent(sample).current)) == [1, 3]
+    assert sorted(set(information.frequent_tokens(sample).current)) == [1, 3]
     with pytest.raises(DataError, match="at least 1,000 tokens whose id occurs 2000 times or more.* has 0"):
-        information.frequent(sample, least=2000)
+        information.frequent_tokens(sample, least=2000)
 
 
 def test_counts_of_the_other_stories_by_hand():
@@ -260,7 +260,7 @@ def probed():
     bits = (rng.random((n, 12)) < 0.2).astype(np.uint8)
     bits[:, 0], bits[:, 1] = following >= 2, following < 2
     table = rng.normal(size=(VOCAB, 16)).astype(np.float32)
-    return probe.probe(sample_of(current, following, bits), table)
+    return probe.probe_gates(sample_of(current, following, bits), table)
 
 
 def test_probe_finds_the_bit_and_its_control_does_not(probed):
@@ -274,7 +274,7 @@ def test_probe_finds_the_bit_and_its_control_does_not(probed):
 def test_probe_needs_stories():
     sample = telling_bits(1040)
     with pytest.raises(DataError, match="at least 27 stories, the sample has 26"):
-        probe.probe(sample, np.eye(4, dtype=np.float32))
+        probe.probe_gates(sample, np.eye(4, dtype=np.float32))
 
 
 def test_rare_next_tokens_are_one_class(monkeypatch):
@@ -324,15 +324,15 @@ def test_result_has_its_figures_and_panels(model, audited, monkeypatch):
 def test_too_few_tokens_and_damaged_parameters_are_one_clear_line(model):
     made, params = model
     with pytest.raises(DataError, match="at least 2,000 tokens, this split has 99"):
-        leakage.audit(made, params, lambda: split(np.ones(100, int)), eot_id=EOT)
+        leakage.audit_gates(made, params, lambda: split(np.ones(100, int)), eot_id=EOT)
     with pytest.raises(DataError, match="2,000 tokens of 30 stories, this split has 2,500 of 1;"):
-        leakage.audit(made, params, lambda: split(np.ones(2501, int)), eot_id=EOT)
+        leakage.audit_gates(made, params, lambda: split(np.ones(2501, int)), eot_id=EOT)
     broken = params | {"ln_f": jax.tree.map(lambda x: x * np.nan, params["ln_f"])}
     with pytest.raises(DataError, match="'clean' of batch 0 is NaN .* --checkpoint"):
-        leakage.audit(made, broken, lambda: split(stories(60)), eot_id=EOT)
+        leakage.audit_gates(made, broken, lambda: split(stories(60)), eot_id=EOT)
     broken = params | {"layer_0": jax.tree.map(lambda x: x * np.nan, params["layer_0"])}
     with pytest.raises(DataError, match="activations head_out .* NaN"):
-        leakage.audit(made, broken, lambda: split(stories(60)), eot_id=EOT)
+        leakage.audit_gates(made, broken, lambda: split(stories(60)), eot_id=EOT)
 
 
 def test_models_without_gates_are_told_why():

@@ -205,7 +205,7 @@ def evaluate(audit: Audit, table: np.ndarray, *, vocab_size: int, seed: int = 0)
     """Everything that follows from an audit.
 
     Args:
-      audit: of `jaxablate.neurons.leakage.audit`.
+      audit: of `jaxablate.neurons.leakage.audit_gates`.
       table: [V, D] the model's output matrix, for the probe.
       vocab_size: V, for the losses of counts.
       seed: of resampling, shuffling and the probe.
@@ -213,10 +213,10 @@ def evaluate(audit: Audit, table: np.ndarray, *, vocab_size: int, seed: int = 0)
     Raises:
       DataError: too few tokens for one of the measures.
     """
-    sample = information.frequent(audit.sample)
+    sample = information.frequent_tokens(audit.sample)
     gates = tuple(_bits(information.unit_information(sample, kind, layer, seed=seed), seed)
                   for kind in KINDS for layer in range(sample.layers))
-    probed = probes.probe(sample, table, seed=seed)
+    probed = probes.probe_gates(sample, table, seed=seed)
     rows, token_loss = _probe_rows(probed, seed)
     sums, tokens = audit.story_sums, len(audit.story)
     unigram, bigram = _ngram_sums(audit, vocab_size)
@@ -318,7 +318,7 @@ def _unfit(config: Config) -> str | None:
 
 
 def _run(subject: Subject) -> tuple[LeakageResult, dict[str, Any]]:
-    audit = replaced.audit(subject.model, subject.params, subject.batches, eot_id=subject.tokenizer.eot_id,
+    audit = replaced.audit_gates(subject.model, subject.params, subject.batches, eot_id=subject.tokenizer.eot_id,
                            seed=subject.seed)
     result = evaluate(audit, np.asarray(subject.params["embed"]["embedding"]),
                       vocab_size=subject.config.model.vocab_size, seed=subject.seed)

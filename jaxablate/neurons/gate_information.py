@@ -48,7 +48,7 @@ class UnitInformation:
         return self.plug_in - self.null
 
 
-def frequent(sample: GateSample, *, least: int = MIN_COUNT) -> GateSample:
+def frequent_tokens(sample: GateSample, *, least: int = MIN_COUNT) -> GateSample:
     """The part of a sample whose current tokens occur at least so often in it.
 
     Raises:
@@ -68,7 +68,7 @@ def unit_information(sample: GateSample, kind: str, layer: int, *, shuffles: int
     """Information of each unit's gate about the next token given the current one.
 
     Args:
-      sample: of `frequent`.
+      sample: of `frequent_tokens`.
       kind: attention or neurons.
       layer: which.
       shuffles: of the next tokens within each current token.

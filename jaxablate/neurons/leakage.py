@@ -12,7 +12,7 @@ or its mask may itself be a message. These losses of the ablated stream tell one
     mask_same     the same with the gates of another token of the same id
     mask_random   the same with random k-subsets: beyond the current token's embedding, nothing speaks
 
-`audit` streams a split twice, first for the means, and keeps a bounded sample of gates as packed bits.
+`audit_gates` streams a split twice, first for the means, and keeps a bounded sample of gates as packed bits.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ class GateSample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What `audit` measures.
+    """What `audit_gates` measures.
 
     Attributes:
       story_sums: float64 [stories, columns], `COLUMNS` summed over the targets of each story; stories without any are
@@ -97,8 +97,8 @@ class Audit:
     sample: GateSample
 
 
-def audit(model: SelfAblatingTransformer, params: Params, batches: Callable[[], Iterable[Batch]], *, eot_id: int,
-          seed: int = 0, sample: int = SAMPLE) -> Audit:
+def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Callable[[], Iterable[Batch]], *, eot_id: int,
+                seed: int = 0, sample: int = SAMPLE) -> Audit:
     """Losses of the ablated stream under every replacement, and a sample of its gates.
 
     Args:

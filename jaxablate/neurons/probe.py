@@ -67,11 +67,11 @@ class ProbeLosses:
     rare: float
 
 
-def probe(sample: GateSample, table: np.ndarray, *, seed: int = 0) -> ProbeLosses:
+def probe_gates(sample: GateSample, table: np.ndarray, *, seed: int = 0) -> ProbeLosses:
     """Trains the probes of every layer, their controls and the one without gates, all at once.
 
     Args:
-      sample: of `gate_information.frequent`; at most `SAMPLE` of its tokens are used, of whole stories.
+      sample: of `gate_information.frequent_tokens`; at most `SAMPLE` of its tokens are used, of whole stories.
       table: [V, D] the model's output matrix.
       seed: of the split into train, choice and test, and of the order of training.
 
