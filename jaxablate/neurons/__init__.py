@@ -8,7 +8,7 @@
 ``nulls``             shuffled tokens, and random directions that fire as often
 ``facts``             which unit tells which recorded fact of a text
 ``examples``          where in a text each unit is strongest
-``neuron_to_graph`` graphs of what fires units, from their examples; ``pruning``, ``short_runs``: its steps
+``neuron_to_graph``   graphs of what fires units, from their examples; ``pruning``, ``short_runs``: its steps
 ``graphs``            patterns of tokens, merged, as a trie
 ``matching``          where patterns match a text, and how well that tells where a unit fires
 ``leakage``           the ablated stream with its gates, or what they gate, replaced; a sample of gates
