@@ -140,10 +140,8 @@ def calibrate(model: SelfAblatingTransformer, params: Params, batches: Iterable[
     Raises:
       DataError: an activation is not finite.
     """
-    wanted = -(-SAMPLE_TOKENS // split.length)
-    chosen = {(2 * i + 1) * split.rows // (2 * wanted) for i in range(wanted)} if wanted < split.rows else None
     found: dict[tuple[str, str, int], list[np.ndarray]] = {}
-    for piece in pieces(_rows_of(batches, chosen)):
+    for piece in pieces([_sample(batches, split)]):
         seen = np.asarray(piece["mask"]).ravel() > 0
         for sort, by_kind in zip(("units", "directions"), _sampled(model, params, piece["inputs"], drawn), strict=True):
             for name, layers in by_kind.items():
@@ -151,8 +149,8 @@ def calibrate(model: SelfAblatingTransformer, params: Params, batches: Iterable[
                     found.setdefault((sort, name, i), []).append(np.asarray(values)[seen])
     return {
         kind.name: [
-            _level(kind, i, *(np.concatenate(found[key]).T for key in (
-                ("units", kind.name, i), ("directions", kind.name, i))), rates[kind.name][i], split.tokens)
+            _level(kind, i, *(np.ascontiguousarray(np.concatenate(found.pop((sort, kind.name, i))).T)
+                              for sort in ("units", "directions")), rates[kind.name][i], _is_binary(kind, model))
             for i in range(model.config.n_layers)
         ] for kind in kinds(model.config)
     }
@@ -217,16 +215,17 @@ def pieces(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield {"inputs": filled[0], "mask": filled[1]}
 
 
-def _rows_of(batches: Iterable[Batch], chosen: set[int] | None) -> Iterator[Batch]:
-    """The chosen windows, counted among those that have any token; the others are masked or left out."""
-    row = 0
+def _sample(batches: Iterable[Batch], split: Split) -> Batch:
+    """Windows spread evenly over those of the split that have any token, together of about `SAMPLE_TOKENS` tokens."""
+    wanted = min(-(-SAMPLE_TOKENS // split.length), split.rows)
+    chosen, row, found = [(2 * i + 1) * split.rows // (2 * wanted) for i in range(wanted)], 0, []
     for batch in batches:
-        mask = np.asarray(batch["mask"]) > 0
-        numbers = np.where(mask.any(-1), row + np.cumsum(mask.any(-1)) - 1, -1)
-        row += int(mask.any(-1).sum())
-        wanted = mask.any(-1) if chosen is None else np.isin(numbers, list(chosen))
-        if wanted.any():
-            yield {"inputs": batch["inputs"], "mask": mask & wanted[:, None]}
+        inputs, mask = np.asarray(batch["inputs"]), np.asarray(batch["mask"]) > 0
+        there = np.flatnonzero(mask.any(-1))
+        take = there[np.isin(row + np.arange(len(there)), chosen)]
+        row += len(there)
+        found.append((inputs[take], mask[take]))
+    return {"inputs": np.concatenate([x for x, _ in found]), "mask": np.concatenate([x for _, x in found])}
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -235,29 +234,28 @@ def _sampled(model: SelfAblatingTransformer, params: Params, inputs: jax.Array, 
     return unit_values(out), direction_values(model.config, params, out, drawn)
 
 
-def _level(kind: Kind, layer: int, values: np.ndarray, random: np.ndarray, rate: float, tokens: int) -> Level:
-    """Of values [units, n] and of random directions [R, n]."""
+def _level(kind: Kind, layer: int, values: np.ndarray, random: np.ndarray, rate: float, binary: bool) -> Level:
+    """Of values [units, n] and of random directions [R, n]; a binary unit's Gini index comes from how often it is 1."""
     _check_finite(values.sum(-1), kind.name, layer)
-    sizes = np.sort(np.abs(values) if kind.signed else values, axis=-1)
-    if kind.source == "gates":
-        threshold = np.full(len(values), FIRES_ABOVE)
-    else:
-        threshold = np.maximum(top_threshold(sizes, np.full(len(values), rate)), 0)
-    fired = (sizes > threshold[:, None]).mean(-1)
-    gini = gini_of(sizes if kind.signed else np.sort(np.abs(values), axis=-1))
-    pilot = values.mean(-1, dtype=np.float64)
-    return Level(threshold=threshold.astype(np.float32), pilot=pilot.astype(np.float32), gini=gini,
-                 **_directions(kind, random, fired, tokens))
+    sizes = np.abs(values)
+    ranked = sizes if kind.signed else values
+    threshold = np.full(len(values), FIRES_ABOVE, np.float32)
+    if kind.source != "gates":
+        threshold = np.maximum(top_threshold(ranked, np.full(len(values), rate)), 0).astype(np.float32)
+    fired = (ranked > threshold[:, None]).mean(-1)
+    gini = np.full(len(values), np.nan) if binary else gini_of(np.sort(sizes, axis=-1))
+    return Level(threshold=threshold, pilot=values.mean(-1, dtype=np.float64).astype(np.float32), gini=gini,
+                 **_directions(kind, random, fired))
 
 
-def _directions(kind: Kind, random: np.ndarray, fired: np.ndarray, tokens: int) -> dict[str, Any]:
+def _directions(kind: Kind, random: np.ndarray, fired: np.ndarray) -> dict[str, Any]:
     """Thresholds of random directions [R, n] at the rates of units, and measures of their activations."""
     count, n = random.shape
     least = _LEAST_SAMPLED / n
     alive = fired[fired > 0]
     rates = np.quantile(alive, (np.arange(count) + 0.5) / count) if alive.size else np.full(count, least)
     sizes = np.abs(random) if kind.signed else random
-    threshold = top_threshold(np.sort(sizes, axis=-1), np.clip(rates, least, 1 - least)).astype(np.float32)
+    threshold = top_threshold(sizes, np.clip(rates, least, 1 - least)).astype(np.float32)
     if kind.source == "gates":
         return {"direction_threshold": threshold, "directions": binary_shape((sizes > threshold[:, None]).sum(-1), n)}
     if kind.source == "ablated":
@@ -269,20 +267,22 @@ def _directions(kind: Kind, random: np.ndarray, fired: np.ndarray, tokens: int) 
     return {"direction_threshold": threshold, "directions": found}
 
 
-def top_threshold(ascending: np.ndarray, rates: np.ndarray) -> np.ndarray:
+def top_threshold(values: np.ndarray, rates: np.ndarray) -> np.ndarray:
     """Between the values that the top share of each row starts with and the next lower one.
 
     Args:
-      ascending: [units, n] sorted values.
+      values: [units, n].
       rates: [units] share of values above; at least one is, and one is not.
 
-    >>> top_threshold(np.array([[1.0, 2.0, 3.0, 5.0]]), np.array([0.25])).tolist()
+    >>> top_threshold(np.array([[5.0, 1.0, 3.0, 2.0]]), np.array([0.25])).tolist()
     [4.0]
     """
-    n = ascending.shape[1]
-    above = np.clip((rates * n).round().astype(int), 1, max(n - 1, 1))
-    rows = np.arange(len(ascending))
-    return (ascending[rows, n - above].astype(np.float64) + ascending[rows, np.maximum(n - above - 1, 0)]) / 2
+    n = values.shape[1]
+    first = n - np.clip((rates * n).round().astype(int), 1, max(n - 1, 1))
+    before = np.maximum(first - 1, 0)
+    parted = np.partition(values, np.unique([first, before]), axis=-1)
+    rows = np.arange(len(values))
+    return (parted[rows, first].astype(np.float64) + parted[rows, before]) / 2
 
 
 @functools.cache
