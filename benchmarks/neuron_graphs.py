@@ -7,7 +7,7 @@
 Without ``--workdir`` the weights are as they are drawn, and their neurons need other contexts than trained ones do; the
 text is TinyStories in GPT-2's tokens where ``data/`` has it, else random tokens by Zipf's law. Fewer units than all are
 the first ones of every layer; what all 4,096 would take is then extrapolated: what depends on the units goes by their
-number, the passes over text do not.
+number, the passes over text and compiling do not.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ from benchmarks.circuit_search import SHAPE
 from benchmarks.training_step import peak_bytes
 from jaxablate.data.token_file import open_token_file
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.neurons.examples import Params, TopExamples, UnitReader, top_examples
+from jaxablate.neurons.examples import Params, UnitReader, top_examples
 from jaxablate.neurons.matching import count, firings
 from jaxablate.neurons.neuron_to_graph import FIRES, GraphSettings, build_graphs
 from jaxablate.neurons.pruning import Neighbours, Noise
-from jaxablate.neurons.short_runs import ShortRuns
+from jaxablate.neurons.short_runs import LENGTHS, ShortRuns
 from jaxablate.training.checkpoint import restore_params
 from jaxablate.training.workdir import read_config
 
@@ -67,8 +67,13 @@ def measure(options: Options) -> dict[str, object]:
         bits, held_out = firings(read, params, _windows(text, options.tokens, options.score_tokens), limits, EOT)
     nearest, seen = Neighbours(params["embed"]["embedding"], top.counts), []
     for layer in range(config.n_layers):
+        ask = ShortRuns(UnitReader(model, (layer,)), params, options.batch_tokens)
+        with _timed(parts, "compiling"):
+            for length in LENGTHS:
+                ask(np.zeros((1, length), np.int32), np.zeros(1, np.int32))
         with _timed(parts, "graphs"):
-            graphs, ask = _graphs(options, model, params, top, layer, units, nearest)
+            graphs = build_graphs(ask, top.activations[layer, :units], top.contexts[layer, :units],
+                                  Noise(top.counts, layer), nearest, GraphSettings())
         with _timed(parts, "matching"):
             count([g.patterns for g in graphs], bits[layer, :units], held_out)
         seen.append((ask.questions, ask.tokens_run, sum(bool(g.patterns) for g in graphs)))
@@ -76,15 +81,9 @@ def measure(options: Options) -> dict[str, object]:
     whole = config.n_layers * config.mlp_width
     per_unit = (parts["graphs"] + parts["matching"]) * whole / (units * config.n_layers)
     return {"units": units * config.n_layers, "graphs_made": made, "seconds": parts, "questions": questions,
-            "tokens_run": tokens, "all_units": whole, "all_seconds": parts["examples"] + parts["firings"] + per_unit,
+            "tokens_run": tokens, "all_units": whole,
+            "all_seconds": parts["examples"] + parts["firings"] + parts["compiling"] + per_unit,
             "extrapolated": units < config.mlp_width, "peak_bytes": peak_bytes()}
-
-
-def _graphs(options: Options, model, params: Params, top: TopExamples, layer: int, units: int, nearest: Neighbours):
-    ask = ShortRuns(UnitReader(model, (layer,)), params, options.batch_tokens)
-    graphs = build_graphs(ask, top.activations[layer, :units], top.contexts[layer, :units], Noise(top.counts, layer),
-                          nearest, GraphSettings())
-    return graphs, ask
 
 
 def _model(options: Options) -> tuple[SelfAblatingTransformer, Params]:

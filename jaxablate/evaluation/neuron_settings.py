@@ -29,7 +29,7 @@ class NeuronSettings:
     """ablated: what the gates let through, of a model with gates."""
     examples: int = 20
     """Top examples of each neuron, each of another window of the training text."""
-    build: int = 10
+    build: int = 20
     """How many of them a graph is made from."""
     context: int = 24
     """Tokens of an example, the one at which the neuron is strong included."""

@@ -28,7 +28,7 @@ class GraphSettings:
       candidates: nearest tokens that are tried in the place of an important one.
     """
 
-    build: int = 10
+    build: int = 20
     share: float = 0.5
     above: float = 0.4
     replacements: int = 3

@@ -18,8 +18,8 @@ from jaxablate.neurons.examples import NOTHING
 
 Ask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(sequences [Q, T] filled up with `NOTHING`, units [Q]) -> activations [Q] at the last tokens; `ShortRuns` is one."""
-WAVE = 8
-"""Suffixes of so many lengths are tried at once; longer ones only where none of these does."""
+SHORT, STEP = 8, 4
+"""Suffixes up to so many tokens are all tried; of longer ones every so many-th first."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,24 +56,36 @@ class Cases:
 def prune(ask: Ask, cases: Cases, share: float = 0.5) -> Cases:
     """The shortest suffix of each context that ends at the pivot and keeps more than a share of the activation.
 
+    All lengths up to `SHORT` are tried. Where none is enough, every `STEP`-th longer one and the whole context are, and
+    then the lengths just below the first of these that is enough. So of a long suffix a shorter one may be missed where
+    the activation does not grow with the context.
+
     Args:
       ask: the model.
       cases: examples.
       share: of the example's own activation.
 
     Returns:
-      The cases with `lengths` and `kept`; 0 for both where even the whole context is not enough.
+      The cases with `lengths` and `kept`; 0 for both where not even the whole context is enough.
     """
     available = (cases.contexts != NOTHING).sum(1)
     lengths, kept = np.zeros(len(available), np.int64), np.zeros(len(available), np.float32)
-    for first in range(1, cases.contexts.shape[1] + 1, WAVE):
-        unsettled = np.flatnonzero((lengths == 0) & (available >= first))
-        tried = np.arange(first, first + WAVE)
-        row, column = np.nonzero(tried <= available[unsettled, None])
-        case, length = unsettled[row], tried[column]
+
+    def attempt(tried: np.ndarray) -> None:
+        """Lengths [E, n] are tried where they are above 0; the shortest that is enough is recorded."""
+        case, column = np.nonzero(tried > 0)
+        length = tried[case, column]
         values = ask(cases[case].sequences(length), cases.units[case])
-        enough = np.flatnonzero(values > share * cases.activations[case])[::-1]  # the shortest is written last
+        enough = np.flatnonzero(values > share * cases.activations[case])
+        enough = enough[np.argsort(-length[enough], kind="stable")]  # the shortest is written last
         lengths[case[enough]], kept[case[enough]] = length[enough], values[enough]
+
+    short = np.arange(1, SHORT + 1)
+    attempt(np.where(short <= available[:, None], short, 0))
+    coarse = np.minimum(np.arange(SHORT + STEP, cases.contexts.shape[1] + STEP, STEP), available[:, None])
+    attempt(np.where((lengths == 0)[:, None] & (coarse > SHORT), coarse, 0))
+    fine = lengths[:, None] - np.arange(STEP - 1, 0, -1)
+    attempt(np.where((lengths > SHORT)[:, None] & (fine > SHORT), fine, 0))
     return dataclasses.replace(cases, lengths=lengths, kept=kept)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxablate.errors import DataError
 from jaxablate.neurons.examples import NOTHING, Params, Read
 
-LENGTHS = (4, 8, 16, 32)
+LENGTHS = (4, 8, 16, 24)
 """Lengths to which sequences are filled up; longer ones to a multiple of the last."""
 
 
@@ -105,7 +105,7 @@ def _lengths(longest: int) -> list[int]:
     """Lengths to fill up to, until the longest is covered.
 
     >>> _lengths(5), _lengths(40)
-    ([4, 8], [4, 8, 16, 32, 64])
+    ([4, 8], [4, 8, 16, 24, 48])
     """
     found = list(LENGTHS)
     while found[-1] < longest:
