@@ -108,6 +108,8 @@ class LeakageResult:
     beyond_token: Estimate
     """mask_same - mask, nats: what the mask alone says of the next token beyond what the current token says."""
     gates: tuple[GateBits, ...]
+    bits: tuple[tuple[str, Estimate], ...]
+    """By kind: `GateBits.information` over the units of all layers."""
     probe: tuple[ProbeRow, ...]
     token_loss: float
     """Of the probe that reads the current token alone, nats."""
@@ -135,8 +137,7 @@ class LeakageResult:
     def _bits(self, kind: str) -> tuple[Figure, Figure]:
         rows = [x for x in self.gates if x.kind == kind]
         units, telling = sum(x.units for x in rows), sum(x.telling for x in rows)
-        mean = sum(x.information.value * x.units for x in rows) / units
-        return (Figure(name=f"bits of a gate, {kind}", value=mean, unit="bits"),
+        return (_figure(f"bits of a gate, {kind}", dict(self.bits)[kind], "bits"),
                 _figure(f"telling gates, {kind}", Estimate(value=telling / units, interval=wilson(telling, units)),
                         "fraction"))
 
@@ -214,8 +215,10 @@ def evaluate(audit: Audit, table: np.ndarray, *, vocab_size: int, seed: int = 0)
       DataError: too few tokens for one of the measures.
     """
     sample = information.frequent_tokens(audit.sample)
-    gates = tuple(_bits(information.unit_information(sample, kind, layer, seed=seed), seed)
-                  for kind in KINDS for layer in range(sample.layers))
+    units = [information.unit_information(sample, kind, layer, seed=seed)
+             for kind in KINDS for layer in range(sample.layers)]
+    bits = tuple((kind, _over_units(np.concatenate([x.information for x in units if x.kind == kind]), seed))
+                 for kind in KINDS)
     probed = probes.probe_gates(sample, table, seed=seed)
     rows, token_loss = _probe_rows(probed, seed)
     sums, tokens = audit.story_sums, len(audit.story)
@@ -223,8 +226,9 @@ def evaluate(audit: Audit, table: np.ndarray, *, vocab_size: int, seed: int = 0)
     return LeakageResult(
         losses=_losses(sums, seed), unigram=float(unigram.sum() / tokens), bigram=float(bigram.sum() / tokens),
         share=_share(sums, _column(sums, "mask_random"), seed), share_beyond_bigram=_share(sums, bigram, seed),
-        beyond_token=_difference(sums, "mask_same, paired", "mask, paired", "paired", seed), gates=gates, probe=rows,
-        token_loss=token_loss, stories=len(sums), frequent_tokens=len(sample.current),
+        beyond_token=_difference(sums, "mask_same, paired", "mask, paired", "paired", seed), probe=rows,
+        gates=tuple(_bits(x, seed) for x in units), bits=bits, token_loss=token_loss, stories=len(sums),
+        frequent_tokens=len(sample.current),
         sampled_tokens=len(audit.sample.current), probe_train_tokens=probed.train_tokens,
         probe_test_tokens=probed.test_tokens, rare_next=probed.rare)
 
@@ -278,10 +282,13 @@ def _column(sums: np.ndarray, name: str) -> np.ndarray:
 
 
 def _bits(x: information.UnitInformation, seed: int) -> GateBits:
-    found = Estimate(value=float(x.information.mean()), interval=mean_interval(x.information, seed=seed))
-    return GateBits(kind=x.kind, layer=x.layer, units=len(x.plug_in), information=found,
+    return GateBits(kind=x.kind, layer=x.layer, units=len(x.plug_in), information=_over_units(x.information, seed),
                     plug_in=float(x.plug_in.mean()), null=float(x.null.mean()), entropy=float(x.entropy.mean()),
                     telling=int(x.telling.sum()))
+
+
+def _over_units(values: np.ndarray, seed: int) -> Estimate:
+    return Estimate(value=float(values.mean()), interval=mean_interval(values, seed=seed))
 
 
 def _probe_rows(probed: ProbeLosses, seed: int) -> tuple[tuple[ProbeRow, ...], float]:

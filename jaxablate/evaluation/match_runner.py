@@ -81,7 +81,7 @@ def match(settings: MatchSettings, say: Say = lambda line: None) -> MatchReport:
     if not keeps:
         say(f"{settings.workdir / files.FILE_NAME} is of another checkpoint and stays as it is")
     required = bool(settings.suites)
-    model = _completed(model, suites, settings.workdir if keeps else None, say, required)
+    model = _completed(model, [perplexity.SUITE, *suites], settings.workdir if keeps else None, say, required)
     baseline = _completed(baseline, suites, None, say, required)
     if keeps:
         html.write_report(settings.workdir, files.read(settings.workdir))
