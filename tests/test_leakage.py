@@ -143,6 +143,12 @@ def test_the_sample_holds_the_gates_of_its_tokens(model, tokens):
     assert (sample.fires("neurons", 0).sum(-1) == 5).all() and (sample.fires("attention", 0).sum(-1) == 3).all()
 
 
+def test_a_long_split_is_read_up_to_a_number_of_tokens(model, tokens):
+    read = []
+    audit = leakage.audit_gates(*model, lambda: (read.append(b) or b for b in split(tokens)), eot_id=EOT, most=2100)
+    assert len(audit.current) == 9 * 8 * LENGTH and len(read) == 2 * 9  # nine batches of 256 tokens, twice
+
+
 def test_lenders_are_others_each_once():
     rng = np.random.default_rng(0)
     tokens = np.array([[4, 4, 9, 4], [7, 9, 4, 0]])

@@ -228,9 +228,8 @@ def evaluate(audit: Audit, table: np.ndarray, *, vocab_size: int, seed: int = 0)
         share=_share(sums, _column(sums, "mask_random"), seed), share_beyond_bigram=_share(sums, bigram, seed),
         beyond_token=_difference(sums, "mask_same, paired", "mask, paired", "paired", seed), probe=rows,
         gates=tuple(_bits(x, seed) for x in units), bits=bits, token_loss=token_loss, stories=len(sums),
-        frequent_tokens=len(sample.current),
-        sampled_tokens=len(audit.sample.current), probe_train_tokens=probed.train_tokens,
-        probe_test_tokens=probed.test_tokens, rare_next=probed.rare)
+        frequent_tokens=len(sample.current), sampled_tokens=len(audit.sample.current),
+        probe_train_tokens=probed.train_tokens, probe_test_tokens=probed.test_tokens, rare_next=probed.rare)
 
 
 def _ngram_sums(audit: Audit, vocab_size: int) -> list[np.ndarray]:
@@ -329,7 +328,8 @@ def _run(subject: Subject) -> tuple[LeakageResult, dict[str, Any]]:
                            seed=subject.seed)
     result = evaluate(audit, np.asarray(subject.params["embed"]["embedding"]),
                       vocab_size=subject.config.model.vocab_size, seed=subject.seed)
-    return result, {"seed": subject.seed, "bootstrap_resamples": RESAMPLES, "sampled_tokens": result.sampled_tokens,
+    return result, {"seed": subject.seed, "bootstrap_resamples": RESAMPLES, "tokens": len(audit.story),
+                    "sampled_tokens": result.sampled_tokens,
                     "shuffles": information.SHUFFLES, "least_count": information.MIN_COUNT,
                     "probe_epochs": probes.GATES_EPOCHS, "probe_classes": probes.CLASSES}
 

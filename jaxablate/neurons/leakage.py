@@ -12,12 +12,13 @@ or its mask may itself be a message. These losses of the ablated stream tell one
     mask_same     the same with the gates of another token of the same id
     mask_random   the same with random k-subsets: beyond the current token's embedding, nothing speaks
 
-`audit_gates` streams a split twice, first for the means, and keeps a bounded sample of gates as packed bits.
+`audit_gates` streams a split, or its first `MOST_TOKENS` tokens, twice, first for the means, and keeps a bounded sample
+of gates as packed bits.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -42,6 +43,8 @@ COLUMNS = ("tokens", *OF_ALL, "paired", *(f"{name}, paired" for name in OF_PAIRE
 FIRES_ABOVE = 0.5
 SAMPLE = 65_536
 MIN_TOKENS, MIN_STORIES = 2_000, 30
+MOST_TOKENS = 262_144
+"""Of longer splits the first batches with so many tokens are read: each token costs eight runs of the output matrix."""
 _CONTENT = ("head_out", "mlp_post")
 _DRAWS = 0x6C65616B
 """Keeps these random draws apart from others of the same seed."""
@@ -98,7 +101,7 @@ class Audit:
 
 
 def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Callable[[], Iterable[Batch]], *, eot_id: int,
-                seed: int = 0, sample: int = SAMPLE) -> Audit:
+                seed: int = 0, sample: int = SAMPLE, most: int = MOST_TOKENS) -> Audit:
     """Losses of the ablated stream under every replacement, and a sample of its gates.
 
     Args:
@@ -108,6 +111,7 @@ def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Callabl
       eot_id: token that ends a story; it is the last target of its story.
       seed: of random gates, of who lends to whom, and of the sample.
       sample: most tokens whose gates are kept.
+      most: tokens after which no further batch is read.
 
     Returns:
       `Audit`.
@@ -116,12 +120,12 @@ def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Callabl
       DataError: fewer than `MIN_TOKENS` tokens or `MIN_STORIES` stories, or activations that are not finite.
     """
     model = SelfAblatingTransformer(dataclasses.replace(model.config, remat="none"))
-    means, tokens = content_means(model, params, batches())
+    means, tokens = content_means(model, params, first(batches(), most))
     rng = np.random.default_rng((seed, _DRAWS))
     kept = np.zeros(tokens, bool)
     kept[rng.choice(tokens, size=min(sample, tokens), replace=False)] = True
     sums, seen, bits, place = StorySums(), [], {kind: [] for kind in KINDS}, Place()
-    for number, batch in enumerate(batches()):
+    for number, batch in enumerate(first(batches(), most)):
         inputs, targets, mask = (np.asarray(batch[name]) for name in ("inputs", "targets", "mask"))
         counted = mask > 0
         lent = lenders(inputs, counted, rng)
@@ -142,6 +146,15 @@ def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Callabl
     return Audit(story_sums=found, current=current, following=following, story=story,
                  sample=GateSample(current=current[kept], following=following[kept], story=story[kept], bits=packed,
                                    units=units))
+
+
+def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
+    """The first batches, up to the one with which there are so many tokens."""
+    for batch in batches:
+        yield batch
+        tokens -= int((np.asarray(batch["mask"]) > 0).sum())
+        if tokens <= 0:
+            return
 
 
 def check_enough(tokens: int, stories: int) -> None:
