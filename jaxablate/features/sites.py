@@ -7,6 +7,7 @@ which resid_post - resid_mid has the rounding of the residual stream.
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,8 @@ FIELDS = ("resid_pre", "head_out", "attn_out", "resid_mid", "mlp_pre", "mlp_post
 """In the order of computation. head_out is the concatenated heads before gate and output projection, mlp_post the
 activated neurons before their gate, attn_out and mlp_out what is added to the residual stream."""
 _NEURONS = ("mlp_pre", "mlp_post")
+_PART_TOKENS = 512
+"""On CPU, whose caches then hold the activations; at the paper's shape a quarter faster than 4,096."""
 
 Params = Any
 
@@ -94,8 +97,21 @@ class Reader:
 
     def __call__(self, params: Params, tokens_BT: jax.Array) -> jax.Array:
         """Under `jax.jit` nothing behind the last of the sites is computed."""
+        rows, length = tokens_BT.shape
+        parts = tokens_BT.reshape(_parts(rows, length), -1, length)
+        found = jax.lax.map(functools.partial(self._read, params), parts)
+        return found.reshape(rows, *found.shape[2:])
+
+    def _read(self, params: Params, tokens_BT: jax.Array) -> jax.Array:
         found = read(self.model, params, tokens_BT, self.names)
         return jnp.stack([found[name] for name in self.names], axis=2)
+
+
+def _parts(rows: int, length: int) -> int:
+    """Equal parts in which a batch is read: on CPU the fewest of at most `_PART_TOKENS` tokens, elsewhere one."""
+    if jax.default_backend() != "cpu":
+        return 1
+    return next(n for n in range(1, rows + 1) if rows % n == 0 and (rows // n * length <= _PART_TOKENS or n == rows))
 
 
 def reader(model: SelfAblatingTransformer, names: Sequence[str]) -> Reader:
