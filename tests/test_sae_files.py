@@ -143,6 +143,7 @@ def test_damaged_files_are_refused(tmp_path):
     "message, change",
     [
         ("normalize_activations='layer_norm' is not folded", {"normalize_activations": "layer_norm"}),
+        ("rescale_acts_by_decoder_norm=true is not folded", {"rescale_acts_by_decoder_norm": True}),
         ("architecture='gated' cannot be read", {"architecture": "gated"}),
         ("hook_name='hook_embed' is no site", {"hook_name": "hook_embed"}),
         ("W_enc has shape \\(8, 16\\), cfg.json says \\(9, 16\\)", {"d_in": 9}),

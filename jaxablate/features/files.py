@@ -214,6 +214,8 @@ def _config(folder: Path, settings: dict[str, Any], own: dict[str, Any]) -> Auto
     scaling = settings.get("normalize_activations", "none")
     if scaling not in ("none", None, False):
         raise DataError(f"{folder / CONFIG}: normalize_activations={scaling!r} is not folded into the weights; fold it")
+    if settings.get("rescale_acts_by_decoder_norm"):
+        raise DataError(f"{folder / CONFIG}: rescale_acts_by_decoder_norm=true is not folded into the weights; fold it")
     try:
         if own.get("config"):
             return AutoencoderConfig(**own["config"])
