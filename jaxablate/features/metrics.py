@@ -261,28 +261,35 @@ def _measured_alone(reading, groups, params: Params, batch, means, stacks: list[
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _measured(model, groups, params: Params, batch, means, stacks: list[Autoencoder]) -> list[dict[str, jax.Array]]:
     """For each group the figures of `COLUMNS` as arrays [n, B, T], and latents' counts and sums [n, S]."""
-    names = tuple(means)
-    found, final = forward(model, params, batch["inputs"], names)
+    found, final = forward(model, params, batch["inputs"], tuple(means))
+    pairs = [_reconstructions(saes, found[site], means[site], batch["mask"], config)
+             for (site, config), saes in zip(groups, stacks, strict=True)]  # fmt: skip
+    for name, mean in means.items():
+        here = [pair for pair, (site, _) in zip(pairs, groups, strict=True) if site == name]
+        ablated = jnp.stack([jnp.zeros_like(mean), mean])[:, None, None] + jnp.zeros_like(found[name])
+        values = jnp.concatenate([*(out for out, _ in here), ablated])
+        after = _losses(model, params, batch, name, final, values)
+        start = 0
+        for out, figures in here:
+            figures |= _columns(after, slice(start, start + len(out)))
+            start += len(out)
+    return [figures for _, figures in pairs]
 
-    def run(site: str, value: jax.Array) -> jax.Array:
-        return forward(model, params, batch["inputs"], (), {site: value})[1][site.split(".")[0]]
 
-    ablated = {name: (run(name, jnp.zeros_like(means[name])), run(name, means[name])) for name in names}
-    finals, results = [], []
-    for (site, config), saes in zip(groups, stacks, strict=True):
-        out, figures = _reconstructions(saes, found[site], means[site], batch["mask"], config)
-        edited = ae.over_all(functools.partial(run, site))(out)
-        finals.append(jnp.concatenate([edited, jnp.stack(ablated[site])]))
-        results.append(figures)
-    for figures, (site, _), edited in zip(results, groups, finals, strict=True):
-        base = final[site.split(".")[0]]
-        ce, ce_edited, kl = compared(params["embed"]["embedding"], model.config.compute_dtype, base, edited,
-                                     batch["targets"])  # fmt: skip
-        ones = jnp.ones_like(kl[:-2])
-        figures |= {"ce": ce * ones, "ce_sae": ce_edited[:-2], "ce_zero": ce_edited[-2] * ones,
-                    "ce_mean": ce_edited[-1] * ones, "kl_sae": kl[:-2], "kl_zero": kl[-2] * ones,
-                    "kl_mean": kl[-1] * ones}  # fmt: skip
-    return results
+def _losses(model, params: Params, batch, site: str, final, values: jax.Array):
+    """The model run with each of values [K, B, T, D] at a site: see `compared`."""
+    stream = site.split(".")[0]
+    edited = ae.over_all(lambda x: forward(model, params, batch["inputs"], (), {site: x})[1][stream])(values)
+    return compared(params["embed"]["embedding"], model.config.compute_dtype, final[stream], edited, batch["targets"])
+
+
+def _columns(losses, chosen: slice) -> dict[str, jax.Array]:
+    """Columns of some autoencoders out of a site's losses, of which the last two are those of zeros and of the mean."""
+    ce, ce_edited, kl = losses
+    ones = jnp.ones_like(kl[chosen])
+    return {"ce": ce * ones, "ce_sae": ce_edited[chosen], "ce_zero": ce_edited[-2] * ones,
+            "ce_mean": ce_edited[-1] * ones, "kl_sae": kl[chosen], "kl_zero": kl[-2] * ones,
+            "kl_mean": kl[-1] * ones}  # fmt: skip
 
 
 def _reconstructions(saes: Autoencoder, x: jax.Array, mean: jax.Array, mask: jax.Array, config: AutoencoderConfig):

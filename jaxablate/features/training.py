@@ -125,8 +125,7 @@ def train(
     while int(state.step) < settings.steps:
         if int(state.step) > 0:
             state = _refilled(activations, params, source, runs, state, settings)
-        # Arrays that are bound to a device and arrays that are not would be two compilations.
-        state = jax.device_put(state, state.buffer.sharding)
+        state = jax.tree.map(functools.partial(_beside, params), state)
         count = min(settings.round_steps, settings.steps - int(state.step))
         state, metrics = _round(state, site_index, l1, count, config, settings)
         if progress is not None:
@@ -134,6 +133,13 @@ def train(
         if stop():
             break
     return _finished(runs, site_index, config, state)
+
+
+def _beside(params: Params, x: jax.Array) -> jax.Array:
+    """Bound to the parameters' devices where these are bound; else the first call would be compiled for itself."""
+    leaf = jax.tree.leaves(params)[0]
+    bound = isinstance(leaf, jax.Array) and leaf.committed and leaf.sharding.is_fully_replicated
+    return jax.device_put(x, leaf.sharding) if bound else x
 
 
 def abstract_state(runs: Sequence[SaeRun], config: AutoencoderConfig, settings: SaeTrainConfig) -> TrainState:
@@ -149,7 +155,7 @@ def abstract_state(runs: Sequence[SaeRun], config: AutoencoderConfig, settings: 
 def _first_state(activations, params, source: "_Source", runs, config: AutoencoderConfig, settings: SaeTrainConfig):
     sites = sites_of(runs)
     _check_width(activations, params, source, sites, config)
-    buffer = jnp.zeros((2 * source.half, len(sites), config.d_in), config.dtype)
+    buffer = _beside(params, jnp.zeros((2 * source.half, len(sites), config.d_in), config.dtype))
     for slots in jnp.split(jnp.arange(2 * source.half), 2):
         buffer = _checked_fill(activations, params, source, runs, buffer, slots)
     scale = ae.activation_scale(jnp.moveaxis(buffer, 1, 0))
