@@ -23,8 +23,7 @@ from jaxablate.neurons import gate_information as information
 from jaxablate.neurons import leakage as replaced
 from jaxablate.neurons import ngrams
 from jaxablate.neurons import probe as probes
-from jaxablate.neurons.leakage import COLUMNS, KINDS, Audit
-from jaxablate.neurons.probe import ProbeLosses
+from jaxablate.neurons.leakage import COLUMNS, KINDS, Audit, GateSample
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
 from jaxablate.reports.results import Figure
 
@@ -93,6 +92,33 @@ class ProbeRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Bits:
+    """What single gates tell."""
+
+    layers: tuple[GateBits, ...]
+    by_kind: tuple[tuple[str, Estimate], ...]
+    """`GateBits.information` over the units of all layers of a kind."""
+    frequent_tokens: int
+    """Of the sample, those whose id is frequent enough; the probe has these too."""
+    sampled_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a linear reader makes of all gates."""
+
+    rows: tuple[ProbeRow, ...]
+    chosen: int
+    """Row that was best on stories kept for that choice, neither learned from nor tested on."""
+    token_loss: float
+    """Of the current token alone, nats."""
+    train_tokens: int
+    test_tokens: int
+    rare: float
+    """Share of the test's next tokens that are in the class of rare ones."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LeakageResult:
     """The whole audit."""
 
@@ -107,20 +133,9 @@ class LeakageResult:
     read its mask over means, so what the mask holds may be more."""
     beyond_token: Estimate
     """mask_same - mask, nats: what the mask alone says of the next token beyond what the current token says."""
-    gates: tuple[GateBits, ...]
-    bits: tuple[tuple[str, Estimate], ...]
-    """By kind: `GateBits.information` over the units of all layers."""
-    probe: tuple[ProbeRow, ...]
-    token_loss: float
-    """Of the probe that reads the current token alone, nats."""
+    bits: Bits
+    probe: Probe
     stories: int
-    frequent_tokens: int
-    """Of the sample, those whose id is frequent enough for bits and probe."""
-    sampled_tokens: int
-    probe_train_tokens: int
-    probe_test_tokens: int
-    rare_next: float
-    """Share of the probe's next tokens that are in its class of rare ones."""
 
     def headline(self) -> tuple[Figure, ...]:
         """What replacing costs, what the mask alone brings, what gates tell."""
@@ -132,12 +147,12 @@ class LeakageResult:
                 _figure("share of mask alone beyond bigrams", self.share_beyond_bigram, "fraction"),
                 _figure("mask alone beyond token", self.beyond_token, "nats"),
                 *(figure for kind in KINDS for figure in self._bits(kind)),
-                _figure("probe of all gates", self.probe[-1].information, "nats"))
+                _figure("probe of gates", self.probe.rows[self.probe.chosen].information, "nats"))
 
     def _bits(self, kind: str) -> tuple[Figure, Figure]:
-        rows = [x for x in self.gates if x.kind == kind]
+        rows = [x for x in self.bits.layers if x.kind == kind]
         units, telling = sum(x.units for x in rows), sum(x.telling for x in rows)
-        return (_figure(f"bits of a gate, {kind}", dict(self.bits)[kind], "bits"),
+        return (_figure(f"bits of a gate, {kind}", dict(self.bits.by_kind)[kind], "bits"),
                 _figure(f"telling gates, {kind}", Estimate(value=telling / units, interval=wilson(telling, units)),
                         "fraction"))
 
@@ -173,31 +188,32 @@ class LeakageResult:
 
     def _bits_table(self) -> Grid:
         rows = tuple((x.kind, x.layer, x.units, x.information.value, *_ends(x.information.interval), x.plug_in, x.null,
-                      x.entropy, x.telling / x.units) for x in self.gates)
+                      x.entropy, x.telling / x.units) for x in self.bits.layers)
         chance = 1 / (information.SHUFFLES + 1)
         return Grid(title="Bits that one gate tells of the next token, given the current one", rows=rows,
-                    caption=f"Mean over units, bias-corrected, with its bootstrap interval over units; "
-                            f"{self.frequent_tokens:,} of {self.sampled_tokens:,} sampled tokens, whose id occurs "
-                            f"{information.MIN_COUNT} times or more. Null: next tokens shuffled within each current "
-                            f"token. Most possible: the gate's entropy given the current token. Telling: share of "
-                            f"units above all {information.SHUFFLES} shuffles, {chance:g} by chance.",
+                    caption="Mean over units, bias-corrected, with its bootstrap interval over units; "
+                            f"{self.bits.frequent_tokens:,} of {self.bits.sampled_tokens:,} sampled tokens, whose id "
+                            f"occurs {information.MIN_COUNT} times or more. Null: next tokens shuffled within each "
+                            "current token. Most possible: the gate's entropy given the current token. Telling: share "
+                            f"of units above all {information.SHUFFLES} shuffles, {chance:g} by chance.",
                     columns=("kind", "layer", "units", "bits", "95 % from", "to", "uncorrected", "null",
                              "most possible", "telling"))
 
     def _probe_bars(self) -> Bars:
         bars = [Bar(label=f"{_layer(x)}{suffix}", value=y.value, **interval_ends(y.interval))
-                for x in self.probe for suffix, y in (("", x.gain), (", control", x.control))]
+                for x in self.probe.rows for suffix, y in (("", x.gain), (", control", x.control))]
         return Bars(title="What a linear reader gains from the gates", unit="nats", bars=tuple(bars),
                     caption="Fall of the loss of the next token below that of the current token alone, held-out "
                             "stories. Control: gates of another token of the same id.")
 
     def _probe_table(self) -> Grid:
-        rows = tuple((_layer(x), *_numbers(x.gain), *_numbers(x.control), *_numbers(x.information)) for x in self.probe)
+        p = self.probe
+        rows = tuple((_layer(x), *_numbers(x.gain), *_numbers(x.control), *_numbers(x.information)) for x in p.rows)
         return Grid(title="What a linear reader gains, in numbers", rows=rows,
-                    caption=f"Nats a token; learned on {self.probe_train_tokens:,} tokens, tested on "
-                            f"{self.probe_test_tokens:,} of other stories; 95 % bootstrap intervals over these "
-                            f"stories. Loss of the current token alone: {self.token_loss:.3f}. Rare next tokens, "
-                            f"{self.rare_next:.1%}, are one class.",
+                    caption=f"Nats a token; learned on {p.train_tokens:,} tokens, tested on {p.test_tokens:,} of other "
+                            f"stories; 95 % bootstrap intervals over these stories. Loss of the current token alone: "
+                            f"{p.token_loss:.3f}. Rare next tokens, {p.rare:.1%}, are one class. The headline is that "
+                            f"of {_layer(p.rows[p.chosen])}, chosen on stories apart from the test.",
                     columns=("gates of", "gain", "95 % from", "to", "control", "95 % from", "to", "beyond both",
                              "95 % from", "to"))
 
@@ -215,21 +231,13 @@ def evaluate(audit: Audit, table: np.ndarray, *, vocab_size: int, seed: int = 0)
       DataError: too few tokens for one of the measures.
     """
     sample = information.frequent_tokens(audit.sample)
-    units = [information.unit_information(sample, kind, layer, seed=seed)
-             for kind in KINDS for layer in range(sample.layers)]
-    bits = tuple((kind, _over_units(np.concatenate([x.information for x in units if x.kind == kind]), seed))
-                 for kind in KINDS)
-    probed = probes.probe_gates(sample, table, seed=seed)
-    rows, token_loss = _probe_rows(probed, seed)
     sums, tokens = audit.story_sums, len(audit.story)
     unigram, bigram = _ngram_sums(audit, vocab_size)
     return LeakageResult(
         losses=_losses(sums, seed), unigram=float(unigram.sum() / tokens), bigram=float(bigram.sum() / tokens),
         share=_share(sums, _column(sums, "mask_random"), seed), share_beyond_bigram=_share(sums, bigram, seed),
-        beyond_token=_difference(sums, "mask_same, paired", "mask, paired", "paired", seed), probe=rows,
-        gates=tuple(_bits(x, seed) for x in units), bits=bits, token_loss=token_loss, stories=len(sums),
-        frequent_tokens=len(sample.current), sampled_tokens=len(audit.sample.current),
-        probe_train_tokens=probed.train_tokens, probe_test_tokens=probed.test_tokens, rare_next=probed.rare)
+        beyond_token=_difference(sums, "mask_same, paired", "mask, paired", "paired", seed),
+        bits=_bits(sample, len(audit.sample.current), seed), probe=_probe(sample, table, seed), stories=len(sums))
 
 
 def _ngram_sums(audit: Audit, vocab_size: int) -> list[np.ndarray]:
@@ -280,7 +288,15 @@ def _column(sums: np.ndarray, name: str) -> np.ndarray:
     return sums[:, COLUMNS.index(name)]
 
 
-def _bits(x: information.UnitInformation, seed: int) -> GateBits:
+def _bits(sample: GateSample, sampled: int, seed: int) -> Bits:
+    units = [information.unit_information(sample, kind, layer, seed=seed)
+             for kind in KINDS for layer in range(sample.layers)]
+    by_kind = {kind: np.concatenate([x.information for x in units if x.kind == kind]) for kind in KINDS}
+    return Bits(layers=tuple(_layer_bits(x, seed) for x in units), frequent_tokens=len(sample.current),
+                by_kind=tuple((kind, _over_units(x, seed)) for kind, x in by_kind.items()), sampled_tokens=sampled)
+
+
+def _layer_bits(x: information.UnitInformation, seed: int) -> GateBits:
     return GateBits(kind=x.kind, layer=x.layer, units=len(x.plug_in), information=_over_units(x.information, seed),
                     plug_in=float(x.plug_in.mean()), null=float(x.null.mean()), entropy=float(x.entropy.mean()),
                     telling=int(x.telling.sum()))
@@ -290,17 +306,17 @@ def _over_units(values: np.ndarray, seed: int) -> Estimate:
     return Estimate(value=float(values.mean()), interval=mean_interval(values, seed=seed))
 
 
-def _probe_rows(probed: ProbeLosses, seed: int) -> tuple[tuple[ProbeRow, ...], float]:
-    """Gains of each layer and of all, and the loss of the current token alone."""
-    counts, token = probed.story_sums[:, 0], probed.story_sums[:, 1]
-    own, control = np.split(probed.story_sums[:, 2:], 2, axis=1)
-    layers = (*range(probed.layers), None)
+def _probe(sample: GateSample, table: np.ndarray, seed: int) -> Probe:
+    found = probes.probe_gates(sample, table, seed=seed)
+    counts, token = found.story_sums[:, 0], found.story_sums[:, 1]
+    own, control = np.split(found.story_sums[:, 2:], 2, axis=1)
     rows = tuple(
         ProbeRow(layer=layer, gain=_mean(token - own[:, i], counts, seed),
                  control=_mean(token - control[:, i], counts, seed),
                  information=_mean(min(token, control[:, i], key=np.sum) - own[:, i], counts, seed))
-        for i, layer in enumerate(layers))
-    return rows, float(token.sum() / counts.sum())
+        for i, layer in enumerate((*range(found.layers), None)))
+    return Probe(rows=rows, chosen=found.chosen, token_loss=float(token.sum() / counts.sum()),
+                 train_tokens=found.train_tokens, test_tokens=found.test_tokens, rare=found.rare)
 
 
 def _layer(row: ProbeRow) -> str:
@@ -329,7 +345,7 @@ def _run(subject: Subject) -> tuple[LeakageResult, dict[str, Any]]:
     result = evaluate(audit, np.asarray(subject.params["embed"]["embedding"]),
                       vocab_size=subject.config.model.vocab_size, seed=subject.seed)
     return result, {"seed": subject.seed, "bootstrap_resamples": RESAMPLES, "tokens": len(audit.story),
-                    "sampled_tokens": result.sampled_tokens,
+                    "sampled_tokens": result.bits.sampled_tokens,
                     "shuffles": information.SHUFFLES, "least_count": information.MIN_COUNT,
                     "probe_epochs": probes.GATES_EPOCHS, "probe_classes": probes.CLASSES}
 

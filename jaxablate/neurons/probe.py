@@ -54,6 +54,7 @@ class ProbeLosses:
       story_sums: float64 [stories, 2 + 2 (L + 1)]: tokens, loss of ``token`` in nats, then the losses with own gates of
         layer 0 .. L - 1 and of all layers at once, then the same of the control.
       layers: L.
+      chosen: which of the L + 1 probes with own gates was best on the stories kept for such choices; L is all layers.
       train_tokens, test_tokens: how many there were.
       classes: told apart, the one of rare tokens included.
       rare: share of the test's next tokens that are in the class of rare ones.
@@ -61,6 +62,7 @@ class ProbeLosses:
 
     story_sums: np.ndarray
     layers: int
+    chosen: int
     train_tokens: int
     test_tokens: int
     classes: int
@@ -89,11 +91,13 @@ def probe_gates(sample: GateSample, table: np.ndarray, *, seed: int = 0) -> Prob
     bench = _Bench(data, part, _readout(table, kept), shape[2], rng)
     token, gates = _fitted(bench, shape)
     losses = np.concatenate([bench.losses(_token_losses, token, None, 2), bench.losses(_losses, gates, token, 2)])
+    chosen = bench.losses(_losses, gates, token, 1).mean(axis=1)[: sample.layers + 1].argmin()
     story = np.unique(sample.story[part == 2], return_inverse=True)[1]
     values = np.concatenate([np.ones((1, losses.shape[1])), losses])
     return ProbeLosses(story_sums=np.stack([np.bincount(story, weights=row) for row in values], axis=-1),
-                       layers=sample.layers, train_tokens=int((part == 0).sum()), test_tokens=int((part == 2).sum()),
-                       classes=len(bench.readout), rare=float(np.mean(following[part == 2] == len(kept))))
+                       layers=sample.layers, chosen=int(chosen), train_tokens=int((part == 0).sum()),
+                       test_tokens=int((part == 2).sum()), classes=len(bench.readout),
+                       rare=float(np.mean(following[part == 2] == len(kept))))
 
 
 def _parts(sample: GateSample, rng: np.random.Generator) -> tuple[GateSample, np.ndarray]:
