@@ -336,7 +336,7 @@ def record(patterns, **changes):
         parent=n.parent, offset=n.offset, tokens=None if n.tokens is None else tuple(word(t) for t in sorted(n.tokens)),
         ids=None if n.tokens is None else tuple(sorted(n.tokens)), importance=n.importance, strength=n.strength,
         examples=n.examples) for n in trie(patterns))
-    scores = Scores(tokens=1000, fires=10, predicted=8, hits=6, precision=0.75, recall=0.6, f1=2 / 3,
+    scores = Scores(tokens=1000, fires=10, predicted=8, hits=6, precision=0.75, recall=0.6, f1=0.666667,
                     f1_interval=(0.5, 0.8), f1_shuffled=0.01, f1_pivot=0.4)
     example = ExampleRecord(tokens=(" a", "\n", " dog"), ids=(0, 2, 3), activation=3.0, suffix=2,
                             importance=(0.8, 1.0), named=(0, 1))

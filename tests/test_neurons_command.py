@@ -88,7 +88,7 @@ def test_every_neuron_has_its_files_and_its_line_in_the_index(made):
     assert about["step"] == 2 and about["settings"]["build"] == 3 and "versions" in about["provenance"]
     for entry in index["neurons"]:
         record = read_record(neuron_files.neuron_file(made, entry["neuron"]))
-        assert record.threshold == record.strongest / 2 and len(record.examples) == 6
+        assert record.threshold == pytest.approx(record.strongest / 2, rel=1e-5) and len(record.examples) == 6
         assert len(record.paths()) == len(entry["patterns"]) and record.scores.f1 == entry["f1"]
         assert all(len(e.tokens) <= 8 for e in record.examples)
         assert [e.suffix is None for e in record.examples[3:]] == [True] * 3

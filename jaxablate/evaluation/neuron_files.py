@@ -48,7 +48,7 @@ def write_layer(folder: Path, number: int, records: Sequence[NeuronRecord], laye
         with open(staging / "counts.npz", "wb") as file:
             np.savez_compressed(file, identity=np.array(identity), active=layer.active, graph=layer.graph,
                                 **dataclasses.asdict(layer.counts))
-        os.sync()
+        os.sync()  # once for a thousand files; each by itself would take several milliseconds
         if target.exists():
             os.replace(target, staging.with_name(f"{staging.name}.old"))
         os.replace(staging, target)

@@ -17,7 +17,7 @@ _MOST_SHOWN = 6
 def summary_table(whole: Summary, layers: Sequence[Summary], title: str) -> Table:
     """Means over the neurons of each layer, and of all."""
     table = Table(title=title, title_justify="left", caption_justify="left", caption=(
-        "means over neurons that fire in held-out text, 95 % intervals over its stories; shuffled: another neuron's "
+        "means over neurons that fire in held-out text, ±half of the 95 % interval over its stories; shuffled: another neuron's "
         "graph; pivots: their last tokens alone; gain: F1 less that of the pivots"))
     for name in ("layer", "neurons", "inactive", "silent", "no graph", "precision", "recall", "F1", "F1 shuffled",
                  "F1 pivots", "gain"):
@@ -80,14 +80,14 @@ def neuron_tables(record: NeuronRecord) -> list[Table | str]:
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
-    """``value [low, high]``.
+    """``value ±half`` the interval's width; these intervals are even about the value but for rounding.
 
     >>> _with_interval(0.5, (0.48, 0.523)), _with_interval(None, None)
-    ('0.500 [0.480, 0.523]', '-')
+    ('0.500 ±0.022', '-')
     """
     if value is None:
         return "-"
-    return f"{value:.3f}" if interval is None else f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+    return f"{value:.3f}" if interval is None else f"{value:.3f} ±{(interval[1] - interval[0]) / 2:.3f}"
 
 
 def _two(value: float | None) -> str:

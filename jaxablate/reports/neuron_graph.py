@@ -190,9 +190,9 @@ def _title(node: NodeRecord) -> str:
 
 def _notes(record: NeuronRecord, drawn: Sequence[_Drawn]) -> list[str]:
     """What the marks mean, and how much is not drawn."""
-    notes = ["The neuron fires at the framed token. Shade: importance. At the left: activation of the pattern's "
-             "strongest example, as a share of the neuron's maximum.",
-             "· is a space, ↵ a line end; “2 any”: two tokens that may be anything."]
+    notes = ["The neuron fires at the framed token. Shade: importance. “2 any”: two tokens that may be anything.",
+             "At the left: activation of a pattern's strongest example, as a share of the neuron's maximum.",
+             "· is a space, ↵ a line end."]
     patterns, named = len(record.paths()), sum(node.tokens is not None for node in record.nodes)
     if patterns > MOST_PATTERNS or named > len(drawn):
         notes.append(f"Drawn: {min(patterns, MOST_PATTERNS)} of {patterns} patterns, {len(drawn)} of {named} nodes; "

@@ -131,8 +131,8 @@ class NeuronRecord:
 
 
 def to_json(record: NeuronRecord) -> str:
-    """The file's text."""
-    values = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(record)
+    """The file's text; numbers have six digits."""
+    values = {"format": FORMAT, "version": VERSION} | _rounded(dataclasses.asdict(record))
     values["edges"] = [[n.parent, i] for i, n in enumerate(record.nodes) if n.parent is not None]
     return json.dumps(values, allow_nan=False, ensure_ascii=False) + "\n"
 
@@ -158,6 +158,14 @@ def from_dict(values: Mapping[str, Any]) -> NeuronRecord:
     return NeuronRecord(
         **plain, examples=tuple(ExampleRecord(**_tuples(x)) for x in values["examples"]),
         nodes=tuple(NodeRecord(**_tuples(x)) for x in values["nodes"]), scores=Scores(**_tuples(values["scores"])))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _rounded(x) for name, x in value.items()}
+    return [_rounded(x) for x in value] if isinstance(value, list | tuple) else value
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
