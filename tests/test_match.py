@@ -98,7 +98,7 @@ def test_tables_have_every_row_once_and_columns_that_align():
 
 def tiny(folder, ablation, **changes):
     return Config(
-        model=ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2, n_heads=2, k_attention=3,
+        model=ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=1, n_heads=2, k_attention=3,
                           k_neurons=5, ablation=ablation),
         optimizer=OptimizerConfig(learning_rate=3e-3),
         data=DataConfig(source="embedded", tokenizer="corpus", cache_dir=str(folder / "data"), embedded_stories=60,
