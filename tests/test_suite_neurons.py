@@ -1,0 +1,145 @@
+"""The suite `neurons`: means over units, nulls beside them, what the report shows."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
+from jaxablate.data import corpus
+from jaxablate.evaluation import neurons as suite
+from jaxablate.evaluation.neuron_summaries import expected_best, summaries, weight_capacities
+from jaxablate.evaluation.runner import SUITES
+from jaxablate.evaluation.subjects import _known_facts
+from jaxablate.evaluation.suite import Subject
+from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.neurons import MEASURES, measure
+from jaxablate.reports.html import draw
+from jaxablate.reports.panels import Grid, Heatmap, panel_from_dict
+
+DATA = DataConfig(source="embedded", tokenizer="corpus", embedded_valid_stories=30)
+MODEL = ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2, n_heads=2, d_mlp=32, k_attention=3,
+                    k_neurons=4)
+
+
+@pytest.fixture(scope="module")
+def params():
+    shapes = jax.eval_shape(SelfAblatingTransformer(MODEL).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(scale=0.3, size=x.shape).astype(np.float32), shapes["params"])
+
+
+def batches():
+    """The corpus's validation stories, as the pipeline cuts them."""
+    tokens, _ = corpus.token_stream(DATA.embedded_seed, corpus.VALID_START, DATA.embedded_valid_stories)
+    rows = -(-(len(tokens) - 1) // 32)
+    rows += -rows % 8
+    flat = np.zeros((2, rows * 32), np.int32)
+    flat[0, : len(tokens) - 1], flat[1, : len(tokens) - 1] = tokens[:-1], 1
+    inputs, mask = flat.reshape(2, rows, 32)
+    return ({"inputs": inputs[i : i + 8], "mask": mask[i : i + 8]} for i in range(0, rows, 8))
+
+
+@pytest.fixture(scope="module")
+def result(params):
+    config = Config(model=MODEL, data=DATA, train=TrainConfig(sequence_length=32))
+    subject = Subject(config=config, model=SelfAblatingTransformer(MODEL), params=params, batches=batches, seed=1,
+                      tokenizer=corpus.CorpusTokenizer(), **_known_facts(DATA))
+    return suite.SUITE.run(subject)[0]
+
+
+def test_facts_are_of_the_tokens_they_stand_beside():
+    facts = _known_facts(DATA)["facts"]()
+    tokens, offsets = corpus.token_stream(DATA.embedded_seed, corpus.VALID_START, DATA.embedded_valid_stories)
+    assert facts.tokens.tolist() == tokens.tolist()
+    assert np.flatnonzero(np.diff(facts.story, prepend=-1)).tolist() == offsets.tolist()
+    third = corpus.story(DATA.embedded_seed, corpus.VALID_START + 2)
+    for name, values in facts.labels.items():
+        assert len(values) == len(tokens) and values.max() < len(facts.names[name])
+        found = values[offsets[2] : offsets[2] + len(third.tokens)]
+        assert found.tolist() == third.facts.per_token[name].tolist()
+    ends = facts.tokens == corpus.CorpusTokenizer.eot_id
+    assert {facts.names["kind"][i] for i in facts.labels["kind"][ends]} == {"end"}
+
+
+def test_a_summary_is_the_mean_over_live_units(params):
+    found = measure(SelfAblatingTransformer(MODEL), params, batches, directions=8, shuffles=4)
+    made = {(x.kind, x.layer): x for x in summaries(found, seed=0)}
+    for kind, name in itertools.product(found.kinds, MEASURES):
+        values = [group.measure(name) for group in found.of(kind)]
+        every = np.concatenate(values)
+        overall = made[kind, None].of(name)
+        assert overall.value == pytest.approx(every[np.isfinite(every)].mean())
+        assert overall.interval[0] <= overall.value <= overall.interval[1]
+        for layer, of_layer in enumerate(values):
+            assert made[kind, layer].of(name).value == pytest.approx(of_layer[np.isfinite(of_layer)].mean())
+        random = [group.matched(name)[np.isfinite(group.measure(name))] for group in found.of(kind)]
+        random = np.concatenate(random)
+        if np.isfinite(random).all():
+            assert overall.directions == pytest.approx(random.mean())
+    for kind in found.kinds:
+        assert made[kind, None].live == sum(made[kind, layer].live for layer in (0, 1))
+        assert made[kind, None].of("gini").shuffled is None
+        shuffled = np.concatenate([g.shuffled.effective_tokens for g in found.of(kind)])
+        assert made[kind, None].of("effective_tokens").shuffled == pytest.approx(np.nanmean(shuffled))
+
+
+def test_suite_is_registered_and_fits_every_language_model():
+    assert suite.SUITE in SUITES
+    baseline = dataclasses.replace(Config(), model=dataclasses.replace(MODEL, ablation="none", context_length=256))
+    assert suite.SUITE.reason_against(baseline) is None
+
+
+def test_figures_have_intervals_and_the_null_beside_them(result):
+    figures = {f.name: f for f in result.headline()}
+    assert len(figures) == len(result.headline()) == 3 * 6
+    for kind in ("neurons clean", "attention gates"):
+        for name in (f"token information {kind}", f"token information {kind}, random directions"):
+            assert figures[name].unit == "bits" and figures[name].low <= figures[name].value <= figures[name].high
+
+
+def test_panels_survive_json_and_can_be_drawn(result):
+    panels = result.panels()
+    titles = [panel.title for panel in panels]
+    assert len(titles) == len(set(titles)) == 9
+    for panel in panels:
+        stored = json.loads(json.dumps(dataclasses.asdict(panel), allow_nan=False))
+        assert panel_from_dict(stored) == panel
+        assert isinstance(panel, Grid) or draw(panel)
+    heat = next(p for p in panels if isinstance(p, Heatmap))
+    assert heat.rows == tuple(corpus.LABELS) and len(heat.columns) == 12
+    json.dumps(dataclasses.asdict(result), allow_nan=False)
+
+
+def test_histograms_hold_every_unit(result):
+    for histogram in result.histograms:
+        units = 2 * (32 if histogram.kind.startswith("neurons") else 16)
+        assert sum(histogram.counts) + histogram.below == units
+
+
+def test_units_are_named_with_their_tokens(result):
+    assert all(x.token for x in result.telling)
+    for _, found in itertools.groupby(result.telling, key=lambda x: x.kind):
+        told = [x.information for x in found]
+        assert told == sorted(told, reverse=True)
+
+
+def test_capacity_of_weights_is_that_of_the_formula(params):
+    found = {(x.layer, x.weights): x for x in weight_capacities(params, 2, seed=0)}
+    w = np.asarray(params["layer_1"]["mlp"]["up"]["kernel"], np.float64).T
+    gram = w @ w.T
+    assert found[1, "in"].value == pytest.approx((np.diag(gram) ** 2 / (gram**2).sum(1)).mean(), rel=1e-4)
+    assert found[1, "in"].value == pytest.approx(found[1, "in"].random, rel=0.1)  # these weights are random
+    assert found[1, "out"].interval[0] < found[1, "out"].value < found[1, "out"].interval[1] < 16 / 32 + 0.05
+
+
+def test_expected_best_is_the_mean_over_subsets():
+    values = np.array([0.3, -1.0, 2.0, 0.9, 0.4])
+    for size in (1, 2, 4, 5):
+        every = [max(subset) for subset in itertools.combinations(values, size)]
+        assert expected_best(values, size) == pytest.approx(np.mean(every))
+    assert expected_best(values, 9) == 2.0
