@@ -29,6 +29,11 @@ _SEARCHES = [
     ("random weights", ["--weights", "random"]),
     ("random weights, strong effects", ["--weights", "strong"]),
 ]
+_AUTOENCODERS = [
+    ("L1", []),
+    ("topk, k = 32", ["--architecture", "topk", "--seeds", "0"]),
+    ("batchtopk, k = 32", ["--architecture", "batchtopk", "--seeds", "0"]),
+]
 
 
 def main() -> None:
@@ -37,6 +42,7 @@ def main() -> None:
     console.print(language_table())
     console.print(classifier_table())
     console.print(circuit_table())
+    console.print(autoencoder_table())
 
 
 def language_table() -> Table:
@@ -93,6 +99,26 @@ def circuit_table() -> Table:
             str(row["rechecked"]),
             str(row["kept"]["0.03"]),
             f"{row['eap_s']:.2f} s",
+            f"{row['peak_bytes'] / 1e9:.2f} GB",
+        )
+    return table
+
+
+def autoencoder_table() -> Table:
+    """Training of sparse autoencoders, alone and with the paper's decoder in the loop."""
+    table = _table("autoencoders 128 -> 2,048, 4,096 tokens a step, on the paper's decoder, float32",
+                   "kind", "steps/s alone", "fraction of matmul", "forward", "training step", "/ (step + forward)",
+                   "8 seeds / 8 runs", "peak memory")
+    for name, arguments in _AUTOENCODERS:
+        row = measured("autoencoder", name, arguments)
+        table.add_row(
+            name,
+            f"{row['steps_per_s']:.1f}",
+            f"{row['fraction']:.1%}",
+            f"{row['forward_s']:.3f} s",
+            f"{row['training_s']:.3f} s",
+            f"{row['overhead']:.2f}",
+            f"{row['of_separate']:.2f}" if "of_separate" in row else "",
             f"{row['peak_bytes'] / 1e9:.2f} GB",
         )
     return table
