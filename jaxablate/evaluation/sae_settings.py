@@ -12,7 +12,7 @@ from jaxablate.evaluation.settings import ScoreSettings
 
 Control = Literal["none", "gaussian", "random-weights"]
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "quick": {"steps": 4000, "learning_rate": 1e-3, "project_gradient": True},
+    "quick": {"steps": 4000, "learning_rate": 3e-3, "project_gradient": True},
     "paper": {"steps": 100_000, "learning_rate": 1e-5, "project_gradient": False},
 }
 """What --preset decides where a flag does not."""
@@ -37,7 +37,7 @@ class SaeSettings:
     """Train on something without features instead. gaussian: vectors with the site's mean and covariance.
     random-weights: the same model with weights as they are drawn. Such an autoencoder is stored beside the others."""
     preset: Literal["quick", "paper"] = "quick"
-    """quick: 4,000 steps at a learning rate of 1e-3. paper: its 100,000 steps at 1e-5, as SAELens 5.1.0 makes them."""
+    """quick: 4,000 steps at a learning rate of 3e-3. paper: its 100,000 steps at 1e-5, as SAELens 5.1.0 makes them."""
     steps: int | None = None
     """Optimiser steps; by default the preset's."""
     learning_rate: float | None = None
