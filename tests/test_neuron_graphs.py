@@ -91,8 +91,8 @@ def test_known_units_are_predicted_on_other_text():
     assert whole.f1_pivot[0] < 0.6 and whole.f1_pivot[1] == 1.0 and np.isnan(whole.f1[2])
     assert np.nanmean(whole.f1_shuffled) < 0.5
     layer = Layer(counts, top.strongest[0] > 0, np.array([bool(g.patterns) for g in graphs]))
-    found = summary([layer, layer], seed=0)
-    assert (found.units, found.inactive, found.silent, found.scored, found.without_graph) == (10, 2, 0, 8, 0)
+    found = summary([layer, layer], seed=0, least=1)
+    assert (found.units, found.inactive, found.rare, found.scored, found.without_graph) == (10, 2, 0, 8, 0)
     assert found.f1 == pytest.approx(np.nanmean(whole.f1)) and found.gain == pytest.approx(found.f1 - found.f1_pivot)
     low, high = found.intervals["gain"]
     assert low < found.gain < high
@@ -279,9 +279,11 @@ def test_a_unit_that_fires_and_has_no_graph_counts_as_zero():
     text = Text.of(np.array([[1, 2, 1, 2, 1, 2, 1, 2]]), np.ones((1, 8)), EOT)
     bits = np.packbits(np.array([[1] * 8, [0, 1] * 4], bool), axis=1)
     counts = count([[], [pattern(2)]], bits, text)
-    found = summary([Layer(counts, np.array([True, True]), np.array([False, True]))], seed=0)
+    found = summary([Layer(counts, np.array([True, True]), np.array([False, True]))], seed=0, least=4)
     assert found.without_graph == 1 and found.f1 == 0.5 and found.precision == 1.0
     assert rates(counts).f1.tolist() == [0.0, 1.0]
+    fewer = summary([Layer(counts, np.array([True, True]), np.array([False, True]))], seed=0, least=5)
+    assert (fewer.rare, fewer.scored, fewer.f1) == (1, 1, 0.0)
 
 
 CONFIG = ModelConfig(vocab_size=VOCAB, context_length=32, d_model=16, n_layers=2, n_heads=2, d_mlp=24,

@@ -93,7 +93,7 @@ def test_every_neuron_has_its_files_and_its_line_in_the_index(made):
         assert all(len(e.tokens) <= 8 for e in record.examples)
         assert [e.suffix is None for e in record.examples[3:]] == [True] * 3
     whole = index["summary"]
-    assert whole["units"] == LAYERS * UNITS and whole["scored"] + whole["silent"] + whole["inactive"] == LAYERS * UNITS
+    assert whole["units"] == LAYERS * UNITS and whole["scored"] + whole["rare"] + whole["inactive"] == LAYERS * UNITS
     low, high = whole["intervals"]["f1"]
     assert low <= whole["f1"] <= high and set(whole["intervals"]) == {"precision", "recall", "f1", "f1_shuffled",
                                                                      "f1_pivot", "gain"}

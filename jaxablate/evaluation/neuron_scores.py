@@ -9,6 +9,10 @@ from jaxablate.evaluation.intervals import RESAMPLES, percentile_interval
 from jaxablate.neurons.matching import Counts
 from jaxablate.reports.neuron_records import Scores, Summary
 
+MIN_FIRES = 10
+"""Places in held-out text at which a unit has to fire to be in the means. With fewer its F1 is chance, and bootstrap
+draws in which it does not fire at all would bias the interval."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
@@ -18,10 +22,9 @@ class Layer:
     active: np.ndarray
     graph: np.ndarray
 
-    @property
-    def scored(self) -> np.ndarray:
-        """bool [U], which units fire in the held-out text."""
-        return self.active & (self.counts.fires.sum(1) > 0)
+    def scored(self, least: int) -> np.ndarray:
+        """bool [U], which units fire in the held-out text at so many places."""
+        return self.active & (self.counts.fires.sum(1) >= least)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,29 +78,30 @@ def unit_scores(counts: Counts, tokens: int, seed: int) -> list[Scores]:
     return out
 
 
-def summary(layers: Sequence[Layer], seed: int) -> Summary:
+def summary(layers: Sequence[Layer], seed: int, least: int = MIN_FIRES) -> Summary:
     """Units of one or more layers together.
 
     Args:
       layers: counts on the same text.
       seed: of the draws; the same seed gives all layers the same ones.
+      least: places at which a unit has to fire to be in the means.
     """
     draws = story_draws(layers[0].counts.fires.shape[1], seed)
-    active, scored, graph = (np.concatenate(x) for x in zip(*((x.active, x.scored, x.graph) for x in layers),
+    active, scored, graph = (np.concatenate(x) for x in zip(*((x.active, x.scored(least), x.graph) for x in layers),
                                                             strict=True))
     return Summary(
-        units=len(active), inactive=int((~active).sum()), silent=int((active & ~scored).sum()),
+        units=len(active), inactive=int((~active).sum()), rare=int((active & ~scored).sum()),
         scored=int(scored.sum()), without_graph=int((scored & ~graph).sum()),
-        **{name: _plain(x) for name, x in _means(layers, None).items()},
-        intervals={name: percentile_interval(x) for name, x in _means(layers, draws).items()})
+        **{name: _plain(x) for name, x in _means(layers, None, least).items()},
+        intervals={name: percentile_interval(x) for name, x in _means(layers, draws, least).items()})
 
 
-def _means(layers: Sequence[Layer], draws: np.ndarray | None) -> dict[str, np.ndarray]:
+def _means(layers: Sequence[Layer], draws: np.ndarray | None, least: int) -> dict[str, np.ndarray]:
     """Mean of each measure over the scored units for which it is defined; of the whole text, or [R] of each draw."""
     sums, numbers = {}, {}
     for layer in layers:
         for name, values in rates(layer.counts, draws).measures().items():
-            values = values[layer.scored]
+            values = values[layer.scored(least)]
             known = np.isfinite(values)
             sums[name] = sums.get(name, 0) + np.where(known, values, 0).sum(0)
             numbers[name] = numbers.get(name, 0) + known.sum(0)

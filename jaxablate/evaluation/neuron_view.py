@@ -17,15 +17,16 @@ _MOST_SHOWN = 6
 def summary_table(whole: Summary, layers: Sequence[Summary], title: str) -> Table:
     """Means over the neurons of each layer, and of all."""
     table = Table(title=title, title_justify="left", caption_justify="left", caption=(
-        "means over neurons that fire in held-out text, ±half of the 95 % interval over its stories; shuffled: another neuron's "
-        "graph; pivots: their last tokens alone; gain: F1 less that of the pivots"))
-    for name in ("layer", "neurons", "inactive", "silent", "no graph", "precision", "recall", "F1", "F1 shuffled",
+        "means over neurons that fire at 10 places of held-out text or more, ±half of the 95 % interval over its "
+        "stories; shuffled: another neuron's graph; pivots: the patterns' last tokens alone; gain: F1 less that of the "
+        "pivots"))
+    for name in ("layer", "neurons", "inactive", "rare", "no graph", "precision", "recall", "F1", "F1 shuffled",
                  "F1 pivots", "gain"):
         table.add_column(name, justify="right")
     for name, s in [*((str(i), s) for i, s in enumerate(layers)), ("all", whole)]:
         measures = (_with_interval(getattr(s, m), s.intervals[m])
                     for m in ("precision", "recall", "f1", "f1_shuffled", "f1_pivot", "gain"))
-        table.add_row(name, f"{s.units:,}", f"{s.inactive:,}", f"{s.silent:,}", f"{s.without_graph:,}", *measures,
+        table.add_row(name, f"{s.units:,}", f"{s.inactive:,}", f"{s.rare:,}", f"{s.without_graph:,}", *measures,
                       end_section=name == str(len(layers) - 1))
     return table
 

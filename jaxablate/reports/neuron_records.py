@@ -78,12 +78,12 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Graphs of many units together. Means are over units that fire in the text; intervals are 95 %, over stories.
+    """Graphs of many units together. Means are over units that fire often enough; intervals are 95 %, over stories.
 
     Attributes:
       units: how many there are.
       inactive: never above 0 in the text of the examples; they have no graph and are in no mean.
-      silent: of the others, those that never fire in the held-out text; they are in no mean.
+      rare: of the others, those that fire at fewer than 10 places of the held-out text; they are in no mean.
       scored: all others.
       without_graph: of these, those with no example of which any suffix is enough; their F1 counts as 0.
       recall, f1: means over the scored units.
@@ -95,7 +95,7 @@ class Summary:
 
     units: int
     inactive: int
-    silent: int
+    rare: int
     scored: int
     without_graph: int
     precision: float | None
