@@ -33,11 +33,10 @@ QUICK = ("--steps", "12", "--tokens-per-step", "64", "--buffer-batches", "8", "-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two blocks, D = 16."""
+    """A run of two blocks without gates, which would double what has to be compiled; D = 16."""
     folder = tmp_path_factory.mktemp("runs")
     config = Config(
-        model=ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2, n_heads=2, k_attention=3,
-                          k_neurons=5, ablation="local"),
+        model=ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2, n_heads=2, ablation="none"),
         optimizer=OptimizerConfig(learning_rate=1e-2),
         data=DataConfig(source="embedded", tokenizer="corpus", cache_dir=str(folder / "data"), embedded_stories=60,
                         embedded_valid_stories=120),
@@ -129,14 +128,13 @@ def test_what_is_stored_is_not_trained_again(stored, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (stored / "autoencoders").rglob("*.safetensors")}
 
 
-def test_sites_of_two_widths_and_kinds(workdir, capsys):
-    sites = ("--sites", "clean.layer_0.mlp_post", "clean.layer_1.resid_post")
-    assert sae(workdir, *sites, "--architecture", "topk", "--k", 3) == 0
+def test_sites_of_two_widths(workdir, capsys):
+    sites = ("clean.layer_0.mlp_post", "clean.layer_0.mlp_out")
+    assert sae(workdir, "--sites", *sites, "--architecture", "topk", "--k", 3) == 0
     said = capsys.readouterr().out
     assert "an autoencoder 64 -> 128 at clean.layer_0.mlp_post" in said and "step 12/12" in said
     rows = files.read(workdir).suites["sae"].details["autoencoders"]
-    assert {(row["site"], row["kind"]) for row in rows} == {
-        ("clean.layer_0.mlp_post", "topk 3"), ("clean.layer_1.resid_post", "topk 3")}
+    assert {(row["site"], row["kind"]) for row in rows} == {(site, "topk 3") for site in sites}
     assert all(row["measures"]["l0"]["value"] <= 3 for row in rows)
 
 
@@ -195,10 +193,8 @@ def test_a_signal_ends_it_after_the_round(stored, workdir, capsys, monkeypatch):
         patched.setattr(sae_runner._Rounds, "_refuse_nonfinite", signalled)
         sae(workdir, "--l1", 2, 0.5, "--seeds", 0, 1)
     assert "stopped at step 4 of 12; the same command goes on from there" in capsys.readouterr().err
-    # It goes on first, as it was, where more is asked for.
-    assert sae(workdir, "--l1", 2, 0.5, 0.1, "--seeds", 0, 1) == 0
-    said = capsys.readouterr().out
-    assert "training 4 autoencoders" in said and "goes on from step 4" in said and "training 2 autoencoders" in said
+    assert sae(workdir, "--l1", 2, 0.5, "--seeds", 0, 1) == 0
+    assert "goes on from step 4" in capsys.readouterr().out
     same(workdir, stored)
 
 
@@ -212,6 +208,21 @@ def same(workdir, stored):
     steps = [json.loads(line)["step"] for path in (workdir / "autoencoders" / "jobs").glob("*/metrics.jsonl")
              for line in path.read_text().splitlines()]  # fmt: skip
     assert {step: steps.count(step) for step in set(steps)} == dict.fromkeys((4, 8, 12), len(found))
+
+
+def test_an_interrupted_job_goes_on_where_more_is_asked_for(tmp_path):
+    def job(*l1):
+        return sae_jobs.plan(SaeSettings(workdir=tmp_path, l1=l1), ModelConfig(), 256, {"control": "none"})[0]
+
+    half = tmp_path / "jobs" / job(2, 1).digest
+    half.mkdir(parents=True)
+    (half / "state.safetensors").write_bytes(b"")
+    (half / "job.json").write_text(json.dumps({"autoencoders": [job(2, 1).name(run) for run in job(2, 1).runs]}))
+    assert [part.digest for part in sae_runner._interrupted(tmp_path, job(3, 1, 2))] == [job(2, 1).digest]
+    assert not list(sae_runner._interrupted(tmp_path, job(3, 1)))  # one of its autoencoders is not asked for
+    (tmp_path / job(1).name(job(1).runs[0])).mkdir()
+    (tmp_path / job(1).name(job(1).runs[0]) / "cfg.json").write_text("{}")
+    assert [run.l1 for run in job(3, 1, 2).without_stored(tmp_path).runs] == [3, 2]
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [

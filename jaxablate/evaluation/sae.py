@@ -213,7 +213,7 @@ def _row(one: Opened, m: features.SaeMeasures, seed: int) -> StoredAutoencoder:
     return StoredAutoencoder(
         name=one.name, site=m.site, kind=kind, control=one.control, seed=run.get("seed"), steps=settings.get("steps"),
         learning_rate=settings.get("learning_rate"), latents=config.d_sae, tokens=m.tokens, dead=m.dead,
-        group=sae_panels.group_key(identity) if identity else one.name, density_histogram=m.density_histogram,
+        group=sae_jobs.without_seed(identity) if identity else one.name, density_histogram=m.density_histogram,
         measures=estimates(m, seed),
     )  # fmt: skip
 

@@ -98,6 +98,12 @@ def stored(workdir: Path) -> list[Path]:
     return sorted(path.parent for path in (workdir / FOLDER).glob(f"*/{CONFIG}"))
 
 
+def without_seed(identity: Mapping[str, Any]) -> str:
+    """Digest of what autoencoders have in common that differ in the seed of their weights alone."""
+    run = {name: value for name, value in identity["run"].items() if name != "seed"}
+    return _digest({**identity, "run": run})
+
+
 def random_params(model: Any, seed: int) -> Any:
     """Parameters of a model as they are drawn, for a control."""
     return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))["params"]

@@ -1,9 +1,7 @@
 """What the suite ``sae`` shows: the figures of stored autoencoders, their tables and pictures."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from jaxablate.features.metrics import DENSITY_EDGES
 from jaxablate.reports.panels import Curves, Grid, Histogram, HistogramGrid, Panel, Series
@@ -212,9 +210,3 @@ def _trained(rows: Sequence[StoredAutoencoder]) -> Grid:
         rows=tuple((row.name, row.latents, row.steps, row.learning_rate, row.tokens) for row in rows),
         caption="Everything else is in cfg.json of the folder, under autoencoders in the working directory.",
     )  # fmt: skip
-
-
-def group_key(identity: Mapping[str, Any]) -> str:
-    """What autoencoders have in common that differ in their seed alone."""
-    run = {name: value for name, value in identity["run"].items() if name != "seed"}
-    return json.dumps({**identity, "run": run}, sort_keys=True)
