@@ -26,7 +26,7 @@ from benchmarks.training_step import peak_bytes
 from jaxablate.data.token_file import open_token_file
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.examples import Params, UnitReader, top_examples
-from jaxablate.neurons.matching import count, firings
+from jaxablate.neurons.matching import count_hits, firings
 from jaxablate.neurons.neuron_to_graph import FIRES, GraphSettings, build_graphs
 from jaxablate.neurons.pruning import Neighbours, Noise
 from jaxablate.neurons.short_runs import LENGTHS, ShortRuns
@@ -75,7 +75,7 @@ def measure(options: Options) -> dict[str, object]:
             graphs = build_graphs(ask, top.activations[layer, :units], top.contexts[layer, :units],
                                   Noise(top.counts, layer), nearest, GraphSettings())
         with _timed(parts, "matching"):
-            count([g.patterns for g in graphs], bits[layer, :units], held_out)
+            count_hits([g.patterns for g in graphs], bits[layer, :units], held_out)
         seen.append((ask.questions, ask.tokens_run, sum(bool(g.patterns) for g in graphs)))
     questions, tokens, made = np.sum(seen, axis=0).tolist()
     whole = config.n_layers * config.mlp_width

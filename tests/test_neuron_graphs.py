@@ -17,7 +17,7 @@ from jaxablate.evaluation.neuron_scores import Layer, rates, story_draws, summar
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.examples import NOTHING, UnitReader, top_examples
 from jaxablate.neurons.graphs import Pattern, merge, trie
-from jaxablate.neurons.matching import Counts, Text, count, firings
+from jaxablate.neurons.matching import Counts, Text, count_hits, firings
 from jaxablate.neurons.neuron_to_graph import GraphSettings, build_graphs
 from jaxablate.neurons.pruning import Cases, Neighbours, Noise, importance, important, prune, substitutes
 from jaxablate.neurons.short_runs import ShortRuns
@@ -59,7 +59,7 @@ def known():
                           Noise(top.counts), Neighbours(embedding, top.counts, n=3),
                           GraphSettings(build=10, replacements=16))
     bits, text = firings(known_units, SCALE, windows(1), np.where(top.strongest > 0, top.strongest / 2, np.inf), EOT)
-    return top, graphs, count([g.patterns for g in graphs], bits[0], text)
+    return top, graphs, count_hits([g.patterns for g in graphs], bits[0], text)
 
 
 def tokens_of(graph):
@@ -264,7 +264,7 @@ def test_counts_by_hand():
     tokens = np.array([[1, 2, 1, 3, EOT, 1, 2, 2]])
     text = Text.of(tokens, np.ones((1, 8)), EOT)
     fired = np.array([[0, 1, 0, 0, 0, 0, 1, 1], [1, 0, 0, 0, 0, 0, 0, 0]], bool)
-    counts = count([[pattern(2, 1)], [pattern(1)]], np.packbits(fired, axis=1), text)
+    counts = count_hits([[pattern(2, 1)], [pattern(1)]], np.packbits(fired, axis=1), text)
     assert counts.fires.tolist() == [[1, 2], [1, 0]] and counts.predicted.tolist() == [[1, 1], [2, 1]]
     assert counts.hits.tolist() == [[1, 1], [1, 0]] and counts.pivot_hits.tolist() == [[1, 2], [1, 0]]
     assert counts.shuffled_predicted.tolist() == [[2, 1], [1, 1]] and counts.shuffled_hits.tolist() == [[0, 0], [0, 0]]
@@ -278,7 +278,7 @@ def test_counts_by_hand():
 def test_a_unit_that_fires_and_has_no_graph_counts_as_zero():
     text = Text.of(np.array([[1, 2, 1, 2, 1, 2, 1, 2]]), np.ones((1, 8)), EOT)
     bits = np.packbits(np.array([[1] * 8, [0, 1] * 4], bool), axis=1)
-    counts = count([[], [pattern(2)]], bits, text)
+    counts = count_hits([[], [pattern(2)]], bits, text)
     found = summary([Layer(counts, np.array([True, True]), np.array([False, True]))], seed=0, least=4)
     assert found.without_graph == 1 and found.f1 == 0.5 and found.precision == 1.0
     assert rates(counts).f1.tolist() == [0.0, 1.0]

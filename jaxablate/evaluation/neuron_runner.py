@@ -25,7 +25,7 @@ from jaxablate.evaluation.neuron_settings import NeuronSettings
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.examples import NOTHING, Batch, TopExamples, UnitReader, top_examples
 from jaxablate.neurons.graphs import trie
-from jaxablate.neurons.matching import Text, count, firings
+from jaxablate.neurons.matching import Text, count_hits, firings
 from jaxablate.neurons.neuron_to_graph import FIRES, GraphSettings, UnitGraph, build_graphs
 from jaxablate.neurons.pruning import Neighbours, Noise
 from jaxablate.neurons.short_runs import ShortRuns
@@ -188,7 +188,7 @@ def _layers(settings: NeuronSettings, opened: Opened, missing: list[int], folder
         graphs = build_graphs(ask, top.activations[i], top.contexts[i], Noise(top.counts, (settings.seed, i)), nearest,
                               GraphSettings(build=settings.build, above=settings.importance,
                                             candidates=settings.candidates))
-        counts = count([g.patterns for g in graphs], bits[i], text, (settings.seed, i))
+        counts = count_hits([g.patterns for g in graphs], bits[i], text, (settings.seed, i))
         layer = Layer(counts, top.strongest[i] > 0, np.array([bool(g.patterns) for g in graphs]))
         records = _records(settings, opened, i, graphs, top, layer, text)
         neuron_files.write_layer(folder, i, records, layer, opened.identity)

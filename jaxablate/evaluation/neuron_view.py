@@ -36,7 +36,9 @@ def search_tables(report: SearchReport) -> list[Table | str]:
     text = " ".join(report.tokens)
     if not report.firing:
         return [f"no neuron's graph matches at the end of {text}", _before(report)]
-    table = Table(title=f"{len(report.firing):,} neurons whose graph fires at the end of {text}", title_justify="left",
+    found = len(report.firing)
+    table = Table(title=f"{found:,} neuron{'s' if found > 1 else ''} whose graph fires at the end of {text}",
+                  title_justify="left",
                   caption_justify="left", caption="strength: activation of the pattern's strongest example as a share "
                   "of the neuron's maximum; by strength times F1, conditional ones last")
     for name, justify in (("neuron", "right"), ("strength", "right"), ("F1", "right"), ("precision", "right"),
@@ -47,7 +49,7 @@ def search_tables(report: SearchReport) -> list[Table | str]:
                             for ids in reversed(x.pattern))
         table.add_row(x.neuron, _two(x.strength), _two(x.f1), _two(x.precision), Text(pattern),
                       "needs more before the text" if x.conditional else "")
-    rest = len(report.firing) - MOST_FOUND
+    rest = found - MOST_FOUND
     return [table, *([f"and {rest:,} more"] if rest > 0 else []), _before(report)]
 
 

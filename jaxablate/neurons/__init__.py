@@ -24,7 +24,7 @@ from jaxablate.neurons.facts import FactMeasures, Facts
 from jaxablate.neurons.gate_information import UnitInformation, frequent_tokens, unit_information
 from jaxablate.neurons.graphs import Pattern
 from jaxablate.neurons.leakage import Audit, GateSample, audit_gates
-from jaxablate.neurons.matching import Counts, Text, count, firings
+from jaxablate.neurons.matching import Counts, Text, count_hits, firings
 from jaxablate.neurons.measures import Shape, TokenSelectivity
 from jaxablate.neurons.neuron_to_graph import GraphSettings, UnitGraph, build_graphs
 from jaxablate.neurons.ngrams import ngram_losses
@@ -37,6 +37,6 @@ __all__ = [
     "MEASURES", "Audit", "Counts", "FactMeasures", "Facts", "GateSample", "GraphSettings", "Neighbours",
     "NeuronMeasures", "Noise", "Pattern", "ProbeLosses", "Shape", "ShortRuns", "Text", "TokenSelectivity",
     "TopExamples", "UnitGraph", "UnitGroup", "UnitInformation", "UnitReader", "audit_gates", "build_graphs",
-    "count", "firings", "frequent_tokens", "measure", "ngram_losses", "probe_gates", "top_examples",
+    "count_hits", "firings", "frequent_tokens", "measure", "ngram_losses", "probe_gates", "top_examples",
     "unit_information",
 ]  # fmt: skip

@@ -137,7 +137,9 @@ class Counts:
     pivot_predicted: np.ndarray
 
 
-def count(graphs: Sequence[Sequence[Pattern]], bits: np.ndarray, text: Text, seed: int | tuple[int, ...] = 0) -> Counts:
+def count_hits(
+    graphs: Sequence[Sequence[Pattern]], bits: np.ndarray, text: Text, seed: int | tuple[int, ...] = 0
+) -> Counts:
     """Counts hits of graphs, of other units' graphs and of their pivots alone.
 
     Args:
