@@ -130,12 +130,11 @@ def test_what_is_stored_is_not_trained_again(stored, capsys):
 
 def test_sites_of_two_widths(workdir, capsys):
     sites = ("clean.layer_0.mlp_post", "clean.layer_0.mlp_out")
-    assert sae(workdir, "--sites", *sites, "--architecture", "topk", "--k", 3) == 0
+    assert sae(workdir, "--sites", *sites) == 0
     said = capsys.readouterr().out
     assert "an autoencoder 64 -> 128 at clean.layer_0.mlp_post" in said and "step 12/12" in said
     rows = files.read(workdir).suites["sae"].details["autoencoders"]
-    assert {(row["site"], row["kind"]) for row in rows} == {(site, "topk 3") for site in sites}
-    assert all(row["measures"]["l0"]["value"] <= 3 for row in rows)
+    assert {(row["site"], row["latents"]) for row in rows} == {(sites[0], 128), (sites[1], 32)}
 
 
 def test_controls_stand_beside(workdir, capsys):
