@@ -55,7 +55,7 @@ def gated():
 @pytest.fixture(scope="module")
 def found(gated):
     batches = split()
-    return measure(*gated, batches, facts=facts_of(batches), directions=8, shuffles=30)
+    return measure(*gated, batches, facts=facts_of(batches), directions=16, shuffles=30)
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +128,13 @@ def test_token_measures_are_those_of_the_firings(found, truth):
 
 def test_nothing_depends_on_how_the_split_is_batched(gated, found):
     facts_ = facts_of(split())
-    other = measure(*gated, split(batch=3), facts=facts_, directions=8, shuffles=30)
+    other = measure(*gated, split(batch=3), facts=facts_, directions=16, shuffles=30)
     for a, b in zip(found.groups, other.groups, strict=True):
         assert a.fired.tolist() == b.fired.tolist()
         for name in MEASURES:
             assert a.measure(name) == pytest.approx(b.measure(name), rel=1e-4, abs=1e-6, nan_ok=True)
-            assert a.matched(name) == pytest.approx(b.matched(name), rel=1e-3, abs=1e-3, nan_ok=True)
+        # a value next to a threshold may fall on either side, with the rounding of another batch size
+        assert a.direction_rates == pytest.approx(b.direction_rates, abs=2.5 / TOKENS)
     for a, b in zip(found.facts, other.facts, strict=True):
         assert a.accuracy == pytest.approx(b.accuracy)
 
@@ -166,7 +167,7 @@ def test_matched_interpolates_in_the_logarithm():
     rates = np.geomspace(0.001, 0.1, 200)
     at = nulls.matched(np.array([0.01, 0.0, 1e-6]), rates, 5 + np.log(rates))
     assert at[0] == pytest.approx(5 + math.log(0.01), abs=0.01)
-    assert np.isnan(at[1]) and at[2] == pytest.approx(5 + np.log(rates[:16]).mean())
+    assert np.isnan(at[1]) and at[2] == pytest.approx(5 + np.log(rates[: nulls.NEIGHBOURS]).mean())
     assert np.isnan(nulls.matched(np.array([0.1]), np.array([0.1, 0.2]), np.full(2, np.nan))).all()
     assert nulls.matched(np.array([0.1]), np.full(3, 0.1), np.array([1.0, 2.0, 6.0])) == pytest.approx(3.0)
 
@@ -185,6 +186,17 @@ def test_kurtosis_survives_a_large_mean():
     a = rng.normal(1000, 0.01, (1, 100_000))
     sums = measures.power_sums(a, np.array([1000.0]))
     assert measures.shape(sums, np.array([1000.0]), a.size, np.zeros(1)).kurtosis[0] == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize(("columns", "tokens"), [(5, 30_000), (6, 30_000), (5, 70_000)])
+def test_counts_do_not_overflow(columns, tokens):
+    """Every unit fires on every token: halves of the numbers are taken before 65,536 of them."""
+    table = stream._Table(2, columns)
+    step = jax.jit(lambda table: table.at[0].add(tokens * stream._packed([jnp.ones((1, columns), bool)], table)[0]))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for _ in range(5):
+        assert table.update(lambda table: (step(table), "more"), tokens, sharding) == "more"
+    assert table.total().tolist() == [[5 * tokens] * columns, [0] * columns]
 
 
 def test_rare_tokens_share_a_class():
@@ -230,7 +242,7 @@ def test_a_model_without_gates_has_clean_units_at_the_rate_asked_for():
     found = measure(model, params, split(), match_k=2, directions=4, shuffles=4)
     assert found.kinds == ("neurons clean", "attention clean")
     neurons = found.of("neurons clean")[0].rates  # those that are positive on fewer tokens fire on these alone
-    assert np.median(neurons) == neurons.max() == pytest.approx(2 / 32, abs=1 / TOKENS)
+    assert np.median(neurons) == pytest.approx(2 / 32, abs=1 / TOKENS) and neurons.max() < 2 / 32 + TIES
     assert found.of("attention clean")[0].rates == pytest.approx(np.full(16, 2 / 16), abs=TIES)
 
 
@@ -270,4 +282,4 @@ def test_activations_that_are_no_numbers_are_refused(gated):
     mlp = {**params["layer_1"]["mlp"], "up": {**params["layer_1"]["mlp"]["up"], "kernel": kernel}}
     broken = {**params, "layer_1": {**params["layer_1"], "mlp": mlp}}
     with pytest.raises(DataError, match="neurons clean of layer 1 are NaN or infinite in 1 of 32 units"):
-        measure(model, broken, split(), directions=8)
+        measure(model, broken, split(), directions=16)

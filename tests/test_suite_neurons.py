@@ -67,7 +67,7 @@ def test_facts_are_of_the_tokens_they_stand_beside():
 
 
 def test_a_summary_is_the_mean_over_live_units(params):
-    found = measure(SelfAblatingTransformer(MODEL), params, batches, directions=8, shuffles=4)
+    found = measure(SelfAblatingTransformer(MODEL), params, batches, directions=16, shuffles=4)
     made = {(x.kind, x.layer): x for x in summaries(found, seed=0)}
     for kind, name in itertools.product(found.kinds, MEASURES):
         values = [group.measure(name) for group in found.of(kind)]

@@ -12,7 +12,7 @@ from jaxablate.neurons.measures import TokenSelectivity, token_selectivity
 
 GRID = 40
 """Numbers of firings at which tokens are shuffled; between them values are interpolated in the logarithm."""
-NEIGHBOURS = 16
+NEIGHBOURS = 8
 """Random directions, nearest in rate, whose mean is what a unit of that rate is compared with."""
 
 

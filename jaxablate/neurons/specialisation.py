@@ -22,7 +22,8 @@ from jaxablate.neurons.nulls import ShuffledTokens, matched, shuffle_tokens
 from jaxablate.neurons.stream import SAMPLE_TOKENS, Batches, Counted, Level, Levels, Split, calibrate, count, survey
 from jaxablate.neurons.units import Kind, draw_directions, kinds
 
-DIRECTIONS = 64
+DIRECTIONS = 256
+"""Random directions for each kind, over all layers."""
 SHUFFLES = 24
 LEAST_FIRINGS = 10
 """A unit that fires at the rate asked for fires on at least so many tokens of the split, or there are too few."""
@@ -147,7 +148,7 @@ def measure(
       match_k: k of the rate at which activations fire; None takes that of the model's config in each layer, which for a
         model without gates is what its gated twin has (8 by default).
       facts: labels of the tokens; adds `NeuronMeasures.facts`.
-      directions: random directions for each kind and layer.
+      directions: random directions for each kind, over all layers.
       shuffles: draws of the shuffled tokens at each of `nulls.GRID` rates.
       seed: of directions and shuffles.
 
@@ -178,7 +179,7 @@ def measure(
     split = survey(batches(), config.vocab_size)
     _check_enough(split.tokens, rates)
     rows = None if facts is None else _checked_rows(facts, split, batches)
-    drawn = draw_directions(config, params, directions, seed)
+    drawn = draw_directions(config, params, max(directions // config.n_layers, 2), seed)
     levels = calibrate(model, params, batches(), split, rates, drawn)
     more = {} if rows is None else {"more_rows": rows.rows, "more": len(rows.counts)}
     counted = count(model, params, batches(), split, levels, drawn, **more)
