@@ -34,6 +34,10 @@ _AUTOENCODERS = [
     ("topk, k = 32", ["--architecture", "topk", "--seeds", "0"]),
     ("batchtopk, k = 32", ["--architecture", "batchtopk", "--seeds", "0"]),
 ]
+_NEURON_MEASURES = [
+    ("clean stream's units", ["--ablation", "none"]),
+    ("units of both streams, gates", ["--ablation", "local"]),
+]
 
 
 def main() -> None:
@@ -43,6 +47,7 @@ def main() -> None:
     console.print(classifier_table())
     console.print(circuit_table())
     console.print(autoencoder_table())
+    console.print(neuron_table())
 
 
 def language_table() -> Table:
@@ -119,6 +124,23 @@ def autoencoder_table() -> Table:
             f"{row['training_s']:.3f} s",
             f"{row['overhead']:.2f}",
             f"{row['of_separate']:.2f}" if "of_separate" in row else "",
+            f"{row['peak_bytes'] / 1e9:.2f} GB",
+        )
+    return table
+
+
+def neuron_table() -> Table:
+    """Neuron measures beside the forward pass they need."""
+    table = _table("measures of all neurons and attention channels at the paper's shape, 128 k tokens, float32",
+                   "units", "forward pass", "with measures", "time", "processor time", "peak memory")
+    for name, arguments in _NEURON_MEASURES:
+        row = measured("neuron_measures", name, arguments)
+        table.add_row(
+            name,
+            f"{row['forward_tokens_per_s']:,.0f} tokens/s",
+            f"{row['measured_tokens_per_s']:,.0f} tokens/s",
+            f"{row['ratio']:.2f} times",
+            f"{row['processor_ratio']:.2f} times",
             f"{row['peak_bytes'] / 1e9:.2f} GB",
         )
     return table
