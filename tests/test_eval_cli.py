@@ -12,6 +12,7 @@ from scripts import load_script
 from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from jaxablate.evaluation import circuits, runner
 from jaxablate.evaluation.settings import ScoreSettings
+from jaxablate.neurons import gate_information, probe
 from jaxablate.reports import results as files
 from jaxablate.training.loop import train
 
@@ -49,6 +50,8 @@ def scored(trained):
     with pytest.MonkeyPatch.context() as few, contextlib.redirect_stdout(out):
         for name, count in (("PROMPTS", 6), ("BATCHES", 2), ("ORDERS", 1), ("RANDOM_MODELS", 1)):
             few.setattr(circuits, name, count)
+        for module, name in ((gate_information, "SHUFFLES"), (probe, "UPDATES"), (probe, "TOKEN_EPOCHS")):
+            few.setattr(module, name, 2)
         assert evaluation.main(["score", "--workdir", str(trained)]) == 0
     for stream in ("clean", "ablated"):
         assert f"\n{stream}: " in out.getvalue()
@@ -65,7 +68,7 @@ def error_of(capsys, *argv):
 
 def test_score_keeps_every_figure_with_its_conditions(scored):
     r = files.read(scored)
-    assert list(r.suites) == ["perplexity", "ioi", "gates", "weights", "samples", "circuits", "leakage"]
+    assert list(r.suites) == ["perplexity", "ioi", "gates", "weights", "samples", "circuits", "neurons", "leakage"]
     assert (r.step, r.seed, r.config["model"]["k_neurons"]) == (4, 0, 5)
     for record in r.suites.values():
         assert record.provenance.versions["jax"] and record.provenance.date and "cpu" in record.provenance.device

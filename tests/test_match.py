@@ -144,7 +144,7 @@ def error_of(capsys, runs, *arguments):
 def test_match_end_to_end(runs, capsys, monkeypatch):
     assert match(runs, "--suites", "weights", "--checkpoint", 4, "--tolerance", 5) == 0
     out, folder = capsys.readouterr().out, runs / "gated" / "matched"
-    assert "Matched" in out and "mean |w| ablation heads" in out
+    assert "Matched" in out and "left out: 1 of weights" in out
     names = ["report.html", "results.json", "table.csv", "table.html", "table.md", "table.tex"]
     assert sorted(p.name for p in folder.iterdir()) == names
     rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))

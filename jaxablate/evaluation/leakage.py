@@ -289,7 +289,7 @@ def _column(sums: np.ndarray, name: str) -> np.ndarray:
 
 
 def _bits(sample: GateSample, sampled: int, seed: int) -> Bits:
-    units = [information.unit_information(sample, kind, layer, seed=seed)
+    units = [information.unit_information(sample, kind, layer, shuffles=information.SHUFFLES, seed=seed)
              for kind in KINDS for layer in range(sample.layers)]
     by_kind = {kind: np.concatenate([x.information for x in units if x.kind == kind]) for kind in KINDS}
     return Bits(layers=tuple(_layer_bits(x, seed) for x in units), frequent_tokens=len(sample.current),

@@ -1,5 +1,6 @@
 """``eval.py match``: a run beside the checkpoint of a baseline whose validation loss is nearest."""
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -265,4 +266,6 @@ def _curve(workdir: Path) -> list[tuple[int, float]]:
 def _left_out(lacking: tuple[str, ...]) -> tuple[str, ...]:
     if not lacking:
         return ()
-    return (f"{len(lacking)} figures that the baseline does not have are left out: {', '.join(lacking)}",)
+    of_suite = collections.Counter(lacking)
+    return ("figures that only one of the two has are left out: "
+            f"{', '.join(f'{count} of {suite}' for suite, count in of_suite.items())}",)

@@ -49,6 +49,6 @@ class MatchSettings:
         return self.out or self.workdir / "matched"
 
     def of(self, workdir: Path, checkpoint: str | None = None) -> ScoreSettings:
-        """The same for one run and, unless it is that of `checkpoint`, one step."""
+        """These settings as those of `score` for one of the runs, with a checkpoint of its own where one is given."""
         return ScoreSettings(workdir=workdir, checkpoint=checkpoint or self.checkpoint, batch_size=self.batch_size,
                              seed=self.seed)

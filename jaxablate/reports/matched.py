@@ -93,13 +93,13 @@ class Matched:
 
 def match_rows(model: Results, baseline: Results, suites: Sequence[str]
                ) -> tuple[tuple[MatchedRow, ...], tuple[str, ...]]:
-    """Figures that both have, in the order of the model's suites, and the names of those that one of them lacks."""
+    """Figures that both have, in the order of the model's suites, and the suite of each that only the model has."""
     rows, lacking = [], []
     for suite in suites:
         others = {f.name: f for f in baseline.suites[suite].figures if f.value is not None}
         for f in model.suites[suite].figures:
             if f.value is None or f.name not in others:
-                lacking.append(f"{suite}: {f.name}")
+                lacking.append(suite)
             else:
                 rows.append(MatchedRow(suite=suite, name=f.name, unit=f.unit, better=f.better, model=f,
                                        baseline=others[f.name]))
