@@ -18,7 +18,7 @@ class MatchSettings:
     baseline: Path
     """Working directory of the run whose checkpoints are searched; trained on the same data."""
     suites: tuple[str, ...] = ()
-    """Suites to compare by, for example circuits gates; none given takes every one that fits both."""
+    """Suites to compare by, for example circuits weights; none given takes every one that fits both."""
     checkpoint: str = "auto"
     """Of the model in question: last, best (by validation loss), a step, or auto, as in `score`."""
     tolerance: float = 0.02
