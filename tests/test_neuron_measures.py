@@ -11,7 +11,7 @@ import pytest
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.neurons import MEASURES, Facts, facts, measure, measures, nulls, stream, units
+from jaxablate.neurons import MEASURES, Facts, facts, firing_table, measure, measures, nulls, stream, units
 
 SHAPE = {"vocab_size": 50, "context_length": 16, "d_model": 16, "n_layers": 2, "n_heads": 2, "d_mlp": 32,
          "k_attention": 3, "k_neurons": 4, "scale_attention": True, "position_std": 0.05}
@@ -191,11 +191,12 @@ def test_kurtosis_survives_a_large_mean():
 @pytest.mark.parametrize(("columns", "tokens"), [(5, 30_000), (6, 30_000), (5, 70_000)])
 def test_counts_do_not_overflow(columns, tokens):
     """Every unit fires on every token: halves of the numbers are taken before 65,536 of them."""
-    table = stream._Table(2, columns)
-    step = jax.jit(lambda table: table.at[0].add(tokens * stream._packed([jnp.ones((1, columns), bool)], table)[0]))
+    table = firing_table.FiringTable(2, columns)
+    fired = [jnp.ones((1, columns - 2), bool), jnp.ones((1, 2), bool)]
+    step = jax.jit(lambda table: (table.at[0].add(tokens * firing_table.packed(fired, table)[0]), tokens))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     for _ in range(5):
-        assert table.update(lambda table: (step(table), "more"), tokens, sharding) == "more"
+        assert table.update(step, tokens, sharding) == tokens
     assert table.total().tolist() == [[5 * tokens] * columns, [0] * columns]
 
 

@@ -19,7 +19,7 @@ from jaxablate.evaluation.suite import Subject
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons import MEASURES, measure
 from jaxablate.reports.html import draw
-from jaxablate.reports.panels import Grid, Heatmap, panel_from_dict
+from jaxablate.reports.panels import Beside, Grid, panel_from_dict
 
 DATA = DataConfig(source="embedded", tokenizer="corpus", embedded_valid_stories=30)
 MODEL = ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2, n_heads=2, d_mlp=32, k_attention=3,
@@ -98,7 +98,7 @@ def test_figures_have_intervals_and_the_null_beside_them(result):
     figures = {f.name: f for f in result.headline()}
     assert len(figures) == len(result.headline()) == 3 * 6
     for kind in ("neurons clean", "attention gates"):
-        for name in (f"token information {kind}", f"token information {kind}, random directions"):
+        for name in (f"token information {kind}", f"token information {kind} above random"):
             assert figures[name].unit == "bits" and figures[name].low <= figures[name].value <= figures[name].high
 
 
@@ -110,8 +110,8 @@ def test_panels_survive_json_and_can_be_drawn(result):
         stored = json.loads(json.dumps(dataclasses.asdict(panel), allow_nan=False))
         assert panel_from_dict(stored) == panel
         assert isinstance(panel, Grid) or draw(panel)
-    heat = next(p for p in panels if isinstance(p, Heatmap))
-    assert heat.rows == tuple(corpus.LABELS) and len(heat.columns) == 12
+    beside = next(p for p in panels if isinstance(p, Beside))
+    assert all(heat.rows == tuple(corpus.LABELS) and len(heat.columns) == 6 for heat in beside.panels)
     json.dumps(dataclasses.asdict(result), allow_nan=False)
 
 

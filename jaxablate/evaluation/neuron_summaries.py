@@ -32,6 +32,10 @@ class Estimate:
     directions: float | None
     """Mean of random directions that fire as often as these units."""
     directions_interval: Interval
+    above: float | None
+    """value - directions."""
+    above_interval: Interval
+    """Units and directions resampled independently."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +182,8 @@ def _summary(groups: Sequence[UnitGroup], draws: Sequence[_Draws], layer: int | 
     estimates = tuple(
         Estimate(measure=name, value=_or_none(value[i]), interval=percentile_interval(value_draws[i]),
                  shuffled=_or_none(shuffled[i]), directions=_or_none(directions[i]),
-                 directions_interval=percentile_interval(direction_draws[i]))
+                 directions_interval=percentile_interval(direction_draws[i]), above=_or_none(value[i] - directions[i]),
+                 above_interval=percentile_interval(value_draws[i, :DIRECTION_RESAMPLES] - direction_draws[i]))
         for i, name in enumerate(MEASURES))
     live = np.concatenate([g.live for g in groups])
     above = np.concatenate([g.tokens.information > g.shuffled_information_95 for g in groups])

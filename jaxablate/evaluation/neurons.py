@@ -30,7 +30,7 @@ from jaxablate.neurons import Facts, NeuronMeasures, measure
 from jaxablate.neurons.nulls import NEIGHBOURS
 from jaxablate.neurons.specialisation import DIRECTIONS, SHUFFLES
 from jaxablate.neurons.stream import Batches
-from jaxablate.reports.panels import Bar, Bars, Grid, Heatmap, Histogram, HistogramGrid, Panel
+from jaxablate.reports.panels import Bar, Bars, Beside, Grid, Heatmap, Histogram, HistogramGrid, Panel
 from jaxablate.reports.results import Figure
 
 BINS = 24
@@ -68,15 +68,15 @@ class NeuronsResult:
     facts: tuple[FactSummary, ...]
 
     def headline(self) -> tuple[Figure, ...]:
-        """Information and effective tokens of each kind, and the information of random directions."""
+        """Information of each kind, by how much it is above that of random directions, and effective tokens."""
         figures = []
         for x in self._overall():
             told, effective = x.of("information"), x.of("effective_tokens")
             figures += [
                 Figure(name=f"token information {x.kind}", value=told.value, unit="bits",
                        **interval_ends(told.interval)),
-                Figure(name=f"token information {x.kind}, random directions", value=told.directions, unit="bits",
-                       **interval_ends(told.directions_interval)),
+                Figure(name=f"token information {x.kind} above random", value=told.above, unit="bits",
+                       **interval_ends(told.above_interval)),
                 Figure(name=f"effective tokens {x.kind}", value=effective.value, unit="tokens",
                        **interval_ends(effective.interval)),
             ]
@@ -152,28 +152,28 @@ def _measure_table(result: NeuronsResult) -> Grid:
     rows = tuple(
         (x.kind, label, e.value, *_ends(e.interval), e.shuffled, e.directions, *_ends(e.directions_interval))
         for x in result._overall() for name, label in _LABELS.items() for e in (x.of(name),))
-    caption = ("Means over live units of all layers. Shuffled tokens leave the last four measures as they are; what "
-               "they tell is subtracted from the information. Random directions: in-weights of neurons or score heads "
-               "of gates of the same length in a random direction; for channels, a random rotation of them; on the "
-               "ablated stream these, times winners by random scores. Each unit is compared with the "
-               f"{NEIGHBOURS} nearest in firing rate. The last four measures of random directions, and Gini of "
-               f"activations, are from {result.sampled:,} tokens.")
+    caption = ("Means over live units of all layers. Shuffled: what shuffled tokens give; they leave the last four "
+               "measures as they are, and what they tell is subtracted from the information. Random: in-weights of "
+               "neurons or score heads of gates of the same length in a random direction; for channels, a random "
+               "rotation of them; on the ablated stream these, times winners by random scores. Each unit is compared "
+               f"with the {NEIGHBOURS} nearest in firing rate. The last four measures of random directions, and Gini "
+               f"of activations, are from {result.sampled:,} tokens.")
     return Grid(title="All measures", caption=caption, rows=rows,
-                columns=("units", "measure", "mean", "95 % from", "to", "shuffled tokens", "random directions",
-                         "95 % from", "to"))
+                columns=("units", "measure", "mean", "95 % from", "to", "shuffled", "random", "95 % from", "to"))
 
 
 def _layer_table(result: NeuronsResult) -> Grid:
-    others = ("effective_tokens", "selectivity", "lifetime_sparsity", "kurtosis")
+    others = ("effective_tokens", "selectivity")
     rows = tuple(
         (x.kind, x.layer, x.live / x.units, x.rate, x.telling, x.of("information").value,
          *_ends(x.of("information").interval), x.of("information").directions, *(x.of(name).value for name in others))
         for x in result.groups if x.layer is not None)
     caption = ("Live: fires on any token. Rate: share of tokens on which a unit fires. Telling: share of live units "
-               "that tell more of the token than 95 % of shuffles would.")
+               "that tell more of the token than 95 % of shuffles would. Bits: information; random: that of directions "
+               "which fire as often.")
     return Grid(title="By layer", caption=caption, rows=rows,
-                columns=("units", "layer", "live", "rate", "telling", "information", "95 % from", "to",
-                         "random directions", *(_LABELS[name] for name in others)))
+                columns=("units", "layer", "live", "rate", "telling", "bits", "95 % from", "to", "random",
+                         *(_LABELS[name] for name in others)))
 
 
 def _histograms(result: NeuronsResult) -> HistogramGrid:
@@ -209,17 +209,26 @@ def _capacity_table(result: NeuronsResult) -> Grid:
                 columns=("layer", "weights", "capacity", "95 % from", "to", "random"))
 
 
-def _fact_map(result: NeuronsResult) -> Heatmap:
+def _fact_map(result: NeuronsResult) -> Beside:
     labels, kinds = (tuple(dict.fromkeys(getattr(x, name) for x in result.facts)) for name in ("label", "kind"))
     by = {(x.label, x.kind): x for x in result.facts}
-    values = tuple(
-        (*(max(by[label, kind].information / max(by[label, kind].entropy, 1e-9), 0.0) for kind in kinds),
-         *(max(by[label, kind].directions / max(by[label, kind].entropy, 1e-9), 0.0) for kind in kinds))
-        for label in labels)
-    return Heatmap(title="What the best unit tells of recorded facts", rows=labels, values=values, x_label="units",
-                   columns=(*kinds, *(f"{kind}, directions" for kind in kinds)), value_label="share of the fact's bits",
-                   caption="Facts of the story corpus at each token; next_io is the next token's, all others are known "
-                           "at the token. The second half: best of the random directions.")
+
+    def heat(title: str, field: str) -> Heatmap:
+        shares = tuple(tuple(_share(getattr(by[label, kind], field), by[label, kind].entropy) for kind in kinds)
+                       for label in labels)
+        return Heatmap(title=title, caption="", rows=labels, values=shares, x_label="units", columns=kinds,
+                       value_label="share of the fact's bits")
+
+    caption = ("Facts of the story corpus at each token; next_io is the next token's, all others are known at the "
+               "token. Information of the best unit as a share of all there is, beside that of the best random "
+               "direction; there are fewer directions than units, see the table.")
+    return Beside(title="What the best unit tells of recorded facts", caption=caption,
+                  labels=("units", "random directions"),
+                  panels=(heat("best unit", "information"), heat("best random direction", "directions")))
+
+
+def _share(part: float, whole: float) -> float:
+    return max(part / whole, 0.0) if whole > 0 else 0.0
 
 
 def _fact_table(result: NeuronsResult) -> Grid:

@@ -4,6 +4,7 @@
 ``specialisation``    `measure`: every measure of every unit in one pass over a split, with its nulls
 ``units``             the units of a decoder, and random directions of their spaces
 ``stream``            the pass: power sums and tables of firings
+``firing_table``      counts of firings, two to a number
 ``measures``          formulas of REFERENCE section 5
 ``nulls``             shuffled tokens, and random directions that fire as often
 ``facts``             which unit tells which recorded fact of a text

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxablate.errors import DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.neurons.firing_table import FiringTable, packed
 from jaxablate.neurons.measures import Shape, binary_shape, gini_of, power_sums, shape
 from jaxablate.neurons.units import FIRES_ABOVE, Kind, direction_values, fires, kinds, unit_values
 
@@ -29,8 +30,6 @@ SAMPLE_TOKENS = 8192
 """Tokens of the sample, rounded up to whole windows."""
 _CPU_TOKENS = 512
 """Tokens of a forward pass on CPU, where longer ones leave the cache."""
-_HALF = 16
-"""Bits of one of two counters in a number of the table."""
 _LEAST_SAMPLED = 4
 """A random direction fires on at least so many tokens of the sample."""
 
@@ -184,7 +183,7 @@ def count(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batc
               for i in layers for kind in found]
     thresholds = {kind.name: [(x.threshold, x.direction_threshold) for x in levels[kind.name]] for kind in found}
     pilots = {kind.name: [x.pilot for x in levels[kind.name]] for kind in found if not _is_binary(kind, model)}
-    table, sums, done, before = _Table(rows, sum(map(sum, widths))), None, 0, None
+    table, sums, done, before = FiringTable(rows, sum(map(sum, widths))), None, 0, None
     for piece in pieces(batches):
         mask = np.asarray(piece["mask"]) > 0
         ids = np.full((*mask.shape, 1 if more_rows is None else 1 + more_rows.shape[1]), rows, np.int32)
@@ -197,42 +196,6 @@ def count(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batc
         now = table.update(step, mask.size, _placement(piece))
         sums, before = _added(sums, before), now
     return _counted(found, model, table.total(), widths, _added(sums, before))
-
-
-class _Table:
-    """Counts of firings: lately ones on the device, two to a number, all others on the host."""
-
-    def __init__(self, rows: int, columns: int):
-        self._shape, self._columns = (rows + 1, columns), columns  # the last row is for tokens that do not count
-        self._host, self._device, self._since = np.zeros(self._shape, np.int32), None, 0
-
-    def update(self, step: Callable[..., Any], tokens: int, placed: jax.sharding.Sharding) -> Any:
-        """Runs a step of so many tokens; returns what it gives beside the table."""
-        if self._since + tokens >= 1 << _HALF:
-            self._fetch()
-        if self._device is None:
-            rows, columns = self._shape
-            packed = tokens < 1 << _HALF
-            self._device = jax.device_put(np.zeros((rows, -(-columns // 2) if packed else columns), np.uint32), placed)
-        self._device, result = step(table=self._device)
-        self._since += tokens
-        return result
-
-    def total(self) -> np.ndarray:
-        """[rows, columns] counts of all steps."""
-        self._fetch()
-        return self._host[:-1]
-
-    def _fetch(self) -> None:
-        if self._device is None:
-            return
-        table, self._device, self._since = np.asarray(self._device), None, 0
-        if table.shape == self._shape:
-            self._host += table.astype(np.int32)
-            return
-        first = table.shape[1]
-        self._host[:, :first] += (table & ((1 << _HALF) - 1)).astype(np.int32)
-        self._host[:, first:] += (table[:, : self._columns - first] >> _HALF).astype(np.int32)
 
 
 def pieces(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -347,25 +310,12 @@ def _step(model, params, inputs, mask, ids, drawn, thresholds, pilots, table):
             threshold, direction_threshold = thresholds[kind.name][i]
             fired.append(fires(values[kind.name][i], threshold, kind.signed))
             fired.append(fires(random[kind.name][i], direction_threshold, kind.signed))
-    rows = _packed(fired, table)
+    rows = packed(fired, table)
     for j in range(ids.shape[-1]):
         table = table.at[ids[..., j].ravel()].add(rows)
     sums = {name: [_sums(values[name][i], pilot, mask.ravel()) for i, pilot in enumerate(pilots[name])]
             for name in pilots}
     return table, sums
-
-
-def _packed(fired: list[jax.Array], table: jax.Array) -> jax.Array:
-    """Firings [n, units] of all groups as rows of the table: the second half of the units 16 bits higher.
-
-    Without the barriers XLA fuses comparing, joining and packing into one loop that is several times slower on CPU.
-    """
-    joined = jax.lax.optimization_barrier(jnp.concatenate(jax.lax.optimization_barrier(fired), axis=-1))
-    width = table.shape[1]
-    low, high = (x.astype(table.dtype) for x in (joined[:, :width], joined[:, width:]))
-    if high.shape[1] == 0:
-        return low
-    return low + (jnp.pad(high, ((0, 0), (0, width - high.shape[1]))) << _HALF)
 
 
 def _sums(values: jax.Array, pilot: jax.Array, mask: jax.Array) -> jax.Array:
