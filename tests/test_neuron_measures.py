@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxablate.config import ModelConfig
+from jaxablate.config import MeshConfig, ModelConfig
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons import MEASURES, Facts, facts, firing_table, measure, measures, nulls, stream, units
+from jaxablate.sharding import batch_sharding, make_mesh, replicated
 
 SHAPE = {"vocab_size": 50, "context_length": 16, "d_model": 16, "n_layers": 2, "n_heads": 2, "d_mlp": 32,
          "k_attention": 3, "k_neurons": 4, "scale_attention": True, "position_std": 0.05}
@@ -245,6 +246,17 @@ def test_a_model_without_gates_has_clean_units_at_the_rate_asked_for():
     neurons = found.of("neurons clean")[0].rates  # those that are positive on fewer tokens fire on these alone
     assert np.median(neurons) == pytest.approx(2 / 32, abs=1 / TOKENS) and neurons.max() < 2 / 32 + TIES
     assert found.of("attention clean")[0].rates == pytest.approx(np.full(16, 2 / 16), abs=TIES)
+
+
+def test_batches_may_be_spread_over_devices():
+    model, params = make(ablation="none", n_layers=1)
+    mesh = make_mesh(MeshConfig())
+    spread = [jax.device_put(batch, batch_sharding(mesh)) for batch in split(rows=50, batch=8)()]
+    here, there = (measure(model, p, b, directions=4, shuffles=2) for p, b in (
+        (params, split(rows=50, batch=8)), (jax.device_put(params, replicated(mesh)), lambda: spread)))
+    for a, b in zip(here.groups, there.groups, strict=True):
+        assert b.fired == pytest.approx(a.fired, abs=2)
+        assert b.shape.kurtosis == pytest.approx(a.shape.kurtosis, rel=1e-3)
 
 
 @pytest.mark.parametrize("changes", [{"ablation": "both", "gate": "soft"}, {"ablation": "global"}])
