@@ -39,6 +39,8 @@ _NEURON_MEASURES = [
     ("units of both streams, gates", ["--ablation", "local"]),
 ]
 
+_GRAPHS = [("some of the neurons", ["--units", "256"])]
+
 
 def main() -> None:
     """Runs each row in a process of its own and prints the tables."""
@@ -48,6 +50,7 @@ def main() -> None:
     console.print(circuit_table())
     console.print(autoencoder_table())
     console.print(neuron_table())
+    console.print(graph_table())
 
 
 def language_table() -> Table:
@@ -141,6 +144,25 @@ def neuron_table() -> Table:
             f"{row['measured_tokens_per_s']:,.0f} tokens/s",
             f"{row['ratio']:.2f} times",
             f"{row['processor_ratio']:.2f} times",
+            f"{row['peak_bytes'] / 1e9:.2f} GB",
+        )
+    return table
+
+
+def graph_table() -> Table:
+    """Neuron to Graph: some neurons of every layer, and from them the time of all."""
+    table = _table("Neuron to Graph at the paper's shape, random weights, float32",
+                   "neurons", "graphs", "compiling", "building", "matching", "all 4,096 (extrapolated)", "peak memory")
+    for name, arguments in _GRAPHS:
+        row = measured("neuron_graphs", name, arguments)
+        parts = row["seconds"]
+        table.add_row(
+            f"{row['units']:,}",
+            f"{row['graphs_made']:,}",
+            f"{parts['compiling']:.0f} s",
+            f"{parts['graphs']:.0f} s",
+            f"{parts['matching']:.0f} s",
+            f"{row['all_seconds'] / 60:.1f} min",
             f"{row['peak_bytes'] / 1e9:.2f} GB",
         )
     return table

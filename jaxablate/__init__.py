@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
         features,
         gating,
         interop,
+        neurons,
         objectives,
         regularizers,
         sharding,
@@ -84,9 +85,9 @@ __all__ = [
     "StreamActivations", "TrainConfig", "TrainResult", "__version__", "alignment", "attention_weights", "capacity",
     "circuits", "classification_loss", "config", "corpus", "errors", "evaluation_batches", "explain", "features",
     "from_dict", "gating", "generate", "interop", "language_model_loss", "linear_cross_entropy", "load_tokenizer",
-    "load_vocabulary", "objectives", "open_token_file", "per_token_cross_entropy", "prepare", "prepare_sentiment",
-    "read_config", "read_metrics", "regularizers", "restore_params", "score", "sharding", "to_dict", "train",
-    "train_batches", "training_batches", "two_stream_attention", "validation_batches",
+    "load_vocabulary", "neurons", "objectives", "open_token_file", "per_token_cross_entropy", "prepare",
+    "prepare_sentiment", "read_config", "read_metrics", "regularizers", "restore_params", "score", "sharding",
+    "to_dict", "train", "train_batches", "training_batches", "two_stream_attention", "validation_batches",
 ]  # fmt: skip
 
 _MODULES = {
@@ -97,6 +98,7 @@ _MODULES = {
     "features": "features",
     "gating": "gating",
     "interop": "interop",
+    "neurons": "neurons",
     "objectives": "objectives",
     "regularizers": "regularizers",
     "sharding": "sharding",

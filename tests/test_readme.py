@@ -9,6 +9,9 @@ import pytest
 import eval as eval_script
 from jaxablate.evaluation.circuit_settings import CircuitSettings
 from jaxablate.evaluation.explain_settings import ExplainSettings
+from jaxablate.evaluation.match_settings import MatchSettings
+from jaxablate.evaluation.neuron_settings import NeuronSettings
+from jaxablate.evaluation.sae_settings import SaeSettings
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.training import cli
 
@@ -55,16 +58,18 @@ def test_training_commands_parse(arguments, monkeypatch):
     assert cli.parse(arguments).workdir.parts[0] == "runs"
 
 
+KINDS = {"score": ScoreSettings, "compare": eval_script.Compare, "explain": ExplainSettings, "circuit": CircuitSettings,
+         "sae": SaeSettings, "neurons": NeuronSettings, "match": MatchSettings}
+
+
 @pytest.mark.parametrize("arguments", _commands("eval.py"), ids=" ".join)
 def test_scoring_commands_parse(arguments):
-    kinds = {"score": ScoreSettings, "compare": eval_script.Compare, "explain": ExplainSettings,
-             "circuit": CircuitSettings}
-    assert isinstance(eval_script.parse(arguments), kinds[arguments[0]])
+    assert isinstance(eval_script.parse(arguments), KINDS[arguments[0]])
 
 
 def test_there_are_commands_of_every_kind():
     assert len(_commands("train.py")) >= 2
-    assert {arguments[0] for arguments in _commands("eval.py")} == {"score", "compare", "explain", "circuit"}
+    assert {arguments[0] for arguments in _commands("eval.py")} == set(KINDS)
 
 
 def test_flags_in_the_text_are_known(capsys):
