@@ -192,13 +192,13 @@ def test_kurtosis_survives_a_large_mean():
 @pytest.mark.parametrize(("columns", "tokens"), [(5, 30_000), (6, 30_000), (5, 70_000)])
 def test_counts_do_not_overflow(columns, tokens):
     """Every unit fires on every token: halves of the numbers are taken before 65,536 of them."""
-    table = firing_table.FiringTable(2, columns)
+    tables = firing_table.FiringTables(2, (columns, columns))
     fired = [jnp.ones((1, columns - 2), bool), jnp.ones((1, 2), bool)]
-    step = jax.jit(lambda table: (table.at[0].add(tokens * firing_table.packed(fired, table)[0]), tokens))
+    step = jax.jit(lambda tables: ([x.at[0].add(tokens * firing_table.packed(fired, x)[0]) for x in tables], tokens))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     for _ in range(5):
-        assert table.update(step, tokens, sharding) == tokens
-    assert table.total().tolist() == [[5 * tokens] * columns, [0] * columns]
+        assert tables.update(step, tokens, sharding) == tokens
+    assert [x.tolist() for x in tables.totals()] == [[[5 * tokens] * columns, [0] * columns]] * 2
 
 
 def test_rare_tokens_share_a_class():

@@ -1,7 +1,7 @@
 """Counts of which units fire on which class of tokens, two to a number so that a token moves half as much memory."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,58 +12,64 @@ _HALF = 16
 """Bits of one of the two counters in a number."""
 
 
-class FiringTable:
-    """Counts of firings [rows, columns] on the device: those of late two to a number, all others apart.
+class FiringTables:
+    """Counts of firings on the device, a table [rows, columns] for each layer: those of late two to a number.
 
-    There is one row more, for tokens that do not count.
+    A table for each layer stays in the cache while its layer is at work. There is one row more, for tokens that do not
+    count.
 
     Args:
       rows: classes of tokens.
-      columns: units.
+      columns: units of each layer.
     """
 
-    def __init__(self, rows: int, columns: int):
-        self._rows, self._columns = rows, columns
-        self._late, self._since, self._halves = None, 0, None
+    def __init__(self, rows: int, columns: Sequence[int]):
+        self._rows, self._columns = rows, tuple(columns)
+        self._late, self._since, self._packs, self._others = None, 0, True, None
 
     def update(self, step: Callable[..., Any], tokens: int, placed: jax.sharding.Sharding) -> Any:
         """Counts on.
 
         Args:
-          step: takes ``table``, uint32 [rows + 1, half the columns], or all columns where a step has too many tokens
-            for halves; gives the table with its firings added, and something else.
+          step: takes ``tables``, for each layer uint32 [rows + 1, half the columns], or all columns where a step has
+            too many tokens for halves; gives the tables with its firings added, and something else.
           tokens: of the step, each of which adds at most 1 to any count; the same in every call.
-          placed: where the table lies; the same in every call.
+          placed: where the tables lie; the same in every call.
 
         Returns:
           The something else.
         """
-        half = -(-self._columns // 2)
         if self._late is None:
-            width = half if tokens < 1 << _HALF else self._columns
-            self._late = jax.device_put(np.zeros((self._rows + 1, width), np.uint32), placed)
-        elif self._late.shape[1] == half and self._since + tokens >= 1 << _HALF:
-            self._empty(placed)
-        self._late, result = step(table=self._late)
+            self._packs = tokens < 1 << _HALF
+            widths = [-(-width // 2) if self._packs else width for width in self._columns]
+            self._late = [_zeros(self._rows + 1, width, placed) for width in widths]
+        elif self._packs and self._since + tokens >= 1 << _HALF:
+            self._empty()
+        self._late, result = step(tables=self._late)
         self._since += tokens
         return result
 
-    def total(self) -> np.ndarray:
-        """int32 [rows, columns], counts of all steps."""
-        if self._late is None or self._late.shape[1] == self._columns:
-            whole = np.zeros((self._rows, self._columns), np.uint32) if self._late is None else np.asarray(self._late)
+    def totals(self) -> list[np.ndarray]:
+        """For each layer int32 [rows, columns], counts of all steps."""
+        if self._late is None:
+            return [np.zeros((self._rows, width), np.int32) for width in self._columns]
+        if not self._packs:
+            whole = [np.asarray(x) for x in self._late]
         else:
-            self._empty(self._late.sharding)
-            whole = np.concatenate([np.asarray(x) for x in self._halves], axis=1)
-        return whole[: self._rows, : self._columns].view(np.int32)
+            self._empty()
+            whole = [np.concatenate([np.asarray(x) for x in pair], axis=1) for pair in self._others]
+        return [x[: self._rows, :width].view(np.int32) for x, width in zip(whole, self._columns, strict=True)]
 
-    def _empty(self, placed: jax.sharding.Sharding) -> None:
+    def _empty(self) -> None:
         """Moves the late counts to the others before they can overflow."""
-        if self._halves is None:
-            zeros = np.zeros(self._late.shape, np.uint32)
-            self._halves = tuple(jax.device_put(zeros, placed) for _ in range(2))
-        *halves, self._late = _emptied(placed)(*self._halves, self._late)
-        self._halves, self._since = tuple(halves), 0
+        if self._others is None:
+            self._others = [tuple(_zeros(*x.shape, x.sharding) for _ in range(2)) for x in self._late]
+        moved = [_emptied(x.sharding)(*pair, x) for pair, x in zip(self._others, self._late, strict=True)]
+        self._others, self._late, self._since = [x[:2] for x in moved], [x[2] for x in moved], 0
+
+
+def _zeros(rows: int, columns: int, placed: jax.sharding.Sharding) -> jax.Array:
+    return jax.device_put(np.zeros((rows, columns), np.uint32), placed)
 
 
 @functools.cache
@@ -76,7 +82,7 @@ def _emptied(placed: jax.sharding.Sharding) -> Callable[..., tuple[jax.Array, ja
 
 
 def packed(fired: list[jax.Array], table: jax.Array) -> jax.Array:
-    """Firings of all groups as rows to add to the table.
+    """Firings of the units of a layer as rows to add to its table.
 
     Without the barriers XLA fuses comparing, joining and packing into one loop, which is several times slower on CPU.
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxablate.errors import DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.neurons.firing_table import FiringTable, packed
+from jaxablate.neurons.firing_table import FiringTables, packed
 from jaxablate.neurons.measures import Shape, binary_shape, gini_of, power_sums, shape
 from jaxablate.neurons.units import FIRES_ABOVE, Kind, direction_values, fires, kinds, unit_values
 
@@ -179,11 +179,11 @@ def count(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batc
       DataError: an activation is not finite.
     """
     found, layers, rows = kinds(model.config), range(model.config.n_layers), len(split.counts) + more
-    widths = [(len(levels[kind.name][i].threshold), len(levels[kind.name][i].direction_threshold))
-              for i in layers for kind in found]
+    widths = [[len(x) for kind in found for level in (levels[kind.name][i],)
+               for x in (level.threshold, level.direction_threshold)] for i in layers]
     thresholds = {kind.name: [(x.threshold, x.direction_threshold) for x in levels[kind.name]] for kind in found}
     pilots = {kind.name: [x.pilot for x in levels[kind.name]] for kind in found if not _is_binary(kind, model)}
-    table, sums, done, before = FiringTable(rows, sum(map(sum, widths))), None, 0, None
+    tables, sums, done, before = FiringTables(rows, [sum(x) for x in widths]), None, 0, None
     for piece in pieces(batches):
         mask = np.asarray(piece["mask"]) > 0
         ids = np.full((*mask.shape, 1 if more_rows is None else 1 + more_rows.shape[1]), rows, np.int32)
@@ -193,9 +193,9 @@ def count(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batc
         done += int(mask.sum())
         step = functools.partial(_program(_placement(piece)), model, params, piece["inputs"], mask, ids, drawn,
                                  thresholds, pilots)
-        now = table.update(step, mask.size, _placement(piece))
+        now = tables.update(step, mask.size, _placement(piece))
         sums, before = _added(sums, before), now
-    return _counted(found, model, table.total(), widths, _added(sums, before))
+    return _counted(found, tables.totals(), widths, _added(sums, before))
 
 
 def pieces(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -288,34 +288,36 @@ def top_threshold(values: np.ndarray, rates: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _program(placed):
-    """The compiled step; the table stays where it is, so that it can be changed in place."""
-    return jax.jit(_step, static_argnames="model", donate_argnames="table", out_shardings=(placed, None))
+    """The compiled step; the tables stay where they are, so that they can be changed in place."""
+    return jax.jit(_step, static_argnames="model", donate_argnames="tables", out_shardings=(placed, None))
 
 
 def _placement(piece: Batch):
-    """Where the table lies: on every device that has a part of the batch."""
+    """Where the tables lie: on every device that has a part of the batch."""
     inputs = piece["inputs"]
     if isinstance(inputs, jax.Array) and isinstance(inputs.sharding, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(inputs.sharding.mesh, jax.sharding.PartitionSpec())
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def _step(model, params, inputs, mask, ids, drawn, thresholds, pilots, table):
-    """One piece: (table with its firings, sums by kind and layer)."""
+def _step(model, params, inputs, mask, ids, drawn, thresholds, pilots, tables):
+    """One piece: (tables with its firings, sums by kind and layer)."""
     out = model.apply({"params": params}, inputs)
     values, random = unit_values(out), direction_values(model.config, params, out, drawn)
-    fired = []
-    for i in range(model.config.n_layers):
+    counted = []
+    for i, table in enumerate(tables):
+        fired = []
         for kind in kinds(model.config):
             threshold, direction_threshold = thresholds[kind.name][i]
             fired.append(fires(values[kind.name][i], threshold, kind.signed))
             fired.append(fires(random[kind.name][i], direction_threshold, kind.signed))
-    rows = packed(fired, table)
-    for j in range(ids.shape[-1]):
-        table = table.at[ids[..., j].ravel()].add(rows)
+        rows = packed(fired, table)
+        for j in range(ids.shape[-1]):
+            table = table.at[ids[..., j].ravel()].add(rows)
+        counted.append(table)
     sums = {name: [_sums(values[name][i], pilot, mask.ravel()) for i, pilot in enumerate(pilots[name])]
             for name in pilots}
-    return table, sums
+    return counted, sums
 
 
 def _sums(values: jax.Array, pilot: jax.Array, mask: jax.Array) -> jax.Array:
@@ -334,14 +336,13 @@ def _added(total, sums):
     return wide if total is None else jax.tree.map(np.add, total, wide)
 
 
-def _counted(found: tuple[Kind, ...], model, table: np.ndarray, widths: list[tuple[int, int]], sums) -> Counted:
-    cuts = np.split(table, np.cumsum([w for pair in widths for w in pair])[:-1], axis=1)
+def _counted(found: tuple[Kind, ...], tables: list[np.ndarray], widths: list[list[int]], sums) -> Counted:
     units, directions = {kind.name: [] for kind in found}, {kind.name: [] for kind in found}
-    for i in range(model.config.n_layers):
+    for table, of_layer in zip(tables, widths, strict=True):
+        cuts = np.split(table, np.cumsum(of_layer)[:-1], axis=1)
         for j, kind in enumerate(found):
-            at = 2 * (i * len(found) + j)
-            units[kind.name].append(cuts[at])
-            directions[kind.name].append(cuts[at + 1])
+            units[kind.name].append(cuts[2 * j])
+            directions[kind.name].append(cuts[2 * j + 1])
     for name, layers in sums.items():
         for i, values in enumerate(layers):
             _check_finite(values.sum(0), name, i)
