@@ -33,7 +33,7 @@ quickstart: $(READY)
 	$(BIN)/python eval.py score --workdir runs/quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

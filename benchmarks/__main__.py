@@ -1,9 +1,10 @@
 """Every benchmark, one after another, as tables: ``make bench``."""
 
+import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -45,126 +46,100 @@ _GRAPHS = [("some of the neurons", ["--units", "256"])]
 def main() -> None:
     """Runs each row in a process of its own and prints the tables."""
     console = Console(width=130)
-    console.print(language_table())
-    console.print(classifier_table())
-    console.print(circuit_table())
-    console.print(autoencoder_table())
-    console.print(neuron_table())
-    console.print(graph_table())
+    for table in _TABLES:
+        console.print(_filled(table))
 
 
-def language_table() -> Table:
-    """Training step of the self-ablating transformer."""
-    table = _table("training step at the paper's shape (L=8, D=128, V=50,257, T=256), float32",
-                   "shape", "parts", "tokens/s", "GFLOP/s", "matmul GFLOP/s", "fraction", "compile", "peak memory")
-    for name, arguments in _STEPS:
-        row = measured("training_step", name, arguments)
-        table.add_row(
-            name,
-            str(row["accumulation_steps"]),
-            f"{row['tokens_per_s']:,.0f}",
-            f"{row['flops_per_s'] / 1e9:.1f}",
-            f"{row['matmul_flops_per_s'] / 1e9:.1f}",
-            f"{row['fraction']:.1%}",
-            f"{row['compile_s']:.1f} s",
-            f"{row['peak_bytes'] / 1e9:.2f} GB",
-        )
-    return table
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Of:
+    """A table: one row for each (name, arguments) of a benchmark."""
+
+    title: str
+    module: str
+    rows: Sequence[tuple[str, Sequence[str]]]
+    first: str
+    """Heading of the names."""
+    columns: Mapping[str, Callable[[Mapping[str, Any]], str]]
+    """Heading -> what it shows of a row's JSON."""
 
 
-def classifier_table() -> Table:
-    """Epoch of the SAFR classifier on SST-2, where its texts are here or can be downloaded."""
-    table = _table("epoch of the SAFR classifier on SST-2 (D=256, F=1,024, batch 32), float32",
-                   "batches", "epoch", "steps", "median steps/s", "mean length", "shapes", "compile", "peak memory")
-    for name, arguments in _EPOCHS:
-        row = measured("classifier_epoch", name, arguments)
-        table.add_row(
-            name,
-            f"{row['epoch_s']:.1f} s",
-            str(row["steps"]),
-            f"{row['steps_per_s']:.1f}",
-            f"{row['mean_length']:.1f}",
-            str(row["shapes"]),
-            f"{row['compile_s']:.1f} s",
-            f"{row['peak_bytes'] / 1e9:.2f} GB",
-        )
-    return table
+def _memory(row: Mapping[str, Any]) -> str:
+    return f"{row['peak_bytes'] / 1e9:.2f} GB"
 
 
-def circuit_table() -> Table:
-    """Circuits at the paper's shape; the first row trains its model where runs/corpus-8x16 has none."""
-    table = _table("circuits at the paper's shape (L=8, N=16, D=128, V=50,257), 64 prompts of about 20 tokens, float32",
-                   "weights", "ACDC, tau 0.03", "with compilation", "edges", "evaluated", "rechecked", "kept",
-                   "EAP, all edges", "peak memory")
-    for name, arguments in _SEARCHES:
-        row = measured("circuit_search", name, arguments)
-        table.add_row(
-            name,
-            f"{row['search_s']:.1f} s",
-            f"{row['first_s']:.1f} s",
-            f"{row['edges']:,}",
-            f"{row['evaluated']:,}",
-            str(row["rechecked"]),
-            str(row["kept"]["0.03"]),
-            f"{row['eap_s']:.2f} s",
-            f"{row['peak_bytes'] / 1e9:.2f} GB",
-        )
-    return table
+_TABLES = (
+    _Of(title="training step at the paper's shape (L=8, D=128, V=50,257, T=256), float32", module="training_step",
+        rows=_STEPS, first="shape", columns={
+            "parts": lambda row: str(row["accumulation_steps"]),
+            "tokens/s": lambda row: f"{row['tokens_per_s']:,.0f}",
+            "GFLOP/s": lambda row: f"{row['flops_per_s'] / 1e9:.1f}",
+            "matmul GFLOP/s": lambda row: f"{row['matmul_flops_per_s'] / 1e9:.1f}",
+            "fraction": lambda row: f"{row['fraction']:.1%}",
+            "compile": lambda row: f"{row['compile_s']:.1f} s",
+            "peak memory": _memory,
+        }),
+    # Where the Stanford Sentiment Treebank is here or can be downloaded.
+    _Of(title="epoch of the SAFR classifier on SST-2 (D=256, F=1,024, batch 32), float32", module="classifier_epoch",
+        rows=_EPOCHS, first="batches", columns={
+            "epoch": lambda row: f"{row['epoch_s']:.1f} s",
+            "steps": lambda row: str(row["steps"]),
+            "median steps/s": lambda row: f"{row['steps_per_s']:.1f}",
+            "mean length": lambda row: f"{row['mean_length']:.1f}",
+            "shapes": lambda row: str(row["shapes"]),
+            "compile": lambda row: f"{row['compile_s']:.1f} s",
+            "peak memory": _memory,
+        }),
+    # The first row trains its model where runs/corpus-8x16 has none.
+    _Of(title="circuits at the paper's shape (L=8, N=16, D=128, V=50,257), 64 prompts of about 20 tokens, float32",
+        module="circuit_search", rows=_SEARCHES, first="weights", columns={
+            "ACDC, tau 0.03": lambda row: f"{row['search_s']:.1f} s",
+            "with compilation": lambda row: f"{row['first_s']:.1f} s",
+            "edges": lambda row: f"{row['edges']:,}",
+            "evaluated": lambda row: f"{row['evaluated']:,}",
+            "rechecked": lambda row: str(row["rechecked"]),
+            "kept": lambda row: str(row["kept"]["0.03"]),
+            "EAP, all edges": lambda row: f"{row['eap_s']:.2f} s",
+            "peak memory": _memory,
+        }),
+    _Of(title="autoencoders 128 -> 2,048, 4,096 tokens a step, on the paper's decoder, float32", module="autoencoder",
+        rows=_AUTOENCODERS, first="kind", columns={
+            "steps/s alone": lambda row: f"{row['steps_per_s']:.1f}",
+            "fraction of matmul": lambda row: f"{row['fraction']:.1%}",
+            "forward": lambda row: f"{row['forward_s']:.3f} s",
+            "training step": lambda row: f"{row['training_s']:.3f} s",
+            "/ (step + forward)": lambda row: f"{row['overhead']:.2f}",
+            "8 seeds / 8 runs": lambda row: f"{row['of_separate']:.2f}" if "of_separate" in row else "",
+            "peak memory": _memory,
+        }),
+    _Of(title="measures of all neurons and attention channels at the paper's shape, 128 k tokens, float32",
+        module="neuron_measures", rows=_NEURON_MEASURES, first="units", columns={
+            "forward pass": lambda row: f"{row['forward_tokens_per_s']:,.0f} tokens/s",
+            "with measures": lambda row: f"{row['measured_tokens_per_s']:,.0f} tokens/s",
+            "time": lambda row: f"{row['ratio']:.2f} times",
+            "processor time": lambda row: f"{row['processor_ratio']:.2f} times",
+            "peak memory": _memory,
+        }),
+    _Of(title="Neuron to Graph at the paper's shape, random weights, float32", module="neuron_graphs", rows=_GRAPHS,
+        first="", columns={
+            "neurons": lambda row: f"{row['units']:,}",
+            "graphs": lambda row: f"{row['graphs_made']:,}",
+            "compiling": lambda row: f"{row['seconds']['compiling']:.0f} s",
+            "building": lambda row: f"{row['seconds']['graphs']:.0f} s",
+            "matching": lambda row: f"{row['seconds']['matching']:.0f} s",
+            "all 4,096 (extrapolated)": lambda row: f"{row['all_seconds'] / 60:.1f} min",
+            "peak memory": _memory,
+        }),
+)  # fmt: skip
 
 
-def autoencoder_table() -> Table:
-    """Training of sparse autoencoders, alone and with the paper's decoder in the loop."""
-    table = _table("autoencoders 128 -> 2,048, 4,096 tokens a step, on the paper's decoder, float32",
-                   "kind", "steps/s alone", "fraction of matmul", "forward", "training step", "/ (step + forward)",
-                   "8 seeds / 8 runs", "peak memory")
-    for name, arguments in _AUTOENCODERS:
-        row = measured("autoencoder", name, arguments)
-        table.add_row(
-            name,
-            f"{row['steps_per_s']:.1f}",
-            f"{row['fraction']:.1%}",
-            f"{row['forward_s']:.3f} s",
-            f"{row['training_s']:.3f} s",
-            f"{row['overhead']:.2f}",
-            f"{row['of_separate']:.2f}" if "of_separate" in row else "",
-            f"{row['peak_bytes'] / 1e9:.2f} GB",
-        )
-    return table
-
-
-def neuron_table() -> Table:
-    """Neuron measures beside the forward pass they need."""
-    table = _table("measures of all neurons and attention channels at the paper's shape, 128 k tokens, float32",
-                   "units", "forward pass", "with measures", "time", "processor time", "peak memory")
-    for name, arguments in _NEURON_MEASURES:
-        row = measured("neuron_measures", name, arguments)
-        table.add_row(
-            name,
-            f"{row['forward_tokens_per_s']:,.0f} tokens/s",
-            f"{row['measured_tokens_per_s']:,.0f} tokens/s",
-            f"{row['ratio']:.2f} times",
-            f"{row['processor_ratio']:.2f} times",
-            f"{row['peak_bytes'] / 1e9:.2f} GB",
-        )
-    return table
-
-
-def graph_table() -> Table:
-    """Neuron to Graph: some neurons of every layer, and from them the time of all."""
-    table = _table("Neuron to Graph at the paper's shape, random weights, float32",
-                   "neurons", "graphs", "compiling", "building", "matching", "all 4,096 (extrapolated)", "peak memory")
-    for name, arguments in _GRAPHS:
-        row = measured("neuron_graphs", name, arguments)
-        parts = row["seconds"]
-        table.add_row(
-            f"{row['units']:,}",
-            f"{row['graphs_made']:,}",
-            f"{parts['compiling']:.0f} s",
-            f"{parts['graphs']:.0f} s",
-            f"{parts['matching']:.0f} s",
-            f"{row['all_seconds'] / 60:.1f} min",
-            f"{row['peak_bytes'] / 1e9:.2f} GB",
-        )
+def _filled(of: _Of) -> Table:
+    table = Table(title=of.title)
+    table.add_column(of.first)
+    for heading in of.columns:
+        table.add_column(heading, justify="right")
+    for name, arguments in of.rows:
+        row = measured(of.module, name, arguments)
+        table.add_row(name, *(show(row) for show in of.columns.values()))
     return table
 
 
@@ -176,14 +151,6 @@ def measured(module: str, name: str, arguments: Sequence[str]) -> Mapping[str, A
         sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
     print(f"measured: {name}", file=sys.stderr)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title)
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
 
 
 if __name__ == "__main__":

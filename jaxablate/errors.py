@@ -17,6 +17,10 @@ class DataError(JaxablateError, ValueError):
     """A data file is missing, empty, corrupt, or does not fit the model."""
 
 
+class TooLittleDataError(DataError):
+    """A measure needs more text than there is. `score` leaves the suite out where it was not asked for by name."""
+
+
 class CheckpointError(JaxablateError, RuntimeError):
     """A checkpoint or working directory cannot be written, read, or does not fit the run."""
 

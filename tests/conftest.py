@@ -4,6 +4,7 @@ Subprocesses of the tests inherit them.
 """
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
@@ -40,6 +41,21 @@ def _share_compilation_cache() -> None:
 
 _set_environment()
 _share_compilation_cache()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """Frees what a module has compiled, and with it the memory mappings of its machine code.
+
+    Linux allows a process 65,530 of them. The whole suite needs more in one worker, and LLVM ends the process with a
+    segmentation fault where it gets none. Programs that another module needs too come back from the shared cache.
+    """
+    yield
+    import jax  # after the environment is set, and only by workers
+
+    jax.clear_caches()
+    gc.collect()
+
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _PARITY_FILES = {"sat_file": "sat_*.npz", "topk_file": "topk.npz", "safr_file": "safr_*.npz",

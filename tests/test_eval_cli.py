@@ -10,6 +10,7 @@ import pytest
 from scripts import load_script
 
 from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from jaxablate.errors import TooLittleDataError
 from jaxablate.evaluation import circuits, runner
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.neurons import gate_information, probe
@@ -120,6 +121,18 @@ def test_every_suite_that_ran_is_kept_when_a_later_one_fails(workdir, monkeypatc
     with pytest.raises(RuntimeError, match="out of memory"):
         runner.score(ScoreSettings(workdir=workdir))
     assert set(files.read(workdir).suites) == {first.name}
+
+
+def test_a_split_that_is_too_short_for_a_suite_stops_score_only_where_it_was_asked_for(workdir, monkeypatch, capsys):
+    def short(subject):
+        raise TooLittleDataError("the audit needs at least 2,000 tokens")
+
+    first, second = (s for s in runner.SUITES if s.name in ("gates", "weights"))
+    monkeypatch.setattr(runner, "SUITES", (runner.dataclasses.replace(first, run=short), second))
+    assert evaluation.main(["score", "--workdir", str(workdir)]) == 0
+    assert f"{first.name} is left out: the audit needs at least 2,000 tokens" in capsys.readouterr().out
+    assert set(files.read(workdir).suites) == {second.name} and (workdir / "report.html").exists()
+    assert "at least 2,000" in error_of(capsys, "score", "--workdir", workdir, "--suites", first.name)
 
 
 def test_score_names_what_is_wrong(workdir, tmp_path, capsys):

@@ -329,7 +329,7 @@ def test_result_has_its_figures_and_panels(model, audited, monkeypatch):
 
 def test_too_few_tokens_and_damaged_parameters_are_one_clear_line(model):
     made, params = model
-    with pytest.raises(DataError, match="at least 2,000 tokens, this split has 99"):
+    with pytest.raises(DataError, match="at least 2,000 tokens of 30 stories, this split has 99;"):
         leakage.audit_gates(made, params, lambda: split(np.ones(100, int)), eot_id=EOT)
     with pytest.raises(DataError, match="2,000 tokens of 30 stories, this split has 2,500 of 1;"):
         leakage.audit_gates(made, params, lambda: split(np.ones(2501, int)), eot_id=EOT)

@@ -19,6 +19,7 @@ from jaxablate.reports.comparison_page import matched_page, matched_texts
 from jaxablate.reports.matched import COLUMNS, Matched, MatchedRow, Side, cells, csv_text, latex, markdown, rich_view
 from jaxablate.reports.results import Figure
 from jaxablate.training.loop import train
+from jaxablate.training.workdir import read_config
 
 evaluation = load_script("eval")
 
@@ -168,7 +169,7 @@ def test_the_nearest_checkpoint_is_taken_and_the_distance_told(runs, capsys):
     losses = {}
     for step in (2, 4, 6):
         settings = match_runner.MatchSettings(workdir=runs / "gated", baseline=runs / "base")
-        config = match_runner.open_config(runs / "base")
+        config = read_config(runs / "base")
         opened = match_runner._open(settings.of(runs / "base", str(step)), config)
         losses[step] = match_runner._with_loss(opened, lambda line: None).loss.value
     assert losses[2] > losses[4] > losses[6]
@@ -184,7 +185,7 @@ def test_suites_that_do_not_fit_both_are_left_out_or_refused(runs, capsys):
     assert "suite 'gates' does not fit: the model has no gates" in error_of(capsys, runs, "--suites", "gates")
     assert "did you mean 'weights'" in error_of(capsys, runs, "--suites", "weihgts")
     settings = match_runner.MatchSettings(workdir=runs / "gated", baseline=runs / "base")
-    configs = [match_runner.open_config(path) for path in (runs / "gated", runs / "base")]
+    configs = [read_config(path) for path in (runs / "gated", runs / "base")]
     names = [s.name for s in match_runner.fitting_suites(settings, configs, lambda line: None)]
     assert {"perplexity", "circuits", "weights"} <= set(names) and not {"gates", "leakage"} & set(names)
 

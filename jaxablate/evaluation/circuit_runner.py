@@ -19,20 +19,19 @@ from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.config import Config
 from jaxablate.data import corpus
 from jaxablate.data.tokenizer import load_tokenizer
-from jaxablate.errors import CheckpointError, ConfigError, DataError
+from jaxablate.errors import CheckpointError, DataError
 from jaxablate.evaluation import circuit_view
 from jaxablate.evaluation.circuit_measures import Measured, measure
 from jaxablate.evaluation.circuit_prompts import task_pairs
 from jaxablate.evaluation.circuit_search import SCORE_LABELS, Bench, Progress, edge_count, find, prepare
 from jaxablate.evaluation.circuit_settings import CircuitSettings
 from jaxablate.evaluation.explain_runner import write_all
+from jaxablate.evaluation.subjects import params_digest, read_language_config, require_stream
 from jaxablate.provenance import Provenance, provenance
 from jaxablate.reports.circuit_graph import circuit_panel
 from jaxablate.reports.figures import figure_bytes
 from jaxablate.reports.html import circuit_page
-from jaxablate.reports.results import digest
 from jaxablate.training.checkpoint import restore_params
-from jaxablate.training.workdir import read_config, require_x64
 
 SEARCH_FILE = "search.npz"
 """In the folder of the files while ACDC runs; an interrupted search goes on from it."""
@@ -99,24 +98,17 @@ def open_task(settings: CircuitSettings) -> Opened:
     Raises:
       ConfigError, DataError, CheckpointError: as `circuit` says.
     """
-    config = read_config(settings.workdir)
-    if not isinstance(config, Config):
-        raise ConfigError(f"{settings.workdir} is a text classifier's run; circuits are found in language models, "
-                          "which train.py --config configs/quickstart.py trains")
-    require_x64(config)
-    if settings.stream == "ablated" and not config.model.gated:
-        raise ConfigError(f"stream='ablated' needs a model with gates, and that of {settings.workdir} has "
-                          "ablation='none'; take --stream clean")
+    config = read_language_config(settings.workdir, "circuits are found in")
+    require_stream(settings.workdir, config, settings.stream)
     edge_count(settings, Graph.of(config.model))
     prompts = corpus.ioi_prompts if config.data.source == "embedded" else None
     pairs = task_pairs(config.model, load_tokenizer(settings.workdir / "tokenizer"), count=settings.prompts,
                        seed=settings.seed, corpus_prompts=prompts, file=settings.prompt_file)
     pairs.check_fits(context_length=config.model.context_length, vocab_size=config.model.vocab_size)
     params, step = restore_params(settings.workdir, step=settings.step_for(config))
-    params_digest = digest({jax.tree_util.keystr(path): np.asarray(x)
-                            for path, x in jax.tree_util.tree_leaves_with_path(params)})
-    stored = None if settings.load is None else load_any(settings.load, config, params_digest)
-    return Opened(config=config, pairs=pairs, params=params, params_digest=params_digest, step=int(step), stored=stored)
+    digest = params_digest(params)
+    stored = None if settings.load is None else load_any(settings.load, config, digest)
+    return Opened(config=config, pairs=pairs, params=params, params_digest=digest, step=int(step), stored=stored)
 
 
 def load_any(path: Path, config: Config, params_digest: str) -> Circuit:

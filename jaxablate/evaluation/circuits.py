@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxablate.config import Config
 from jaxablate.evaluation.circuit_prompts import task_pairs
-from jaxablate.evaluation.intervals import interval_ends
+from jaxablate.evaluation.intervals import both_ends, interval_ends
 from jaxablate.evaluation.stream_circuits import StreamCircuits, measure_stream
 from jaxablate.evaluation.suite import Subject, Suite
 from jaxablate.reports.circuit_graph import circuit_panel
@@ -56,8 +56,8 @@ class CircuitsResult:
                              caption=caption, score_label="drop of logit difference")
 
     def _competence_table(self) -> Grid:
-        rows = tuple((s.stream, c.n, c.accuracy, *_ends(c.accuracy_interval), c.top1, c.logit_difference,
-                      *_ends(c.logit_difference_interval), s.all_patched)
+        rows = tuple((s.stream, c.n, c.accuracy, *both_ends(c.accuracy_interval), c.top1, c.logit_difference,
+                      *both_ends(c.logit_difference_interval), s.all_patched)
                      for s in self.streams for c in (s.competence,))
         return Grid(
             title=f"Can the model do it? {self.task}", rows=rows,
@@ -74,14 +74,14 @@ class CircuitsResult:
                             "within their layers, and over models with random weights.")
 
     def _size_table(self) -> Grid:
-        rows = tuple((s.stream, c.tau, c.varied, c.mean, *_ends(c.interval), min(c.counts), max(c.counts),
+        rows = tuple((s.stream, c.tau, c.varied, c.mean, *both_ends(c.interval), min(c.counts), max(c.counts),
                       len(c.counts), sum(c.divergences) / len(c.divergences)) for s in self.streams for c in s.counts)
         return Grid(title="Edges kept by ACDC, in numbers", rows=rows,
                     caption="KL: nats from the model to its circuit, mean over the searches.",
                     columns=("stream", "tau", "varied", "edges", "95 % from", "to", "least", "most", "searches", "KL"))
 
     def _ranking_table(self) -> Grid:
-        rows = tuple((s.stream, r.method, r.cpr, *_ends(r.cpr_interval), r.cmd, *_ends(r.cmd_interval))
+        rows = tuple((s.stream, r.method, r.cpr, *both_ends(r.cpr_interval), r.cmd, *both_ends(r.cmd_interval))
                      for s in self.streams for r in s.rankings)
         caption = ("Circuits by greedy search from the end, judged on prompts the scores have not seen. CPR: area "
                    "under the faithfulness of the logit difference, greater is better. CMD: mean distance from the "
@@ -91,17 +91,14 @@ class CircuitsResult:
                     columns=("stream", "method", "CPR", "95 % from", "to", "CMD", "95 % from", "to"))
 
     def _quality_table(self) -> Grid:
-        rows = tuple((s.stream, q.tau, q.edges, q.faithfulness, *_ends(q.faithfulness_interval), q.complement, q.idle)
+        rows = tuple((s.stream, q.tau, q.edges, q.faithfulness, *both_ends(q.faithfulness_interval), q.complement,
+                      q.idle)
                      for s in self.streams for q in s.quality)
         caption = ("Of the circuit found on the first batch, on the last one. Faithfulness: share of the logit "
                    "difference that the circuit alone has. Complement: share left without the circuit. Idle: fraction "
                    "of its edges that change the share by less than 0.01.")
         return Grid(title="ACDC's circuits", caption=caption, rows=rows,
                     columns=("stream", "tau", "edges", "faithfulness", "95 % from", "to", "complement", "idle"))
-
-
-def _ends(interval: tuple[float, float] | None) -> tuple[float | None, float | None]:
-    return interval or (None, None)
 
 
 def _competence(s: StreamCircuits) -> tuple[Figure, ...]:

@@ -12,11 +12,10 @@ import numpy as np
 
 from jaxablate.config import Config, ModelConfig
 from jaxablate.evaluation.suite import Batch, Params, Subject, Suite
+from jaxablate.neurons.units import FIRES_ABOVE
 from jaxablate.reports.panels import Grid, Histogram, HistogramGrid, Panel
 from jaxablate.reports.results import Figure
 
-FIRES_ABOVE = 0.5
-"""A unit fires on a token when its gate exceeds this."""
 BINS_PER_DECADE = 4
 KINDS = ("attention", "neurons")
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.evaluation.intervals import RESAMPLES, interval_ends, percentile_interval, ratio_resamples
+from jaxablate.evaluation.intervals import RESAMPLES, both_ends, interval_ends, percentile_interval, ratio_resamples
 from jaxablate.evaluation.suite import Batch, ClassifierSubject, Params, Suite
 from jaxablate.evaluation.texts import TextMeasures, by_text, word_importance
 from jaxablate.reports.panels import Curves, Grid, Panel, Series
@@ -313,7 +313,7 @@ def _series(result: ImportanceResult, name: str, at: Sequence[int], suffix: str 
 def _tables(result: ImportanceResult) -> tuple[Grid, Grid]:
     columns = ("measure", "ranking", "mean", "95 % from", "to")
     measures, differences = (
-        tuple((x.name, x.ranking, x.value, *(x.interval or (None, None))) for x in of)
+        tuple((x.name, x.ranking, x.value, *both_ends(x.interval)) for x in of)
         for of in (result.measures, result.differences)
     )
     caption = (f"Means over {result.texts:,} texts. Comprehensiveness: drop of the predicted class's probability when "

@@ -49,9 +49,14 @@ def percentile_interval(draws: np.ndarray, transform: Callable[[np.ndarray], np.
     return float(low), float(high)
 
 
+def both_ends(interval: tuple[float, float] | None) -> tuple[float | None, float | None]:
+    """Both ends of an interval as cells of a table, None where there is no interval."""
+    return interval or (None, None)
+
+
 def interval_ends(interval: tuple[float, float] | None) -> dict[str, float | None]:
     """Ends of an interval by the names that figures and bars have for them, both None where there is no interval."""
-    low, high = interval or (None, None)
+    low, high = both_ends(interval)
     return {"low": low, "high": high}
 
 

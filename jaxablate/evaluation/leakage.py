@@ -12,6 +12,7 @@ import numpy as np
 from jaxablate.config import Config
 from jaxablate.evaluation.intervals import (
     RESAMPLES,
+    both_ends,
     interval_ends,
     mean_interval,
     percentile_interval,
@@ -168,7 +169,7 @@ class LeakageResult:
             self._loss_table(), self._mask_bars(), self._bits_table(), self._probe_bars(), self._probe_table())
 
     def _loss_table(self) -> Grid:
-        rows = tuple((LABELS[x.name], x.loss, *_ends(x.interval), x.rise, *_ends(x.rise_interval), x.tokens)
+        rows = tuple((LABELS[x.name], x.loss, *both_ends(x.interval), x.rise, *both_ends(x.rise_interval), x.tokens)
                      for x in self.losses)
         return Grid(title="Loss with gates replaced, in numbers", rows=rows,
                     caption="Rise: above own gates over the same tokens, paired by story. Gates of the same token come "
@@ -187,8 +188,8 @@ class LeakageResult:
                             "least; random gates over means are far from anything it was trained on.")
 
     def _bits_table(self) -> Grid:
-        rows = tuple((x.kind, x.layer, x.units, x.information.value, *_ends(x.information.interval), x.plug_in, x.null,
-                      x.entropy, x.telling / x.units) for x in self.bits.layers)
+        rows = tuple((x.kind, x.layer, x.units, x.information.value, *both_ends(x.information.interval), x.plug_in,
+                      x.null, x.entropy, x.telling / x.units) for x in self.bits.layers)
         chance = 1 / (information.SHUFFLES + 1)
         return Grid(title="Bits that one gate tells of the next token, given the current one", rows=rows,
                     caption="Mean over units, bias-corrected, with its bootstrap interval over units; "
@@ -323,12 +324,8 @@ def _layer(row: ProbeRow) -> str:
     return "all layers" if row.layer is None else f"layer {row.layer}"
 
 
-def _ends(interval: Interval) -> tuple[float | None, float | None]:
-    return interval or (None, None)
-
-
 def _numbers(estimate: Estimate) -> tuple[float | None, float | None, float | None]:
-    return (estimate.value, *_ends(estimate.interval))
+    return (estimate.value, *both_ends(estimate.interval))
 
 
 def _figure(name: str, estimate: Estimate, unit: str) -> Figure:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxablate.config import Config
-from jaxablate.errors import CheckpointError, ConfigError, DataError, JaxablateError
+from jaxablate.errors import CheckpointError, DataError, JaxablateError
 from jaxablate.evaluation import perplexity, runner
 from jaxablate.evaluation.match_settings import MatchSettings
 from jaxablate.evaluation.matching import measured_losses, nearest, passed
 from jaxablate.evaluation.settings import ScoreSettings
-from jaxablate.evaluation.subjects import open_checkpoint
+from jaxablate.evaluation.subjects import open_checkpoint, read_language_config
 from jaxablate.evaluation.suite import Subject, Suite
 from jaxablate.reports import html
 from jaxablate.reports import results as files
@@ -21,7 +21,7 @@ from jaxablate.reports.matched import Matched, MatchedRow, Side, match_rows
 from jaxablate.reports.results import Figure, Results
 from jaxablate.training.checkpoint import FOLDER, saved_steps
 from jaxablate.training.seal import damage
-from jaxablate.training.workdir import METRICS, read_config, read_run, require_x64
+from jaxablate.training.workdir import METRICS, read_run
 
 Say = Callable[[str], None]
 LOSS = "validation loss clean"
@@ -70,7 +70,7 @@ def match(settings: MatchSettings, say: Say = lambda line: None) -> MatchReport:
       CheckpointError: a run cannot be read, or the files cannot be written.
     """
     settings.check()
-    configs = [open_config(path) for path in (settings.workdir, settings.baseline)]
+    configs = [read_language_config(path, "match compares") for path in (settings.workdir, settings.baseline)]
     check_same_data(settings.workdir, settings.baseline)
     suites = fitting_suites(settings, configs, say)
     steps = whole_steps(settings.baseline, say)
@@ -94,21 +94,6 @@ def match(settings: MatchSettings, say: Say = lambda line: None) -> MatchReport:
                          baseline=baseline.loss), *rows),
         notes=(*_how_to_get_nearer(settings, configs[1], model.loss.value, losses), *_left_out(lacking)))
     return MatchReport(matched=matched, files=tuple(write_files(folder, matched, baseline)))
-
-
-def open_config(workdir: Path) -> Config:
-    """Settings of a language model's run.
-
-    Raises:
-      ConfigError: it is a text classifier's.
-      CheckpointError: it cannot be read.
-    """
-    config = read_config(workdir)
-    if not isinstance(config, Config):
-        raise ConfigError(f"{workdir} is a text classifier's run; match compares language models by their validation "
-                          "loss, which train.py --config configs/quickstart.py trains")
-    require_x64(config)
-    return config
 
 
 def check_same_data(workdir: Path, baseline: Path) -> None:

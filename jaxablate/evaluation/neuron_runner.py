@@ -22,6 +22,7 @@ from jaxablate.errors import ConfigError, DataError
 from jaxablate.evaluation import neuron_files
 from jaxablate.evaluation.neuron_scores import Layer, summary, unit_scores
 from jaxablate.evaluation.neuron_settings import NeuronSettings
+from jaxablate.evaluation.subjects import check_data, params_digest, read_language_config, require_stream
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.examples import NOTHING, Batch, TopExamples, UnitReader, top_examples
 from jaxablate.neurons.graphs import trie
@@ -31,9 +32,7 @@ from jaxablate.neurons.pruning import Neighbours, Noise
 from jaxablate.neurons.short_runs import ShortRuns
 from jaxablate.provenance import provenance
 from jaxablate.reports.neuron_records import ExampleRecord, NeuronRecord, NodeRecord, Summary
-from jaxablate.reports.results import digest
 from jaxablate.training.checkpoint import restore_params
-from jaxablate.training.workdir import read_config, read_run, require_x64
 
 MIN_SCORE_TOKENS = 1_000
 """Of held-out text; in less hardly a neuron fires."""
@@ -111,14 +110,8 @@ def open_run(settings: NeuronSettings) -> Opened:
     Raises:
       ConfigError, DataError, CheckpointError: as `make_graphs` says.
     """
-    config = read_config(settings.workdir)
-    if not isinstance(config, Config):
-        raise ConfigError(f"{settings.workdir} is a text classifier's run; graphs are made of the neurons of language "
-                          "models, which train.py --config configs/quickstart.py trains")
-    require_x64(config)
-    if settings.stream == "ablated" and not config.model.gated:
-        raise ConfigError(f"stream='ablated' needs a model with gates, and that of {settings.workdir} has "
-                          "ablation='none'; take --stream clean")
+    config = read_language_config(settings.workdir, "graphs are made of the neurons of")
+    require_stream(settings.workdir, config, settings.stream)
     if settings.context > config.model.context_length:
         raise ConfigError(f"context={settings.context} must be at most the model's "
                           f"context_length={config.model.context_length}")
@@ -136,14 +129,8 @@ def open_run(settings: NeuronSettings) -> Opened:
 
 def _check_text(settings: NeuronSettings, config: Config, tokenizer: Tokenizer, data: PreparedData) -> None:
     """Refuses text that is not the run's, or too short."""
-    where, then = config.data.cache_dir, read_run(settings.workdir).get("data_hash", {})
-    for name, file in (("train", data.train), ("valid", data.valid)):
-        if file.data_hash != then.get(name, file.data_hash):
-            raise DataError(f"the {name} data in {where!r} is not the run's (hash {file.data_hash[:12]}, then "
-                            f"{then[name][:12]}); bring the text back as it was")
-    if tokenizer.fingerprint() != data.tokenizer.fingerprint():
-        raise DataError(f"the data in {where!r} was made with another tokenizer than the run's; prepare it again from "
-                        "the text the run was trained on")
+    hashes = {"train": data.train.data_hash, "valid": data.valid.data_hash}
+    check_data(settings.workdir, tokenizer, data.tokenizer, hashes, config.data.cache_dir)
     needed = settings.examples * config.train.sequence_length
     found = min(settings.tokens, data.train.n_tokens)
     if found < needed:
@@ -159,10 +146,9 @@ def _check_text(settings: NeuronSettings, config: Config, tokenizer: Tokenizer, 
 def _about(settings: NeuronSettings, config: Config, params: Any, step: int, tokenizer: Tokenizer, data: PreparedData
            ) -> dict[str, Any]:
     """All that the graphs depend on, as plain values."""
-    leaves = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
     chosen = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)
               if f.name not in ("workdir", "search", "show", "checkpoint", "out", "batch_size")}
-    return {"step": step, "params_digest": digest(leaves), "n_layers": config.model.n_layers,
+    return {"step": step, "params_digest": params_digest(params), "n_layers": config.model.n_layers,
             "sequence_length": config.train.sequence_length, "tokenizer": tokenizer.fingerprint(),
             "train_hash": data.train.data_hash, "valid_hash": data.valid.data_hash, "settings": chosen}
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxablate.evaluation.intervals import RESAMPLES, interval_ends
+from jaxablate.evaluation.intervals import RESAMPLES, both_ends, interval_ends
 from jaxablate.evaluation.neuron_summaries import (
     DIRECTION_RESAMPLES,
     FactSummary,
     GroupSummary,
-    Interval,
     TellingUnit,
     WeightCapacity,
     fact_summaries,
@@ -150,7 +149,7 @@ def _bars(result: NeuronsResult, name: str, title: str, unit: str) -> Bars:
 
 def _measure_table(result: NeuronsResult) -> Grid:
     rows = tuple(
-        (x.kind, label, e.value, *_ends(e.interval), e.shuffled, e.directions, *_ends(e.directions_interval))
+        (x.kind, label, e.value, *both_ends(e.interval), e.shuffled, e.directions, *both_ends(e.directions_interval))
         for x in result._overall() for name, label in _LABELS.items() for e in (x.of(name),))
     caption = ("Means over live units of all layers. Shuffled: what shuffled tokens give; they leave the last four "
                "measures as they are, and what they tell is subtracted from the information. Random: in-weights of "
@@ -166,7 +165,8 @@ def _layer_table(result: NeuronsResult) -> Grid:
     others = ("effective_tokens", "selectivity")
     rows = tuple(
         (x.kind, x.layer, x.live / x.units, x.rate, x.telling, x.of("information").value,
-         *_ends(x.of("information").interval), x.of("information").directions, *(x.of(name).value for name in others))
+         *both_ends(x.of("information").interval), x.of("information").directions,
+         *(x.of(name).value for name in others))
         for x in result.groups if x.layer is not None)
     caption = ("Live: fires on any token. Rate: share of tokens on which a unit fires. Telling: share of live units "
                "that tell more of the token than 95 % of shuffles would. Bits: information; random: that of directions "
@@ -202,7 +202,7 @@ def _unit_table(result: NeuronsResult) -> Grid:
 
 
 def _capacity_table(result: NeuronsResult) -> Grid:
-    rows = tuple((x.layer, x.weights, x.value, *_ends(x.interval), x.random) for x in result.capacities)
+    rows = tuple((x.layer, x.weights, x.value, *both_ends(x.interval), x.random) for x in result.capacities)
     caption = ("Share of a dimension that a neuron's weight vector has to itself, mean over the layer's neurons; at "
                "most D / F. In: what it reads, out: what it writes. Random: vectors of the same lengths.")
     return Grid(title="Capacity of the neurons' weights", caption=caption, rows=rows,
@@ -233,7 +233,7 @@ def _share(part: float, whole: float) -> float:
 
 def _fact_table(result: NeuronsResult) -> Grid:
     rows = tuple((x.label, x.kind, x.entropy, x.information, x.equal_number, x.directions, f"{x.layer}.{x.unit}",
-                  x.firing_means, x.silence_means, x.accuracy, *_ends(x.accuracy_interval), x.directions_accuracy,
+                  x.firing_means, x.silence_means, x.accuracy, *both_ends(x.accuracy_interval), x.directions_accuracy,
                   x.majority) for x in result.facts)
     caption = ("Information: bits that the firing of the best unit tells of the fact, minus what it tells of the facts "
                "of other places in the split; of an equal number: expected of the best of as many units as there are "
@@ -243,10 +243,6 @@ def _fact_table(result: NeuronsResult) -> Grid:
     return Grid(title="Recorded facts", caption=caption, rows=rows,
                 columns=("fact", "units", "bits", "information", "of an equal number", "random directions", "best unit",
                          "fires", "is silent", "accuracy", "95 % from", "to", "random directions", "majority"))
-
-
-def _ends(interval: Interval) -> tuple[float | None, float | None]:
-    return interval or (None, None)
 
 
 def _run(subject: Subject) -> tuple[NeuronsResult, dict[str, Any]]:

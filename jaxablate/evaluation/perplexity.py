@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.evaluation.intervals import RESAMPLES, interval_ends, percentile_interval, ratio_resamples
+from jaxablate.evaluation.intervals import RESAMPLES, both_ends, interval_ends, percentile_interval, ratio_resamples
 from jaxablate.evaluation.suite import STREAMS, Batch, Params, Subject, Suite, final_states
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
@@ -63,7 +63,7 @@ class PerplexityResult:
         """Bars of the perplexities and the table of losses behind them."""
         bars = tuple(Bar(label=_label(x), value=x.perplexity, **interval_ends(x.perplexity_interval))
                      for x in self.losses)
-        rows = tuple((_label(x), x.loss, *(x.loss_interval or (None, None)), x.perplexity, x.tokens)
+        rows = tuple((_label(x), x.loss, *both_ends(x.loss_interval), x.perplexity, x.tokens)
                      for x in self.losses)
         caption = f"Whiskers: 95 % bootstrap interval over {self.units:,} {self.unit}."
         if self.floor is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from jaxablate.config import RunConfig
-from jaxablate.errors import CheckpointError, ConfigError
+from jaxablate.errors import CheckpointError, ConfigError, TooLittleDataError
 from jaxablate.evaluation import (
     circuits,
     classification,
@@ -69,7 +69,13 @@ def score(settings: ScoreSettings, say: Callable[[str], None] = lambda line: Non
     results = files.merge(_earlier(settings.workdir, say), results)
     for suite in chosen:
         say(f"{suite.name} ...")
-        record = run_suite(suite, subject, settings)
+        try:
+            record = run_suite(suite, subject, settings)
+        except TooLittleDataError as e:
+            if settings.suites:
+                raise
+            say(f"{suite.name} is left out: {e}")
+            continue
         results = with_record(results, record)
         files.write(settings.workdir, results)
     write_report(settings.workdir, results)

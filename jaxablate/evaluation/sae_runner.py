@@ -24,18 +24,20 @@ from jaxablate.data.pipeline import train_batches
 from jaxablate.data.prepare import prepare
 from jaxablate.data.progress import progress_report
 from jaxablate.data.token_file import TokenFile
-from jaxablate.errors import CheckpointError, ConfigError, DataError, TrainingError
+from jaxablate.data.tokenizer import load_tokenizer
+from jaxablate.errors import CheckpointError, DataError, TrainingError
 from jaxablate.evaluation import runner, sae_jobs
 from jaxablate.evaluation.sae_jobs import Job
 from jaxablate.evaluation.sae_settings import SaeSettings
 from jaxablate.evaluation.sae_view import Line
+from jaxablate.evaluation.subjects import check_data, read_language_config
 from jaxablate.files import write_bytes, write_error
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.provenance import provenance
 from jaxablate.reports.results import Results
 from jaxablate.training.checkpoint import restore_params
 from jaxablate.training.preemption import Interruption
-from jaxablate.training.workdir import hold_workdir, read_config, read_run, require_x64
+from jaxablate.training.workdir import hold_workdir
 
 STATE, METRICS, ABOUT = "state.safetensors", "metrics.jsonl", "job.json"
 """Files of a job's folder."""
@@ -113,21 +115,15 @@ def open_run(settings: SaeSettings) -> Opened:
     Raises:
       ConfigError, DataError, CheckpointError: as `autoencoders` says.
     """
-    config = read_config(settings.workdir)
-    if not isinstance(config, Config):
-        raise ConfigError(f"{settings.workdir} is a text classifier's run; autoencoders are trained on language "
-                          "models, which train.py --config configs/quickstart.py trains")  # fmt: skip
-    require_x64(config)
+    config = read_language_config(settings.workdir, "autoencoders are trained on")
     model = SelfAblatingTransformer(config.model)
     for name in settings.sites:
         features.find_site(config.model, name)
     params, step = restore_params(settings.workdir, step=settings.step_for(config))
     with progress_report() as report:
-        text = prepare(config.data, report=report).train
-    then = read_run(settings.workdir).get("data_hash", {}).get("train", text.data_hash)
-    if text.data_hash != then:
-        raise DataError(f"the training text in {config.data.cache_dir!r} is not the run's (hash {text.data_hash[:12]}, "
-                        f"then {then[:12]}); bring it back as it was")  # fmt: skip
+        data = prepare(config.data, report=report)
+    text, tokenizer = data.train, load_tokenizer(settings.workdir / "tokenizer")
+    check_data(settings.workdir, tokenizer, data.tokenizer, {"train": text.data_hash}, config.data.cache_dir)
     origin = {"model": features.fingerprint(params), "model_step": int(step), "data": text.data_hash,
               "control": settings.control, "control_seed": settings.data_seed}  # fmt: skip
     return Opened(config=config, model=model, params=params, text=text, origin=origin)

@@ -4,6 +4,7 @@ With ``runner.py`` and ``explain_runner.py`` the only files of this room that kn
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jaxablate.data.sentiment.batches import evaluation_batches
 from jaxablate.data.sentiment.prepare import prepare_sentiment
 from jaxablate.data.sentiment.vocabulary import load_vocabulary
 from jaxablate.data.tokenizer import load_tokenizer
-from jaxablate.errors import DataError
+from jaxablate.errors import ConfigError, DataError
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.evaluation.suite import Batch, ClassifierSubject, Subject
 from jaxablate.models.classifier import SafrClassifier
@@ -30,7 +31,7 @@ from jaxablate.reports.results import Results
 from jaxablate.sharding import batch_parts, batch_sharding, make_mesh, replicated
 from jaxablate.training.checkpoint import restore_params
 from jaxablate.training.classification import batch_shape, resolved_model
-from jaxablate.training.workdir import read_run
+from jaxablate.training.workdir import read_config, read_run, require_x64
 
 
 def open_checkpoint(settings: ScoreSettings, config: RunConfig) -> tuple[Subject | ClassifierSubject, Results]:
@@ -48,11 +49,42 @@ def open_checkpoint(settings: ScoreSettings, config: RunConfig) -> tuple[Subject
     return subject, _empty_results(config, params, step, data_hash)
 
 
+def read_language_config(workdir: Path, what: str) -> Config:
+    """Settings of a language model's run, for a command that takes no other.
+
+    Args:
+      workdir: of the run.
+      what: is done with language models, for the message: ``circuits are found in``.
+
+    Raises:
+      ConfigError: the run is a text classifier's.
+      CheckpointError: it cannot be read, or needs 64 bits.
+    """
+    config = read_config(workdir)
+    if not isinstance(config, Config):
+        raise ConfigError(f"{workdir} is a text classifier's run; {what} language models, which train.py --config "
+                          "configs/quickstart.py trains")
+    require_x64(config)
+    return config
+
+
+def require_stream(workdir: Path, config: Config, stream: str) -> None:
+    """Raises ConfigError where a run's model has no such residual stream."""
+    if stream == "ablated" and not config.model.gated:
+        raise ConfigError(f"stream='ablated' needs a model with gates, and that of {workdir} has ablation='none'; take "
+                          "--stream clean")
+
+
+def params_digest(params: Any) -> str:
+    """`results.digest` of a model's parameters, by path."""
+    return files.digest(_leaves(params))
+
+
 def _language_subject(settings: ScoreSettings, config: Config, params: Any, mesh: Mesh) -> tuple[Subject, str]:
     with progress_report() as report:
         data = prepare(config.data, report=report)
     tokenizer = load_tokenizer(settings.workdir / "tokenizer")
-    _check_data(settings, tokenizer, data.tokenizer, {"valid": data.valid.data_hash}, config.data.cache_dir)
+    check_data(settings.workdir, tokenizer, data.tokenizer, {"valid": data.valid.data_hash}, config.data.cache_dir)
     options = {"batch_size": _rows(settings, config, mesh), "max_batches": settings.max_batches,
                "sequence_length": config.train.sequence_length}
 
@@ -71,7 +103,7 @@ def _classifier_subject(
         data = prepare_sentiment(config.data, report=report)
     vocabulary = load_vocabulary(settings.workdir / "tokenizer")
     hashes = {name: split.data_hash for name, split in data.splits.items()}
-    _check_data(settings, vocabulary, data.vocabulary, hashes, config.data.path or config.data.cache_dir)
+    check_data(settings.workdir, vocabulary, data.vocabulary, hashes, config.data.path or config.data.cache_dir)
     shape = batch_shape(config, vocabulary.pad_id) | {"batch_size": _rows(settings, config, mesh)}
 
     def batches(split: str) -> Iterator[Batch]:
@@ -105,16 +137,16 @@ def _rows(settings: ScoreSettings, config: RunConfig, mesh: Mesh) -> int:
     return rows + -rows % batch_parts(mesh)
 
 
-def _check_data(settings: ScoreSettings, stored: Any, made: Any, hashes: Mapping[str, str], where: str) -> None:
+def check_data(workdir: Path, stored: Any, made: Any, hashes: Mapping[str, str], where: str) -> None:
     """Refuses data that is not the run's: its figures would stand beside those of other data.
 
     Args:
-      settings: name the run.
+      workdir: of the run.
       stored, made: tokenizers, the run's and the one that comes with the data as it is now.
       hashes: of the splits as they are now.
       where: the data lies.
     """
-    then = read_run(settings.workdir).get("data_hash", {})
+    then = read_run(workdir).get("data_hash", {})
     for name, now in hashes.items():
         if now != then.get(name, now):
             raise DataError(f"the {name} data in {where!r} is not the run's (hash {now[:12]}, then {then[name][:12]}); "
@@ -148,6 +180,10 @@ def _corpus_facts(seed: int, start: int, count: int) -> Facts:
 
 
 def _empty_results(config: RunConfig, params: Any, step: int, data_hash: str) -> Results:
-    leaves = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = _leaves(params)
     return Results(config=to_dict(config), seed=config.train.seed, step=int(step), params_digest=files.digest(leaves),
                    data_hash=data_hash, parameters=sum(x.size for x in leaves.values()))
+
+
+def _leaves(params: Any) -> dict[str, np.ndarray]:
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}

@@ -11,7 +11,7 @@ Each part is compared with its null: importance shuffled over the tokens of each
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate.evaluation.capacity import alignment, capacity
-from jaxablate.evaluation.intervals import RESAMPLES, Z_95, interval_ends, percentile_interval, ratio_resamples
+from jaxablate.evaluation.intervals import (
+    RESAMPLES,
+    Z_95,
+    both_ends,
+    interval_ends,
+    percentile_interval,
+    ratio_resamples,
+)
 from jaxablate.evaluation.ranking import top_minus_rest
 from jaxablate.evaluation.suite import STREAMS, Batch, ClassifierSubject, Params, Suite
 from jaxablate.evaluation.texts import TextMeasures, by_text, word_importance
@@ -292,8 +299,8 @@ def _p_value(p: float | None) -> float | str | None:
 
 def _score_table(result: SuperpositionResult) -> Grid:
     rows = tuple(
-        (site.name, name, part.value, *_ends(part.interval), *_ends(part.null_interval), part.z, _p_value(part.p),
-         part.texts)
+        (site.name, name, part.value, *both_ends(part.interval), *both_ends(part.null_interval), part.z,
+         _p_value(part.p), part.texts)
         for site in result.sites
         for name, part in (("importance", site.importance), ("interaction", site.interaction))
     )
@@ -326,8 +333,8 @@ def _threshold_curves(result: SuperpositionResult) -> Curves:
 
 
 def _capacity_table(result: SuperpositionResult) -> Grid:
-    rows = tuple((site.name, site.mean_capacity.value, *_ends(site.mean_capacity.interval), site.over.value,
-                  *_ends(site.over.interval), site.represented.value, site.zero_rows, *site.quantiles)
+    rows = tuple((site.name, site.mean_capacity.value, *both_ends(site.mean_capacity.interval), site.over.value,
+                  *both_ends(site.over.interval), site.represented.value, site.zero_rows, *site.quantiles)
                  for site in result.sites)
     return Grid(title="Capacity by site", rows=rows,
                 caption="Represented: mean over texts of the sum of capacities divided by the number of tokens.",
@@ -341,10 +348,6 @@ def _loss_table(result: SuperpositionResult) -> Grid:
                "the site's vectors) and over its pairs (of the attention that ranks the site's pairs).")
     return Grid(title="Regularisers", caption=caption, rows=rows,
                 columns=("site", "importance loss", "interaction loss"))
-
-
-def _ends(interval: tuple[float, float] | None) -> Sequence[float | None]:
-    return interval or (None, None)
 
 
 def _run(subject: ClassifierSubject) -> tuple[SuperpositionResult, dict[str, Any]]:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.errors import ConfigError, DataError
+from jaxablate.errors import ConfigError, DataError, TooLittleDataError
 from jaxablate.features import sae as ae
 from jaxablate.features.config import AutoencoderConfig
 from jaxablate.features.likelihood import compared
@@ -236,7 +236,7 @@ def _site_means(reading, params: Params, batches: Iterable[Batch], min_tokens: i
             sums[name] = sums[name] + value.astype(np.float64)
         count += int((np.asarray(batch["mask"]) > 0).sum())
     if count < min_tokens:
-        raise DataError(
+        raise TooLittleDataError(
             f"{count:,} tokens were read; dead latents and densities need at least {min_tokens:,}; read more of the "
             "split, or take a longer one"
         )

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxablate.errors import DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.neurons.units import layer_values
 
 Params = Any
 Kind = Literal["neurons", "channels"]
@@ -47,15 +48,9 @@ class UnitReader:
     def __call__(self, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, ...]:
         """Activations of each layer, float32 [B, T, U]."""
         layers = self.model.apply({"params": params}, tokens_BT).layers
-        return tuple(self._units(layers[i]).astype(jnp.float32) for i in self.layers)
-
-    def _units(self, layer: Any) -> jax.Array:
-        neurons = self.kind == "neurons"
-        stream = layer.clean if self.stream == "clean" else layer.ablated
-        x = stream.mlp_post if neurons else stream.head_out.reshape(*stream.head_out.shape[:2], -1)
-        if self.stream == "clean":
-            return x
-        return x * (layer.neuron_gates if neurons else layer.attention_gates).astype(x.dtype)
+        name = f"{'neurons' if self.kind == 'neurons' else 'attention'} {self.stream}"
+        values = (layer_values(layers[i])[name] for i in self.layers)
+        return tuple(x.reshape(*x.shape[:2], -1).astype(jnp.float32) for x in values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

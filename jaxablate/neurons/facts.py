@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxablate.errors import DataError
+from jaxablate.errors import DataError, TooLittleDataError
 from jaxablate.neurons.measures import token_selectivity
 
 FOLDS = 10
@@ -113,7 +113,8 @@ def fact_rows(facts: Facts, tokens: int) -> FactRows:
     story = facts.story[:tokens]
     fold = (story - story[0]) * FOLDS // (story[-1] - story[0] + 1)
     if len(np.unique(fold)) < FOLDS:
-        raise DataError(f"{story[-1] - story[0] + 1} stories are too few for facts; at least {FOLDS} are needed")
+        found = story[-1] - story[0] + 1
+        raise TooLittleDataError(f"{found} stories are too few for facts; at least {FOLDS} are needed")
     width = sum(len(names) for names in facts.names.values())
     rows, start = [], 0
     for name, names in facts.names.items():

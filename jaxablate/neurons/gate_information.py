@@ -14,7 +14,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxablate.errors import DataError
+from jaxablate.errors import TooLittleDataError
 from jaxablate.neurons.leakage import GateSample
 
 MIN_COUNT = 50
@@ -57,9 +57,10 @@ def frequent_tokens(sample: GateSample, *, least: int = MIN_COUNT) -> GateSample
     _, place, counts = np.unique(sample.current, return_inverse=True, return_counts=True)
     kept = counts[place] >= least
     if kept.sum() < MIN_TOKENS:
-        raise DataError(f"information about the next token needs at least {MIN_TOKENS:,} tokens whose id occurs "
-                        f"{least} times or more, the sample of {len(kept):,} has {int(kept.sum()):,}; read more of the "
-                        "split (--max-batches) or take a longer one")
+        raise TooLittleDataError(
+            f"information about the next token needs at least {MIN_TOKENS:,} tokens whose id occurs {least} times or "
+            f"more, the sample of {len(kept):,} has {int(kept.sum()):,}; read more of the split (--max-batches) or "
+            "take a longer one")
     return sample.take(kept)
 
 

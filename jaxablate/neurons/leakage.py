@@ -25,9 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.errors import DataError
+from jaxablate.errors import DataError, TooLittleDataError
 from jaxablate.gating import hard_top_k
 from jaxablate.models.decoder import DecoderOutput, Gates, SelfAblatingTransformer
+from jaxablate.neurons.units import FIRES_ABOVE
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
 
 Params = Any
@@ -40,7 +41,6 @@ OF_PAIRED = ("own", "same", "mask", "mask_same")
 """Losses over the tokens that another token of the same id can lend its gates."""
 COLUMNS = ("tokens", *OF_ALL, "paired", *(f"{name}, paired" for name in OF_PAIRED))
 """Of `Audit.story_sums`: counts, and sums of losses in nats."""
-FIRES_ABOVE = 0.5
 SAMPLE = 65_536
 MIN_TOKENS, MIN_STORIES = 2_000, 30
 MOST_TOKENS = 262_144
@@ -157,11 +157,13 @@ def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
             return
 
 
-def check_enough(tokens: int, stories: int) -> None:
-    """Raises DataError where the split is too short for the audit."""
-    if tokens < MIN_TOKENS or stories < MIN_STORIES:
-        raise DataError(f"the leakage audit needs at least {MIN_TOKENS:,} tokens of {MIN_STORIES} stories, this split "
-                        f"has {tokens:,} of {stories:,}; read more of it (--max-batches) or take a longer one")
+def check_enough(tokens: int, stories: int | None = None) -> None:
+    """Raises TooLittleDataError where the split is too short for the audit; its stories may not be known yet."""
+    if tokens < MIN_TOKENS or (stories is not None and stories < MIN_STORIES):
+        found = f"{tokens:,}" if stories is None else f"{tokens:,} of {stories:,}"
+        raise TooLittleDataError(
+            f"the leakage audit needs at least {MIN_TOKENS:,} tokens of {MIN_STORIES} stories, this split has {found}; "
+            "read more of it (--max-batches) or take a longer one")
 
 
 def check_finite(losses: Mapping[str, np.ndarray], counted: np.ndarray, batch: int) -> None:
@@ -191,9 +193,7 @@ def content_means(model: SelfAblatingTransformer, params: Params, batches: Itera
                                 "parameters are damaged, choose another --checkpoint")
         sums = found if sums is None else jax.tree.map(np.add, sums, found)
         tokens += int((np.asarray(batch["mask"]) > 0).sum())
-    if sums is None or tokens < MIN_TOKENS:
-        raise DataError(f"the leakage audit needs at least {MIN_TOKENS:,} tokens, this split has {tokens:,}; read more "
-                        "of it (--max-batches) or take a longer one")
+    check_enough(tokens)
     return {field: jnp.asarray(total / tokens, jnp.float32) for field, total in sums.items()}, tokens
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxablate.errors import DataError
+from jaxablate.errors import TooLittleDataError
 from jaxablate.neurons.leakage import KINDS, GateSample, others_of_kind
 
 CLASSES = 1024
@@ -108,8 +108,9 @@ def _parts(sample: GateSample, rng: np.random.Generator) -> tuple[GateSample, np
     ends = [int(share * len(order)) for share in SHARES]
     if len(order) - ends[1] < MIN_TEST_STORIES:
         needed = next(n for n in itertools.count() if n - int(SHARES[1] * n) >= MIN_TEST_STORIES)
-        raise DataError(f"the probe of the gates needs at least {needed} stories, the sample has {len(order)}; read "
-                        "more of the split (--max-batches) or take a longer one")
+        raise TooLittleDataError(
+            f"the probe of the gates needs at least {needed} stories, the sample has {len(order)}; read more of the "
+            "split (--max-batches) or take a longer one")
     part_of = np.full(len(names), -1)
     for i, stories in enumerate(np.split(order, ends)):
         part_of[stories] = i

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxablate.errors import ConfigError, DataError
+from jaxablate.errors import ConfigError, DataError, TooLittleDataError
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.facts import FactMeasures, FactRows, Facts, fact_measures, fact_rows
 from jaxablate.neurons.measures import (
@@ -209,8 +209,9 @@ def _winners(model: SelfAblatingTransformer, match_k: int | None) -> dict[str, l
 def _check_enough(tokens: int, rates: Mapping[str, Sequence[float]]) -> None:
     needed = math.ceil(LEAST_FIRINGS / min(rate for layers in rates.values() for rate in layers))
     if tokens < needed:
-        raise DataError(f"the split has {tokens:,} tokens; at least {needed:,} are needed for every unit to fire "
-                        f"{LEAST_FIRINGS} times; give a longer split or more batches")
+        raise TooLittleDataError(
+            f"the split has {tokens:,} tokens; at least {needed:,} are needed for every unit to fire {LEAST_FIRINGS} "
+            "times; give a longer split or more batches")
 
 
 def _checked_rows(facts: Facts, split: Split, batches: Batches) -> FactRows:

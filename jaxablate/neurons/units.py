@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxablate.config import ModelConfig
 from jaxablate.gating import hard_top_k, soft_top_k
-from jaxablate.models.decoder import DecoderOutput, StreamActivations
+from jaxablate.models.decoder import DecoderOutput, LayerActivations, StreamActivations
 from jaxablate.ops.normalization import layer_norm
 
 FIRES_ABOVE = 0.5
@@ -69,14 +69,22 @@ def unit_values(out: DecoderOutput) -> Arrays:
     """
     found: Arrays = {}
     for layer in out.layers:
-        values = {"neurons clean": layer.clean.mlp_post, "attention clean": layer.clean.head_out}
-        if layer.ablated is not None:
-            heads, neurons, attention = layer.ablated.head_out, layer.neuron_gates, layer.attention_gates
-            values |= {"neurons ablated": layer.ablated.mlp_post * neurons, "neurons gates": neurons,
-                       "attention ablated": heads * attention.reshape(heads.shape), "attention gates": attention}
-        for name, value in values.items():
+        for name, value in layer_values(layer).items():
             found.setdefault(name, []).append(_rows(value))
     return found
+
+
+def layer_values(layer: LayerActivations) -> dict[str, jax.Array]:
+    """Every unit of a layer on every token, by kind: [B, T, F], or [B, T, N, H] of attention channels but their gates.
+
+    Under `jax.jit` what nobody reads is not computed.
+    """
+    values = {"neurons clean": layer.clean.mlp_post, "attention clean": layer.clean.head_out}
+    if layer.ablated is not None:
+        heads, neurons, attention = layer.ablated.head_out, layer.neuron_gates, layer.attention_gates
+        values |= {"neurons ablated": layer.ablated.mlp_post * neurons, "neurons gates": neurons,
+                   "attention ablated": heads * attention.reshape(heads.shape), "attention gates": attention}
+    return values
 
 
 def draw_directions(config: ModelConfig, params: Params, count: int, seed: int) -> list[dict[str, Any]]:
