@@ -20,9 +20,8 @@ _XLA_FLAGS = {
     "--xla_cpu_multi_thread_eigen": "false",
     "--xla_backend_optimization_level": "0",
 }
-# XLA's older CPU emitters compile these models in three quarters of the time. XLA_FLAGS=--xla_cpu_use_fusion_emitters=true
-# tests the newer ones, which users have. A version of XLA that does not know a flag ends the process, so only those that do
-# get it.
+# XLA's older CPU emitters compile these models in three quarters of the time; users have the newer ones, which
+# XLA_FLAGS=--xla_cpu_use_fusion_emitters=true tests. XLA ends the process at a flag that it does not know.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     _XLA_FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
 
