@@ -108,11 +108,16 @@ def _label_width(panel: Heatmap) -> float:
     return 14 + LETTER * max((len(short(row)) for row in panel.rows), default=0)
 
 
+def _overhang(panel: Heatmap) -> float:
+    """How far the name of a column that leans to the right stands out behind its cell."""
+    return 0.5 * LETTER * max((len(short(c)) for c in panel.columns), default=0)
+
+
 def _heatmap(panel: Heatmap, width: float, span: Range, labelled: bool) -> tuple[list[str], float]:
     """Marks of one heat map without its scale, and their height."""
     columns = len(panel.values[0]) if panel.values else 0
     left = _label_width(panel) if labelled else 0.0
-    right = width - (96 if panel.bars else 0)
+    right = width - (96 if panel.bars else _overhang(panel))
     cell = (right - left) / max(columns, 1)
     row = 20.0 if len(panel.rows) <= 40 else 14.0
     named = columns > 0 and cell >= 14 and len(panel.columns) > 0
