@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxablate.errors import CheckpointError, JaxablateError
-from jaxablate.evaluation.circuit_settings import CircuitSettings
-from jaxablate.evaluation.explain_settings import ExplainSettings
-from jaxablate.evaluation.match_settings import MatchSettings
-from jaxablate.evaluation.neuron_settings import NeuronSettings
-from jaxablate.evaluation.sae_settings import SaeSettings
+from jaxablate.evaluation.autoencoders.settings import SaeSettings
+from jaxablate.evaluation.circuits.settings import CircuitSettings
+from jaxablate.evaluation.classifier.explain_settings import ExplainSettings
+from jaxablate.evaluation.match.settings import MatchSettings
+from jaxablate.evaluation.neurons.settings import NeuronSettings
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.reports import results as files
 from jaxablate.reports.compare import Run, compare
@@ -72,7 +72,7 @@ def compare_runs(arguments: Compare, console: Console) -> None:
 
 def match(arguments: MatchSettings, console: Console) -> None:
     """Finds the baseline's checkpoint of equal loss, prints both side by side and where the files are."""
-    from jaxablate.evaluation import match_runner
+    from jaxablate.evaluation.match import runner as match_runner
     from jaxablate.reports.matched import rich_view
 
     report = match_runner.match(
@@ -84,7 +84,7 @@ def match(arguments: MatchSettings, console: Console) -> None:
 
 def explain(arguments: ExplainSettings, console: Console) -> None:
     """Explains a text, prints its tokens and where the pictures are."""
-    from jaxablate.evaluation import explain_runner
+    from jaxablate.evaluation.classifier import explain_runner
 
     explained = explain_runner.explain_text(arguments, lambda line: console.print(line, style="dim", highlight=False))
     console.print(explain_runner.terminal_view(explained))
@@ -94,7 +94,8 @@ def explain(arguments: ExplainSettings, console: Console) -> None:
 
 def circuit(arguments: CircuitSettings, console: Console) -> None:
     """Finds or loads a circuit, prints what it does and where its files are."""
-    from jaxablate.evaluation import circuit_runner, circuit_view
+    from jaxablate.evaluation.circuits import runner as circuit_runner
+    from jaxablate.evaluation.circuits import view as circuit_view
 
     with terminable(f"stopped; what {arguments.folder()} keeps of a search, the same command goes on from"):
         report = circuit_runner.circuit(
@@ -109,7 +110,8 @@ def circuit(arguments: CircuitSettings, console: Console) -> None:
 
 def sae(arguments: SaeSettings, console: Console) -> None:
     """Trains autoencoders, prints the figures of all that are stored and where they are."""
-    from jaxablate.evaluation import sae_runner, sae_view
+    from jaxablate.evaluation.autoencoders import runner as sae_runner
+    from jaxablate.evaluation.autoencoders import view as sae_view
 
     folder = arguments.workdir / "autoencoders"
     with terminable(f"stopped; what {folder} holds is kept, the same command goes on from it"):
@@ -127,7 +129,8 @@ def sae(arguments: SaeSettings, console: Console) -> None:
 
 def neurons(arguments: NeuronSettings, console: Console) -> None:
     """Makes graphs of neurons, or searches or shows those that were made."""
-    from jaxablate.evaluation import neuron_lookup, neuron_view
+    from jaxablate.evaluation.neurons import lookup as neuron_lookup
+    from jaxablate.evaluation.neurons import view as neuron_view
 
     arguments.check()
     if arguments.search is not None:
@@ -142,7 +145,8 @@ def neurons(arguments: NeuronSettings, console: Console) -> None:
 
 
 def _made_graphs(arguments: NeuronSettings, console: Console) -> list[Table | str]:
-    from jaxablate.evaluation import neuron_runner, neuron_view
+    from jaxablate.evaluation.neurons import runner as neuron_runner
+    from jaxablate.evaluation.neurons import view as neuron_view
 
     with terminable(f"stopped; the layers in {arguments.folder()} are kept, the same command goes on from them"):
         report = neuron_runner.make_graphs(

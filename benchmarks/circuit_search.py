@@ -31,7 +31,7 @@ from jaxablate.circuits.tasks import from_corpus
 from jaxablate.config import Config, ModelConfig
 from jaxablate.data import corpus
 from jaxablate.data.tokenizer import load_tokenizer
-from jaxablate.evaluation.stream_circuits import prepare_pairs
+from jaxablate.evaluation.circuits.streams import prepare_pairs
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.training.checkpoint import restore_params
 from jaxablate.training.loop import train

@@ -1,7 +1,7 @@
 """Self-ablating transformers and SAFR classifiers in JAX: train and score them, take their parts into other JAX code.
 
 The names of `__all__` are for ``import jaxablate as ja``; everything else is imported from the module it lives in
-(``from jaxablate.evaluation import perplexity``). A name's module is imported when the name is first used, so
+(``from jaxablate.evaluation.language import perplexity``). A name's module is imported when the name is first used, so
 ``import jaxablate`` itself imports no other package and starts no device.
 
 Example:
@@ -54,7 +54,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
     from jaxablate.data.tokenizer import load_tokenizer
     from jaxablate.errors import JaxablateError
     from jaxablate.evaluation.capacity import alignment, capacity
-    from jaxablate.evaluation.explain import Explanation, explain
+    from jaxablate.evaluation.classifier.explain import Explanation, explain
     from jaxablate.evaluation.runner import score
     from jaxablate.evaluation.settings import ScoreSettings
     from jaxablate.models.classifier import ClassifierOutput, SafrClassifier

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.errors import DataError
-from jaxablate.evaluation.circuit_competence import competence, is_top, margins
+from jaxablate.evaluation.circuits.competence import competence, is_top, margins
 
 
 def task(answers, wrong, groups=None) -> PromptPairs:

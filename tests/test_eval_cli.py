@@ -11,7 +11,8 @@ from scripts import load_script
 
 from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from jaxablate.errors import TooLittleDataError
-from jaxablate.evaluation import circuits, runner
+from jaxablate.evaluation import runner
+from jaxablate.evaluation.circuits import suite as circuits
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.neurons import gate_information, probe
 from jaxablate.reports import results as files

@@ -11,8 +11,8 @@ import pytest
 
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
 from jaxablate.data import corpus
-from jaxablate.evaluation import gates, ioi, perplexity, samples, weights
 from jaxablate.evaluation.intervals import percentile_interval, ratio_resamples, wilson
+from jaxablate.evaluation.language import gates, ioi, perplexity, samples, weights
 from jaxablate.models.decoder import SelfAblatingTransformer
 
 EOT = 0

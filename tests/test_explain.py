@@ -17,10 +17,10 @@ from test_eval_cli import error_of, evaluation
 from jaxablate.config import ClassificationConfig, ClassifierConfig, EpochTrainConfig, SentimentDataConfig
 from jaxablate.data.sentiment.vocabulary import WordVocabulary
 from jaxablate.errors import CheckpointError, ConfigError, DataError
-from jaxablate.evaluation import explanations
 from jaxablate.evaluation.capacity import alignment, capacity
-from jaxablate.evaluation.explain import MOST_NEURONS, allocate, explain, shown_words, side_by_side
-from jaxablate.evaluation.explain_runner import write_all
+from jaxablate.evaluation.classifier import explanations
+from jaxablate.evaluation.classifier.explain import MOST_NEURONS, allocate, explain, shown_words, side_by_side
+from jaxablate.evaluation.classifier.explain_runner import write_all
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.reports import html
 from jaxablate.training.loop import train

@@ -11,7 +11,7 @@ import pytest
 
 from jaxablate.config import Config, ModelConfig
 from jaxablate.errors import DataError
-from jaxablate.evaluation import leakage as suite
+from jaxablate.evaluation.language import leakage as suite
 from jaxablate.models.decoder import Gates, SelfAblatingTransformer
 from jaxablate.neurons import gate_information as information
 from jaxablate.neurons import leakage, ngrams, probe
@@ -116,7 +116,7 @@ def test_random_gates_have_as_many_winners(model, tokens, gate):
 
 
 def test_sums_by_story_are_those_of_the_suite_of_perplexities(model, tokens, audited):
-    from jaxablate.evaluation import perplexity
+    from jaxablate.evaluation.language import perplexity
 
     known = perplexity.evaluate(*model, split(tokens), eot_id=EOT, seed=3)
     of = {(x.stream, x.end_of_text): x for x in known.losses}

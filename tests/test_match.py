@@ -12,8 +12,9 @@ from rich.console import Console
 from scripts import load_script
 
 from jaxablate.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-from jaxablate.evaluation import match_runner, runner
-from jaxablate.evaluation.matching import measured_losses, nearest, passed
+from jaxablate.evaluation import runner
+from jaxablate.evaluation.match import runner as match_runner
+from jaxablate.evaluation.match.nearest import measured_losses, nearest, passed
 from jaxablate.reports import results as files
 from jaxablate.reports.comparison_page import matched_page, matched_texts
 from jaxablate.reports.matched import COLUMNS, Matched, MatchedRow, Side, cells, csv_text, latex, markdown, rich_view

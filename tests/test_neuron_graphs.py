@@ -13,7 +13,7 @@ import pytest
 
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.evaluation.neuron_scores import Layer, rates, story_draws, summary, unit_scores
+from jaxablate.evaluation.neurons.scores import Layer, rates, story_draws, summary, unit_scores
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.examples import NOTHING, UnitReader, top_examples
 from jaxablate.neurons.graphs import Pattern, merge, trie

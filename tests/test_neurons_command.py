@@ -16,9 +16,10 @@ from jaxablate.config import ClassificationConfig, Config, DataConfig, ModelConf
 from jaxablate.data.prepare import prepare
 from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import ConfigError
-from jaxablate.evaluation import neuron_files, neuron_runner
-from jaxablate.evaluation.neuron_search import contexts, search
-from jaxablate.evaluation.neuron_settings import NeuronSettings
+from jaxablate.evaluation.neurons import files as neuron_files
+from jaxablate.evaluation.neurons import runner as neuron_runner
+from jaxablate.evaluation.neurons.search import contexts, search
+from jaxablate.evaluation.neurons.settings import NeuronSettings
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.reports.neuron_records import read_record
 from jaxablate.training.checkpoint import Checkpoints
@@ -172,11 +173,11 @@ def test_show_prints_neurons_and_writes_their_page(workdir, made, capsys):
 
 
 def test_searching_loads_no_jax(workdir, made):
-    code = ("import sys, pathlib; from jaxablate.evaluation import neuron_lookup, neuron_view\n"
-            "from jaxablate.evaluation.neuron_settings import NeuronSettings\n"
+    code = ("import sys, pathlib; from jaxablate.evaluation.neurons import lookup, view\n"
+            "from jaxablate.evaluation.neurons.settings import NeuronSettings\n"
             f"w, o = pathlib.Path({str(workdir)!r}), pathlib.Path({str(made)!r})\n"
             "s = NeuronSettings(workdir=w, out=o, search=' was')\n"
-            "neuron_view.search_tables(neuron_lookup.find(s)); print('jax' in sys.modules)")
+            "view.search_tables(lookup.find(s)); print('jax' in sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import eval as eval_script
-from jaxablate.evaluation.circuit_settings import CircuitSettings
-from jaxablate.evaluation.explain_settings import ExplainSettings
-from jaxablate.evaluation.match_settings import MatchSettings
-from jaxablate.evaluation.neuron_settings import NeuronSettings
-from jaxablate.evaluation.sae_settings import SaeSettings
+from jaxablate.evaluation.autoencoders.settings import SaeSettings
+from jaxablate.evaluation.circuits.settings import CircuitSettings
+from jaxablate.evaluation.classifier.explain_settings import ExplainSettings
+from jaxablate.evaluation.match.settings import MatchSettings
+from jaxablate.evaluation.neurons.settings import NeuronSettings
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.training import cli
 

@@ -18,8 +18,10 @@ from scripts import ROOT, load_script
 from jaxablate import features
 from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from jaxablate.errors import ConfigError
-from jaxablate.evaluation import runner, sae_jobs, sae_runner
-from jaxablate.evaluation.sae_settings import PRESETS, SaeSettings
+from jaxablate.evaluation import runner
+from jaxablate.evaluation.autoencoders import jobs as sae_jobs
+from jaxablate.evaluation.autoencoders import runner as sae_runner
+from jaxablate.evaluation.autoencoders.settings import PRESETS, SaeSettings
 from jaxablate.reports import results as files
 from jaxablate.training.checkpoint import restore_params
 from jaxablate.training.loop import train
@@ -157,7 +159,7 @@ def test_controls_stand_beside(workdir, capsys):
 
 KILLED = """
 import os, signal, sys
-from jaxablate.evaluation import sae_runner
+from jaxablate.evaluation.autoencoders import runner as sae_runner
 sys.path.insert(0, {root!r})
 import eval as script
 save, done = sae_runner._Rounds.save, []

@@ -8,9 +8,9 @@ import pytest
 
 from jaxablate.circuits import known_model
 from jaxablate.config import Config
-from jaxablate.evaluation import circuits as suite
-from jaxablate.evaluation.circuit_prompts import task_pairs
-from jaxablate.evaluation.stream_circuits import measure_stream, nothing_to_explain, prepare_pairs
+from jaxablate.evaluation.circuits import suite
+from jaxablate.evaluation.circuits.prompts import task_pairs
+from jaxablate.evaluation.circuits.streams import measure_stream, nothing_to_explain, prepare_pairs
 from jaxablate.reports.html import draw
 from jaxablate.reports.panels import CircuitGraph, Grid, panel_from_dict
 

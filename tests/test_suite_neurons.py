@@ -11,8 +11,8 @@ import pytest
 
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
 from jaxablate.data import corpus
-from jaxablate.evaluation import neurons as suite
-from jaxablate.evaluation.neuron_summaries import expected_best, summaries, weight_capacities
+from jaxablate.evaluation.neurons import suite
+from jaxablate.evaluation.neurons.summaries import expected_best, summaries, weight_capacities
 from jaxablate.evaluation.runner import SUITES
 from jaxablate.evaluation.subjects import _known_facts
 from jaxablate.evaluation.suite import Subject

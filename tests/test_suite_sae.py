@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from jaxablate import features
-from jaxablate.evaluation import sae as suite
-from jaxablate.evaluation import sae_view
-from jaxablate.evaluation.sae_panels import Estimate, StoredAutoencoder
+from jaxablate.evaluation.autoencoders import suite
+from jaxablate.evaluation.autoencoders import view as sae_view
+from jaxablate.evaluation.autoencoders.panels import Estimate, StoredAutoencoder
 from jaxablate.reports.compare import student_interval
 from jaxablate.reports.html import draw
 from jaxablate.reports.panels import Curves, Grid, HistogramGrid, panel_from_dict

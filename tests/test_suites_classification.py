@@ -9,7 +9,7 @@ import pytest
 from labelled_texts import batches, check_plain, draw
 
 from jaxablate.config import ClassificationConfig, ClassifierConfig, Config
-from jaxablate.evaluation import classification
+from jaxablate.evaluation.classifier import classification
 from jaxablate.evaluation.intervals import wilson
 from jaxablate.models.classifier import SafrClassifier
 

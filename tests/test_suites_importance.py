@@ -9,8 +9,8 @@ import pytest
 from labelled_texts import batches, check_plain, draw
 
 from jaxablate.config import ClassificationConfig, ClassifierConfig, Config, MeshConfig
-from jaxablate.evaluation import importance
-from jaxablate.evaluation.texts import by_text, word_importance
+from jaxablate.evaluation.classifier import importance
+from jaxablate.evaluation.classifier.texts import by_text, word_importance
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.sharding import batch_sharding, make_mesh, replicated
 

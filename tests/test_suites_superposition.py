@@ -10,9 +10,9 @@ import pytest
 from labelled_texts import batches, check_plain, draw
 
 from jaxablate.config import ClassificationConfig, ClassificationObjective, ClassifierConfig, Config, MeshConfig
-from jaxablate.evaluation import superposition
-from jaxablate.evaluation.ranking import highest, top_minus_rest
-from jaxablate.evaluation.texts import by_text, word_importance
+from jaxablate.evaluation.classifier import superposition
+from jaxablate.evaluation.classifier.ranking import highest, top_minus_rest
+from jaxablate.evaluation.classifier.texts import by_text, word_importance
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.regularizers import interference, polysemanticity
 from jaxablate.sharding import batch_sharding, make_mesh, replicated

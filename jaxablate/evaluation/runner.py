@@ -13,21 +13,11 @@ import jax
 
 from jaxablate.config import RunConfig
 from jaxablate.errors import CheckpointError, ConfigError, TooLittleDataError
-from jaxablate.evaluation import (
-    circuits,
-    classification,
-    explanations,
-    gates,
-    importance,
-    ioi,
-    leakage,
-    neurons,
-    perplexity,
-    sae,
-    samples,
-    superposition,
-    weights,
-)
+from jaxablate.evaluation.autoencoders import suite as sae
+from jaxablate.evaluation.circuits import suite as circuits
+from jaxablate.evaluation.classifier import classification, explanations, importance, superposition
+from jaxablate.evaluation.language import gates, ioi, leakage, perplexity, samples, weights
+from jaxablate.evaluation.neurons import suite as neurons
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.evaluation.subjects import open_checkpoint
 from jaxablate.evaluation.suite import ClassifierSubject, Subject, Suite

@@ -1,6 +1,6 @@
 """Opens a checkpoint for suites: parameters on all devices, and the data the run was trained on.
 
-With ``runner.py`` and ``explain_runner.py`` the only files of this room that know of training and data.
+With the runners and ``classifier/explain_runner.py`` the only files of this room that know of training and data.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

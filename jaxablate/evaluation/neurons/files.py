@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxablate.evaluation.neuron_lookup import FORMAT, INDEX, VERSION, layer_folder, neuron_file
-from jaxablate.evaluation.neuron_scores import Layer
+from jaxablate.evaluation.neurons.lookup import FORMAT, INDEX, VERSION, layer_folder, neuron_file
+from jaxablate.evaluation.neurons.scores import Layer
 from jaxablate.files import write_bytes, write_error
 from jaxablate.neurons.matching import Counts
 from jaxablate.reports.neuron_graph import graph_svg

@@ -20,12 +20,12 @@ from jaxablate.config import Config
 from jaxablate.data import corpus
 from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import CheckpointError, DataError
-from jaxablate.evaluation import circuit_view
-from jaxablate.evaluation.circuit_measures import Measured, measure
-from jaxablate.evaluation.circuit_prompts import task_pairs
-from jaxablate.evaluation.circuit_search import SCORE_LABELS, Bench, Progress, edge_count, find, prepare
-from jaxablate.evaluation.circuit_settings import CircuitSettings
-from jaxablate.evaluation.explain_runner import write_all
+from jaxablate.evaluation.circuits import view as circuit_view
+from jaxablate.evaluation.circuits.measures import Measured, measure
+from jaxablate.evaluation.circuits.prompts import task_pairs
+from jaxablate.evaluation.circuits.search import SCORE_LABELS, Bench, Progress, edge_count, find, prepare
+from jaxablate.evaluation.circuits.settings import CircuitSettings
+from jaxablate.evaluation.classifier.explain_runner import write_all
 from jaxablate.evaluation.subjects import params_digest, read_language_config, require_stream
 from jaxablate.provenance import Provenance, provenance
 from jaxablate.reports.circuit_graph import circuit_panel

@@ -19,9 +19,9 @@ from jaxablate.data.progress import progress_report
 from jaxablate.data.token_file import TokenFile
 from jaxablate.data.tokenizer import Tokenizer, load_tokenizer
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.evaluation import neuron_files
-from jaxablate.evaluation.neuron_scores import Layer, summary, unit_scores
-from jaxablate.evaluation.neuron_settings import NeuronSettings
+from jaxablate.evaluation.neurons import files as neuron_files
+from jaxablate.evaluation.neurons.scores import Layer, summary, unit_scores
+from jaxablate.evaluation.neurons.settings import NeuronSettings
 from jaxablate.evaluation.subjects import check_data, params_digest, read_language_config, require_stream
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.examples import NOTHING, Batch, TopExamples, UnitReader, top_examples

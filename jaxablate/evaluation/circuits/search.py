@@ -19,7 +19,7 @@ from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.circuits.search import edge_order, first_edges
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError
-from jaxablate.evaluation.circuit_settings import CircuitSettings, Method
+from jaxablate.evaluation.circuits.settings import CircuitSettings, Method
 
 Progress = Callable[[int, int, int], None]
 """(edges done, edges in all, edges evaluated)."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.evaluation.neuron_search import Found, contexts, search
-from jaxablate.evaluation.neuron_settings import NeuronSettings
+from jaxablate.evaluation.neurons.search import Found, contexts, search
+from jaxablate.evaluation.neurons.settings import NeuronSettings
 from jaxablate.files import write_bytes
 from jaxablate.reports.neuron_graph import neuron_page, visible
 from jaxablate.reports.neuron_records import NeuronRecord, read_record

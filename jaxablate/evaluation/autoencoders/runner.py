@@ -26,10 +26,11 @@ from jaxablate.data.progress import progress_report
 from jaxablate.data.token_file import TokenFile
 from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import CheckpointError, DataError, TrainingError
-from jaxablate.evaluation import runner, sae_jobs
-from jaxablate.evaluation.sae_jobs import Job
-from jaxablate.evaluation.sae_settings import SaeSettings
-from jaxablate.evaluation.sae_view import Line
+from jaxablate.evaluation import runner
+from jaxablate.evaluation.autoencoders import jobs as sae_jobs
+from jaxablate.evaluation.autoencoders.jobs import Job
+from jaxablate.evaluation.autoencoders.settings import SaeSettings
+from jaxablate.evaluation.autoencoders.view import Line
 from jaxablate.evaluation.subjects import check_data, read_language_config
 from jaxablate.files import write_bytes, write_error
 from jaxablate.models.decoder import SelfAblatingTransformer

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jaxablate.evaluation.circuit_measures import CHANCE, Answers, Interval, Measured
-from jaxablate.evaluation.circuit_search import Progress as Report
+from jaxablate.evaluation.circuits.measures import CHANCE, Answers, Interval, Measured
+from jaxablate.evaluation.circuits.search import Progress as Report
 from jaxablate.reports.table import number
 
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxablate.evaluation.classifier.texts import TextMeasures, by_text, word_importance
 from jaxablate.evaluation.intervals import RESAMPLES, both_ends, interval_ends, percentile_interval, ratio_resamples
 from jaxablate.evaluation.suite import Batch, ClassifierSubject, Params, Suite
-from jaxablate.evaluation.texts import TextMeasures, by_text, word_importance
 from jaxablate.reports.panels import Curves, Grid, Panel, Series
 from jaxablate.reports.results import Figure
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxablate.evaluation.intervals import RESAMPLES, both_ends, interval_ends
-from jaxablate.evaluation.neuron_summaries import (
+from jaxablate.evaluation.language.samples import readable
+from jaxablate.evaluation.neurons.summaries import (
     DIRECTION_RESAMPLES,
     FactSummary,
     GroupSummary,
@@ -23,7 +24,6 @@ from jaxablate.evaluation.neuron_summaries import (
     telling_units,
     weight_capacities,
 )
-from jaxablate.evaluation.samples import readable
 from jaxablate.evaluation.suite import Params, Subject, Suite
 from jaxablate.neurons import Facts, NeuronMeasures, measure
 from jaxablate.neurons.nulls import NEIGHBOURS

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate.evaluation.capacity import alignment, capacity
+from jaxablate.evaluation.classifier.ranking import top_minus_rest
+from jaxablate.evaluation.classifier.texts import TextMeasures, by_text, word_importance
 from jaxablate.evaluation.intervals import (
     RESAMPLES,
     Z_95,
@@ -27,9 +29,7 @@ from jaxablate.evaluation.intervals import (
     percentile_interval,
     ratio_resamples,
 )
-from jaxablate.evaluation.ranking import top_minus_rest
 from jaxablate.evaluation.suite import STREAMS, Batch, ClassifierSubject, Params, Suite
-from jaxablate.evaluation.texts import TextMeasures, by_text, word_importance
 from jaxablate.regularizers import interference, polysemanticity
 from jaxablate.reports.panels import Bar, Bars, Curves, Grid, Histogram, HistogramGrid, Panel, Series
 from jaxablate.reports.results import Figure

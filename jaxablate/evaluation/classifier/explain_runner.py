@@ -16,9 +16,9 @@ from rich.table import Table
 from jaxablate.config import ClassificationConfig
 from jaxablate.data.sentiment.vocabulary import Vocabulary, load_vocabulary
 from jaxablate.errors import CheckpointError, ConfigError, DataError
-from jaxablate.evaluation.classification import class_names
-from jaxablate.evaluation.explain import Explanation, explain, is_unknown, shown_words, side_by_side
-from jaxablate.evaluation.explain_settings import ExplainSettings
+from jaxablate.evaluation.classifier.classification import class_names
+from jaxablate.evaluation.classifier.explain import Explanation, explain, is_unknown, shown_words, side_by_side
+from jaxablate.evaluation.classifier.explain_settings import ExplainSettings
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.provenance import Provenance, provenance
 from jaxablate.reports.axes import short

@@ -8,9 +8,10 @@ from typing import Any
 
 from jaxablate.config import Config
 from jaxablate.errors import CheckpointError, DataError, JaxablateError
-from jaxablate.evaluation import perplexity, runner
-from jaxablate.evaluation.match_settings import MatchSettings
-from jaxablate.evaluation.matching import measured_losses, nearest, passed
+from jaxablate.evaluation import runner
+from jaxablate.evaluation.language import perplexity
+from jaxablate.evaluation.match.nearest import measured_losses, nearest, passed
+from jaxablate.evaluation.match.settings import MatchSettings
 from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.evaluation.subjects import open_checkpoint, read_language_config
 from jaxablate.evaluation.suite import Subject, Suite

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from jaxablate.evaluation.neuron_lookup import SearchReport
+from jaxablate.evaluation.neurons.lookup import SearchReport
 from jaxablate.reports.neuron_graph import no_graph, verdict, visible
 from jaxablate.reports.neuron_records import ExampleRecord, NeuronRecord, Summary
 from jaxablate.reports.table import number

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from jaxablate.evaluation.sae_panels import CONTROLS, Estimate
+from jaxablate.evaluation.autoencoders.panels import CONTROLS, Estimate
 from jaxablate.reports.results import SuiteRecord
 
 SECONDS_BETWEEN_LINES = 10.0

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxablate.evaluation.classification import class_names
-from jaxablate.evaluation.explain import Explanation, explain, shown_words
+from jaxablate.evaluation.classifier.classification import class_names
+from jaxablate.evaluation.classifier.explain import Explanation, explain, shown_words
 from jaxablate.evaluation.suite import Batch, ClassifierSubject, Params, Suite, Vocabulary
 from jaxablate.reports.panels import Panel
 from jaxablate.reports.results import Figure

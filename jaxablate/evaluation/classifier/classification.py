@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxablate.config import ClassifierConfig
+from jaxablate.evaluation.classifier.texts import by_text
 from jaxablate.evaluation.intervals import (
     RESAMPLES,
     interval_ends,
@@ -18,7 +19,6 @@ from jaxablate.evaluation.intervals import (
     wilson,
 )
 from jaxablate.evaluation.suite import Batch, ClassifierSubject, Params, Suite
-from jaxablate.evaluation.texts import by_text
 from jaxablate.reports.panels import Curves, Grid, Panel, Series
 from jaxablate.reports.results import Figure
 

@@ -18,7 +18,7 @@ from jaxablate.circuits.nodes import Inputs, Params
 from jaxablate.circuits.patching import Stream, circuit_config, make_replacement, pair_inputs, run
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.config import ModelConfig
-from jaxablate.evaluation.circuit_competence import Competence, competence
+from jaxablate.evaluation.circuits.competence import Competence, competence
 from jaxablate.evaluation.intervals import mean_interval, percentile_interval
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.reports.compare import student_interval

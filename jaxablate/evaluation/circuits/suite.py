@@ -9,9 +9,9 @@ import dataclasses
 from typing import Any
 
 from jaxablate.config import Config
-from jaxablate.evaluation.circuit_prompts import task_pairs
+from jaxablate.evaluation.circuits.prompts import task_pairs
+from jaxablate.evaluation.circuits.streams import StreamCircuits, measure_stream
 from jaxablate.evaluation.intervals import both_ends, interval_ends
-from jaxablate.evaluation.stream_circuits import StreamCircuits, measure_stream
 from jaxablate.evaluation.suite import Subject, Suite
 from jaxablate.reports.circuit_graph import circuit_panel
 from jaxablate.reports.panels import Bar, Bars, Curves, Grid, Panel, Series

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxablate.config import ModelConfig
-from jaxablate.evaluation.sae_settings import SaeSettings
+from jaxablate.evaluation.autoencoders.settings import SaeSettings
 from jaxablate.features.config import AutoencoderConfig, SaeRun, SaeTrainConfig
 from jaxablate.features.files import CONFIG
 from jaxablate.features.sites import find_site, paper_site

@@ -8,7 +8,7 @@ from jaxablate.circuits.faithfulness import metric_values, prompt_draws
 from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.metrics import make_target
 from jaxablate.circuits.search import without_dangling
-from jaxablate.evaluation.circuit_search import Bench
+from jaxablate.evaluation.circuits.search import Bench
 from jaxablate.evaluation.intervals import mean_interval, percentile_interval, wilson
 
 Interval = tuple[float, float] | None

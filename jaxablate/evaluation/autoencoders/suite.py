@@ -16,9 +16,10 @@ import numpy as np
 
 from jaxablate import features
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.evaluation import sae_jobs, sae_panels
+from jaxablate.evaluation.autoencoders import jobs as sae_jobs
+from jaxablate.evaluation.autoencoders import panels as sae_panels
+from jaxablate.evaluation.autoencoders.panels import Estimate, Seeds, StoredAutoencoder
 from jaxablate.evaluation.intervals import RESAMPLES, interval_ends, percentile_interval, ratio_resamples
-from jaxablate.evaluation.sae_panels import Estimate, Seeds, StoredAutoencoder
 from jaxablate.evaluation.suite import Batch, Subject, Suite
 from jaxablate.reports.compare import student_interval
 from jaxablate.reports.panels import Panel

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: the suite, and eval.py sae, which trains them."""

@@ -1,0 +1,1 @@
+"""Circuits: the suite, and eval.py circuit."""

@@ -1,0 +1,1 @@
+"""Suites of text classifiers, and explanations of single texts (eval.py explain)."""

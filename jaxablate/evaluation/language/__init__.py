@@ -1,0 +1,1 @@
+"""Suites of language models: one file each."""
