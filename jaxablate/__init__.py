@@ -116,7 +116,7 @@ _MEMBERS = {
     "data.tokenizer": ("load_tokenizer",),
     "errors": ("JaxablateError",),
     "evaluation.capacity": ("alignment", "capacity"),
-    "evaluation.explain": ("Explanation", "explain"),
+    "evaluation.classifier.explain": ("Explanation", "explain"),
     "evaluation.runner": ("score",),
     "evaluation.settings": ("ScoreSettings",),
     "models.classifier": ("ClassifierOutput", "SafrClassifier"),
