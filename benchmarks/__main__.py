@@ -35,9 +35,10 @@ _AUTOENCODERS = [
     ("topk, k = 32", ["--architecture", "topk", "--seeds", "0"]),
     ("batchtopk, k = 32", ["--architecture", "batchtopk", "--seeds", "0"]),
 ]
+_MILLION = ["--tokens", "1_048_576", "--repeats", "1"]
 _NEURON_MEASURES = [
-    ("clean stream's units", ["--ablation", "none"]),
-    ("units of both streams, gates", ["--ablation", "local"]),
+    ("clean stream's units", ["--ablation", "none", *_MILLION]),
+    ("units of both streams, gates", ["--ablation", "local", *_MILLION]),
 ]
 
 _GRAPHS = [("some of the neurons", ["--units", "256"])]
@@ -111,7 +112,7 @@ _TABLES = (
             "8 seeds / 8 runs": lambda row: f"{row['of_separate']:.2f}" if "of_separate" in row else "",
             "peak memory": _memory,
         }),
-    _Of(title="measures of all neurons and attention channels at the paper's shape, 128 k tokens, float32",
+    _Of(title="measures of all neurons and attention channels at the paper's shape, 1 M tokens, float32",
         module="neuron_measures", rows=_NEURON_MEASURES, first="units", columns={
             "forward pass": lambda row: f"{row['forward_tokens_per_s']:,.0f} tokens/s",
             "with measures": lambda row: f"{row['measured_tokens_per_s']:,.0f} tokens/s",
