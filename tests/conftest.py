@@ -52,8 +52,8 @@ _share_compilation_cache()
 def _forget_compiled_programs():
     """Frees what a module has compiled, and with it the memory mappings of its machine code.
 
-    Linux allows a process 65,530 of them. The whole suite needs more in one worker, and LLVM ends the process with a
-    segmentation fault where it gets none. Programs that another module needs too come back from the shared cache.
+    Linux allows a process 65,530 of them. The whole suite comes near that in one worker, and where LLVM gets none,
+    compiling fails or ends the process. Programs that another module needs too come back from the shared cache.
     """
     yield
     import jax  # after the environment is set, and only by workers
