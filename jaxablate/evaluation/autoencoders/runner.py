@@ -1,7 +1,7 @@
 """``eval.py sae``: trains autoencoders of a run, stores them, and has the suite measure all that are stored.
 
 An interrupted training is the same training: between two rounds everything it goes on from is one file, and the text is
-a function of the place where it goes on. See `sae_jobs` for where things lie.
+a function of the place where it goes on. See `jobs` for where things lie.
 """
 
 import contextlib

@@ -31,7 +31,7 @@ def search(index: Mapping[str, Any], ids: Sequence[int]) -> list[Found]:
     A pattern that reaches back beyond the text matches under a condition: that what it asks for came before.
 
     Args:
-      index: from `neuron_files.read_index`.
+      index: from `lookup.read_index`.
       ids: tokens of the text, at least one.
 
     Returns:
