@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxablate.training.cli import main
+from jaxablate.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]], prog="train.py"))

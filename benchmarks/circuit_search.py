@@ -31,9 +31,9 @@ from jaxablate.circuits.tasks import from_corpus
 from jaxablate.config import Config, ModelConfig
 from jaxablate.data import corpus
 from jaxablate.data.tokenizer import load_tokenizer
-from jaxablate.evaluation.circuits.streams import prepare_pairs
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.training.checkpoint import restore_params
+from jaxablate.runs.checkpoint import restore_params
+from jaxablate.suites.circuits_streams import prepare_pairs
 from jaxablate.training.loop import train
 
 SHAPE = ModelConfig(vocab_size=50257, context_length=256, d_model=128, n_layers=8, n_heads=16, ablation="none")

@@ -31,8 +31,8 @@ from jaxablate.neurons.matching import count_hits, firings
 from jaxablate.neurons.neuron_to_graph import FIRES, GraphSettings, build_graphs
 from jaxablate.neurons.pruning import Neighbours, Noise
 from jaxablate.neurons.short_runs import LENGTHS, ShortRuns
-from jaxablate.training.checkpoint import restore_params
-from jaxablate.training.workdir import read_config
+from jaxablate.runs.checkpoint import restore_params
+from jaxablate.runs.workdir import read_config
 
 EOT = 50256
 

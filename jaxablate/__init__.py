@@ -1,7 +1,7 @@
 """Self-ablating transformers and SAFR classifiers in JAX: train and score them, take their parts into other JAX code.
 
 The names of `__all__` are for ``import jaxablate as ja``; everything else is imported from the module it lives in
-(``from jaxablate.evaluation.language import perplexity``). A name's module is imported when the name is first used, so
+(``from jaxablate.suites import perplexity``). A name's module is imported when the name is first used, so
 ``import jaxablate`` itself imports no other package and starts no device.
 
 Example:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
         regularizers,
         sharding,
     )
+    from jaxablate.classifier.explain import Explanation, explain
+    from jaxablate.commands.score import ScoreSettings, score
     from jaxablate.config import (
         ClassificationConfig,
         ClassificationObjective,
@@ -53,10 +55,6 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
     from jaxablate.data.token_file import open_token_file
     from jaxablate.data.tokenizer import load_tokenizer
     from jaxablate.errors import JaxablateError
-    from jaxablate.evaluation.capacity import alignment, capacity
-    from jaxablate.evaluation.classifier.explain import Explanation, explain
-    from jaxablate.evaluation.runner import score
-    from jaxablate.evaluation.settings import ScoreSettings
     from jaxablate.models.classifier import ClassifierOutput, SafrClassifier
     from jaxablate.models.decoder import (
         CleanOutput,
@@ -69,11 +67,13 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
     from jaxablate.models.generation import generate
     from jaxablate.objectives import classification_loss, language_model_loss
     from jaxablate.ops.attention import attention_weights, two_stream_attention
+    from jaxablate.ops.capacity import alignment, capacity
     from jaxablate.ops.cross_entropy import linear_cross_entropy, per_token_cross_entropy
-    from jaxablate.training.checkpoint import restore_params
+    from jaxablate.runs.checkpoint import restore_params
+    from jaxablate.runs.run import open_run
+    from jaxablate.runs.workdir import read_config
     from jaxablate.training.loop import TrainResult, train
     from jaxablate.training.metrics import read_metrics
-    from jaxablate.training.workdir import read_config
 
 __version__ = "0.1.0"
 
@@ -85,7 +85,7 @@ __all__ = [
     "StreamActivations", "TrainConfig", "TrainResult", "__version__", "alignment", "attention_weights", "capacity",
     "circuits", "classification_loss", "config", "corpus", "errors", "evaluation_batches", "explain", "features",
     "from_dict", "gating", "generate", "interop", "language_model_loss", "linear_cross_entropy", "load_tokenizer",
-    "load_vocabulary", "neurons", "objectives", "open_token_file", "per_token_cross_entropy", "prepare",
+    "load_vocabulary", "neurons", "objectives", "open_run", "open_token_file", "per_token_cross_entropy", "prepare",
     "prepare_sentiment", "read_config", "read_metrics", "regularizers", "restore_params", "score", "sharding",
     "to_dict", "train", "train_batches", "training_batches", "two_stream_attention", "validation_batches",
 ]  # fmt: skip
@@ -115,10 +115,10 @@ _MEMBERS = {
     "data.token_file": ("open_token_file",),
     "data.tokenizer": ("load_tokenizer",),
     "errors": ("JaxablateError",),
-    "evaluation.capacity": ("alignment", "capacity"),
-    "evaluation.classifier.explain": ("Explanation", "explain"),
-    "evaluation.runner": ("score",),
-    "evaluation.settings": ("ScoreSettings",),
+    "ops.capacity": ("alignment", "capacity"),
+    "classifier.explain": ("Explanation", "explain"),
+    "commands.score": ("ScoreSettings", "score"),
+    
     "models.classifier": ("ClassifierOutput", "SafrClassifier"),
     "models.decoder": ("CleanOutput", "DecoderOutput", "Gates", "LayerActivations", "SelfAblatingTransformer",
                        "StreamActivations"),
@@ -126,10 +126,11 @@ _MEMBERS = {
     "objectives": ("classification_loss", "language_model_loss"),
     "ops.attention": ("attention_weights", "two_stream_attention"),
     "ops.cross_entropy": ("linear_cross_entropy", "per_token_cross_entropy"),
-    "training.checkpoint": ("restore_params",),
+    "runs.checkpoint": ("restore_params",),
+    "runs.run": ("open_run",),
     "training.loop": ("TrainResult", "train"),
     "training.metrics": ("read_metrics",),
-    "training.workdir": ("read_config",),
+    "runs.workdir": ("read_config",),
 }  # fmt: skip
 _HOMES = {name: home for home, names in _MEMBERS.items() for name in names}
 

@@ -27,3 +27,7 @@ class CheckpointError(JaxablateError, RuntimeError):
 
 class TrainingError(JaxablateError, RuntimeError):
     """Training cannot go on, for example because the loss is no longer finite."""
+
+
+class FileError(JaxablateError, RuntimeError):
+    """A file or folder cannot be read or written, or another process is using it."""

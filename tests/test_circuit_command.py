@@ -19,13 +19,11 @@ from jaxablate.circuits import patching
 from jaxablate.circuits.acdc import AcdcRun
 from jaxablate.circuits.formats import load_circuit, load_mib
 from jaxablate.circuits.graph import Graph
+from jaxablate.commands import circuit as circuit_runner
+from jaxablate.commands import circuit_measures, circuit_search, circuit_view
+from jaxablate.commands.circuit_settings import CircuitSettings
 from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.evaluation.circuits import measures as circuit_measures
-from jaxablate.evaluation.circuits import runner as circuit_runner
-from jaxablate.evaluation.circuits import search as circuit_search
-from jaxablate.evaluation.circuits import view as circuit_view
-from jaxablate.evaluation.circuits.settings import CircuitSettings
 from jaxablate.training.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from jaxablate.circuits.competence import competence, is_top, margins
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.errors import DataError
-from jaxablate.evaluation.circuits.competence import competence, is_top, margins
 
 
 def task(answers, wrong, groups=None) -> PromptPairs:

@@ -9,13 +9,13 @@ import shutil
 import pytest
 from scripts import load_script
 
+from jaxablate.commands import score as runner
+from jaxablate.commands.score import ScoreSettings
 from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from jaxablate.errors import TooLittleDataError
-from jaxablate.evaluation import runner
-from jaxablate.evaluation.circuits import suite as circuits
-from jaxablate.evaluation.settings import ScoreSettings
 from jaxablate.neurons import gate_information, probe
 from jaxablate.reports import results as files
+from jaxablate.suites import circuits
 from jaxablate.training.loop import train
 
 evaluation = load_script("eval")

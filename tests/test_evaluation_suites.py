@@ -11,9 +11,9 @@ import pytest
 
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
 from jaxablate.data import corpus
-from jaxablate.evaluation.intervals import percentile_interval, ratio_resamples, wilson
-from jaxablate.evaluation.language import gates, ioi, perplexity, samples, weights
+from jaxablate.intervals_old import percentile_interval, ratio_resamples, wilson
 from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.suites import gates, ioi, perplexity, samples, weights
 
 EOT = 0
 SHAPE = {"vocab_size": 23, "context_length": 12, "d_model": 8, "n_layers": 2, "n_heads": 2, "k_attention": 3,

@@ -14,15 +14,15 @@ import pytest
 from labelled_texts import batches
 from test_eval_cli import error_of, evaluation
 
+from jaxablate.classifier.explain import MOST_NEURONS, allocate, explain, shown_words, side_by_side
+from jaxablate.commands.explain import write_all
 from jaxablate.config import ClassificationConfig, ClassifierConfig, EpochTrainConfig, SentimentDataConfig
 from jaxablate.data.sentiment.vocabulary import WordVocabulary
 from jaxablate.errors import CheckpointError, ConfigError, DataError
-from jaxablate.evaluation.capacity import alignment, capacity
-from jaxablate.evaluation.classifier import explanations
-from jaxablate.evaluation.classifier.explain import MOST_NEURONS, allocate, explain, shown_words, side_by_side
-from jaxablate.evaluation.classifier.explain_runner import write_all
 from jaxablate.models.classifier import SafrClassifier
+from jaxablate.ops.capacity import alignment, capacity
 from jaxablate.reports import html
+from jaxablate.suites import explanations
 from jaxablate.training.loop import train
 
 WORDS = ("a", "good", "film", "a", "bad", "film")

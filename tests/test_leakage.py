@@ -11,11 +11,11 @@ import pytest
 
 from jaxablate.config import Config, ModelConfig
 from jaxablate.errors import DataError
-from jaxablate.evaluation.language import leakage as suite
 from jaxablate.models.decoder import Gates, SelfAblatingTransformer
 from jaxablate.neurons import gate_information as information
 from jaxablate.neurons import leakage, ngrams, probe
 from jaxablate.neurons.leakage import COLUMNS, GateSample
+from jaxablate.suites import leakage as suite
 
 EOT, VOCAB, LENGTH = 0, 24, 32
 CONFIG = ModelConfig(vocab_size=VOCAB, context_length=LENGTH, d_model=16, n_layers=2, n_heads=2, k_attention=3,
@@ -116,7 +116,7 @@ def test_random_gates_have_as_many_winners(model, tokens, gate):
 
 
 def test_sums_by_story_are_those_of_the_suite_of_perplexities(model, tokens, audited):
-    from jaxablate.evaluation.language import perplexity
+    from jaxablate.suites import perplexity
 
     known = perplexity.evaluate(*model, split(tokens), eot_id=EOT, seed=3)
     of = {(x.stream, x.end_of_text): x for x in known.losses}

@@ -11,16 +11,16 @@ import pytest
 from rich.console import Console
 from scripts import load_script
 
+from jaxablate.commands import match as match_runner
+from jaxablate.commands import score as runner
+from jaxablate.commands.match_nearest import measured_losses, nearest, passed
 from jaxablate.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-from jaxablate.evaluation import runner
-from jaxablate.evaluation.match import runner as match_runner
-from jaxablate.evaluation.match.nearest import measured_losses, nearest, passed
 from jaxablate.reports import results as files
 from jaxablate.reports.comparison_page import matched_page, matched_texts
 from jaxablate.reports.matched import COLUMNS, Matched, MatchedRow, Side, cells, csv_text, latex, markdown, rich_view
 from jaxablate.reports.results import Figure
+from jaxablate.runs.workdir import read_config
 from jaxablate.training.loop import train
-from jaxablate.training.workdir import read_config
 
 evaluation = load_script("eval")
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxablate.commands.neurons_scores import Layer, rates, story_draws, summary, unit_scores
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.evaluation.neurons.scores import Layer, rates, story_draws, summary, unit_scores
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.examples import NOTHING, UnitReader, top_examples
 from jaxablate.neurons.graphs import Pattern, merge, trie

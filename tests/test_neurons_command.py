@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from scripts import ROOT, load_script
 
+from jaxablate.commands import neurons as neuron_runner
+from jaxablate.commands import neurons_files as neuron_files
+from jaxablate.commands.neurons_search import contexts, search
+from jaxablate.commands.neurons_settings import NeuronSettings
 from jaxablate.config import ClassificationConfig, Config, DataConfig, ModelConfig, TrainConfig, to_dict
 from jaxablate.data.prepare import prepare
 from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import ConfigError
-from jaxablate.evaluation.neurons import files as neuron_files
-from jaxablate.evaluation.neurons import runner as neuron_runner
-from jaxablate.evaluation.neurons.search import contexts, search
-from jaxablate.evaluation.neurons.settings import NeuronSettings
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.reports.neuron_records import read_record
-from jaxablate.training.checkpoint import Checkpoints
+from jaxablate.runs.checkpoint import Checkpoints
 from jaxablate.training.state import TrainState
 
 evaluation = load_script("eval")
@@ -174,7 +174,7 @@ def test_show_prints_neurons_and_writes_their_page(workdir, made, capsys):
 
 def test_searching_loads_no_jax(workdir, made):
     code = ("import sys, pathlib; from jaxablate.evaluation.neurons import lookup, view\n"
-            "from jaxablate.evaluation.neurons.settings import NeuronSettings\n"
+            "from jaxablate.commands.neurons_settings import NeuronSettings\n"
             f"w, o = pathlib.Path({str(workdir)!r}), pathlib.Path({str(made)!r})\n"
             "s = NeuronSettings(workdir=w, out=o, search=' was')\n"
             "view.search_tables(lookup.find(s)); print('jax' in sys.modules)")

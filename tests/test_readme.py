@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 import eval as eval_script
-from jaxablate.evaluation.autoencoders.settings import SaeSettings
-from jaxablate.evaluation.circuits.settings import CircuitSettings
-from jaxablate.evaluation.classifier.explain_settings import ExplainSettings
-from jaxablate.evaluation.match.settings import MatchSettings
-from jaxablate.evaluation.neurons.settings import NeuronSettings
-from jaxablate.evaluation.settings import ScoreSettings
-from jaxablate.training import cli
+from jaxablate.commands import train as cli
+from jaxablate.commands.circuit_settings import CircuitSettings
+from jaxablate.commands.explain_settings import ExplainSettings
+from jaxablate.commands.match_settings import MatchSettings
+from jaxablate.commands.neurons_settings import NeuronSettings
+from jaxablate.commands.sae_settings import SaeSettings
+from jaxablate.commands.score import ScoreSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

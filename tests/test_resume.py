@@ -20,9 +20,9 @@ import pytest
 from jaxablate.config import Config, DataConfig, MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from jaxablate.data.prepare import prepare
 from jaxablate.errors import CheckpointError, TrainingError
+from jaxablate.runs.checkpoint import restore_params, saved_steps
 from jaxablate.sharding import make_mesh
 from jaxablate.training import loop
-from jaxablate.training.checkpoint import restore_params, saved_steps
 from jaxablate.training.language import language_task
 from jaxablate.training.loop import train
 from jaxablate.training.metrics import read_metrics
@@ -288,7 +288,7 @@ def test_a_read_only_workdir(cache, tmp_path):
 
 
 def test_two_processes_never_share_a_workdir(cache, whole, tmp_path):
-    from jaxablate.training.workdir import hold_workdir
+    from jaxablate.runs.workdir import hold_workdir
 
     shutil.copytree(whole, tmp_path / "run")
     with hold_workdir(tmp_path / "run"), pytest.raises(CheckpointError, match="another process is training in"):
@@ -296,7 +296,7 @@ def test_two_processes_never_share_a_workdir(cache, whole, tmp_path):
 
 
 def test_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch):
-    from jaxablate.training import workdir
+    from jaxablate.runs import workdir
 
     def flock(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -343,7 +343,7 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(cache, tmp_path, mo
 
 def test_the_workdir_is_self_contained(cache, whole):
     from jaxablate.data.tokenizer import load_tokenizer
-    from jaxablate.training.workdir import read_config
+    from jaxablate.runs.workdir import read_config
 
     assert read_config(whole) == tiny(cache, "local")
     assert load_tokenizer(whole / "tokenizer").name == "corpus"

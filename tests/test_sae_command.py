@@ -16,16 +16,16 @@ from safetensors.numpy import load_file
 from scripts import ROOT, load_script
 
 from jaxablate import features
+from jaxablate.commands import sae as sae_runner
+from jaxablate.commands import sae_jobs
+from jaxablate.commands import score as runner
+from jaxablate.commands.sae_settings import PRESETS, SaeSettings
 from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from jaxablate.errors import ConfigError
-from jaxablate.evaluation import runner
-from jaxablate.evaluation.autoencoders import jobs as sae_jobs
-from jaxablate.evaluation.autoencoders import runner as sae_runner
-from jaxablate.evaluation.autoencoders.settings import PRESETS, SaeSettings
 from jaxablate.reports import results as files
-from jaxablate.training.checkpoint import restore_params
+from jaxablate.runs.checkpoint import restore_params
+from jaxablate.runs.workdir import read_config
 from jaxablate.training.loop import train
-from jaxablate.training.workdir import read_config
 
 evaluation = load_script("eval")
 SITE = "clean.layer_0.mlp_out"

@@ -8,11 +8,11 @@ import pytest
 
 from jaxablate.circuits import known_model
 from jaxablate.config import Config
-from jaxablate.evaluation.circuits import suite
-from jaxablate.evaluation.circuits.prompts import task_pairs
-from jaxablate.evaluation.circuits.streams import measure_stream, nothing_to_explain, prepare_pairs
 from jaxablate.reports.html import draw
 from jaxablate.reports.panels import CircuitGraph, Grid, panel_from_dict
+from jaxablate.suites import circuits as suite
+from jaxablate.suites.circuits_prompts import task_pairs
+from jaxablate.suites.circuits_streams import measure_stream, nothing_to_explain, prepare_pairs
 
 TAUS = (0.1, 0.03)
 

@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxablate.commands.score import SUITES
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
 from jaxablate.data import corpus
-from jaxablate.evaluation.neurons import suite
-from jaxablate.evaluation.neurons.summaries import expected_best, summaries, weight_capacities
-from jaxablate.evaluation.runner import SUITES
-from jaxablate.evaluation.subjects import _known_facts
-from jaxablate.evaluation.suite import Subject
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons import MEASURES, measure
 from jaxablate.reports.html import draw
 from jaxablate.reports.panels import Beside, Grid, panel_from_dict
+from jaxablate.runs.run import _known_facts
+from jaxablate.suites import neurons as suite
+from jaxablate.suites.neurons_summaries import expected_best, summaries, weight_capacities
+from jaxablate.suites.suite import Subject
 
 DATA = DataConfig(source="embedded", tokenizer="corpus", embedded_valid_stories=30)
 MODEL = ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2, n_heads=2, d_mlp=32, k_attention=3,

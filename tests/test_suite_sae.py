@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 
 from jaxablate import features
-from jaxablate.evaluation.autoencoders import suite
-from jaxablate.evaluation.autoencoders import view as sae_view
-from jaxablate.evaluation.autoencoders.panels import Estimate, StoredAutoencoder
+from jaxablate.commands import sae_view
 from jaxablate.reports.compare import student_interval
 from jaxablate.reports.html import draw
 from jaxablate.reports.panels import Curves, Grid, HistogramGrid, panel_from_dict
+from jaxablate.suites import autoencoders as suite
+from jaxablate.suites.autoencoders_panels import Estimate, StoredAutoencoder
 
 EOT = 9
 

@@ -9,9 +9,9 @@ import pytest
 from labelled_texts import batches, check_plain, draw
 
 from jaxablate.config import ClassificationConfig, ClassifierConfig, Config
-from jaxablate.evaluation.classifier import classification
-from jaxablate.evaluation.intervals import wilson
+from jaxablate.intervals_old import wilson
 from jaxablate.models.classifier import SafrClassifier
+from jaxablate.suites import classification
 
 
 class ByFirstWord:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from labelled_texts import batches, check_plain, draw
 
+from jaxablate.classifier.texts import by_text, word_importance
 from jaxablate.config import ClassificationConfig, ClassifierConfig, Config, MeshConfig
-from jaxablate.evaluation.classifier import importance
-from jaxablate.evaluation.classifier.texts import by_text, word_importance
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.sharding import batch_sharding, make_mesh, replicated
+from jaxablate.suites import importance
 
 
 class BagOfWords:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from labelled_texts import batches, check_plain, draw
 
+from jaxablate.classifier.ranking import highest, top_minus_rest
+from jaxablate.classifier.texts import by_text, word_importance
 from jaxablate.config import ClassificationConfig, ClassificationObjective, ClassifierConfig, Config, MeshConfig
-from jaxablate.evaluation.classifier import superposition
-from jaxablate.evaluation.classifier.ranking import highest, top_minus_rest
-from jaxablate.evaluation.classifier.texts import by_text, word_importance
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.regularizers import interference, polysemanticity
 from jaxablate.sharding import batch_sharding, make_mesh, replicated
+from jaxablate.suites import superposition
 
 X = [[1.0, 0.0], [1.0, 0.0], [0.0, 3.0]]
 RANKING = [0.2, 0.1, 0.9]

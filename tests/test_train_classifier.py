@@ -14,6 +14,7 @@ import optax
 import pytest
 from scripts import load_script
 
+from jaxablate.commands.train import main
 from jaxablate.config import (
     ClassificationConfig,
     ClassificationObjective,
@@ -31,11 +32,10 @@ from jaxablate.config import (
 )
 from jaxablate.errors import CheckpointError, ConfigError, DataError
 from jaxablate.reports import results as files
+from jaxablate.runs.checkpoint import restore_params, saved_steps
 from jaxablate.sharding import batch_sharding, make_mesh
 from jaxablate.training import loop
-from jaxablate.training.checkpoint import restore_params, saved_steps
 from jaxablate.training.classification import classification_learner, classification_task
-from jaxablate.training.cli import main
 from jaxablate.training.loop import train
 from jaxablate.training.metrics import read_metrics
 from jaxablate.training.program import make_program

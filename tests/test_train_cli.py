@@ -4,9 +4,9 @@ import textwrap
 
 import pytest
 
+from jaxablate.commands.train import load_config, main, parse
 from jaxablate.config import Config, MeshConfig
 from jaxablate.errors import ConfigError
-from jaxablate.training.cli import load_config, main, parse
 
 CONFIG = """
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
@@ -118,7 +118,7 @@ def test_help_shows_every_setting(capsys):
 
 
 def test_float64_outside_the_command_line_says_what_to_set(config_file, tmp_path):
-    from jaxablate.training.workdir import require_x64
+    from jaxablate.runs.workdir import require_x64
 
     config = parse(["--config", str(config_file), "--workdir", "x", "--model.param-dtype", "float64"]).settings
     assert isinstance(config, Config)

@@ -21,10 +21,10 @@ from rich.console import Console
 
 from jaxablate.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from jaxablate.errors import CheckpointError, ConfigError, TrainingError
+from jaxablate.runs.interruption import Interruption
 from jaxablate.training.flops import PEAK_FLOPS, peak_flops, train_flops_per_token
 from jaxablate.training.metrics import MetricsLog, nonfinite, read_metrics
 from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxablate.training.preemption import Interruption
 from jaxablate.training.progress import ProgressLine, Throughput
 from jaxablate.training.recorder import Recorder
 from jaxablate.training.state import TrainState, step_key
@@ -252,7 +252,7 @@ def test_a_first_signal_asks_and_a_second_one_insists():
 ONE_OF_TWO = """
 import os, signal, sys, time
 import jax
-from jaxablate.training.preemption import Interruption
+from jaxablate.runs.interruption import Interruption
 
 address, index = sys.argv[1], int(sys.argv[2])
 jax.distributed.initialize(address, 2, index)

@@ -13,8 +13,8 @@ import pytest
 
 from jaxablate.config import MeshConfig, OptimizerConfig
 from jaxablate.errors import CheckpointError
+from jaxablate.runs.checkpoint import Checkpoints, restore_params, saved_steps
 from jaxablate.sharding import make_mesh, param_shardings
-from jaxablate.training.checkpoint import Checkpoints, restore_params, saved_steps
 from jaxablate.training.optimizer import make_optimizer
 from jaxablate.training.state import abstract_state, make_initializer, place_on, state_shardings
 

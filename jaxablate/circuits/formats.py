@@ -16,7 +16,7 @@ import numpy as np
 from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.graph import END, START, Graph
 from jaxablate.errors import DataError
-from jaxablate.files import write_bytes
+from jaxablate.files import write
 
 FORMAT = "jaxablate circuit"
 VERSION = 1
@@ -343,4 +343,4 @@ def _no_constant(name: str) -> float:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    write_bytes(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+    write(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())

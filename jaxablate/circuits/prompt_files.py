@@ -13,7 +13,7 @@ from typing import Any
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.circuits.tasks import PromptText, Tokenizer, tokenise
 from jaxablate.errors import DataError
-from jaxablate.files import write_bytes
+from jaxablate.files import write
 
 _LAYOUT = 'an object with "prompts", a list of {"clean", "corrupt", "answers", "wrong_answers"}'
 
@@ -72,7 +72,7 @@ def save_prompts(path: str | os.PathLike, prompts: Sequence[PromptText]) -> None
     if not prompts:
         raise DataError(f"{path} is not written: there are no prompts; give at least one")
     content = json.dumps({"prompts": [_as_json(p) for p in prompts]}, indent=2) + "\n"
-    write_bytes(path, content.encode(), otherwise="choose another file")
+    write(path, content.encode(), otherwise="choose another file")
 
 
 def _as_json(prompt: PromptText) -> dict[str, Any]:

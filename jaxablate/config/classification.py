@@ -163,3 +163,7 @@ class ClassificationConfig:
             f"objective.stream={self.objective.stream!r} needs a gated model; set model.ablation='local' or take "
             "'clean'",
         )
+
+    def model_for(self, vocab_size: int) -> ClassifierConfig:
+        """The model's settings with the size of the data's vocabulary filled in."""
+        return dataclasses.replace(self.model, vocab_size=self.model.vocab_size or vocab_size)

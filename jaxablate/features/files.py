@@ -25,7 +25,7 @@ from jaxablate.features.controls import Moments
 from jaxablate.features.sae import Autoencoder
 from jaxablate.features.sites import FIELDS, Site, find_site
 from jaxablate.features.training import TrainState, abstract_state
-from jaxablate.files import write_bytes
+from jaxablate.files import write
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 MOMENTS = "moments.safetensors"
@@ -114,19 +114,19 @@ def save_autoencoder(
     wrong = [name for name, array in weights.items() if not np.all(np.isfinite(array))]
     if wrong:
         raise DataError(f"{', '.join(wrong)} of the autoencoder at {site} are NaN or infinite; nothing was written")
-    write_bytes(folder / WEIGHTS, safetensors.numpy.save(weights))
+    write(folder / WEIGHTS, safetensors.numpy.save(weights))
     if density is not None:
         logs = np.log10(np.asarray(density, np.float32) + np.float32(_EMPTY))
-        write_bytes(folder / SPARSITY, safetensors.numpy.save({"sparsity": logs}))
+        write(folder / SPARSITY, safetensors.numpy.save({"sparsity": logs}))
     if moments is not None:
         arrays = {"mean": np.asarray(moments.mean), "root": np.asarray(moments.root)}
-        write_bytes(folder / MOMENTS, safetensors.numpy.save(arrays))
+        write(folder / MOMENTS, safetensors.numpy.save(arrays))
     settings = _settings(config, place, model) | {"model_name": model_name, "dataset_path": dataset}
     settings["jaxablate"] = {
         "site": site, "config": dataclasses.asdict(config), "details": dict(details or {}),
         "model": None if params is None else fingerprint(params),
     }  # fmt: skip
-    write_bytes(folder / CONFIG, json.dumps(settings, indent=1).encode())
+    write(folder / CONFIG, json.dumps(settings, indent=1).encode())
     return folder
 
 
@@ -280,7 +280,7 @@ def save_state(
 
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named(state).items()}
     metadata = {"identity": _identity(runs, config, settings)}
-    write_bytes(Path(path), safetensors.numpy.save(arrays, metadata=metadata))
+    write(Path(path), safetensors.numpy.save(arrays, metadata=metadata))
 
 
 def load_state(

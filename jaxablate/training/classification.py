@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxablate.config import ClassificationConfig
 from jaxablate.data.progress import progress_report
-from jaxablate.data.sentiment.batches import evaluation_batches, training_batches
+from jaxablate.data.sentiment.batches import batch_shape, evaluation_batches, training_batches
 from jaxablate.data.sentiment.prepare import EncodedTexts, SentimentData, prepare_sentiment
 from jaxablate.errors import ConfigError
 from jaxablate.models.classifier import SafrClassifier
@@ -42,7 +42,7 @@ def classification_task(config: ClassificationConfig) -> Task:
             "epochs; lower it or raise train.epochs"
         )
     return Task(
-        config=dataclasses.replace(config, model=resolved_model(config, data.vocabulary.vocab_size)),
+        config=dataclasses.replace(config, model=config.model_for(data.vocabulary.vocab_size)),
         pace=Pace(steps=steps, log_every=train.log_every, eval_every=per_epoch,
                   checkpoint_every=per_epoch, patience=train.patience),
         tokenizer=data.vocabulary,
@@ -54,18 +54,6 @@ def classification_task(config: ClassificationConfig) -> Task:
         unit="texts",
         units_per_step=train.batch_size,
     )
-
-
-def resolved_model(config: ClassificationConfig, vocab_size: int) -> Any:
-    """The model's settings with the vocabulary's size in them."""
-    return dataclasses.replace(config.model, vocab_size=config.model.vocab_size or vocab_size)
-
-
-def batch_shape(config: ClassificationConfig, pad_id: int) -> dict[str, int]:
-    """How this run's texts become batches; the released code pads all of them to the full length."""
-    multiple = 0 if config.model.padding == "paper" else config.train.bucket_multiple
-    return {"batch_size": config.train.batch_size, "max_length": config.model.max_length, "bucket_multiple": multiple,
-            "pad_id": pad_id}
 
 
 def classification_learner(config: ClassificationConfig) -> Learner:

@@ -15,20 +15,20 @@ from jaxablate.config import Config, RunConfig, to_dict
 from jaxablate.data.pipeline import TrainBatches
 from jaxablate.errors import ConfigError, TrainingError
 from jaxablate.provenance import device_names
+from jaxablate.runs.checkpoint import Checkpoints
+from jaxablate.runs.interruption import Interruption
+from jaxablate.runs.workdir import check_workdir, hold_workdir, record_run, require_x64
 from jaxablate.sharding import BATCH_AXES, batch_sharding, make_mesh
-from jaxablate.training.checkpoint import Checkpoints
 from jaxablate.training.classification import classification_task
 from jaxablate.training.early_stopping import EarlyStopping
 from jaxablate.training.flops import peak_flops
 from jaxablate.training.language import language_task
 from jaxablate.training.metrics import MetricsLog
-from jaxablate.training.preemption import Interruption
 from jaxablate.training.program import Program, check_shares, make_program
 from jaxablate.training.progress import ProgressLine
 from jaxablate.training.recorder import Recorder
 from jaxablate.training.state import TrainState, place_on
 from jaxablate.training.task import Task
-from jaxablate.training.workdir import check_workdir, hold_workdir, record_run, require_x64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[jax.Devic
 
     Args:
       config: everything about the run; its kind decides what is trained.
-      workdir: made where missing; `jaxablate.training.workdir` says what is in it.
+      workdir: made where missing; `jaxablate.runs.workdir` says what is in it.
       devices: defaults to all.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jaxablate.config import RunConfig, to_dict
 from jaxablate.errors import CheckpointError, ConfigError
-from jaxablate.training.workdir import METRICS, unwritable
+from jaxablate.runs.workdir import METRICS, unwritable
 
 Split = Literal["train", "valid"]
 

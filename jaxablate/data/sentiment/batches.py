@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxablate.config import ClassificationConfig
 from jaxablate.data.pipeline import Batch, TrainBatches, local_rows, step_batches
 from jaxablate.data.sentiment.order import permutation
 from jaxablate.data.sentiment.prepare import EncodedTexts
@@ -74,6 +75,13 @@ def training_batches(
     order = {"batch_size": batch_size, "max_length": max_length, "bucket_multiple": bucket_multiple}
     identity = {"seed": seed, "data_hash": split.data_hash} | order
     return step_batches(make_batch, identity, start_step=start_step, prefetch=prefetch, steps_per_epoch=steps)
+
+
+def batch_shape(config: ClassificationConfig, pad_id: int) -> dict[str, int]:
+    """How a run's texts become batches; the released code of SAFR pads all of them to the full length."""
+    multiple = 0 if config.model.padding == "paper" else config.train.bucket_multiple
+    return {"batch_size": config.train.batch_size, "max_length": config.model.max_length, "bucket_multiple": multiple,
+            "pad_id": pad_id}
 
 
 def evaluation_batches(

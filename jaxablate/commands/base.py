@@ -1,0 +1,126 @@
+"""What the commands share: settings of a stored run, parsing, lines of progress, and stopping in good order."""
+
+import contextlib
+import dataclasses
+import io
+import signal
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from rich.console import Console
+
+from jaxablate.errors import ConfigError
+
+S = TypeVar("S")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of a command; a text given for a path becomes a path.
+
+    Raises:
+      ConfigError: a value is of the wrong type for a path.
+    """
+
+    def __post_init__(self):
+        for name, kind in typing.get_type_hints(type(self)).items():
+            if Path in (kind, *typing.get_args(kind)) and typing.get_origin(kind) is not tuple:
+                value = getattr(self, name)
+                if isinstance(value, str):
+                    object.__setattr__(self, name, Path(value))
+                elif value is not None and not isinstance(value, Path):
+                    raise ConfigError(f"{name}={value!r} must be a path")
+
+    def run(self, console: Console) -> None:
+        """Does what the command is for, and prints what came of it."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """Settings of a command that looks at one checkpoint of a run."""
+
+    workdir: Path
+    """Working directory of a training run."""
+    checkpoint: str = "auto"
+    """newest, best (by validation loss, or accuracy on the development split), or a step. auto: the newest of a
+    language model; the best of a classifier, or the newest one where padding is as in the paper, whose code kept no
+    other."""
+    batch_size: int | None = None
+    """Sequences at once; the default is that of training. No figure depends on it beyond rounding."""
+    seed: int = 0
+    """Seed of resampling, of prompts that are drawn, and of sampled text."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, 1, "batch_size")
+        require_at_least(self, 0, "seed")
+        if self.checkpoint not in ("auto", "newest", "last", "best") and not self.checkpoint.isdecimal():
+            raise ConfigError(f"checkpoint={self.checkpoint!r} must be auto, newest, best or a step")
+
+    def open(self) -> Any:
+        """The checkpoint as a `jaxablate.runs.run.Run`."""
+        from jaxablate.runs.run import open_run
+
+        return open_run(self.workdir, self.checkpoint, batch_size=self.batch_size, seed=self.seed)
+
+
+def require_at_least(settings: Any, least: int, *names: str) -> None:
+    """Raises ConfigError where a field is given and below a limit."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            limit = f"must be at least {least}" if least else "must not be negative"
+            raise ConfigError(f"{name}={value} {limit}")
+
+
+def parse(kind: type[S], argv: Sequence[str], *, prog: str, description: str | None = None, default: S | None = None,
+          config: tuple[Any, ...] = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)) -> S:
+    """Settings from a command line.
+
+    Raises:
+      ConfigError: a value is out of range.
+      SystemExit: a flag is unknown (the nearest is named) or of the wrong type, or help was asked for.
+    """
+    printed = io.StringIO()
+    options = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(kind, args=list(argv), prog=prog, description=description, config=config, **options)
+    except SystemExit as stop:
+        # What a settings class itself refused, tyro has drawn a box around.
+        error: BaseException | None = stop
+        while error is not None and not isinstance(error, ConfigError):
+            error = error.__cause__ or error.__context__
+        if error is not None:
+            raise error from None
+        print(printed.getvalue(), end="", file=sys.stderr)
+        raise
+
+
+def say(console: Console, line: str) -> None:
+    """Prints a line of progress."""
+    console.print(line, style="dim", highlight=False, soft_wrap=True, markup=False)
+
+
+def say_paths(console: Console, paths: Sequence[Any]) -> None:
+    """Prints where the files are, a line each."""
+    for path in paths:
+        console.print(str(path), highlight=False, soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def terminable(line: str) -> Iterator[None]:
+    """Ends the program with exit code 130 and a line where Ctrl-C or SIGTERM stops the block."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(line, file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,67 @@
+"""``jaxablate compare``: one table over scored runs."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from jaxablate.commands import base
+from jaxablate.errors import CheckpointError
+from jaxablate.reports import results as files
+from jaxablate.reports.compare import Run, compare
+from jaxablate.reports.comparison_page import write_comparison
+from jaxablate.reports.table import comparison_tables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareSettings(base.Settings):
+    """One table over scored runs; seeds of one configuration become a mean and a 95 % interval."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Working directories that `score` has measured."""
+    out: str | None = None
+    """Folder, or common prefix, of the files .md, .csv, .tex and .html."""
+    figures: bool = False
+    """Also draw every figure as bars with intervals, PNG and SVG, into a folder ...-figures beside them."""
+    allow_missing: bool = False
+    """Leave out runs that are not scored yet instead of stopping."""
+
+    def run(self, console: Console) -> None:
+        """Joins the runs, prints the table and writes it."""
+        comparison = compare(read_runs(self.runs, self.allow_missing, console))
+        console.print(comparison_tables(comparison, console.width))
+        if self.out:
+            base.say_paths(console, write_comparison(comparison, self.out, figures=self.figures))
+
+
+parse = partial(base.parse, CompareSettings)
+
+
+def read_runs(paths: tuple[Path, ...], allow_missing: bool, console: Console) -> list[Run]:
+    """Results of each path that is a working directory; other files that a ``runs/*`` matches are passed over.
+
+    Raises:
+      CheckpointError: a path does not exist, a run is not scored, a file is corrupt, or nothing is left to compare.
+    """
+    runs, missing = [], []
+    for path in dict.fromkeys(Path(p) for p in paths):
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist; give working directories of training runs")
+        scored = (path / files.FILE_NAME).exists()
+        if not scored and not (path / "config.json").exists():
+            base.say(console, f"{path} is no working directory and is passed over")
+        elif not scored:
+            missing.append(path)
+        else:
+            runs.append(Run(name=str(path), results=files.read(path)))
+    for path in missing if allow_missing else ():
+        console.print(f"{path} is not scored and left out", style="yellow", highlight=False, markup=False)
+    if missing and not allow_missing:
+        commands = "; ".join(f"jaxablate score --workdir {path}" for path in missing)
+        raise CheckpointError(f"no {files.FILE_NAME} in {', '.join(map(str, missing))}; run: {commands}")
+    if not runs:
+        raise CheckpointError("no scored run to compare; score one first: jaxablate score --workdir DIR")
+    return runs

@@ -1,1 +1,0 @@
-"""Sparse autoencoders: the suite, and eval.py sae, which trains them."""

@@ -1,1 +1,0 @@
-"""Circuits: the suite, and eval.py circuit."""

@@ -1,1 +1,0 @@
-"""Suites of text classifiers, and explanations of single texts (eval.py explain)."""

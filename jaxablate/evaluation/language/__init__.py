@@ -1,1 +1,0 @@
-"""Suites of language models: one file each."""

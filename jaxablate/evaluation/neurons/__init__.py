@@ -1,1 +1,0 @@
-"""Neurons: the suite of measures, and eval.py neurons, which makes graphs of what fires each one."""

@@ -1,0 +1,338 @@
+"""Checkpoints by Orbax: written in the background, sealed when whole, restored on any devices.
+
+``checkpoints/<step>/`` holds what Orbax wrote (``params``, ``optimizer``, ``progress``) and, last of all, ``seal.json``
+with the size and checksum of each of its files. A folder without a seal that fits is no checkpoint: it was being
+written when the process died, or has been damaged since. Older checkpoints are removed only once a newer one is sealed,
+so a good one exists at every moment.
+
+Orbax's own managers delete old steps before anything has looked at the new one, and leave a flipped bit in array data
+unnoticed (zstd frames carry no checksum); hence seals, and `orbax.checkpoint.AsyncCheckpointer` underneath.
+"""
+
+import concurrent.futures
+import contextlib
+import errno
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxablate.errors import CheckpointError
+from jaxablate.sharding import path_name
+from jaxablate.runs.seal import Seal, damage, read_seal, write_seal
+from jaxablate.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one run, for the process that writes them.
+
+    Args:
+      workdir: of the run; they live in ``checkpoints/`` below it.
+      keep_last: newest ones kept, besides the best by validation loss.
+
+    Raises:
+      CheckpointError: the folder cannot be written.
+    """
+
+    def __init__(self, workdir: str | Path, keep_last: int):
+        self.folder = Path(workdir).absolute() / FOLDER
+        self.keep_last = keep_last
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="seal")
+        self._pending: concurrent.futures.Future | None = None
+        self._pending_step = 0
+        self._quiet = _OrbaxLogFilter()
+        logging.getLogger("absl").addFilter(self._quiet)
+        with _readable_errors(f"checkpoint folder {self.folder}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()
+
+    def save(self, state: TrainState, progress: Mapping[str, Any], valid_loss: float | None = None) -> None:
+        """Starts saving and returns as soon as the arrays may be overwritten.
+
+        Args:
+          state: of the run; `state.step` names the checkpoint.
+          progress: JSON-able rest of the run, such as the data cursor.
+          valid_loss: decides which checkpoint is the best; None where it was not measured at this step.
+
+        Raises:
+          CheckpointError: the previous save failed, or this one cannot start.
+        """
+        self.wait()
+        step = int(state.step)
+        self._pending_step = step
+        arrays = {"params": state.params, "optimizer": _without_params(state)}
+        with self._saving(step):
+            items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+            items["progress"] = ocp.args.JsonSave(dict(progress))
+            self._require_space(arrays)
+            self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items), force=True)
+        described = {f"{name}/{k}": v for name, tree in arrays.items() for k, v in _describe(tree).items()}
+        self._pending = self._thread.submit(self._finish, step, valid_loss, described)
+
+    def check(self) -> None:
+        """Raises what a save in the background has met, without waiting for it.
+
+        Raises:
+          CheckpointError: the save failed.
+        """
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the last save is sealed.
+
+        Raises:
+          CheckpointError: it failed; the message names the last good checkpoint.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        with self._saving(self._pending_step):
+            pending.result()
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """Newest good checkpoint, on the devices that the target's shardings name.
+
+        Args:
+          abstract: shapes with shardings (`jaxablate.training.state.place_on`).
+
+        Returns:
+          (state, progress), or None where the run has no checkpoint yet. Damaged ones are passed over with a warning.
+
+        Raises:
+          CheckpointError: there are checkpoints but none is good, or the good one does not fit the target.
+        """
+        target = {"params": abstract.params, "optimizer": _without_params(abstract)}
+        for step in reversed(saved_steps(self.folder)):
+            restored = _try_restore(self.folder / str(step), target)
+            if restored is not None:
+                rest = restored["optimizer"]
+                state = TrainState(params=restored["params"], **rest)
+                return state, restored["progress"]
+        if saved_steps(self.folder):
+            raise CheckpointError(f"no checkpoint in {self.folder} can be read; move it away to start the run again")
+        return None
+
+    def last_good(self) -> str:
+        """Words that name the newest whole checkpoint."""
+        good = [step for step in saved_steps(self.folder) if damage(self.folder / str(step)) is None]
+        if not good:
+            return "there is no good checkpoint yet"
+        return f"the last good checkpoint is {self.folder / str(good[-1])}"
+
+    def close(self) -> None:
+        """Waits, then frees the threads."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._orbax.close()
+            logging.getLogger("absl").removeFilter(self._quiet)
+
+    @contextlib.contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        try:
+            with _readable_errors(f"checkpoint {step} in {self.folder}"):
+                yield
+        except CheckpointError as error:
+            self._remove_unfinished()
+            raise CheckpointError(f"{error}; {self.last_good()}") from error
+
+    def _require_space(self, arrays: Any) -> None:
+        """Refuses before Orbax begins: when it meets a full disk itself, its threads fill the screen."""
+        leaves = (x for x in jax.tree.leaves(arrays) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+        needed = 1.05 * sum(x.nbytes for x in leaves) + 2**16
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"No space left on device: {needed:,.0f} bytes needed, {free:,} free")
+
+    def _finish(self, step: int, valid_loss: float | None, arrays: dict[str, str]) -> None:
+        self._orbax.wait_until_finished()
+        if jax.process_index() == 0:
+            write_seal(self.folder / str(step), step, valid_loss, arrays)
+            self._prune(step)
+
+    def _prune(self, newest: int) -> None:
+        """Removes all but the last ones up to the one just sealed, and the best one.
+
+        What is there of later steps was passed over when the run was restored, so it is damaged even where its seal is
+        not; it must not take the place of a good one.
+        """
+        seals = {step: read_seal(self.folder / str(step)) for step in saved_steps(self.folder)}
+        good = [step for step, seal in seals.items() if seal is not None and step <= newest]
+        measured = [step for step in good if seals[step].valid_loss is not None]
+        best = min(measured, key=lambda step: (seals[step].valid_loss, -step), default=None)
+        for step in seals.keys() - {*good[-self.keep_last :], best}:
+            shutil.rmtree(self.folder / str(step))
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a killed or failed save has left; a damaged checkpoint stays until a new one is sealed."""
+        if jax.process_index() == 0:
+            for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def restore_params(
+    workdir: str | Path, *, step: int | Literal["best", "best or last"] | None = None, shardings: Any = None
+) -> tuple[Any, int]:
+    """Parameters alone, on whatever devices are here.
+
+    Args:
+      workdir: of a run.
+      step: None for the newest, "best" for the lowest validation loss (of a classifier: one minus the accuracy), "best
+        or last" for that or, where none was measured yet, the newest, or a number. All but a number, which is taken at
+        its word, pass over damaged checkpoints with a warning.
+      shardings: tree of shardings for the parameters; None puts all on the first device.
+
+    Returns:
+      (parameter tree of nested dicts, its step).
+
+    Raises:
+      CheckpointError: no such checkpoint, or none that is good.
+    """
+    folder = Path(workdir).absolute() / FOLDER
+    candidates = _candidates(folder, step)
+    for number in candidates:
+        seal = read_seal(folder / str(number))
+        target = {} if seal is None else {"params": _params_target(seal, shardings)}
+        restored = _try_restore(folder / str(number), target)
+        if restored is not None:
+            return restored["params"], number
+    if isinstance(step, int):
+        raise CheckpointError(f"checkpoint {step} in {folder} is damaged; there are also {_listed(folder)}")
+    raise CheckpointError(f"no checkpoint in {folder} can be read")
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps that have a folder, ascending, whether whole or damaged."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
+
+
+def _candidates(folder: Path, step: int | str | None) -> list[int]:
+    steps = saved_steps(folder)
+    if not steps:
+        raise CheckpointError(f"{folder} holds no checkpoint; train first, or check --workdir")
+    if step is None:
+        return steps[::-1]
+    if isinstance(step, int):
+        if step not in steps:
+            raise CheckpointError(f"{folder} holds no checkpoint of step {step}; choose one of {_listed(folder)}")
+        return [step]
+    seals = {s: read_seal(folder / str(s)) for s in steps}
+    measured = [s for s in steps if seals[s] is not None and seals[s].valid_loss is not None]
+    if not measured and step == "best or last":
+        return steps[::-1]
+    if not measured:
+        raise CheckpointError(f"no checkpoint in {folder} has a validation loss yet; take the newest one instead")
+    return sorted(measured, key=lambda s: (seals[s].valid_loss, -s))
+
+
+def _listed(folder: Path) -> str:
+    return ", ".join(map(str, saved_steps(folder)))
+
+
+def _without_params(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+
+
+def _describe(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): f"{x.dtype}[{','.join(map(str, x.shape))}]" for path, x in leaves}
+
+
+def _params_target(seal: Seal, shardings: Any) -> Any:
+    """Nested dict of shapes as the seal lists them."""
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = {}
+    if shardings is not None:
+        placed = {path_name(path): s for path, s in jax.tree_util.tree_leaves_with_path(shardings)}
+    tree: dict[str, Any] = {}
+    for name, text in seal.arrays.items():
+        if not name.startswith("params/"):
+            continue
+        *parents, leaf = name.split("/")[1:]
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        dtype, shape = text.rstrip("]").split("[")
+        dims = tuple(int(n) for n in shape.split(",") if n)
+        sharding = placed.get("/".join([*parents, leaf]), single)
+        node[leaf] = jax.ShapeDtypeStruct(dims, np.dtype(dtype), sharding=sharding)
+    return tree
+
+
+def _try_restore(folder: Path, target: dict[str, Any]) -> dict[str, Any] | None:
+    """Restored items, or None with a warning where the checkpoint is damaged."""
+    reason = damage(folder)
+    if reason is None:
+        _check_fit(folder, target)
+        try:
+            return _load(folder, target)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = _first_line(error)
+    log.warning("checkpoint %s cannot be used: %s; falling back to the one before it", folder, reason)
+    return None
+
+
+def _load(folder: Path, target: dict[str, Any]) -> dict[str, Any]:
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in target.items()}
+    items["progress"] = ocp.args.JsonRestore()
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        return dict(reader.restore(folder, args=ocp.args.Composite(**items)).items())
+
+
+def _check_fit(folder: Path, target: dict[str, Any]) -> None:
+    """One clear line where the stored arrays are not those wanted."""
+    stored = read_seal(folder).arrays
+    wanted = {f"{name}/{k}": v for name, tree in target.items() for k, v in _describe(tree).items()}
+    stored = {k: v for k, v in stored.items() if k.split("/")[0] in target}
+    wrong = [k for k in sorted(stored.keys() | wanted.keys()) if stored.get(k) != wanted.get(k)]
+    if wrong:
+        name = wrong[0]
+        more = f" ({len(wrong) - 1} more arrays differ)" if len(wrong) > 1 else ""
+        raise CheckpointError(
+            f"checkpoint {folder} does not fit the model: {name} is {stored.get(name, 'absent')} there and "
+            f"{wanted.get(name, 'absent')} here{more}; use the configuration it was trained with"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    """First line of the deepest cause: Orbax hides a shape mismatch behind a handler it could not find."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _readable_errors(what: str) -> Iterator[None]:
+    """Failures of the file system, also those TensorStore reports as ValueError, become one CheckpointError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        text = f"{_first_line(error)} {error}"
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "RESOURCE_EXHAUSTED" in text
+        if full:
+            message = f"cannot write {what}: no space left on the device; free some, then the same command continues"
+        else:
+            message = f"cannot write {what}: {_first_line(error)}; make it writable, or choose another --workdir"
+        raise CheckpointError(message) from error
+
+
+class _OrbaxLogFilter(logging.Filter):
+    """Drops Orbax's own log lines: a failed save logs four tracebacks, and then raises what we report."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname

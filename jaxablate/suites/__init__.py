@@ -1,0 +1,27 @@
+"""Suites: what `jaxablate score` measures of a run. `SUITES` is their registry; one file a suite."""
+
+from jaxablate.registry import Registry
+from jaxablate.suites import (
+    autoencoders,
+    circuits,
+    classification,
+    explanations,
+    gates,
+    importance,
+    ioi,
+    leakage,
+    neurons,
+    perplexity,
+    samples,
+    superposition,
+    weights,
+)
+from jaxablate.suites.suite import Suite
+
+SUITES: Registry[Suite] = Registry("suite", (
+    perplexity.SUITE, ioi.SUITE, gates.SUITE, weights.SUITE, samples.SUITE, circuits.SUITE,
+    neurons.SUITE, leakage.SUITE, autoencoders.SUITE,
+    classification.SUITE, superposition.SUITE, importance.SUITE, explanations.SUITE,
+))  # fmt: skip
+"""Every suite, in the order of tables and reports."""
+register = SUITES.register

@@ -1,0 +1,337 @@
+"""How well an importance of words says what the classifier goes by: VMASK, gradient x input, chance (REFERENCE: SAFR).
+
+A removed word is taken out and the rest closes up: the model reads a shorter text, never a hole in it. Every measure
+is of the class that the model predicts for the full text, and each ranking meets the same texts.
+"""
+
+import dataclasses
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxablate.classifier.texts import TextMeasures, by_text, word_importance
+from jaxablate.intervals_old import RESAMPLES, both_ends, interval_ends, percentile_interval, ratio_resamples
+from jaxablate.reports.panels import Curves, Grid, Panel, Series
+from jaxablate.reports.results import Figure
+from jaxablate.runs.run import Run
+from jaxablate.suites.suite import Suite
+from jaxablate.types import Batch, Params
+
+RANKINGS = ("vmask", "gradient", "random")
+"""Keep-probability; |gradient of the predicted class's log-probability by the token's scale|; a seeded draw."""
+KEPT = (1, 2, 3, 5, 10)
+"""Words kept for post-hoc accuracy (Chen & Ji 2020)."""
+DELETED = tuple(range(1, 11))
+"""Words deleted for AOPC."""
+SHARES = (1, 5, 10, 20, 50)
+"""Percent of the words for comprehensiveness and sufficiency (DeYoung et al. 2020)."""
+MAX_TEXTS = 2_000
+MAX_WORDS = 80_000
+"""Of the texts measured, about: every word is read some fifty times over."""
+ROWS = 32
+MULTIPLE = 8
+"""Texts of a batch, and what its length is a multiple of."""
+HEADLINE_K = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Mean over texts of one measure under one ranking."""
+
+    name: str
+    ranking: str
+    """One of `RANKINGS`, or two of them: the mean difference on the same texts."""
+    value: float
+    interval: tuple[float, float] | None
+    """95 %, bootstrap over texts, the same draws for every measure."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportanceResult:
+    """Every measure under every ranking, and the rankings' differences."""
+
+    measures: tuple[Measure, ...]
+    """By name, in this order: post-hoc accuracy@k and post-hoc gold accuracy@k, drop@k (of the predicted class's
+    probability with the k most important words deleted), AOPC (mean of the drops; 10/11 of it where
+    the drop of 0 with nothing deleted counts too, as in Samek et al. 2017), comprehensiveness and sufficiency at each
+    of `SHARES` and their means."""
+    differences: tuple[Measure, ...]
+    """Of the same measures: each ranking but the last minus random, VMASK minus gradient."""
+    texts: int
+    of: int
+    """Texts of the split."""
+    words: int
+
+    def headline(self) -> tuple[Figure, ...]:
+        """Post-hoc accuracy at three words, AOPC, comprehensiveness and sufficiency, each ranking; AOPC differences."""
+        better = {f"post-hoc accuracy@{HEADLINE_K}": "up", "AOPC": "up", "comprehensiveness": "up",
+                  "sufficiency": "down"}
+        shown = [(x, better[name]) for name in better for x in self.measures if x.name == name]
+        shown += [(x, "none") for x in self.differences if x.name == "AOPC"]
+        return tuple(Figure(name=f"{x.name} {x.ranking}", value=x.value, better=way, **interval_ends(x.interval))
+                     for x, way in shown)
+
+    def panels(self) -> tuple[Panel, ...]:
+        """Curves over the number of words, and all numbers."""
+        return (_accuracy_curves(self), _drop_curves(self), *_tables(self))
+
+
+def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, fixed_length: bool = False, pad_id: int = 0,
+             seed: int = 0, max_texts: int = MAX_TEXTS, max_words: int = MAX_WORDS) -> ImportanceResult:
+    """Deletes and keeps the most important words of each text.
+
+    A text with n words counts in every measure: at most n - 1 words are deleted, so that one is left (a text of one
+    word drops by 0), and where more words are to be kept than there are, all are.
+
+    Args:
+      model: a `SafrClassifier`.
+      params: its parameters.
+      batches: the split; rows with weight 0 do not count.
+      fixed_length: whether shorter texts are padded to the length they came in (``padding="paper"``, where padding is
+        part of the result) or as little as possible.
+      pad_id: token of the padding.
+      seed: of the choice of texts, of the random ranking and of the bootstrap over texts.
+      max_texts: measured at most; see `draw`.
+      max_words: measured at most, on average over choices.
+
+    Returns:
+      Means and differences, with percentile intervals of `RESAMPLES` draws.
+    """
+    texts = by_text(batches, _as_rows)
+    chosen = draw(texts, max_texts=max_texts, max_words=max_words, seed=seed)
+    padding = {"fixed_length": fixed_length, "pad_id": pad_id}
+    found = by_text(batches_of(chosen, **padding),
+                    functools.partial(text_measures, model, params, seed=seed, **padding))
+    measures, differences = _summarise(found, seed)
+    return ImportanceResult(measures=measures, differences=differences, texts=len(chosen["label"]),
+                            of=len(texts["label"]), words=int(np.sum(~np.isnan(chosen["tokens"]))))
+
+
+def draw(texts: TextMeasures, *, max_texts: int, max_words: int, seed: int) -> TextMeasures:
+    """A seeded choice of texts, kept in the order of the split.
+
+    Args:
+      texts: ``tokens`` [texts, L], NaN where a text has ended, and anything else by text.
+      max_texts: at most so many.
+      max_words: at most so many times the mean length.
+      seed: of the choice.
+    """
+    count = len(texts["tokens"])
+    words = np.sum(~np.isnan(texts["tokens"]))
+    wanted = max(1, min(count, max_texts, int(max_words * count / words)))
+    kept = np.sort(np.random.default_rng(seed).choice(count, size=wanted, replace=False))
+    return {name: x[kept] for name, x in texts.items()}
+
+
+def batches_of(texts: TextMeasures, *, fixed_length: bool = False, pad_id: int = 0) -> Iterator[Batch]:
+    """Texts in batches of like length, in the form of the data's batches, with filler rows at the end of the last.
+
+    Args:
+      texts: ``tokens`` [texts, L], NaN where a text has ended, ``label``, ``index`` and ``length`` (of the batch that
+        the text came in).
+      fixed_length: keep that length.
+      pad_id: token of the padding.
+    """
+    words = np.sum(~np.isnan(texts["tokens"]), axis=-1)
+    order = np.argsort(words, kind="stable")
+    for rows in (order[i : i + ROWS] for i in range(0, len(order), ROWS)):
+        came_in = texts["length"][rows].max()  # what the model takes for sure, where rounding up would pass its limit
+        length = came_in if fixed_length else min(_rounded(words[rows].max()), came_in)
+        mask = np.zeros((ROWS, length), np.float32)
+        mask[: len(rows)] = np.arange(length) < words[rows, None]
+        tokens = np.full(mask.shape, pad_id, np.int32)
+        tokens[mask > 0] = texts["tokens"][rows][~np.isnan(texts["tokens"][rows])]
+        filled = np.zeros((2, ROWS), np.int32)
+        filled[:, : len(rows)] = texts["label"][rows], texts["index"][rows]
+        yield {"tokens": tokens, "mask": mask, "labels": filled[0], "index": filled[1],
+               "weight": (np.arange(ROWS) < len(rows)).astype(np.float32)}
+
+
+def text_measures(model: Any, params: Params, batch: Batch, *, fixed_length: bool = False, pad_id: int = 0,
+                  seed: int = 0) -> dict[str, np.ndarray]:
+    """Measures of each text of a batch by ``measure/ranking``, [B] each; see `ImportanceResult.measures`."""
+    full = {name: np.asarray(x) for name, x in word_importance(model, params, batch).items()}
+    mask = np.asarray(batch["mask"]) > 0
+    full["random"] = np.asarray(random_importance(np.asarray(batch["index"]), length=mask.shape[-1], seed=seed))
+    rankings = [name for name in RANKINGS if name in full]
+    ranks = np.stack([ranks_of(full[name], mask) for name in rankings])
+    words = mask.sum(-1)
+    classify = functools.partial(_classify, model, params, np.asarray(batch["tokens"]), full["predicted"],
+                                 least=mask.shape[-1] if fixed_length else 0, pad_id=pad_id)
+    found: dict[str, np.ndarray] = {}
+    for name, kept in _kept_words(ranks, words).items():
+        chosen, probability = classify(kept)
+        values = {name: full["probability"] - probability}
+        if name.startswith("post-hoc"):
+            values = {name: chosen == full["predicted"],
+                      name.replace("accuracy", "gold accuracy"): chosen == np.asarray(batch["labels"])}
+        found |= {f"{key}/{ranking}": value[r].astype(np.float64)
+                  for key, value in values.items() for r, ranking in enumerate(rankings)}
+    return _averaged(found, rankings)
+
+
+@functools.partial(jax.jit, static_argnames=("length", "seed"))
+def random_importance(index: jax.Array, *, length: int, seed: int) -> jax.Array:
+    """[B, length] uniform numbers, a function of the seed, a text's index and the position alone."""
+    def one(i: jax.Array) -> jax.Array:
+        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(jax.random.key(seed), i)))
+        return jax.vmap(jax.random.uniform)(keys(jnp.arange(length)))
+
+    return jax.vmap(one)(index)
+
+
+def ranks_of(importance: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Place of each token in the order of importance, 0 for the most important; equal ones by place, padding last.
+
+    >>> ranks_of(np.array([[0.1, 0.7, 0.7, 0.9]]), np.array([[True, True, True, False]])).tolist()
+    [[2, 0, 1, 3]]
+    """
+    order = np.argsort(np.where(mask, -importance, np.inf), axis=-1, kind="stable")
+    return np.argsort(order, axis=-1, kind="stable")
+
+
+def shortened(tokens: np.ndarray, kept: np.ndarray, length: int, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The kept tokens in their order, the gaps closed.
+
+    Args:
+      tokens: [..., L] ids.
+      kept: [..., L] bool.
+      length: of the result, at least the number of kept tokens of any row.
+
+    Returns:
+      Tokens int32 and mask float32, [..., length]; ``pad_id`` and 0 after the end.
+
+    >>> shortened(np.array([[5, 6, 7]]), np.array([[True, False, True]]), 2)[0].tolist()
+    [[5, 7]]
+    """
+    mask = np.arange(length) < kept.sum(-1, keepdims=True)
+    out = np.full(mask.shape, pad_id, np.int32)
+    out[mask] = tokens[kept]
+    return out, mask.astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def class_probability(model: Any, params: Params, tokens: jax.Array, mask: jax.Array, of: jax.Array
+                      ) -> tuple[jax.Array, jax.Array]:
+    """Predicted class [B] of each text, and the probability [B] of the class ``of`` [B]."""
+    logits = model.apply({"params": params}, tokens, mask).logits
+    p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    return jnp.argmax(logits, axis=-1), jnp.take_along_axis(p, of[:, None], axis=-1)[:, 0]
+
+
+def _classify(model: Any, params: Params, tokens: np.ndarray, predicted: np.ndarray, kept: np.ndarray, *, least: int,
+              pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Class and probability of the predicted class, [R, B], of the texts that ``kept`` [R, B, L] leaves."""
+    length = max(least, min(tokens.shape[-1], _rounded(kept.sum(-1).max())))
+    texts, mask = shortened(np.broadcast_to(tokens, kept.shape), kept, length, pad_id)
+    classes, probability = class_probability(model, params, texts.reshape(-1, length), mask.reshape(-1, length),
+                                             np.tile(predicted, len(kept)))
+    return np.asarray(classes).reshape(kept.shape[:2]), np.asarray(probability).reshape(kept.shape[:2])
+
+
+def _kept_words(ranks: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
+    """Measure -> which tokens it leaves, [R, B, L], from ranks [R, B, L] and lengths [B]."""
+    there = ranks < words[:, None]
+    share = {r: -(-r * words // 100)[:, None] for r in SHARES}  # rounded up, so at least one word
+    left = np.minimum(words, 1)[:, None]
+
+    def without(count: np.ndarray | int) -> np.ndarray:
+        return there & (ranks >= np.minimum(count, words[:, None] - left))
+
+    return {f"post-hoc accuracy@{k}": there & (ranks < k) for k in KEPT} | {
+        f"drop@{k}": without(k) for k in DELETED} | {
+        f"comprehensiveness@{r}%": without(share[r]) for r in SHARES} | {
+        f"sufficiency@{r}%": there & (ranks < share[r]) for r in SHARES}
+
+
+def _averaged(found: Mapping[str, np.ndarray], rankings: Sequence[str]) -> dict[str, np.ndarray]:
+    """All measures, drops and shares also as their means."""
+    means = {"AOPC": [f"drop@{k}" for k in DELETED]}
+    means |= {name: [f"{name}@{r}%" for r in SHARES] for name in ("comprehensiveness", "sufficiency")}
+    return {**found, **{f"{name}/{ranking}": np.mean([found[f"{part}/{ranking}"] for part in parts], axis=0)
+                        for name, parts in means.items() for ranking in rankings}}
+
+
+def _as_rows(batch: Batch) -> dict[str, np.ndarray]:
+    """Texts of a batch as rows that end with NaN."""
+    mask = np.asarray(batch["mask"]) > 0
+    return {"tokens": np.where(mask, np.asarray(batch["tokens"], np.float64), np.nan),
+            "label": np.asarray(batch["labels"]), "index": np.asarray(batch["index"]),
+            "length": np.full(len(mask), mask.shape[-1])}
+
+
+def _rounded(length: int) -> int:
+    return int(length + -length % MULTIPLE)
+
+
+def _summarise(found: TextMeasures, seed: int) -> tuple[tuple[Measure, ...], tuple[Measure, ...]]:
+    """Means of all measures, and the differences between rankings, all over the same draws of texts."""
+    keys = list(found)
+    values = np.stack([found[key] for key in keys])
+    draws = ratio_resamples(values, np.ones(values.shape[-1]), seed=seed) if values.shape[-1] > 1 else values * np.nan
+    table: dict[str, dict[str, tuple[float, np.ndarray]]] = defaultdict(dict)
+    for key, mean, drawn in zip(keys, values.mean(-1), draws, strict=True):
+        name, _, ranking = key.partition("/")
+        table[name][ranking] = mean, drawn
+    measures, differences = [], []
+    for name, row in table.items():
+        measures += [_measure(name, ranking, *of) for ranking, of in row.items()]
+        pairs = [(a, b) for a, b in (("vmask", "random"), ("gradient", "random"), ("vmask", "gradient")) if a in row]
+        differences += [_measure(name, f"{a} - {b}", row[a][0] - row[b][0], row[a][1] - row[b][1]) for a, b in pairs]
+    return tuple(measures), tuple(differences)
+
+
+def _measure(name: str, ranking: str, value: float, draws: np.ndarray) -> Measure:
+    return Measure(name=name, ranking=ranking, value=float(value), interval=percentile_interval(draws))
+
+
+def _accuracy_curves(result: ImportanceResult) -> Curves:
+    series = [*_series(result, "post-hoc accuracy", KEPT), *_series(result, "post-hoc gold accuracy", KEPT, ", gold")]
+    caption = (f"How often the k most important words alone, in their order, get the class that the full text gets "
+               f"and (gold) the right one; {result.texts:,} of {result.of:,} texts.")
+    return Curves(title="Post-hoc accuracy", caption=caption, x_label="words kept", y_label="accuracy",
+                  series=tuple(series))
+
+
+def _drop_curves(result: ImportanceResult) -> Curves:
+    return Curves(title="Deletion", x_label="words deleted", y_label="drop of the probability",
+                  caption="By how much the probability of the predicted class falls when the k most important words "
+                          "are deleted. At least one word is left.",
+                  series=tuple(_series(result, "drop", DELETED)))
+
+
+def _series(result: ImportanceResult, name: str, at: Sequence[int], suffix: str = "") -> list[Series]:
+    values = {(x.name, x.ranking): x.value for x in result.measures}
+    rankings = dict.fromkeys(x.ranking for x in result.measures)
+    return [Series(label=f"{ranking}{suffix}", x=tuple(float(k) for k in at),
+                   y=tuple(values[f"{name}@{k}", ranking] for k in at)) for ranking in rankings]
+
+
+def _tables(result: ImportanceResult) -> tuple[Grid, Grid]:
+    columns = ("measure", "ranking", "mean", "95 % from", "to")
+    measures, differences = (
+        tuple((x.name, x.ranking, x.value, *both_ends(x.interval)) for x in of)
+        for of in (result.measures, result.differences)
+    )
+    caption = (f"Means over {result.texts:,} texts. Comprehensiveness: drop of the predicted class's probability when "
+               "the top words are deleted; sufficiency: when only they are kept (small is good). AOPC is the mean of "
+               "the drops; comprehensiveness and sufficiency without a number are the means over the shares.")
+    return (Grid(title="Importance of words", caption=caption, columns=columns, rows=measures),
+            Grid(title="Differences between rankings", caption="On the same texts, paired.", columns=columns,
+                 rows=differences))
+
+
+def _run(run: Run) -> tuple[ImportanceResult, dict[str, Any]]:
+    result = evaluate(run.model, run.params, run.splits["test"].batches(), seed=run.seed,
+                      fixed_length=run.config.model.padding == "paper", pad_id=run.tokenizer.pad_id)
+    return result, {"split": "test", "texts": result.texts, "max_texts": MAX_TEXTS, "max_words": MAX_WORDS,
+                    "deletion_leaves": 1, "bootstrap_resamples": RESAMPLES, "seed": run.seed}
+
+
+SUITE = Suite(name="importance", run=_run, task="classification",
+              about="Post-hoc accuracy, AOPC, comprehensiveness and sufficiency of word importance, on test texts.")

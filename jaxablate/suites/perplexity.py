@@ -1,0 +1,179 @@
+"""Perplexity of both streams over the whole validation split, with an interval over stories."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxablate.intervals_old import RESAMPLES, both_ends, interval_ends, percentile_interval, ratio_resamples
+from jaxablate.ops.cross_entropy import per_token_cross_entropy
+from jaxablate.reports.panels import Bar, Bars, Grid, Panel
+from jaxablate.reports.results import Figure
+from jaxablate.runs.run import Run
+from jaxablate.suites.suite import Suite, final_states
+from jaxablate.types import STREAMS, Batch, Params
+
+MIN_STORIES = 30
+"""Below this many stories the resampling unit is a window."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamLoss:
+    """Mean loss of one stream over one choice of targets."""
+
+    stream: str
+    end_of_text: bool
+    """Whether end-of-text targets are counted."""
+    loss: float
+    """Mean cross-entropy per token, nats."""
+    loss_interval: tuple[float, float] | None
+    perplexity: float
+    """exp(loss)."""
+    perplexity_interval: tuple[float, float] | None
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerplexityResult:
+    """Losses of each stream, with and without end-of-text targets."""
+
+    losses: tuple[StreamLoss, ...]
+    gap: float | None
+    """Loss ablated minus loss clean, nats per token, all targets; None without an ablated stream."""
+    gap_interval: tuple[float, float] | None
+    unit: str
+    """What is drawn with replacement for the intervals: stories or windows."""
+    units: int
+    floor: float | None = None
+    """Nats a token that no model of the data can beat, where the data's own source is known."""
+
+    def headline(self) -> tuple[Figure, ...]:
+        """Perplexity of each stream and choice of targets, and what ablation costs."""
+        ordered = sorted(self.losses, key=lambda loss: not loss.end_of_text)
+        figures = [_figure(f"perplexity {loss.stream}{'' if loss.end_of_text else ' w/o eot'}", loss.perplexity, "",
+                           loss.perplexity_interval) for loss in ordered]
+        if self.gap is not None:
+            figures.append(_figure("loss ablated - clean", self.gap, "nats", self.gap_interval))
+        return tuple(figures)
+
+    def panels(self) -> tuple[Panel, ...]:
+        """Bars of the perplexities and the table of losses behind them."""
+        bars = tuple(Bar(label=_label(x), value=x.perplexity, **interval_ends(x.perplexity_interval))
+                     for x in self.losses)
+        rows = tuple((_label(x), x.loss, *both_ends(x.loss_interval), x.perplexity, x.tokens)
+                     for x in self.losses)
+        caption = f"Whiskers: 95 % bootstrap interval over {self.units:,} {self.unit}."
+        if self.floor is not None:
+            rows += (("entropy of whole stories", self.floor, None, None, math.exp(self.floor), None),)
+        return (
+            Bars(title="Perplexity", caption=caption, bars=bars),
+            Grid(title="Losses", caption="Nats per token, mean over the targets.", rows=rows,
+                 columns=("stream, targets", "loss", "95 % from", "to", "perplexity", "targets")),
+        )
+
+
+def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, eot_id: int, seed: int = 0,
+             floor: float | None = None) -> PerplexityResult:
+    """Streams the split once and sums each story's losses.
+
+    Args:
+      model: a `SelfAblatingTransformer`.
+      params: its parameters.
+      batches: the split in file order (rows of a batch follow each other); see `Batch`.
+      eot_id: token that ends a story. It is the last target of its story.
+      seed: of the bootstrap (`RESAMPLES` draws, percentile interval).
+      floor: least possible loss, nats a token, for the report; None where it is not known.
+
+    Returns:
+      Losses per stream, over all targets and over those that are not end-of-text. Intervals come from drawing
+      stories with replacement, or windows where there are fewer than `MIN_STORIES` stories.
+    """
+    stories, windows, open_story = [], [], 0
+    for batch in batches:
+        found = token_losses(model, params, batch)
+        losses = {name: np.asarray(found[name], np.float64) for name in STREAMS if name in found}
+        targets, mask = np.asarray(batch["targets"]), np.asarray(batch["mask"]) > 0
+        ends = (targets == eot_id) & mask
+        story = open_story + np.cumsum(ends.ravel()).reshape(ends.shape) - ends
+        row = np.broadcast_to(np.arange(len(targets))[:, None], targets.shape)
+        stories.append((open_story, _unit_sums(losses, story - open_story, ends, mask)))
+        windows.append((sum(len(w) for _, w in windows), _unit_sums(losses, row, ends, mask)))
+        open_story += int(ends.sum())
+    names = tuple(losses)
+    by_story, by_window = _join(stories), _join(windows)
+    unit, sums = ("stories", by_story) if len(by_story) >= MIN_STORIES else ("windows", by_window)
+    return dataclasses.replace(_summarise(names, sums, unit, seed), floor=floor)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def token_losses(model: Any, params: Params, batch: Batch) -> dict[str, jax.Array]:
+    """Cross-entropy of each target by stream: ``clean`` and, for gated models, ``ablated``; float32 [B, T]."""
+    out = model.apply({"params": params}, batch["inputs"])
+    dtype = jnp.dtype(model.config.compute_dtype)
+    table = params["embed"]["embedding"].astype(dtype)
+    return {name: per_token_cross_entropy(x.astype(dtype), table, batch["targets"])
+            for name, x in final_states(out).items()}
+
+
+def _unit_sums(losses: Mapping[str, np.ndarray], unit: np.ndarray, ends: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """[units of this batch, 2 + 2 * streams]: targets, end-of-text targets, and each stream's loss on both."""
+    columns = [mask, ends] + [x for loss in losses.values() for x in (np.where(mask, loss, 0), np.where(ends, loss, 0))]
+    sums = [np.bincount(unit[mask], weights=np.asarray(c, np.float64)[mask]) for c in columns]
+    return np.stack(sums, axis=-1)
+
+
+def _join(parts: list[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Adds the batches' units into one table; a story that goes on in the next batch is one unit."""
+    total = np.zeros((max(at + len(x) for at, x in parts), parts[0][1].shape[-1]))
+    for at, x in parts:
+        total[at : at + len(x)] += x
+    return total[total[:, 0] > 0]
+
+
+def _summarise(names: tuple[str, ...], sums: np.ndarray, unit: str, seed: int) -> PerplexityResult:
+    tokens, ends = sums[:, 0], sums[:, 1]
+    out, draws_with_ends = [], {}
+    for i, name in enumerate(names):
+        every, at_ends = sums[:, 2 + 2 * i], sums[:, 3 + 2 * i]
+        for end_of_text, loss, count in ((True, every, tokens), (False, every - at_ends, tokens - ends)):
+            draws = ratio_resamples(loss, count, seed=seed) if len(sums) > 1 else np.zeros(0)
+            if end_of_text:
+                draws_with_ends[name] = draws
+            out.append(_stream_loss(name, end_of_text, loss.sum() / max(count.sum(), 1), int(count.sum()), draws))
+    gap = gap_interval = None
+    if "ablated" in names:
+        clean, ablated = names.index("clean"), names.index("ablated")
+        gap = float((sums[:, 2 + 2 * ablated] - sums[:, 2 + 2 * clean]).sum() / tokens.sum())
+        gap_interval = percentile_interval(draws_with_ends["ablated"] - draws_with_ends["clean"])
+    return PerplexityResult(losses=tuple(out), gap=gap, gap_interval=gap_interval, unit=unit, units=len(sums))
+
+
+def _stream_loss(stream: str, end_of_text: bool, loss: float, tokens: int, draws: np.ndarray) -> StreamLoss:
+    return StreamLoss(
+        stream=stream, end_of_text=end_of_text, loss=float(loss), loss_interval=percentile_interval(draws),
+        perplexity=math.exp(min(loss, 700.0)), perplexity_interval=percentile_interval(draws, np.exp), tokens=tokens,
+    )
+
+
+def _label(loss: StreamLoss) -> str:
+    return f"{loss.stream}, {'all' if loss.end_of_text else 'without end-of-text'}"
+
+
+def _figure(name: str, value: float, unit: str, interval: tuple[float, float] | None) -> Figure:
+    return Figure(name=name, value=value, unit=unit, better="down", **interval_ends(interval))
+
+
+def _run(run: Run) -> tuple[PerplexityResult, dict[str, Any]]:
+    floor = None if run.loss_floor is None else run.loss_floor()
+    result = evaluate(run.model, run.params, run.splits["valid"].batches(), eot_id=run.tokenizer.eot_id,
+                      seed=run.seed, floor=floor)
+    return result, {"bootstrap_resamples": RESAMPLES, "seed": run.seed, "unit": result.unit}
+
+
+SUITE = Suite(name="perplexity", about="Cross-entropy of both streams on the whole validation split, in file order.",
+              run=_run)
