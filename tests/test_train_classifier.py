@@ -367,11 +367,6 @@ def test_a_vocabulary_larger_than_the_models_is_refused_before_anything_is_writt
     assert not (tmp_path / "run").exists()
 
 
-def test_a_warm_up_longer_than_the_epochs_is_refused(data):
-    with pytest.raises(ConfigError, match=r"warmup_steps=24 must be below the 24 steps of 3 epochs; lower it or raise"):
-        classification_task(tiny(data, optimizer={"warmup_steps": 24}))
-
-
 def test_a_batch_that_does_not_split_over_the_devices_is_refused(data, tmp_path):
     config = dataclasses.replace(tiny(data, batch_size=12), mesh=MeshConfig())
     with pytest.raises(ConfigError, match=r"12 rows \(train.batch_size\) must be a multiple of 8"):

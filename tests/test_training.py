@@ -40,6 +40,7 @@ ROOT = Path(__file__).parent.parent
         ({"schedule": "constant", "warmup_steps": 2}, [0.5, 1, 1, 1, 1, 1, 1, 1]),
         ({}, [(1 + np.cos(np.pi * s / 8)) / 2 for s in range(8)]),
         ({"final_fraction": 0.1}, [0.1 + 0.9 * (1 + np.cos(np.pi * s / 8)) / 2 for s in range(8)]),
+        ({"warmup_steps": 16}, [(s + 1) / 16 for s in range(8)]),
         ({"warmup_steps": 4}, [0.25, 0.5, 0.75, 1] + [(1 + np.cos(np.pi * s / 4)) / 2 for s in range(4)]),
         ({"warmup_steps": 1}, [1] + [(1 + np.cos(np.pi * s / 7)) / 2 for s in range(7)]),
     ],

@@ -18,11 +18,10 @@ from jaxablate.reports.comparison_page import matched_texts, write_tables
 from jaxablate.reports.matched import Matched, MatchedRow, Side, match_rows
 from jaxablate.reports.results import Figure, Results
 from jaxablate.runs.checkpoint import FOLDER, saved_steps
-from jaxablate.runs.run import require_language_model
+from jaxablate.runs.run import Run, require_language_model
 from jaxablate.runs.seal import damage
 from jaxablate.runs.workdir import METRICS, read_run
 from jaxablate.suites import perplexity
-from jaxablate.runs.run import Run
 from jaxablate.suites.suite import Suite
 
 Say = Callable[[str], None]

@@ -165,10 +165,6 @@ class Config:
             f"train.sequence_length={self.train.sequence_length} must not exceed "
             f"model.context_length={self.model.context_length}",
         )
-        require(
-            self.optimizer.warmup_steps < self.train.steps,
-            f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be below train.steps={self.train.steps}",
-        )
         layers = self.model.n_layers
         wrong = [layer for layer in self.objective.regularized_layers if not 0 <= layer < layers]
         require(not wrong, f"objective.regularized_layers={wrong} must be in 0..{layers - 1}, the model's layers")

@@ -7,9 +7,8 @@ from typing import Any
 from jaxablate.circuits.ioi import ioi
 from jaxablate.circuits.prompt_files import load_task
 from jaxablate.circuits.prompts import PromptPairs
-from jaxablate.circuits.tasks import from_corpus, tokenise
+from jaxablate.circuits.tasks import Tokenizer, from_corpus, tokenise
 from jaxablate.config import ModelConfig
-from jaxablate.circuits.tasks import Tokenizer
 
 
 def task_pairs(

@@ -24,7 +24,7 @@ def classification_task(config: ClassificationConfig) -> Task:
 
     Raises:
       DataError: the data is missing, malformed or damaged.
-      ConfigError: the model's vocabulary is smaller than the data's, or the warm-up is longer than the run.
+      ConfigError: the model's vocabulary is smaller than the data's.
     """
     with progress_report() as report:
         data = prepare_sentiment(config.data, report=report)
@@ -36,11 +36,6 @@ def classification_task(config: ClassificationConfig) -> Task:
     train, shape = config.train, batch_shape(config, data.vocabulary.pad_id) | _process()
     per_epoch = -(-len(data.splits["train"]) // train.batch_size)
     steps = train.epochs * per_epoch
-    if config.optimizer.warmup_steps >= steps:
-        raise ConfigError(
-            f"optimizer.warmup_steps={config.optimizer.warmup_steps} must be below the {steps} steps of {train.epochs} "
-            "epochs; lower it or raise train.epochs"
-        )
     return Task(
         config=dataclasses.replace(config, model=config.model_for(data.vocabulary.vocab_size)),
         pace=Pace(steps=steps, log_every=train.log_every, eval_every=per_epoch,

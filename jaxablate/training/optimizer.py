@@ -14,7 +14,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
     Warm-up is linear and never zero: update ``s`` (from 0) of ``w`` has ``peak * (s + 1) / w``. Cosine then falls from
     the peak over the remaining ``n = steps - w`` updates: ``peak * (f + (1 - f) * (1 + cos(pi * s / n)) / 2)``, so that
-    ``f = final_fraction`` is reached as the last update ends.
+    ``f = final_fraction`` is reached as the last update ends. A run shorter than its warm-up ends within it.
 
     Args:
       config: peak, shape and warm-up.
@@ -24,7 +24,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     if config.schedule == "constant":
         main = optax.constant_schedule(peak)
     else:
-        main = optax.cosine_decay_schedule(peak, steps - config.warmup_steps, alpha=config.final_fraction)
+        main = optax.cosine_decay_schedule(peak, max(1, steps - config.warmup_steps), alpha=config.final_fraction)
     if config.warmup_steps == 0:
         return main
     warmup = optax.linear_schedule(peak / config.warmup_steps, peak, config.warmup_steps - 1)
