@@ -28,9 +28,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(READY)
-	rm -rf runs/quickstart
-	$(BIN)/python train.py --config configs/quickstart.py --workdir runs/quickstart
-	$(BIN)/python eval.py score --workdir runs/quickstart
+	$(BIN)/jaxablate train --config quickstart --workdir runs/quickstart
+	$(BIN)/jaxablate score --workdir runs/quickstart
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0

@@ -1,0 +1,56 @@
+"""docs/extending.md, done by a package of a user's own that is installed beside this one."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxablate.reports import results
+
+DOCS = Path(__file__).parent.parent / "docs" / "extending.md"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder on the path that holds the package of the documentation, with its entry points, as pip lays it out."""
+    folder = tmp_path_factory.mktemp("site")
+    text = DOCS.read_text()
+    (folder / "my_package").mkdir()
+    (folder / "my_package" / "__init__.py").touch()
+    for code in re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        name = re.match(r"# (my_package/\w+\.py)", code)[1]
+        (folder / name).write_text(code)
+    metadata = folder / "my_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    toml = re.search(r"^```toml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[1]
+    entry_points = re.sub(r'\[project\.entry-points\."(.*?)"\]', r"[\1]", toml).replace('"', "")
+    (metadata / "entry_points.txt").write_text(entry_points)
+    return folder
+
+
+def jaxablate(installed: Path, *arguments: object) -> str:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-m", "jaxablate", *map(str, arguments)], env=environment,
+                          cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_suite_from_outside_is_scored_reported_and_compared(installed, language_run, tmp_path):
+    jaxablate(installed, "score", "--workdir", language_run, "--suites", "norms", "perplexity")
+    record = results.read(language_run).suites["norms"]
+    assert record.figures[0].name == "mean norm" and record.figures[0].estimate.has_interval
+    assert "Norms of the weights" in (language_run / "report.html").read_text()
+    jaxablate(installed, "compare", language_run, "--out", tmp_path / "table")
+    assert "mean norm" in (tmp_path / "table.md").read_text()
+
+
+def test_a_circuit_method_from_outside_finds_circuits_and_is_ranked(installed, language_run):
+    jaxablate(installed, "circuit", "--workdir", language_run, "--method", "later", "--edges", 5, "--prompts", 8)
+    assert list((language_run / "circuits").glob("*later*/*.json"))
+    jaxablate(installed, "score", "--workdir", language_run, "--suites", "circuits")
+    assert "later" in (language_run / "report.html").read_text()
