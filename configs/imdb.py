@@ -1,4 +1,4 @@
-"""SAFR on the Large Movie Review Dataset (REFERENCE: the second paper's shape).
+"""SAFR on the Large Movie Review Dataset at the second paper's shape.
 
     python train.py --config configs/imdb.py --workdir runs/imdb-l11
     python train.py --config configs/imdb.py --workdir runs/imdb-l00 --objective.importance 0 --objective.interaction 0

@@ -1,4 +1,4 @@
-"""SAFR on the Stanford Sentiment Treebank (REFERENCE: the second paper's shape), three seeds of one lambda setting.
+"""SAFR on the Stanford Sentiment Treebank at the second paper's shape, three seeds of one lambda setting.
 
     python train.py --config configs/sst2.py --workdir runs/sst2-l11 --seeds 0 1 2
     python train.py --config configs/sst2.py --workdir runs/sst2-l00 --seeds 0 1 2 --objective.importance 0 \

@@ -1,4 +1,4 @@
-r"""k-winner-take-all gates: exactly k of U units for each row, with a gradient (Ferrao et al. 2025; REFERENCE 1).
+r"""k-winner-take-all gates: exactly k of U units for each row, with a gradient (docs/papers.md, Gates).
 
 With scores x and x_(1) >= x_(2) >= ... along the last axis,
 

@@ -24,7 +24,7 @@ def language_model_loss(
     mask_BT: jax.Array | None = None,
     gates: Gates | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """clean * CE(clean) + ablated * CE(ablated) + reconstruction * R (REFERENCE section 1, "Loss"), and SAFR's terms.
+    """clean * CE(clean) + ablated * CE(ablated) + reconstruction * R (docs/papers.md, Losses), and SAFR's terms.
 
     Args:
       model: the decoder.
@@ -119,7 +119,7 @@ def classification_loss(
     rngs: Mapping[str, jax.Array] | None = None,
     noise_BL2: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """CE + importance * L_imp + interaction * L_inter + information * H (REFERENCE section 3).
+    """CE + importance * L_imp + interaction * L_inter + information * H (docs/papers.md, SAFR).
 
     Args:
       model: the classifier.

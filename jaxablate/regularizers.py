@@ -1,6 +1,6 @@
 """Regularisers: arrays in, scalars out.
 
-`polysemanticity` and `interference` are SAFR's (REFERENCE section 3). They are means over texts of each text's mean
+`polysemanticity` and `interference` are SAFR's (docs/papers.md, SAFR). They are means over texts of each text's mean
 over its own tokens or pairs, so that neither padding nor the other texts of a batch change what a text contributes.
 With every position counted (no mask) that is the mean over everything, as in the released code. Both have derivatives
 by hand: half the matrix products of the automatic ones, and finite where a row is zero.
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 
 def reconstruction(clean: jax.Array, ablated: jax.Array, *, eps: float = 1e-12) -> jax.Array:
-    """Mean squared difference of two streams after each is L2-normalised over the last axis (REFERENCE: SAT loss).
+    """Mean squared difference of two streams after each is L2-normalised over the last axis (docs/papers.md, Losses).
 
     Args:
       clean, ablated: [..., D] residual streams.

@@ -48,7 +48,7 @@ def pairs():
 
 
 def sequential(config, params, pairs, tau, order, stream, ablation):
-    """ACDC as REFERENCE section 2 has it: one whole run of the patched model for each edge."""
+    """ACDC as docs/papers.md has it: one whole run of the patched model for each edge."""
     same = patching.circuit_config(config)
     clean, corrupt = patching.pair_inputs(same, params, pairs, stream)
     other = patching.make_replacement(ablation, patching.run(same, params, corrupt), corrupt.valid, stream == "ablated")

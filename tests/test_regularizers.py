@@ -21,7 +21,7 @@ def texts(mask):
 
 
 def polysemanticity_by_hand(x, mask):
-    """REFERENCE section 3, one product at a time."""
+    """The importance term of docs/papers.md, one product at a time."""
     means = []
     for b, tokens in texts(mask):
         values = []
@@ -33,7 +33,7 @@ def polysemanticity_by_hand(x, mask):
 
 
 def interference_by_hand(attention, mask):
-    """REFERENCE section 3, C = A / (row sum of A) included."""
+    """The interaction term of docs/papers.md, C = A / (row sum of A) included."""
     means = []
     for b, tokens in texts(mask):
         values = []

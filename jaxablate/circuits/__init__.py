@@ -1,4 +1,4 @@
-"""Circuits of decoders: the edge graph, exact ACDC, attribution, faithfulness (REFERENCE sections 2 and 4).
+"""Circuits of decoders: the edge graph, exact ACDC, attribution, faithfulness.
 
 Example:
   >>> from jaxablate import circuits

@@ -1,8 +1,8 @@
 """ACDC (Conmy et al. 2023), with the decisions of the sequential algorithm at a small part of its cost.
 
 The algorithm: visit the edges from the last layer to the first; patch one more edge; if KL(clean || patched) rises by
-less than tau over what it was, the edge stays patched (removed from the circuit), otherwise it is kept (REFERENCE
-section 2). What makes it fast changes no decision:
+less than tau over what it was, the edge stays patched (removed from the circuit), otherwise it is kept (docs/papers.md,
+ACDC). What makes it fast changes no decision:
 
 * an edge into a destination whose node has no surviving outgoing edge cannot matter and is removed unevaluated;
 * only what the edge can still reach is computed (`jaxablate.circuits.live`);

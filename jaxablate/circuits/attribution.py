@@ -1,4 +1,6 @@
-"""Scores of edges by derivatives: EAP, EAP-IG, mask gradient; and random scores as their control (REFERENCE section 4).
+"""Scores of edges by derivatives: EAP, EAP-IG, mask gradient; and random scores as their control.
+
+Formulas: docs/papers.md, Attribution and later methods.
 
 A score estimates by how much the metric changes when the edge alone is patched (`effects.single_edge_effects` computes
 that exactly). Its sign is the change's: an edge that matters lowers the logit difference and raises the divergence.

@@ -1,4 +1,4 @@
-"""Can the model do the task that its circuit is of? (REFERENCE section 4)
+"""Can the model do the task that its circuit is of? (docs/papers.md, Attribution and later methods)
 
 A circuit means little where the model cannot do the task, so these figures stand beside every circuit.
 """

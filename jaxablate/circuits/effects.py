@@ -64,7 +64,7 @@ def single_edge_effects(
     edges: Sequence[int] | np.ndarray | None = None, batch_size: int = 64, memory_mb: int = 256,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """What patching each edge alone does to the metric, exactly (REFERENCE section 4).
+    """What patching each edge alone does to the metric, exactly.
 
     Args:
       config: of the model (`patching.circuit_config`).

@@ -22,7 +22,7 @@ from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError
 
 PERCENTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
-"""Sizes of circuits, in percent of all edges (REFERENCE section 4)."""
+"""Sizes of circuits, in percent of all edges (docs/papers.md, Attribution and later methods)."""
 Rows = np.ndarray | None
 """[m] int: prompts, repeated as drawn; None means each once."""
 

@@ -1,4 +1,4 @@
-"""Indirect-object identification in the words of children's stories (the paper's task, REFERENCE section 2).
+"""Indirect-object identification in the words of children's stories (the paper's task).
 
 ``One day, Tom and Lily went to the park. Lily gave a ball to`` -> `` Tom``. The corrupt prompt has three other names,
 so nothing in it tells the answer. Which names there are depends on the tokenizer: each must be one token, so that the

@@ -39,7 +39,7 @@ class Target(Protocol):
 
 @flax.struct.dataclass
 class LogitDifference:
-    """Mean logit of the answers less mean logit of the wrong answers, in logits (REFERENCE section 4).
+    """Mean logit of the answers less mean logit of the wrong answers, in logits.
 
     Logits are linear in the final stream, so the difference is its product with one direction for each prompt.
     """
@@ -60,7 +60,7 @@ class LogitDifference:
 
 @flax.struct.dataclass
 class Divergence:
-    """KL(clean || patched) in nats, from the next-token distribution of the model itself (REFERENCE section 4)."""
+    """KL(clean || patched) in nats, from the next-token distribution of the model itself."""
 
     clean: Readout
     higher_is_better: bool = flax.struct.field(pytree_node=False, default=False)

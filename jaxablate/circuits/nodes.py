@@ -84,7 +84,7 @@ def spread_gate(gate: jax.Array | None, positions: int) -> jax.Array | None:
     """A gate [n, X] of the last position as a factor [n, positions, X] that is 1 before it.
 
     A token's gates act on that token alone, and later tokens read its clean stream. So at a position that only reads,
-    the ablated stream is a stream that is gated at that position and clean before it (REFERENCE section 1).
+    the ablated stream is a stream that is gated at that position and clean before it (docs/papers.md, Two streams).
     """
     if gate is None:
         return None

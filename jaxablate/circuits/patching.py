@@ -1,8 +1,9 @@
 """A decoder run edge by edge: what every source writes, and the output when chosen edges carry another run's values.
 
 Pure functions of weights, prompts, an edge mask and a replacement. A destination's input is the sum over its sources of
-what the source writes now, or, over a patched edge, of its replacement, plus the output biases (REFERENCE section 2).
-All positions of a source are patched together. The result is read at the last position.
+what the source writes now, or, over a patched edge, of its replacement, plus the output biases
+(docs/papers.md, Circuit localisation). All positions of a source are patched together. The result is read at the last
+position.
 """
 
 import dataclasses

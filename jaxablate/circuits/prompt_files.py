@@ -1,4 +1,4 @@
-"""Files of prompts in AutoCircuit's layout, the one behind the paper's edge counts (REFERENCE section 2).
+"""Files of prompts in AutoCircuit's layout, the one behind the paper's edge counts.
 
 ``{"prompts": [{"clean": ..., "corrupt": ..., "answers": [" Rob"], "wrong_answers": [" Sue"]}, ...]}``, or the list
 alone. A prompt may have a ``group`` too; other keys are left alone.

@@ -1,4 +1,4 @@
-"""What a classifier makes of one text: which neurons each token occupies, and which tokens share them (REFERENCE 3)."""
+"""What a classifier makes of one text: which neurons each token occupies, and which tokens share them."""
 
 import dataclasses
 import functools

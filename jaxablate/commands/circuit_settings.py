@@ -11,7 +11,7 @@ from jaxablate.errors import ConfigError
 
 Method = Literal["acdc", "eap", "eap-ig", "mask-gradient", "oracle", "random"]
 TAU = 0.03
-"""Threshold of the papers, in nats (REFERENCE section 2)."""
+"""Threshold of the papers, in nats (docs/papers.md, ACDC)."""
 PROMPTS = 64
 
 

@@ -10,7 +10,7 @@ from jaxablate.config.run import MeshConfig, OptimizerConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(GatedModelConfig):
-    """Shape of the SAFR encoder (REFERENCE section 3); the defaults are the paper's, with one layer.
+    """Shape of the SAFR encoder (docs/papers.md, SAFR); the defaults are the paper's, with one layer.
 
     Raises:
       ConfigError: a field is out of range or does not fit the others.
@@ -56,8 +56,8 @@ class ClassifierConfig(GatedModelConfig):
 class ClassificationObjective:
     """``clean * CE + ablated * CE(ablated) + importance * L_imp + interaction * L_inter + information * H``.
 
-    REFERENCE section 3; the paper's defaults are 1 for both regularisers. Without gates there is one cross-entropy, and
-    its coefficient is 1: `clean` and `ablated` are not used.
+    The paper's defaults are 1 for both regularisers (docs/papers.md, SAFR). Without gates there is one cross-entropy,
+    and its coefficient is 1: `clean` and `ablated` are not used.
     """
 
     importance: float = 1.0

@@ -56,7 +56,7 @@ class ModelConfig(GatedModelConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Coefficients of ``clean * CE(clean) + ablated * CE(ablated) + reconstruction * R`` (REFERENCE: SAT loss).
+    """Coefficients of ``clean * CE(clean) + ablated * CE(ablated) + reconstruction * R`` (docs/papers.md, Losses).
 
     SAFR's two terms may be added, which neither paper does.
     """
@@ -65,9 +65,9 @@ class ObjectiveConfig:
     ablated: float = 0.5
     reconstruction: float = 0.0
     importance: float = 0.0
-    """Of SAFR's importance term on the streams' neurons (REFERENCE section 3): tokens get neurons of their own."""
+    """Coefficient of SAFR's importance term on the streams' neurons: tokens get neurons of their own."""
     interaction: float = 0.0
-    """Of SAFR's interaction term on the streams' attention: correlated tokens may share."""
+    """Coefficient of SAFR's interaction term on the streams' attention: tokens that attend to each other share."""
     regularized_layers: tuple[int, ...] = ()
     """Layers that both SAFR terms are means over; none given takes all."""
     regularized_stream: Literal["clean", "ablated", "both"] = "both"

@@ -10,7 +10,7 @@ Architecture = Literal["standard", "topk", "batchtopk", "jumprelu"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """Shape and kind of a sparse autoencoder; the defaults are the paper's (REFERENCE section 2), D = 128.
+    """Shape and kind of a sparse autoencoder; the defaults are the paper's (docs/papers.md, Feature concentration).
 
     Raises:
       ConfigError: a field is out of range or does not fit the others.
@@ -57,7 +57,7 @@ class AutoencoderConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SaeTrainConfig:
-    """Length and pace of a training run; the defaults are the paper's (REFERENCE section 2).
+    """Length and pace of a training run; the defaults are the paper's (docs/papers.md, Feature concentration).
 
     Raises:
       ConfigError: a number is out of range.

@@ -4,7 +4,7 @@ For each token x [D] of a site, with the autoencoder's latents f and reconstruct
 in the place of x:
 
     L0, L1                 number of active latents, their sum
-    CE score               (CE_ablated - CE_sae) / (CE_ablated - CE), ablated to zero (REFERENCE section 2) or the mean
+    CE score               (CE_ablated - CE_sae) / (CE_ablated - CE), ablated to zero (the paper) or to the mean
     KL                     KL(P || P_sae) of the next-token distributions, mean over tokens, nats
     explained variance     1 - sum |x - y|^2 / sum |x - mean x|^2, sums and mean over the whole split
     the same, SAELens      mean over tokens of 1 - |x - y|^2 / |x - mean of the batch|^2: what SAELens 5.1.0 reports. It

@@ -10,7 +10,7 @@ With activations x [D], S latents, and matrices as SAELens stores them,
 
     loss = mean over tokens of |x - y|^2  +  l1 * mean over tokens of sum_s f_s w_s  +  auxiliary
 
-w_s is 1 with a unit decoder (REFERENCE section 2) and |W_dec_s| with a free one (Anthropic's update of April 2024), so
+w_s is 1 with a unit decoder (the paper) and |W_dec_s| with a free one (Anthropic's update of April 2024), so
 that the penalty cannot be made small by a large decoder. All kinds but topk share one formula: a threshold of 0 is a
 ReLU.
 """
@@ -119,7 +119,7 @@ def fold_scale(sae: Autoencoder, scale: jax.Array | float) -> Autoencoder:
 
 
 def activation_scale(x: jax.Array) -> jax.Array:
-    """sqrt(D) / mean norm: the factor that gives activations x [M, D] the mean norm sqrt(D) (REFERENCE section 2)."""
+    """sqrt(D) / mean norm: the factor that gives activations x [M, D] the mean norm sqrt(D)."""
     return x.shape[-1] ** 0.5 / jnp.mean(norms(x), axis=-1)
 
 

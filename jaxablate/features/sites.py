@@ -76,7 +76,7 @@ def find_site(config: ModelConfig, name: str) -> Site:
 
 
 def paper_site(config: ModelConfig) -> str:
-    """The MLP output of the second to last block, where the paper has its autoencoder (REFERENCE section 2)."""
+    """The MLP output of the second to last block, where the paper has its autoencoder."""
     return f"clean.layer_{max(config.n_layers - 2, 0)}.mlp_out"
 
 

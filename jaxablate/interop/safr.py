@@ -1,4 +1,4 @@
-"""The SAFR classifier of the paper's PyTorch code, to and fro (REFERENCE section 3)."""
+"""Read and write the SAFR classifier of the paper's PyTorch code."""
 
 import re
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The SAFR text classifier: a post-norm encoder behind VMASK (REFERENCE section 3), with optional gates."""
+"""The SAFR text classifier: a post-norm encoder behind VMASK (docs/papers.md, SAFR), with optional gates."""
 
 from typing import NamedTuple
 

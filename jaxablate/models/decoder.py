@@ -192,7 +192,8 @@ class SelfAblatingTransformer(nn.Module):
 
     The clean stream is an ordinary transformer and is all that runs at inference (`clean`). The ablated stream reads
     the clean stream's keys and values at earlier positions and its own at the current one. With `ablation="global"`
-    the clean pass that gives the scores is the clean stream itself, so there is one, not two (REFERENCE section 1).
+    the clean pass that gives the scores is the clean stream itself, so there is one, not two (docs/papers.md, Relevance
+    scores).
 
     Example:
       >>> shape = dict(vocab_size=11, context_length=8, d_model=8, n_layers=1, n_heads=2)

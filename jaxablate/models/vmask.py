@@ -1,4 +1,4 @@
-"""VMASK (Chen & Ji 2020; REFERENCE section 3): which words a text is classified by, learnt with the classifier."""
+"""VMASK (Chen & Ji 2020; docs/papers.md, VMASK): which words a text is classified by, learnt with the classifier."""
 
 from typing import NamedTuple
 

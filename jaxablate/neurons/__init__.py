@@ -5,7 +5,7 @@
 ``units``             the units of a decoder, and random directions of their spaces
 ``stream``            the pass: power sums and tables of firings
 ``firing_table``      counts of firings, two to a number
-``measures``          formulas of REFERENCE section 5
+``measures``          formulas of docs/papers.md, Neuron measures
 ``nulls``             shuffled tokens, and random directions that fire as often
 ``facts``             which unit tells which recorded fact of a text
 ``examples``          where in a text each unit is strongest

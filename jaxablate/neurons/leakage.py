@@ -1,7 +1,8 @@
 """Does a gate carry the next token? The ablated stream's loss with its gates, or what they gate, replaced.
 
 A gate is computed from the clean stream, which knows the context. It may choose units that compute something useful,
-or its mask may itself be a message. These losses of the ablated stream tell one from the other (REFERENCE section 5):
+or its mask may itself be a message. These losses of the ablated stream tell one from the other
+(docs/papers.md, Mask leakage):
 
     own           as trained
     random        each token has a random k-subset of the units of a layer

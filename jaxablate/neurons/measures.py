@@ -1,4 +1,4 @@
-"""The measures of REFERENCE section 5: how unevenly a unit fires, and how much its firing says of the token.
+"""How unevenly a unit fires, and how much its firing says of the token (docs/papers.md, Neuron measures).
 
 Of a unit with activations a over n tokens:
 

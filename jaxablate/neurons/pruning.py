@@ -1,6 +1,6 @@
 """What of an example's context a unit needs: its shortest suffix, the tokens that matter, what could stand there.
 
-The first three steps of Neuron to Graph (Foote et al. 2023; REFERENCE section 5), for all examples of a layer at once.
+The first three steps of Neuron to Graph (Foote et al. 2023), for all examples of a layer at once.
 E examples, C tokens of context. An offset counts back from the pivot, the token at which the unit is strong: offset 0
 is the pivot, 1 the token before it.
 

@@ -45,7 +45,7 @@ def two_stream_attention(
 ) -> jax.Array:
     """Attention of the ablated stream: earlier positions from the clean stream, the own position from itself.
 
-    What is ablated at a token is therefore never seen by later tokens (REFERENCE section 1, "Two streams").
+    What is ablated at a token is therefore never seen by later tokens (docs/papers.md, Two streams).
 
     Args:
       q: [B, T, N, H] queries of the ablated stream.

@@ -1,9 +1,9 @@
 """Suite ``sae``: every autoencoder stored in a working directory, over the whole validation split.
 
-The paper reports L0 and CE score of one autoencoder a model (REFERENCE section 2). Here they stand with intervals over
-stories and over seeds, beside what the reconstruction explains, and beside controls: autoencoders of Gaussian vectors
-of the site's mean and covariance, and of the same model with random weights. `jaxablate.features.metrics` has the
-formulas.
+The paper reports L0 and CE score of one autoencoder a model (docs/papers.md, Feature concentration). Here they
+stand with intervals over stories and over seeds, beside what the reconstruction explains, and beside controls:
+autoencoders of Gaussian vectors of the site's mean and covariance, and of the same model with random weights.
+`jaxablate.features.metrics` has the formulas.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Suite ``circuits``: how many edges a task takes, how sure that number is, and whether they explain the task.
 
-The paper reports one number a model: ACDC at tau = 0.03 on one batch of 64 prompts of the clean stream (REFERENCE
-section 2). Here it stands beside its spread over prompts, orders and thresholds, beside models with random weights,
+The paper reports one number a model: ACDC at tau = 0.03 on one batch of 64 prompts of the clean stream (docs/papers.md,
+ACDC). Here it stands beside its spread over prompts, orders and thresholds, beside models with random weights,
 beside whether the model can do the task at all, and for both streams.
 """
 

@@ -1,4 +1,4 @@
-"""Accuracy of a text classifier, class by class, and whether its probabilities mean what they say (REFERENCE: SAFR)."""
+"""Accuracy of a text classifier, class by class, and whether its probabilities mean what they say."""
 
 import dataclasses
 import functools

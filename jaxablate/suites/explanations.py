@@ -1,4 +1,4 @@
-"""Explanations of a few texts of the test split, for the report (REFERENCE section 3)."""
+"""Explanations of a few texts of the test split, for the report (docs/papers.md, Explanations)."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Which units the gates ever use, and how evenly (REFERENCE: SAT, live fraction)."""
+"""Which units the gates ever use, and how evenly (docs/papers.md, Neuron measures)."""
 
 import dataclasses
 import functools

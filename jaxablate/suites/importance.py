@@ -1,4 +1,4 @@
-"""How well an importance of words says what the classifier goes by: VMASK, gradient x input, chance (REFERENCE: SAFR).
+"""How well an importance of words says what the classifier goes by: VMASK, gradient x input, chance.
 
 A removed word is taken out and the rest closes up: the model reads a shorter text, never a hole in it. Every measure
 is of the class that the model predicts for the full text, and each ranking meets the same texts.

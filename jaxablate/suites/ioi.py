@@ -1,6 +1,7 @@
-"""Indirect-object identification: does the model name the receiver, not the giver? (REFERENCE: circuit localisation)
+"""Indirect-object identification: does the model name the receiver, not the giver?
 
-A circuit means little where the model cannot do the task, so these figures stand beside every circuit.
+The paper's task is docs/papers.md, Circuit localisation. A circuit means little where the model cannot do the task, so
+these figures stand beside every circuit.
 """
 
 import dataclasses

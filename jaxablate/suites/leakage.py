@@ -1,4 +1,4 @@
-"""Suite ``leakage``: does the gate itself carry the next token into the ablated stream? (REFERENCE section 5)
+"""Suite ``leakage``: does the gate itself carry the next token into the ablated stream? (docs/papers.md, Mask leakage)
 
 Three views of the same question: the loss with gates or what they gate replaced, the bits that single gates tell, and
 what a linear reader makes of all gates of a layer. What they measure is defined in `jaxablate.neurons`.

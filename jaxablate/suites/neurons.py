@@ -1,7 +1,8 @@
-"""Suite ``neurons``: how specialised neurons, attention channels and gates are (REFERENCE section 5), with both nulls.
+"""Suite ``neurons``: how specialised neurons, attention channels and gates are, with both nulls.
 
-The paper claims specialised neurons. A gate fixes how often units fire, and that alone moves every measure, so each
-stands beside what shuffled tokens give and what random directions give that fire as often.
+The paper claims specialised neurons (docs/papers.md, Neuron measures). A gate fixes how often units fire, and that
+alone moves every measure, so each stands beside what shuffled tokens give and what random directions give that fire as
+often.
 """
 
 import dataclasses

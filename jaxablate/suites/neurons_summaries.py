@@ -213,7 +213,7 @@ def telling_units(found: NeuronMeasures, decode: Callable[[int], str]) -> tuple[
 
 
 def weight_capacities(params: Params, layers: int, seed: int) -> tuple[WeightCapacity, ...]:
-    """Capacity of in- and out-weights of every layer's neurons (REFERENCE section 3, with weights for tokens)."""
+    """Capacity of in- and out-weights of every layer's neurons; weights take the place of docs/papers.md's tokens."""
     rng = np.random.default_rng(seed)
     found = []
     for layer in range(layers):

@@ -1,4 +1,4 @@
-"""How the tokens of a text share neurons: SRS with its nulls, and the distribution of capacity (REFERENCE: SAFR).
+"""How the tokens of a text share neurons: SRS with its nulls, and the distribution of capacity (docs/papers.md, SRS).
 
 The score says what SAFR's regularisers aim at: important tokens have neurons to themselves (capacity of the most
 important tokens minus that of the others), and tokens that attend to each other share theirs (alignment of the most

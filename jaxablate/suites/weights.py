@@ -1,4 +1,4 @@
-"""Mean absolute weight, counted in the ways that matter (REFERENCE: SAT, "sparsity").
+"""Mean absolute weight, counted in the ways that matter (docs/papers.md, Feature concentration).
 
 The paper calls the mean |w| over a model's weights its sparsity. Which weights is the question: the released script
 means to leave the embeddings out, but tests for names that its converted model does not have, so both embedding
