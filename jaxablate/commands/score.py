@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import jax
+import tyro
 from rich.console import Console
 
 from jaxablate.commands import base
@@ -28,8 +30,8 @@ Say = Callable[[str], None]
 class ScoreSettings(base.RunSettings):
     """Measure a checkpoint: results.json, report.html and a table."""
 
-    suites: tuple[str, ...] = ()
-    """Suites to run, for example perplexity gates; none given runs every one that fits the model."""
+    suites: Annotated[tuple[str, ...], tyro.conf.arg(
+        help=f"Suites to run, of {', '.join(SUITES.names())}; none given runs every one that fits the model.")] = ()
     max_batches: int | None = None
     """Read only so many batches of each split, for a quick look: of a language model's text the first ones, of labelled
     texts, whose batches come by length, some from the shortest to the longest."""
@@ -55,15 +57,18 @@ class ScoreSettings(base.RunSettings):
 parse = partial(base.parse, ScoreSettings)
 
 
-def score(settings: ScoreSettings, say: Say = lambda line: None) -> Results:
+def score(settings: ScoreSettings | str | Path, say: Say = lambda line: None, **options: Any) -> Results:
     """Runs suites on a checkpoint and keeps their figures in ``results.json`` and ``report.html``.
+
+    ``score("runs/mine", suites=("perplexity",))`` is ``jaxablate score --workdir runs/mine --suites perplexity``.
 
     The file is written after each suite, so what is measured is kept whatever happens to a later one. Figures of other
     suites stay where they are of the same checkpoint.
 
     Args:
-      settings: what to score.
+      settings: what to score; a path is the working directory.
       say: receives lines of progress.
+      **options: other fields of `ScoreSettings`, beside a path.
 
     Returns:
       All results of the checkpoint, earlier ones included.
@@ -71,6 +76,8 @@ def score(settings: ScoreSettings, say: Say = lambda line: None) -> Results:
     Raises:
       ConfigError, CheckpointError, DataError: see the message.
     """
+    if not isinstance(settings, ScoreSettings):
+        settings = ScoreSettings(workdir=Path(settings), **options)
     config = read_config(settings.workdir)
     chosen = choose(settings.suites, config, settings.workdir, say)
     run = settings.open()
