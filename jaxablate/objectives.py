@@ -1,44 +1,51 @@
-"""Model output -> loss and metrics."""
+"""Losses: a model's output to a scalar and metrics."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from jaxablate.config import ClassificationObjective, ModelConfig, ObjectiveConfig
-from jaxablate.models.classifier import ClassifierLayer, ClassifierOutput, SafrClassifier
+from jaxablate.config import ClassificationObjective, ModelConfig, ObjectiveConfig, RegularizedObjective
+from jaxablate.errors import ConfigError
+from jaxablate.models.classifier import ClassifierOutput, SafrClassifier
 from jaxablate.models.decoder import DecoderOutput, Gates, LayerActivations, SelfAblatingTransformer
-from jaxablate.models.vmask import information, mean_of_means
 from jaxablate.ops.attention import attention_weights
 from jaxablate.ops.cross_entropy import linear_cross_entropy
-from jaxablate.regularizers import interference, polysemanticity, reconstruction
+from jaxablate.regularizers import REGULARIZERS, Site, mean_over_texts, reconstruction
+from jaxablate.types import Batch, Params
+
+Metrics = dict[str, jax.Array]
 
 
 def language_model_loss(
     model: SelfAblatingTransformer,
-    params: Any,
-    inputs_BT: jax.Array,
-    targets_BT: jax.Array,
+    params: Params,
+    inputs_BT: Int[Array, "batch time"],
+    targets_BT: Int[Array, "batch time"],
     objective: ObjectiveConfig,
-    mask_BT: jax.Array | None = None,
+    mask_BT: Float[Array, "batch time"] | None = None,
     gates: Gates | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """clean * CE(clean) + ablated * CE(ablated) + reconstruction * R (docs/papers.md, Losses), and SAFR's terms.
+) -> tuple[jax.Array, Metrics]:
+    """clean * CE(clean) + ablated * CE(ablated) + reconstruction * R (docs/papers.md, SAT), and regularisers.
 
     Args:
       model: the decoder.
       params: its parameters.
-      inputs_BT, targets_BT: int token ids; targets are the inputs shifted by one.
+      inputs_BT: token ids.
+      targets_BT: the inputs shifted by one.
       objective: the coefficients.
-      mask_BT: 1 where the target counts; None counts all. SAFR's terms are over all positions.
+      mask_BT: 1 where the target counts; None counts all. Regularisers are over all positions.
       gates: given to the model instead of its own.
 
     Returns:
       The loss, and scalar metrics: `loss`, `loss_clean`; with an ablated stream also `loss_ablated`,
       `reconstruction` (before its coefficient), `live_attention` and `live_neurons` (fraction of units of all layers
-      whose gate exceeds 0.5 at least once in the batch). Without one CE(clean) has no coefficient. `importance` and
-      `interaction` (before their coefficients) are there where their coefficients are not zero.
+      whose gate exceeds 0.5 at least once in the batch). Without one CE(clean) has no coefficient. Each regulariser
+      whose coefficient is not zero is there under its name, before its coefficient.
+
+    Raises:
+      ConfigError: a regulariser is not registered, or reads what the model does not have.
     """
     out = model.apply({"params": params}, inputs_BT, gates=gates)
     dtype = jnp.dtype(model.config.compute_dtype)
@@ -56,50 +63,81 @@ def language_model_loss(
         if objective.reconstruction:  # a zero coefficient would still pay for the term's backward pass
             loss += objective.reconstruction * rebuilt
         metrics |= {"loss_ablated": losses[1], "reconstruction": rebuilt} | live_fractions(out)
-    for name, value in _decoder_safr_terms(out, model.config, objective).items():
-        loss += getattr(objective, name) * value
-        metrics[name] = value
-    return loss, {"loss": loss} | metrics
+    wanted = [name for name, coefficient in objective.coefficients.items() if coefficient]
+    terms = _regularizers(objective, wanted, lambda site: _decoder_arrays(out, model.config, objective, site), None)
+    loss = _with_terms(loss, objective, terms)
+    return loss, {"loss": loss} | metrics | terms
 
 
-def _decoder_safr_terms(
-    out: DecoderOutput, config: ModelConfig, objective: ObjectiveConfig
-) -> dict[str, jax.Array]:
-    """SAFR's terms on the decoder's streams, means over layers and streams: neurons as they reach the down-projection
-    (gated ones in the ablated stream), and attention weights made anew from queries and keys. Only those asked for."""
-    chosen = objective.regularized_layers or range(config.n_layers)
-    kinds = ("clean", "ablated") if objective.regularized_stream == "both" else (objective.regularized_stream,)
-    sites = [(i, kind) for i in chosen for kind in kinds if getattr(out.layers[i], kind) is not None]
-    if not sites:
-        return {}
+def check_regularizers(objective: RegularizedObjective, *, vmask: bool) -> None:
+    """Refuses coefficients of regularisers that a loss cannot add, before anything is trained.
+
+    Args:
+      objective: the coefficients.
+      vmask: whether the model has VMASK, which one kind of regulariser reads.
+
+    Raises:
+      ConfigError: a regulariser is not registered (the nearest name is told), or reads what the model does not have.
+    """
+    for name, coefficient in objective.coefficients.items():
+        if REGULARIZERS[name].reads == "vmask" and coefficient and not vmask:
+            raise ConfigError(f"regularizer {name!r} reads VMASK, which the model does not have; set its coefficient "
+                              "to 0")
+
+
+def _regularizers(objective: RegularizedObjective, names: list[str], arrays: Callable[[Site], list[jax.Array]],
+                  mask: jax.Array | None) -> Metrics:
+    """Named terms before their coefficients, each the mean over the ``arrays`` of the activation that it reads."""
     terms = {}
-    if objective.importance:
-        terms["importance"] = sum(polysemanticity(_neurons(out.layers[i], kind)) for i, kind in sites) / len(sites)
-    if objective.interaction:
-        weights = (_attention_of(out.layers[i], kind, config, i) for i, kind in sites)
-        terms["interaction"] = sum(map(interference, weights)) / len(sites)
+    for name in names:
+        regularizer = REGULARIZERS[name]
+        values = [regularizer.term(x, mask) for x in arrays(regularizer.reads)]
+        if values:
+            terms[name] = sum(values) / len(values)
+        elif objective.coefficients[name]:
+            raise ConfigError(f"regularizer {name!r} reads {regularizer.reads}, which the model does not have; set its "
+                              "coefficient to 0")
     return terms
 
 
-def _neurons(layer: LayerActivations | ClassifierLayer, stream: str) -> jax.Array:
+def _with_terms(loss: jax.Array, objective: RegularizedObjective, terms: Metrics) -> jax.Array:
+    for name, value in terms.items():
+        if coefficient := objective.coefficients[name]:  # one of zero would still pay for the term's backward pass
+            loss += coefficient * value
+    return loss
+
+
+def _decoder_arrays(out: DecoderOutput, config: ModelConfig, objective: ObjectiveConfig, site: Site
+                    ) -> list[jax.Array]:
+    """What regularisers read in the chosen layers and streams: neurons as they reach the down-projection (gated ones
+    in the ablated stream), or attention weights made anew from queries and keys."""
+    chosen = objective.regularized_layers or range(config.n_layers)
+    kinds = ("clean", "ablated") if objective.regularized_stream == "both" else (objective.regularized_stream,)
+    places = [(i, kind) for i in chosen for kind in kinds if getattr(out.layers[i], kind) is not None]
+    if site == "vectors":
+        return [_neurons(out.layers[i], kind) for i, kind in places]
+    return [_attention(out.layers[i], kind, config, i) for i, kind in places] if site == "attention" else []
+
+
+def _neurons(layer: LayerActivations, stream: str) -> jax.Array:
     return layer.clean.mlp_post if stream == "clean" else layer.ablated.mlp_post * layer.neuron_gates
 
 
-def _attention_of(layer: LayerActivations, stream: str, config: ModelConfig, index: int) -> jax.Array:
+def _attention(layer: LayerActivations, stream: str, config: ModelConfig, index: int) -> jax.Array:
     options = {"window": config.layer_window(index), "scale": config.attention_scale}
     if stream == "clean":
         return attention_weights(layer.clean.query, layer.clean.key, **options)
     return attention_weights(layer.ablated.query, layer.clean.key, layer.ablated.key, **options)
 
 
-def stream_reconstruction(out: DecoderOutput) -> jax.Array:
+def stream_reconstruction(out: DecoderOutput) -> Float[Array, ""]:
     """R: the mean over the L block outputs and the final norm's output of `regularizers.reconstruction`."""
     sites = [(layer.clean.resid_post, layer.ablated.resid_post) for layer in out.layers]
     sites.append((out.final_clean, out.final_ablated))
     return sum(reconstruction(c, a) for c, a in sites) / len(sites)
 
 
-def live_fractions(out: DecoderOutput) -> dict[str, jax.Array]:
+def live_fractions(out: DecoderOutput) -> Metrics:
     """Fraction of (layer, unit) whose gate exceeds 0.5 at least once in the batch, for both kinds of units."""
 
     def live(name: str) -> jax.Array:
@@ -111,15 +149,15 @@ def live_fractions(out: DecoderOutput) -> dict[str, jax.Array]:
 
 def classification_loss(
     model: SafrClassifier,
-    params: Any,
-    batch: Mapping[str, jax.Array],
+    params: Params,
+    batch: Batch,
     objective: ClassificationObjective,
     *,
     train: bool = False,
     rngs: Mapping[str, jax.Array] | None = None,
-    noise_BL2: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """CE + importance * L_imp + interaction * L_inter + information * H (docs/papers.md, SAFR).
+    noise_BL2: Float[Array, "batch tokens 2"] | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """CE + importance * L_imp + interaction * L_inter + information * H (docs/papers.md, SAFR), and regularisers.
 
     Args:
       model: the classifier.
@@ -127,12 +165,17 @@ def classification_loss(
       batch: `tokens` int [B, L], `mask` [B, L], `labels` int [B], and `weight` [B], 0 for rows that are no texts.
       objective: the coefficients, and what is regularised.
       train: hard VMASK sample and dropout, from `rngs` ("vmask", "dropout").
+      rngs: keys, needed where ``train``.
       noise_BL2: Gumbel noise of VMASK in place of a drawn one.
 
     Returns:
-      The loss, and scalar metrics: `loss`, `cross_entropy`, `accuracy`, `importance` and `interaction` (before their
-      coefficients); with VMASK also `kept` (mean of the mask over the texts' tokens) and `information`; with an ablated
-      stream also `cross_entropy_ablated` and `accuracy_ablated`, and `loss` has both cross-entropies.
+      The loss, and scalar metrics: `loss`, `cross_entropy`, `accuracy`, and every regulariser under its name, before
+      its coefficient, also where that is zero: `importance`, `interaction`, with VMASK `information`; with VMASK also
+      `kept` (mean of the mask over the texts' tokens); with an ablated stream also `cross_entropy_ablated` and
+      `accuracy_ablated`, and `loss` has both cross-entropies.
+
+    Raises:
+      ConfigError: a regulariser is not registered, or reads what the model does not have.
     """
     out = model.apply({"params": params}, batch["tokens"], batch["mask"], train=train, noise_BL2=noise_BL2, rngs=rngs)
     weight = batch["weight"]
@@ -145,28 +188,27 @@ def classification_loss(
         ablated = _class_metrics(out.logits_ablated, batch["labels"], weight)
         loss += objective.ablated * ablated["cross_entropy"]
         metrics |= {f"{name}_ablated": value for name, value in ablated.items()}
-    terms = _safr_terms(out, objective, counted)
     if out.vmask is not None:
-        terms["information"] = information(out.vmask_logits, counted)
-        metrics["kept"] = mean_of_means(out.vmask, real)
-    for name, value in terms.items():
-        if coefficient := getattr(objective, name):  # one of zero would still pay for the term's backward pass
-            loss += coefficient * value
+        metrics["kept"] = mean_over_texts(out.vmask, real)
+    terms = _regularizers(objective, list(objective.coefficients),
+                          lambda site: _classifier_arrays(out, objective, site), counted)
+    loss = _with_terms(loss, objective, terms)
     return loss, {"loss": loss} | metrics | terms
 
 
-def _safr_terms(out: ClassifierOutput, objective: ClassificationObjective, counted: jax.Array) -> dict[str, jax.Array]:
-    """Importance and interaction losses before their coefficients, means over the chosen layers and streams."""
+def _classifier_arrays(out: ClassifierOutput, objective: ClassificationObjective, site: Site) -> list[jax.Array]:
+    """What regularisers read in the chosen layers and streams."""
     kinds = ("clean", "ablated") if objective.stream == "both" else (objective.stream,)
-    blocks = [(out.layers[layer], kind) for layer in objective.layers for kind in kinds]
-    sites = [out.masked] if objective.importance_site == "embedding" else [_neurons(*block) for block in blocks]
-    return {
-        "importance": sum(polysemanticity(x, counted) for x in sites) / len(sites),
-        "interaction": sum(interference(getattr(*block).attention, counted) for block in blocks) / len(blocks),
-    }
+    layers = [out.layers[layer] for layer in objective.layers]
+    blocks = [(layer, kind) for layer in layers for kind in kinds if getattr(layer, kind) is not None]
+    if site == "vmask":
+        return [] if out.vmask_logits is None else [out.vmask_logits]
+    if site == "attention":
+        return [getattr(layer, kind).attention for layer, kind in blocks]
+    return [out.masked] if objective.importance_site == "embedding" else [x.neurons(kind) for x, kind in blocks]
 
 
-def _class_metrics(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+def _class_metrics(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> Metrics:
     """Means over the real rows."""
     count = jnp.maximum(jnp.sum(weight), 1)
     log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)

@@ -1,35 +1,56 @@
-"""Regularisers: arrays in, scalars out.
+"""Regularisers: terms of a loss, arrays in and a scalar out, and the registry by which both losses know them.
 
-`polysemanticity` and `interference` are SAFR's (docs/papers.md, SAFR). They are means over texts of each text's mean
-over its own tokens or pairs, so that neither padding nor the other texts of a batch change what a text contributes.
-With every position counted (no mask) that is the mean over everything, as in the released code. Both have derivatives
-by hand: half the matrix products of the automatic ones, and finite where a row is zero.
+`polysemanticity` and `interference` are SAFR's importance loss and interaction loss (docs/papers.md, SAFR), and
+`information` is VMASK's own term. Each is a mean over texts of a text's mean over its own tokens or pairs, so that
+neither padding nor the other texts of a batch change what a text contributes. Without a mask every position counts and
+that is the mean over everything, as in the released code.
+
+All derivatives are JAX's own. A root of a sum of squares is taken by `_length`, whose gradient at zero is zero, so that
+zero rows give finite gradients.
+
+A term of one's own is one call, from a script or from a package's entry point (group ``jaxablate.regularizers``):
+
+    regularizers.register(Regularizer(name="sparsity", reads="vectors", term=lambda x, mask=None: jnp.mean(jnp.abs(x))))
+    ObjectiveConfig(regularizers={"sparsity": 0.1})         # or --objective.regularizers sparsity 0.1
 """
 
-import functools
+import dataclasses
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from jaxablate.config.checks import require
+from jaxablate.registry import Registry
+
+ArrayLike = jax.typing.ArrayLike
+Site = Literal["vectors", "attention", "vmask"]
+"""What a term reads. vectors: one of each token, [B, L, D]: neurons, or a classifier's masked embeddings; attention:
+weights [B, N, L, L]; vmask: the logits [B, L, 2] of VMASK."""
 
 
-def reconstruction(clean: jax.Array, ablated: jax.Array, *, eps: float = 1e-12) -> jax.Array:
-    """Mean squared difference of two streams after each is L2-normalised over the last axis (docs/papers.md, Losses).
+class Term(Protocol):
+    """A differentiable function of one activation."""
 
-    Args:
-      clean, ablated: [..., D] residual streams.
-      eps: least norm divided by, so that zero rows give zero and a zero gradient.
-
-    Returns:
-      Scalar, the mean over all entries; at most 4 / D.
-
-    Example:
-      >>> float(reconstruction(jnp.array([3., 0.]), jnp.array([0., 2.])))
-      1.0
-    """
-    return jnp.mean(jnp.square(_unit(clean, eps) - _unit(ablated, eps)))
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, /) -> jax.Array:
+        """A scalar; ``mask`` [B, L] is 1 for the tokens that count, None counts all."""
+        ...
 
 
-def polysemanticity(x: jax.Array, mask: jax.Array | None = None, *, eps: float = 1e-5) -> jax.Array:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regularizer:
+    """A term that both losses can add, by name."""
+
+    name: str
+    """Its name in a config's coefficients, in the log of a run and in reports."""
+    reads: Site
+    """The losses pass it this activation of every layer and stream that the config chooses, and take the mean."""
+    term: Term
+
+
+def polysemanticity(x: Float[ArrayLike, "batch tokens d"], mask: Shaped[ArrayLike, "batch tokens"] | None = None, *,
+                    eps: float = 1e-5) -> Float[Array, ""]:
     """SAFR's importance loss: how much each token's vector overlaps with those of the text's other tokens.
 
     With xn_i = x_i / (eps + |x_i|), P_i = sqrt(sum over j != i of (xn_i . x_j)^2) / sqrt(D); the result is the mean of
@@ -37,13 +58,16 @@ def polysemanticity(x: jax.Array, mask: jax.Array | None = None, *, eps: float =
     tokens are long enough to be pushed apart.
 
     Args:
-      x: [B, L, D] vectors of the tokens.
-      mask: [B, L] 1 for a token that counts, 0 for padding; None counts all. A text without tokens does not count.
+      x: vectors of the tokens.
+      mask: 1 for a token that counts, 0 for padding; None counts all. A text without tokens does not count.
       eps: added to a row's norm before it divides.
 
     Returns:
       Scalar >= 0, at least float32; 0 for orthogonal tokens. The gradient at a zero row and at P_i = 0 is that of the
       other terms (subgradient 0, as PyTorch's norm has it).
+
+    Raises:
+      ConfigError: x does not have three axes, or the mask has another shape than its tokens.
 
     Example:
       >>> float(polysemanticity(jnp.array([[[3., 0.], [0., 2.]]])))
@@ -51,12 +75,16 @@ def polysemanticity(x: jax.Array, mask: jax.Array | None = None, *, eps: float =
       >>> round(float(polysemanticity(jnp.array([[[1., 0.], [1., 0.], [9., 9.]]]), jnp.array([[1, 1, 0]]))), 4)
       0.7071
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    weight = _token_weights(x, mask)
-    return _polysemanticity(jnp.where(weight[..., None] > 0, x, 0), weight * x.shape[-1] ** -0.5, eps)
+    x = _at_least_float32(x)
+    require(x.ndim == 3, f"x has the shape {x.shape}; give vectors [batch, tokens, d], those of a single text as x[None]")
+    tokens = _tokens(mask, x.shape[:2], x.dtype)
+    x = jnp.where(tokens[..., None] > 0, x, 0)
+    overlap = _off_diagonal(jnp.einsum("bid,bjd->bij", x, x))
+    return mean_over_texts(_length(overlap) / (eps + _length(x)), tokens) * x.shape[-1] ** -0.5
 
 
-def interference(attention: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def interference(attention: Float[ArrayLike, "batch heads tokens tokens"],
+                 mask: Shaped[ArrayLike, "batch tokens"] | None = None) -> Float[Array, ""]:
     """SAFR's interaction loss: attention between tokens that do not attend alike.
 
     With I_ik = sum over j of A_ij A_kj for i != k and 0 on the diagonal, the mean over heads and pairs (i, k) of
@@ -64,36 +92,115 @@ def interference(attention: jax.Array, mask: jax.Array | None = None) -> jax.Arr
     are rewarded for attending to the same places.
 
     Args:
-      attention: [B, N, L, L] weights; rows sum to 1 over the keys that count.
-      mask: [B, L] 1 for a token that counts, 0 for padding; None counts all. A text without tokens does not count.
+      attention: weights; rows sum to 1 over the keys that count.
+      mask: 1 for a token that counts, 0 for padding; None counts all. A text without tokens does not count.
 
     Returns:
       Scalar, at least float32: the mean over texts of each text's mean over heads and over its tokens' pairs.
+
+    Raises:
+      ConfigError: the attention does not have four axes, the last two of one size, or the mask has another shape.
 
     Example:
       >>> round(float(interference(jnp.full((1, 1, 2, 2), 0.5))), 4)  # (0.5 + 0.5 + 2 * 0.5 * (1 - 0.5)) / 4
       0.375
     """
-    attention = attention.astype(jnp.promote_types(attention.dtype, jnp.float32))
-    tokens = jnp.ones(attention.shape[:1] + attention.shape[-1:]) if mask is None else mask
-    tokens = tokens.astype(attention.dtype)
-    count = jnp.sum(tokens, axis=-1)
-    texts = jnp.maximum(jnp.sum(count > 0), 1)
-    weight = 1 / (attention.shape[1] * jnp.maximum(count, 1) ** 2 * texts)
-    rows = attention * tokens[:, None, :, None]  # keys that do not count have no weight in the others
-    return _interference(rows, weight[:, None, None, None])
+    attention = _at_least_float32(attention)
+    shape = attention.shape
+    require(attention.ndim == 4 and shape[-1] == shape[-2],
+            f"attention has the shape {shape}; give [batch, heads, tokens, tokens], of a single head attention[:, None]")
+    tokens = _tokens(mask, (shape[0], shape[-1]), attention.dtype)
+    rows = jnp.where(tokens[:, None, :, None] > 0, attention, 0)  # keys that do not count have no weight in the others
+    alike = _off_diagonal(jnp.einsum("bnij,bnkj->bnik", rows, rows))
+    per_token = jnp.mean(jnp.sum(rows * (1 - alike), axis=-1), axis=1)
+    return mean_over_texts(per_token / jnp.maximum(jnp.sum(tokens, axis=-1, keepdims=True), 1), tokens)
 
 
-def _unit(x: jax.Array, eps: float) -> jax.Array:
-    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, eps * eps))
+def information(logits: Float[ArrayLike, "batch tokens 2"], mask: Shaped[ArrayLike, "batch tokens"] | None = None
+                ) -> Float[Array, ""]:
+    """VMASK's information term: mean over texts of the mean over a text's tokens of p log p + (1 - p) log(1 - p).
+
+    Minimising it pulls p towards 1/2, so that a token is kept or dropped with certainty only where that pays
+    (Chen & Ji 2020; SAFR's released code has no such term).
+
+    Args:
+      logits: of VMASK, to drop a token and to keep it.
+      mask: 1 for a token that counts, 0 for padding; None counts all. A text without tokens does not count.
+
+    Returns:
+      Scalar in [-log 2, 0], nats.
+
+    Raises:
+      ConfigError: the logits or the mask have another shape.
+
+    Example:
+      >>> round(float(information(jnp.zeros((1, 3, 2)))), 4)
+      -0.6931
+    """
+    logits = _at_least_float32(logits)
+    shape = logits.shape
+    require(logits.ndim == 3 and shape[-1] == 2, f"logits have the shape {shape}; give [batch, tokens, 2]")
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return mean_over_texts(jnp.sum(jnp.exp(log_p) * log_p, axis=-1), _tokens(mask, shape[:2], logits.dtype))
 
 
-def _token_weights(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """[B, L] share of each token in the mean over texts of means over tokens."""
-    tokens = jnp.ones(x.shape[:-1], x.dtype) if mask is None else mask.astype(x.dtype)
-    count = jnp.sum(tokens, axis=-1, keepdims=True)
-    return tokens / (jnp.maximum(count, 1) * jnp.maximum(jnp.sum(count > 0), 1))
+def reconstruction(clean: Float[ArrayLike, "*batch d"], ablated: Float[ArrayLike, "*batch d"], *, eps: float = 1e-12
+                   ) -> Float[Array, ""]:
+    """Mean squared difference of two streams after each is L2-normalised over the last axis (docs/papers.md, SAT).
+
+    Args:
+      clean, ablated: residual streams.
+      eps: least norm divided by, so that zero rows give zero and a zero gradient.
+
+    Returns:
+      Scalar, the mean over all entries; at most 4 / D.
+
+    Raises:
+      ConfigError: the two have different shapes.
+
+    Example:
+      >>> float(reconstruction(jnp.array([3., 0.]), jnp.array([0., 2.])))
+      1.0
+    """
+    clean, ablated = jnp.asarray(clean), jnp.asarray(ablated)
+    require(clean.shape == ablated.shape, f"the streams have shapes {clean.shape} and {ablated.shape}; give equal ones")
+
+    def unit(x: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), eps * eps))
+
+    return jnp.mean(jnp.square(unit(clean) - unit(ablated)))
+
+
+def mean_over_texts(values: Float[ArrayLike, "batch tokens"], mask: Shaped[ArrayLike, "batch tokens"]
+                    ) -> Float[Array, ""]:
+    """Mean over texts of each text's mean over its tokens; a text without tokens does not count.
+
+    Args:
+      values: one for each token.
+      mask: 1 for the tokens that count.
+
+    Example:
+      >>> float(mean_over_texts(jnp.array([[1., 3.], [6., 9.]]), jnp.array([[1., 1.], [1., 0.]])))
+      4.0
+    """
+    values, mask = jnp.asarray(values), jnp.asarray(mask)
+    count = jnp.sum(mask, axis=-1)
+    means = jnp.sum(values * mask, axis=-1) / jnp.maximum(count, 1)
+    return jnp.sum(means) / jnp.maximum(jnp.sum(count > 0), 1)
+
+
+def _at_least_float32(x: ArrayLike) -> jax.Array:
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _tokens(mask: ArrayLike | None, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """The mask as numbers, all ones where there is none."""
+    if mask is None:
+        return jnp.ones(shape, dtype)
+    mask = jnp.asarray(mask)
+    require(mask.shape == shape, f"mask has the shape {mask.shape}, but the tokens have {shape} [batch, tokens]")
+    return mask.astype(dtype)
 
 
 def _off_diagonal(x: jax.Array) -> jax.Array:
@@ -101,52 +208,16 @@ def _off_diagonal(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.eye(x.shape[-1], dtype=bool), 0, x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _polysemanticity(x, weight, eps):
-    """sum_i weight_i sqrt(sum_{j != i} (x_i . x_j)^2) / (eps + |x_i|)."""
-    return _polysemanticity_fwd(x, weight, eps)[0]
+def _length(x: jax.Array) -> jax.Array:
+    """Norm over the last axis. The root is taken of 1 where the norm is 0: its gradient there is 0, not NaN."""
+    square = jnp.sum(jnp.square(x), axis=-1)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def _polysemanticity_fwd(x, weight, eps):
-    overlap = _off_diagonal(jnp.einsum("bid,bjd->bij", x, x))
-    total = jnp.sqrt(jnp.sum(jnp.square(overlap), axis=-1))
-    norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1))
-    return jnp.sum(weight * total / (eps + norm)), (x, weight, overlap, total, norm)
-
-
-def _polysemanticity_bwd(eps, residuals, cotangent):
-    x, weight, overlap, total, norm = residuals
-    scaled = cotangent * weight / (eps + norm)
-    row = jnp.where(total > 0, scaled / jnp.where(total > 0, total, 1), 0)  # times overlap: by x_i . x_j
-    both = overlap * (row[..., :, None] + row[..., None, :])
-    length = jnp.where(norm > 0, scaled * total / ((eps + norm) * jnp.where(norm > 0, norm, 1)), 0)
-    return jnp.einsum("bij,bjd->bid", both, x) - length[..., None] * x, None
-
-
-_polysemanticity.defvjp(_polysemanticity_fwd, _polysemanticity_bwd)
-
-
-@jax.custom_vjp
-def _interference(attention, weight):
-    """sum weight A_ik (1 - I_ik)."""
-    return _interference_fwd(attention, weight)[0]
-
-
-def _interference_fwd(attention, weight):
-    alike = jnp.einsum("bnij,bnkj->bnik", attention, attention)
-    return jnp.sum(weight * attention * (1 - _off_diagonal(alike))), (attention, weight, alike)
-
-
-def _interference_bwd(residuals, cotangent):
-    """By A_ik itself, and by A_ij and A_kj inside I: (M + M^T) A with M = A without its diagonal d.
-
-    M A = A A - d A: the products then take A as it is, which is twice as fast on CPU as a product of M + M^T.
-    """
-    attention, weight, alike = residuals
-    diagonal = jnp.einsum("bnii->bni", attention)[..., None]
-    through = jnp.einsum("bnik,bnkj->bnij", attention, attention) + jnp.einsum("bnki,bnkj->bnij", attention, attention)
-    d_attention = 1 - _off_diagonal(alike) - through + 2 * diagonal * attention
-    return cotangent * weight * d_attention, None
-
-
-_interference.defvjp(_interference_fwd, _interference_bwd)
+REGULARIZERS: Registry[Regularizer] = Registry("regularizer", (
+    Regularizer(name="importance", reads="vectors", term=polysemanticity),
+    Regularizer(name="interaction", reads="attention", term=interference),
+    Regularizer(name="information", reads="vmask", term=information),
+))
+"""Every term by name. A new one of this package is a function above and a line here."""
+register = REGULARIZERS.register

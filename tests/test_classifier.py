@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from jaxablate.config import ClassificationObjective, ClassifierConfig
-from jaxablate.models.classifier import BlockGates, SafrClassifier
-from jaxablate.models.vmask import information, mean_of_means, straight_through_sample
+from jaxablate.models.classifier import BlockGates, SafrClassifier, straight_through_sample
 from jaxablate.objectives import classification_loss
-from jaxablate.regularizers import interference, polysemanticity
+from jaxablate.regularizers import information, interference, mean_over_texts, polysemanticity
 
 _SHAPE = {"vocab_size": 13, "max_length": 12, "d_model": 8, "n_layers": 1, "n_heads": 2, "d_mlp": 12, "vmask_width": 6}
 _GATED = {"n_layers": 2, "ablation": "local", "k_attention": (1, 7), "k_neurons": (11, 2)}
@@ -299,7 +298,7 @@ def test_cross_entropy_and_accuracy_are_of_the_real_rows():
     batch, log_p = _batch(), jax.nn.log_softmax(logits[:3])
     np.testing.assert_allclose(metrics["cross_entropy"], -log_p[np.arange(3), batch["labels"]].mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], (log_p.argmax(-1) == batch["labels"]).mean(), rtol=1e-6)
-    np.testing.assert_allclose(metrics["kept"], mean_of_means(keep[:3, :6], batch["mask"]), rtol=1e-5)
+    np.testing.assert_allclose(metrics["kept"], mean_over_texts(keep[:3, :6], batch["mask"]), rtol=1e-5)
 
 
 def test_gradient_by_the_scale_is_gradient_times_input():
@@ -345,8 +344,8 @@ def test_information_is_least_for_doubt_and_zero_for_certainty():
     assert -np.log(2) < some < 0
 
 
-def test_mean_of_means_counts_texts_alike_and_those_with_tokens_only():
+def test_mean_over_texts_counts_texts_alike_and_those_with_tokens_only():
     values = jnp.array([[1.0, 3.0, 99.0], [6.0, 99.0, 99.0], [99.0, 99.0, 99.0]])
     mask = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    assert mean_of_means(values, mask) == 4
-    assert mean_of_means(values, jnp.zeros((3, 3))) == 0
+    assert mean_over_texts(values, mask) == 4
+    assert mean_over_texts(values, jnp.zeros((3, 3))) == 0

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxablate.config import ModelConfig, ObjectiveConfig
+from jaxablate.config import ClassificationObjective, ClassifierConfig, ModelConfig, ObjectiveConfig
+from jaxablate.errors import ConfigError
+from jaxablate.models.classifier import SafrClassifier
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.objectives import language_model_loss
+from jaxablate.objectives import classification_loss, language_model_loss
 from jaxablate.ops.attention import attention_weights, causal_attention, two_stream_attention
-from jaxablate.regularizers import interference, polysemanticity
+from jaxablate.regularizers import REGULARIZERS, Regularizer, interference, polysemanticity, register
 
 _SHAPE = {"vocab_size": 13, "context_length": 8, "d_model": 8, "n_layers": 2, "n_heads": 2, "d_mlp": 12,
           "attention_layers": ("global", "local"), "window_size": 3, "k_attention": 3, "k_neurons": 4}
@@ -93,6 +95,29 @@ def test_one_term_alone():
         loss = functools.partial(language_model_loss, model, objective=ObjectiveConfig(**{given: 1.0}))
         _, metrics = jax.eval_shape(loss, params, inputs, targets)
         assert given in metrics and other not in metrics
+
+
+def test_a_term_of_ones_own_is_one_call_away(monkeypatch):
+    """Registered, it is in the loss and the metrics of a language model and of a classifier."""
+    monkeypatch.setattr(REGULARIZERS, "_parts", dict(REGULARIZERS._parts))
+    register(Regularizer(name="size", reads="vectors", term=lambda x, mask=None: jnp.mean(jnp.abs(x))))
+    (loss, metrics), _ = _loss("local", regularizers=(("size", 0.5),), regularized_stream="clean")
+    (without, _), _ = _loss("local")
+    expected = np.mean([np.abs(layer.clean.mlp_post).mean() for layer in _output("local").layers])
+    np.testing.assert_allclose((metrics["size"], loss - without), (expected, expected / 2), rtol=1e-4)
+
+    model = SafrClassifier(ClassifierConfig(vocab_size=9, max_length=8, d_model=8, n_heads=2, vmask_width=4))
+    batch = {"tokens": jnp.ones((2, 4), jnp.int32), "mask": jnp.ones((2, 4)), "labels": jnp.zeros(2, jnp.int32),
+             "weight": jnp.ones(2)}
+    params = jax.jit(model.init)(jax.random.key(0), batch["tokens"], batch["mask"])["params"]
+    objective = ClassificationObjective(importance=0, interaction=0, regularizers={"size": 0.5})
+    loss, metrics = jax.jit(lambda p: classification_loss(model, p, batch, objective))(params)
+    np.testing.assert_allclose(loss, metrics["cross_entropy"] + 0.5 * metrics["size"], rtol=1e-6)
+
+
+def test_a_term_that_reads_what_the_model_lacks_is_refused():
+    with pytest.raises(ConfigError, match="vmask"):
+        _loss("none", regularizers=(("information", 0.5),))
 
 
 @pytest.mark.parametrize("window", [None, 1, 4])

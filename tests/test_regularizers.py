@@ -1,4 +1,8 @@
-"""SAFR's terms against their formulas one index at a time, their derivatives against automatic ones, and padding."""
+"""Regularisers against their formulas one index at a time, padding, shapes, and terms of a user's own."""
+
+import functools
+import inspect
+import re
 
 import chex
 import hypothesis.extra.numpy as hnp
@@ -9,7 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxablate.regularizers import interference, polysemanticity, reconstruction
+from jaxablate.config import ClassificationObjective, ObjectiveConfig, from_dict, to_dict
+from jaxablate.errors import ConfigError
+from jaxablate.objectives import check_regularizers
+from jaxablate.regularizers import REGULARIZERS, information, interference, polysemanticity, reconstruction
 
 EPS = 1e-5
 MASK = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
@@ -21,7 +28,7 @@ def texts(mask):
 
 
 def polysemanticity_by_hand(x, mask):
-    """The importance term of docs/papers.md, one product at a time."""
+    """The importance loss of docs/papers.md, one product at a time."""
     means = []
     for b, tokens in texts(mask):
         values = []
@@ -33,7 +40,7 @@ def polysemanticity_by_hand(x, mask):
 
 
 def interference_by_hand(attention, mask):
-    """The interaction term of docs/papers.md, C = A / (row sum of A) included."""
+    """The interaction loss of docs/papers.md, C = A / (row sum of A) included."""
     means = []
     for b, tokens in texts(mask):
         values = []
@@ -90,7 +97,7 @@ def _mean_of_texts(totals, counts):
 
 @pytest.mark.parametrize("kind", ["importance", "interaction"])
 @pytest.mark.parametrize("mask", [MASK[[0, 1, 3]], np.ones((3, 5))], ids=["masked", "whole"])
-def test_derivatives_by_hand_are_the_automatic_ones(kind, mask):
+def test_derivatives_are_those_of_the_plain_formulas(kind, mask):
     """The attention of padding is left out: its rows count nowhere, its columns are zero by contract."""
     with jax.enable_x64(True):
         ours, plain = {"importance": (polysemanticity, plain_polysemanticity),
@@ -214,3 +221,48 @@ def test_reconstruction_of_zero_rows_is_finite():
     value, gradient = jax.value_and_grad(reconstruction, argnums=(0, 1))(clean, ablated)
     np.testing.assert_allclose(value, 1 / 6)
     chex.assert_tree_all_finite(gradient)
+
+
+ONES = functools.partial(np.ones, dtype=np.float32)
+
+
+@pytest.mark.parametrize(("term", "arrays", "shape"), [
+    (interference, (ONES((3, 4, 4)),), "(3, 4, 4)"),  # heads forgotten: broadcasting would give a wrong number
+    (interference, (ONES((3, 1, 4, 5)),), "(3, 1, 4, 5)"),
+    (interference, (ONES((3, 1, 4, 4)), ONES((3, 5))), "(3, 5)"),
+    (polysemanticity, (ONES((4, 2)),), "(4, 2)"),
+    (polysemanticity, (ONES((3, 4, 2)), ONES((4,))), "(4,)"),
+    (information, (ONES((3, 4, 3)),), "(3, 4, 3)"),
+    (reconstruction, (ONES((2, 3)), ONES(3)), "(3,)"),
+])  # fmt: skip
+def test_arrays_of_another_shape_are_refused(term, arrays, shape):
+    with pytest.raises(ConfigError, match=re.escape(shape)):
+        inspect.unwrap(term)(*arrays)
+
+
+def test_masks_may_be_of_any_type():
+    x, attention = vectors().astype(np.float32), weights(MASK).astype(np.float32)
+    for mask in (MASK.astype(bool), MASK.astype(np.float32), jnp.asarray(MASK)):
+        assert polysemanticity(x, mask) == polysemanticity(x, MASK)
+        assert interference(attention, mask) == interference(attention, MASK)
+
+
+@pytest.mark.parametrize("objective", [ObjectiveConfig, ClassificationObjective])
+def test_coefficients_of_further_terms_are_part_of_the_config(objective):
+    made = objective(regularizers={"sparsity": 1})
+    assert made == objective(regularizers=(("sparsity", 1.0),)) and made.coefficients["sparsity"] == 1.0
+    assert hash(made) != hash(objective()) and from_dict(objective, to_dict(made)) == made
+    for wrong in ((("sparsity", -1.0),), (("importance", 1.0),), (("sparsity", 1.0), ("sparsity", 2.0))):
+        with pytest.raises(ConfigError):
+            objective(regularizers=wrong)
+    with pytest.raises(ConfigError, match="2 entries"):
+        from_dict(objective, {"regularizers": [["sparsity"]]})
+
+
+def test_a_coefficient_needs_a_registered_term_that_the_model_has():
+    assert REGULARIZERS.names()[:3] == ("importance", "interaction", "information")
+    with pytest.raises(ConfigError, match="'interaction'"):
+        check_regularizers(ObjectiveConfig(regularizers={"interacton": 0.1}), vmask=False)
+    check_regularizers(ObjectiveConfig(regularizers={"information": 0.1}), vmask=True)
+    with pytest.raises(ConfigError, match="VMASK"):
+        check_regularizers(ObjectiveConfig(regularizers={"information": 0.1}), vmask=False)

@@ -17,7 +17,7 @@ from jaxablate.config.classification import (
 )
 from jaxablate.config.gated import GatedModelConfig
 from jaxablate.config.language import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
-from jaxablate.config.run import MeshConfig, OptimizerConfig
+from jaxablate.config.run import MeshConfig, OptimizerConfig, RegularizedObjective
 from jaxablate.config.serialization import differences, from_dict, to_dict
 from jaxablate.errors import ConfigError
 
@@ -28,8 +28,9 @@ _TASKS: dict[str, type[RunConfig]] = {cls.task: cls for cls in (Config, Classifi
 
 __all__ = [
     "ClassificationConfig", "ClassificationObjective", "ClassifierConfig", "Config", "DataConfig", "EpochTrainConfig",
-    "GatedModelConfig", "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig", "RunConfig",
-    "SentimentDataConfig", "TrainConfig", "differences", "from_dict", "run_from_dict", "to_dict",
+    "GatedModelConfig", "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig",
+    "RegularizedObjective", "RunConfig", "SentimentDataConfig", "TrainConfig", "differences", "from_dict",
+    "run_from_dict", "to_dict",
 ]  # fmt: skip
 
 

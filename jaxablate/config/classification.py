@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from jaxablate.config.checks import require, require_positive
 from jaxablate.config.gated import GatedModelConfig
-from jaxablate.config.run import MeshConfig, OptimizerConfig
+from jaxablate.config.run import MeshConfig, OptimizerConfig, RegularizedObjective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,32 +53,32 @@ class ClassifierConfig(GatedModelConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassificationObjective:
-    """``clean * CE + ablated * CE(ablated) + importance * L_imp + interaction * L_inter + information * H``.
+class ClassificationObjective(RegularizedObjective):
+    """Coefficients of ``clean * CE + ablated * CE(ablated) + regularisers`` (docs/papers.md, SAFR).
 
-    The paper's defaults are 1 for both regularisers (docs/papers.md, SAFR). Without gates there is one cross-entropy,
-    and its coefficient is 1: `clean` and `ablated` are not used.
+    Without gates there is one cross-entropy, and its coefficient is 1: `clean` and `ablated` are not used.
     """
 
     importance: float = 1.0
-    """Of the polysemanticity of important tokens."""
+    """Coefficient of SAFR's importance loss, `jaxablate.regularizers.polysemanticity`; the paper takes 1."""
     interaction: float = 1.0
-    """Of the interference of correlated tokens."""
+    """Coefficient of SAFR's interaction loss, `jaxablate.regularizers.interference`; the paper takes 1."""
     information: float = 0.0
-    """Of VMASK's information term mean(p log p + (1 - p) log(1 - p)) (beta of Chen & Ji 2020; SAFR has none)."""
+    """Coefficient of VMASK's information term, `jaxablate.regularizers.information` (beta of Chen & Ji 2020; SAFR has
+    no such term)."""
     clean: float = 1.0
     ablated: float = 1.0
     layers: tuple[int, ...] = (0,)
-    """Layers whose attention the interaction term takes, and whose neurons the importance term takes where its site
-    is the neurons; means over them."""
+    """Layers whose attention and neurons regularisers read; a term is the mean over them."""
     importance_site: Literal["embedding", "neurons"] = "embedding"
-    """What the importance term is of: the masked embeddings, as in the paper, or the activated MLP neurons (of the
-    ablated stream: times their gates)."""
+    """What terms that read vectors, such as the importance loss, are given: the masked embeddings, as in the paper, or
+    the activated MLP neurons (in the ablated stream times their gates)."""
     stream: Literal["clean", "ablated", "both"] = "clean"
     """Stream of the regularised attention and neurons, in a gated model."""
 
     def __post_init__(self):
-        for name in ("importance", "interaction", "information", "clean", "ablated"):
+        super().__post_init__()
+        for name in ("clean", "ablated"):
             value = getattr(self, name)
             require(value >= 0, f"objective.{name}={value} must not be negative")
         require(len(self.layers) > 0, "objective.layers is empty; give at least one layer, counted from 0")
@@ -156,7 +156,7 @@ class ClassificationConfig:
         require(not wrong, f"objective.layers={wrong} must be in 0..{layers - 1} for model.n_layers={layers}")
         require(
             self.objective.information == 0 or self.model.vmask,
-            f"objective.information={self.objective.information} is of VMASK; set it to 0 or model.vmask=True",
+            f"objective.information={self.objective.information} needs VMASK; set it to 0 or model.vmask=True",
         )
         require(
             self.objective.stream == "clean" or self.model.gated,

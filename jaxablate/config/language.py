@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from jaxablate.config.checks import require, require_positive
 from jaxablate.config.gated import GatedModelConfig
-from jaxablate.config.run import MeshConfig, OptimizerConfig
+from jaxablate.config.run import MeshConfig, OptimizerConfig, RegularizedObjective
 
 Ablation = Literal["none", "local", "global", "both"]
 LayerKind = Literal["global", "local"]
@@ -55,31 +55,28 @@ class ModelConfig(GatedModelConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """Coefficients of ``clean * CE(clean) + ablated * CE(ablated) + reconstruction * R`` (docs/papers.md, Losses).
+class ObjectiveConfig(RegularizedObjective):
+    """Coefficients of ``clean * CE(clean) + ablated * CE(ablated) + reconstruction * R + regularisers``.
 
-    SAFR's two terms may be added, which neither paper does.
+    The first three terms are the SAT loss (docs/papers.md). Regularisers read the activated neurons and the attention
+    of the streams; neither paper has them on a language model.
     """
 
     clean: float = 0.5
     ablated: float = 0.5
     reconstruction: float = 0.0
-    importance: float = 0.0
-    """Coefficient of SAFR's importance term on the streams' neurons: tokens get neurons of their own."""
-    interaction: float = 0.0
-    """Coefficient of SAFR's interaction term on the streams' attention: tokens that attend to each other share."""
     regularized_layers: tuple[int, ...] = ()
-    """Layers that both SAFR terms are means over; none given takes all."""
+    """Layers that every regulariser is a mean over; none given takes all."""
     regularized_stream: Literal["clean", "ablated", "both"] = "both"
-    """Streams that both SAFR terms take; a model without gates has the clean one only."""
+    """Streams that every regulariser is a mean over; a model without gates has the clean one only."""
     ce_chunk: int = 0
     """Tokens whose logits the linear cross-entropy holds at once; 0 lets the backend choose."""
 
     def __post_init__(self):
-        for name in ("clean", "ablated", "reconstruction", "importance", "interaction"):
+        super().__post_init__()
+        for name in ("clean", "ablated", "reconstruction", "ce_chunk"):
             value = getattr(self, name)
             require(value >= 0, f"objective.{name}={value} must not be negative")
-        require(self.ce_chunk >= 0, f"objective.ce_chunk={self.ce_chunk} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +165,7 @@ class Config:
         layers = self.model.n_layers
         wrong = [layer for layer in self.objective.regularized_layers if not 0 <= layer < layers]
         require(not wrong, f"objective.regularized_layers={wrong} must be in 0..{layers - 1}, the model's layers")
-        regularized = self.objective.importance > 0 or self.objective.interaction > 0
+        regularized = any(self.objective.coefficients.values())
         require(
             self.objective.regularized_stream != "ablated" or self.model.gated or not regularized,
             "objective.regularized_stream='ablated' needs a gated model; set model.ablation or take 'clean'",

@@ -1,9 +1,44 @@
-"""Settings that every kind of run has: optimiser and mesh."""
+"""Settings that every kind of run has: regularisers of the loss, optimiser, mesh."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from jaxablate.config.checks import require, require_positive
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegularizedObjective:
+    """Coefficients of regularisers, the terms of `jaxablate.regularizers.REGULARIZERS`, which every loss can add."""
+
+    importance: float = 0.0
+    """Coefficient of SAFR's importance loss, `jaxablate.regularizers.polysemanticity`: tokens get neurons of their
+    own."""
+    interaction: float = 0.0
+    """Coefficient of SAFR's interaction loss, `jaxablate.regularizers.interference`: tokens that attend to each other
+    may share."""
+    regularizers: tuple[tuple[str, float], ...] = ()
+    """Further registered terms, each a name and its coefficient; a mapping from name to coefficient is taken, too."""
+
+    def __post_init__(self):
+        pairs = self.regularizers.items() if isinstance(self.regularizers, Mapping) else self.regularizers
+        object.__setattr__(self, "regularizers", tuple((str(name), float(value)) for name, value in pairs))
+        names = [name for name, _ in self.regularizers]
+        fields = {field.name for field in dataclasses.fields(self)}
+        twice = [name for name in names if name in fields or names.count(name) > 1]
+        require(not twice, f"objective.regularizers has {twice} twice or beside the field of that name; give it once")
+        for name, value in self.coefficients.items():
+            require(value >= 0, f"objective.{name}={value} must not be negative")
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """The coefficient of every term by its registered name."""
+        fields = [field.name for field in dataclasses.fields(self) if field.name in _NAMED_TERMS]
+        return {name: getattr(self, name) for name in fields} | dict(self.regularizers)
+
+
+_NAMED_TERMS = ("importance", "interaction", "information")
+"""Registered terms whose coefficients are fields of their own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,9 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
         return _coerce_union(name, args, value)
     if origin is tuple:
         require(isinstance(value, list | tuple), f"{name}={value!r} must be a list")
-        return tuple(_coerce(name, args[0], v) for v in value)
+        kinds = (args[0],) * len(value) if args[-1] is Ellipsis else args
+        require(len(kinds) == len(value), f"{name}={value!r} must have {len(kinds)} entries")
+        return tuple(_coerce(name, kind, v) for kind, v in zip(kinds, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     ok = isinstance(value, hint) and not (hint is int and isinstance(value, bool))

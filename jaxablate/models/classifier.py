@@ -1,4 +1,4 @@
-"""The SAFR text classifier: a post-norm encoder behind VMASK (docs/papers.md, SAFR), with optional gates."""
+"""The SAFR text classifier (docs/papers.md, SAFR): a post-norm encoder behind VMASK, with optional gates."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate.config import ClassifierConfig
+from jaxablate.config.checks import require
+from jaxablate.errors import ConfigError
 from jaxablate.gating import k_wta, soft_top_k
 from jaxablate.models.layers import LayerNorm, Mlp, ScoreHead, torch_dense, torch_linear_init
-from jaxablate.models.vmask import Vmask
 
 
 @flax.struct.dataclass
@@ -43,6 +44,14 @@ class ClassifierLayer:
     neuron_gates: jax.Array | None = None
     """[B, L, F]."""
 
+    def neurons(self, stream: str) -> jax.Array:
+        """[B, L, F] neurons of a stream as they reach the down-projection: in the ablated one times their gates."""
+        if stream == "clean":
+            return self.clean.mlp_post
+        if self.ablated is None or self.neuron_gates is None:
+            raise ConfigError("the model has no ablated stream; take stream='clean'")
+        return self.ablated.mlp_post * self.neuron_gates.astype(self.ablated.mlp_post.dtype)
+
 
 @flax.struct.dataclass
 class ClassifierOutput:
@@ -63,6 +72,60 @@ class ClassifierOutput:
     masked: jax.Array
     """[B, L, D] embeddings times mask, before the positions."""
     layers: tuple[ClassifierLayer, ...]
+
+
+class Mask(NamedTuple):
+    """What VMASK makes of one batch."""
+
+    logits: jax.Array
+    """[B, L, 2], at least float32: to drop the token, to keep it."""
+    keep: jax.Array
+    """[B, L] probability that the token is kept, softmax(logits)[1]."""
+    mask: jax.Array
+    """[B, L] what multiplies the embedding: the probability in evaluation, a 0/1 sample in training."""
+
+
+class Vmask(nn.Module):
+    """p = W2 tanh(W1 e + b1) + b2 for each token's embedding e."""
+
+    width: int
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, noise_BL2: jax.Array | None = None) -> Mask:
+        """The mask of each token.
+
+        Args:
+          x_BLD: embeddings, as they enter the model (times sqrt(D)).
+          noise_BL2: Gumbel noise; a token is then kept where its logit plus noise is the larger, with the gradient of
+            softmax(logits + noise)[1] (straight through, temperature 1). None takes the probability itself.
+        """
+        dtype = jnp.promote_types(x_BLD.dtype, jnp.float32)
+        hidden = jnp.tanh(torch_dense(self.width, x_BLD.shape[-1], dtype, self.param_dtype, name="hidden")(x_BLD))
+        logits = torch_dense(2, self.width, dtype, self.param_dtype, name="out")(hidden)
+        keep = jax.nn.softmax(logits, axis=-1)[..., 1]
+        mask = keep if noise_BL2 is None else straight_through_sample(logits, noise_BL2)
+        return Mask(logits, keep, mask)
+
+
+def straight_through_sample(logits: jax.Array, noise: jax.Array) -> jax.Array:
+    """Hard Gumbel-softmax sample of class 1, with the soft sample's gradient (Jang et al. 2017, temperature 1).
+
+    Args:
+      logits: [..., 2].
+      noise: [..., 2] independent Gumbel noise.
+
+    Returns:
+      [...] zeros and ones; 0 where both sums are equal.
+
+    Example:
+      >>> straight_through_sample(jnp.array([[0., 1.], [2., 1.]]), jnp.zeros((2, 2))).tolist()
+      [1.0, 0.0]
+    """
+    total = logits + noise
+    soft = jax.nn.softmax(total, axis=-1)[..., 1]
+    hard = (total[..., 1] > total[..., 0]).astype(soft.dtype)
+    return hard + (soft - jax.lax.stop_gradient(soft))
 
 
 class BlockGates(NamedTuple):
@@ -194,8 +257,7 @@ class SafrClassifier(nn.Module):
 
     def setup(self):
         c = self.config
-        if c.vocab_size < 1:
-            raise ValueError("vocab_size=0 stands for the data's; give the vocabulary's size")
+        require(c.vocab_size > 0, "vocab_size=0 stands for the data's; give the vocabulary's size")
         types = {"dtype": jnp.promote_types(c.compute_dtype, jnp.float32), "param_dtype": c.param_dtype}
         self.embed = nn.Embed(c.vocab_size, c.d_model, embedding_init=nn.initializers.normal(1.0), **types)
         if c.vmask:
@@ -226,11 +288,14 @@ class SafrClassifier(nn.Module):
           `ClassifierOutput`. With `padding="masked"` its logits do not depend on L.
 
         Raises:
-          ValueError: more positions than the model has.
+          ConfigError: more positions than the model has, or arrays of another shape.
         """
-        c, (batch, length) = self.config, tokens_BL.shape
-        if length > c.max_length:
-            raise ValueError(f"{length} tokens exceed the model's max_length={c.max_length}; shorten the input")
+        c, shape = self.config, tokens_BL.shape
+        require(len(shape) == 2 and mask_BL.shape == shape,
+                f"tokens and mask have the shapes {shape} and {mask_BL.shape}; give [batch, tokens] for both")
+        batch, length = shape
+        require(length <= c.max_length,
+                f"{length} tokens exceed the model's max_length={c.max_length}; shorten the input")
         embedded = self.embed(tokens_BL) * c.d_model**0.5
         if scale_BL is not None:
             embedded = embedded * scale_BL[..., None]

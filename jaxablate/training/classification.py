@@ -14,7 +14,7 @@ from jaxablate.data.sentiment.batches import batch_shape, evaluation_batches, tr
 from jaxablate.data.sentiment.prepare import EncodedTexts, SentimentData, prepare_sentiment
 from jaxablate.errors import ConfigError
 from jaxablate.models.classifier import SafrClassifier
-from jaxablate.objectives import classification_loss
+from jaxablate.objectives import check_regularizers, classification_loss
 from jaxablate.training.step import Batch, LossFunction, Metrics
 from jaxablate.training.task import Learner, Pace, Task
 
@@ -52,7 +52,12 @@ def classification_task(config: ClassificationConfig) -> Task:
 
 
 def classification_learner(config: ClassificationConfig) -> Learner:
-    """The SAFR classifier with its loss; the config's vocabulary size is resolved."""
+    """The SAFR classifier with its loss; the config's vocabulary size is resolved.
+
+    Raises:
+      ConfigError: a regulariser is not registered, or reads VMASK of a model without it.
+    """
+    check_regularizers(config.objective, vmask=config.model.vmask)
     model = SafrClassifier(config.model)
     tokens = jnp.zeros((1, min(8, config.model.max_length)), jnp.int32)
     return Learner(

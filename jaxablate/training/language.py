@@ -11,7 +11,7 @@ from jaxablate.data.pipeline import train_batches, validation_batches
 from jaxablate.data.prepare import PreparedData, prepare
 from jaxablate.data.progress import progress_report
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.objectives import language_model_loss
+from jaxablate.objectives import check_regularizers, language_model_loss
 from jaxablate.sharding import fitting_parts
 from jaxablate.training.flops import train_flops_per_token
 from jaxablate.training.state import InitParams
@@ -55,7 +55,12 @@ def language_task(config: Config, mesh: Mesh) -> Task:
 
 
 def language_learner(config: Config) -> Learner:
-    """The self-ablating transformer with its loss."""
+    """The self-ablating transformer with its loss.
+
+    Raises:
+      ConfigError: a regulariser is not registered.
+    """
+    check_regularizers(config.objective, vmask=False)
     model = SelfAblatingTransformer(config.model)
     loss = language_loss(model, config.objective)
     return Learner(init_params=param_initializer(model), train_loss=loss, eval_loss=loss, counted="mask")
