@@ -76,7 +76,7 @@ def polysemanticity(x: Float[ArrayLike, "batch tokens d"], mask: Shaped[ArrayLik
       0.7071
     """
     x = _at_least_float32(x)
-    require(x.ndim == 3, f"x has the shape {x.shape}; give vectors [batch, tokens, d], those of a single text as x[None]")
+    require(x.ndim == 3, f"x has the shape {x.shape}; give [batch, tokens, d], a single text as x[None]")
     tokens = _tokens(mask, x.shape[:2], x.dtype)
     x = jnp.where(tokens[..., None] > 0, x, 0)
     overlap = _off_diagonal(jnp.einsum("bid,bjd->bij", x, x))
@@ -108,7 +108,7 @@ def interference(attention: Float[ArrayLike, "batch heads tokens tokens"],
     attention = _at_least_float32(attention)
     shape = attention.shape
     require(attention.ndim == 4 and shape[-1] == shape[-2],
-            f"attention has the shape {shape}; give [batch, heads, tokens, tokens], of a single head attention[:, None]")
+            f"attention has the shape {shape}; give [batch, heads, tokens, tokens], one head as attention[:, None]")
     tokens = _tokens(mask, (shape[0], shape[-1]), attention.dtype)
     rows = jnp.where(tokens[:, None, :, None] > 0, attention, 0)  # keys that do not count have no weight in the others
     alike = _off_diagonal(jnp.einsum("bnij,bnkj->bnik", rows, rows))
