@@ -27,7 +27,7 @@ def language_model_loss(
     mask_BT: Float[Array, "batch time"] | None = None,
     gates: Gates | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """clean * CE(clean) + ablated * CE(ablated) + reconstruction * R (docs/papers.md, SAT), and regularisers.
+    """clean * CE(clean) + ablated * CE(ablated) + reconstruction * R (docs/papers.md, Losses), and regularisers.
 
     Args:
       model: the decoder.

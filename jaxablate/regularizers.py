@@ -146,7 +146,7 @@ def information(logits: Float[ArrayLike, "batch tokens 2"], mask: Shaped[ArrayLi
 
 def reconstruction(clean: Float[ArrayLike, "*batch d"], ablated: Float[ArrayLike, "*batch d"], *, eps: float = 1e-12
                    ) -> Float[Array, ""]:
-    """Mean squared difference of two streams after each is L2-normalised over the last axis (docs/papers.md, SAT).
+    """Mean squared difference of two streams after each is L2-normalised over the last axis (docs/papers.md, Losses).
 
     Args:
       clean, ablated: residual streams.

@@ -28,7 +28,7 @@ def texts(mask):
 
 
 def polysemanticity_by_hand(x, mask):
-    """The importance loss of docs/papers.md, one product at a time."""
+    """docs/papers.md, Importance term: one product at a time."""
     means = []
     for b, tokens in texts(mask):
         values = []
@@ -40,7 +40,7 @@ def polysemanticity_by_hand(x, mask):
 
 
 def interference_by_hand(attention, mask):
-    """The interaction loss of docs/papers.md, C = A / (row sum of A) included."""
+    """docs/papers.md, Interaction term: C = A / (row sum of A) included."""
     means = []
     for b, tokens in texts(mask):
         values = []

@@ -58,8 +58,8 @@ class ModelConfig(GatedModelConfig):
 class ObjectiveConfig(RegularizedObjective):
     """Coefficients of ``clean * CE(clean) + ablated * CE(ablated) + reconstruction * R + regularisers``.
 
-    The first three terms are the SAT loss (docs/papers.md). Regularisers read the activated neurons and the attention
-    of the streams; neither paper has them on a language model.
+    The first three terms are the SAT loss (docs/papers.md, Losses). Regularisers read the activated neurons and the
+    attention of the streams; neither paper has them on a language model.
     """
 
     clean: float = 0.5

@@ -139,6 +139,8 @@ def _settings(results: Results) -> dict[str, Any]:
     flat = flatten(results.config)
     skip = SEED_FIELDS + IRRELEVANT_FIELDS
     out = {k: v for k, v in flat.items() if k not in skip and not k.startswith(tuple(f"{s}." for s in skip))}
+    if not out.get("objective.regularizers"):  # older results have no such field
+        out.pop("objective.regularizers", None)
     if flat.get("model.ablation") == "none":
         inert = ("model.k_", "model.gate", "model.surrogate", "model.temperature_", *_inert_objective(results))
         out = {k: v for k, v in out.items() if not k.startswith(inert)}
@@ -154,7 +156,7 @@ def _inert_objective(results: Results) -> tuple[str, ...]:
     if results.config.get("task") == "classification":
         return (*streams, "objective.stream")
     objective = results.config["objective"]
-    regularized = objective.get("importance") or objective.get("interaction")
+    regularized = any(objective.get(name) for name in ("importance", "interaction", "regularizers"))
     return (*streams, "objective.regularized_stream") if regularized else ("objective.",)
 
 

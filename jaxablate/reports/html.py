@@ -30,7 +30,6 @@ FILE_NAME = "report.html"
 LOSSES = (("loss_clean", "clean"), ("loss_ablated", "ablated"))
 ACCURACIES = (("accuracy", ""), ("accuracy_ablated", "ablated"))
 TERMS = (("loss", "loss"), ("cross_entropy", "cross-entropy"))
-REGULARISERS = (("importance", "importance"), ("interaction", "interaction"))
 """Pairs (key in the log, name in the legend) of each picture of a training run."""
 _DRAWINGS: dict[type, Callable[[Any], str]] = {
     HistogramGrid: svg.histograms, Bars: svg.bars, Curves: svg.curves, Heatmap: token_pictures.heatmap,
@@ -77,8 +76,9 @@ def page(results: Results, history: Sequence[Mapping[str, Any]], name: str) -> s
       history: lines of the training log, see `read_history`; may be empty.
       name: of the run, for the title.
     """
+    curves = training_curves(history, regularizers(results))
     return template("report.html").render(
-        name=name, results=results, summary=summary(results), curves=training_curves(history), tiles=_tiles(results),
+        name=name, results=results, summary=summary(results), curves=curves, tiles=_tiles(results),
         settings=flatten(results.config), shared=_shared_provenance(results),
     )
 
@@ -174,7 +174,14 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return out
 
 
-def training_curves(history: Sequence[Mapping[str, Any]]) -> tuple[Curves, ...]:
+def regularizers(results: Results) -> tuple[str, ...]:
+    """Names of the regularisers of a run's loss: SAFR's terms, and those that its config lists."""
+    listed = results.config.get("objective", {}).get("regularizers", ())
+    return ("importance", "interaction", *(name for name, _ in listed))
+
+
+def training_curves(history: Sequence[Mapping[str, Any]], regularizers: Sequence[str] = ("importance", "interaction")
+                    ) -> tuple[Curves, ...]:
     """What the log of a run shows: losses of a language model; accuracy and loss of a classifier; regularisers of both.
 
     A step that was trained twice (a run resumed from an older checkpoint) counts with its last value.
@@ -186,9 +193,9 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> tuple[Curves, ...]:
     of_classifier = [entry for entry in history if "cross_entropy" in entry]
     terms = _curves(of_classifier, TERMS, ("training", "dev"), title="Loss", y_label="nats",
                     caption="The loss that is minimised, and its cross-entropy.")
-    regularisers = _curves(history, REGULARISERS, ("training", "dev"), title="Regularisers", y_label="term",
-                           caption="SAFR's terms before their coefficients.")
-    return tuple(curve for curve in (language, accuracy, terms, regularisers) if curve is not None)
+    regularized = _curves(history, [(name, name) for name in regularizers], ("training", "dev"), title="Regularisers",
+                          y_label="term", caption="Terms of the loss before their coefficients.")
+    return tuple(curve for curve in (language, accuracy, terms, regularized) if curve is not None)
 
 
 def _curves(history: Sequence[Mapping[str, Any]], keys: Sequence[tuple[str, str]], splits: tuple[str, str],
