@@ -62,6 +62,24 @@ def _forget_compiled_programs():
     gc.collect()
 
 
+def _copied_run(kind: str):
+    """Fixture: a copy of a kind's tiny trained run (`helpers.runs`) that one test module may write into."""
+
+    @pytest.fixture(scope="module", name=f"{kind}_run")
+    def run(tmp_path_factory):
+        from helpers import runs
+
+        original = runs.shared_run(kind, runs.shared_folder(tmp_path_factory.getbasetemp()))
+        return runs.copy_run(original, tmp_path_factory.mktemp("runs") / kind)
+
+    return run
+
+
+language_run = _copied_run("language")
+baseline_run = _copied_run("baseline")
+classifier_run = _copied_run("classifier")
+
+
 _ROOT = pathlib.Path(__file__).parent.parent
 _PARITY_FILES = {"sat_file": "sat_*.npz", "topk_file": "topk.npz", "safr_file": "safr_*.npz",
                  "acdc_file": "acdc_*.npz", "sae_file": "sae_*.npz"}
@@ -78,9 +96,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _parity_files(pattern: str) -> list:
-    folder = pathlib.Path(os.environ.get("JAXABLATE_FIXTURES", _ROOT / ".." / "shared" / "fixtures"))
-    found = {path.name: pytest.param(path, id=path.stem) for path in sorted(folder.glob(pattern))}
-    nothing = pytest.mark.skip(reason=f"JAXABLATE_FIXTURES={folder} has no {pattern}")
+    folder = os.environ.get("JAXABLATE_FIXTURES")
+    paths = sorted(pathlib.Path(folder).glob(pattern)) if folder else []
+    found = {path.name: pytest.param(path, id=path.stem) for path in paths}
+    reason = f"JAXABLATE_FIXTURES={folder} has no {pattern}" if folder else "JAXABLATE_FIXTURES is not set"
+    nothing = pytest.mark.skip(reason=reason)
     golden = [path for path in sorted((_ROOT / "tests" / "golden").glob(pattern)) if path.name not in found]
     full = list(found.values()) or [pytest.param(None, id="absent", marks=nothing)]
     return [pytest.param(path, id=f"golden-{path.stem}") for path in golden] + full

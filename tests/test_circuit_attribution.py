@@ -3,13 +3,12 @@
 import functools
 import itertools
 import json
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.external import fixture_file
 
 from jaxablate.circuits import attribution, effects, metrics, patching
 from jaxablate.circuits.attribution_units import neuron_eap, node_eap
@@ -22,8 +21,6 @@ from jaxablate.errors import ConfigError, DataError
 from jaxablate.interop import transformer_from_reference
 from jaxablate.models.decoder import SelfAblatingTransformer
 
-FIXTURES = pathlib.Path(os.environ.get("JAXABLATE_FIXTURES",
-                                       pathlib.Path(__file__).parent / ".." / ".." / "shared" / "fixtures"))
 STREAMS = ("clean", "ablated")
 
 
@@ -154,9 +151,7 @@ def test_oracle_takes_some_edges_in_any_order_few_at_a_time(kind, monkeypatch):
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["acdc_small", "acdc_padded"])
 def test_oracle_matches_the_fixtures(name):
-    if not (FIXTURES / f"{name}.npz").exists():
-        pytest.skip(f"no {name}.npz in JAXABLATE_FIXTURES")
-    data = np.load(FIXTURES / f"{name}.npz")
+    data = np.load(fixture_file(f"{name}.npz"))
     weights = {k.removeprefix("param/"): data[k] for k in data.files if k.startswith("param/")}
     config, params = transformer_from_reference(weights, reference_config=json.loads(str(data["config_json"])))
     config, valid = patching.circuit_config(config), data["attention_mask"].astype(bool)

@@ -12,8 +12,8 @@ import typing
 
 import numpy as np
 import pytest
+from helpers.scripts import load_script
 from rich.console import Console
-from scripts import load_script
 
 from jaxablate.circuits import patching
 from jaxablate.circuits.acdc import AcdcRun

@@ -4,7 +4,7 @@ import collections
 import re
 
 import pytest
-from word_tokenizers import Bytes, Unknowns, Words
+from helpers.word_tokenizers import Bytes, Unknowns, Words
 
 from jaxablate.circuits.ioi import NAMES, OBJECTS, TEMPLATES, ioi, single_token_names
 from jaxablate.circuits.tasks import tokenise

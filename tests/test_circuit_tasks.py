@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import os
 import re
-from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
+from helpers.external import real_data
+from helpers.word_tokenizers import Bytes, Words
 from hypothesis import strategies as st
-from word_tokenizers import Bytes, Words
 
 from jaxablate.circuits.prompt_files import load_prompts, load_task, save_prompts
 from jaxablate.circuits.prompts import PromptPairs
@@ -18,8 +17,6 @@ from jaxablate.circuits.tasks import PromptText, fitting, from_corpus, single_to
 from jaxablate.data import corpus
 from jaxablate.data import tokenizer as tok
 from jaxablate.errors import DataError
-
-REAL = Path(os.environ.get("JAXABLATE_DATA", "../shared/data")) / "ioi"
 
 
 @pytest.fixture(scope="module")
@@ -297,18 +294,16 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
             load_prompts(path)
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="no IOI prompts in JAXABLATE_DATA")
 @pytest.mark.parametrize("name", ["autocircuit_ioi_customized_prompts", "autocircuit_ioi_prompts"])
 def test_the_papers_prompts_are_read(gpt2, name):
-    p = load_task(REAL / f"{name}.json", gpt2, context_length=256)
+    p = load_task(real_data("ioi", f"{name}.json"), gpt2, context_length=256)
     assert p.clean.shape == (1000, 20) and p.lengths.min() == 14
     assert p.answers.shape == p.wrong_answers.shape == (1000, 1)
     assert (p.clean != p.corrupt).sum(-1).max() <= 3, "names differ, nothing else"
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="no IOI prompts in JAXABLATE_DATA")
 def test_prompts_of_another_tokenizer_are_refused_and_sorted_out():
-    path = REAL / "autocircuit_ioi_customized_prompts.json"
+    path = real_data("ioi", "autocircuit_ioi_customized_prompts.json")
     with pytest.raises(DataError, match="customized_prompts.json: prompt 0: answer ' Rob' is 4 tokens"):
         load_task(path, Bytes())
     kept, refused = fitting(load_prompts(path), Words(long=("Rob",)))

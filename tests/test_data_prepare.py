@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.external import real_data
 
 from jaxablate.config import DataConfig
 from jaxablate.data import corpus, token_file
@@ -20,7 +21,6 @@ from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import DataError
 
 EOT = "<|endoftext|>"
-REAL = Path(os.environ.get("JAXABLATE_DATA", "../shared/data")) / "tinystories"
 
 
 def write_stories(path, n, word="ball"):
@@ -302,11 +302,11 @@ def test_tokenizer_of_prepared_data_is_saved_beside_a_run(config, embedded, tmp_
         assert load_tokenizer(tmp_path / f"run{i}").fingerprint() == data.train.tokenizer_fingerprint
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="no TinyStories files in JAXABLATE_DATA")
 def test_real_stories_have_the_known_number_of_tokens(tmp_path):
     """1,993,359 and 106,705 GPT-2 tokens count the line break before and the one after each marker; stories here have
     none, so the files have two tokens a story less."""
-    config = DataConfig(train_path=str(REAL / "TinyStories-train.txt"), valid_path=str(REAL / "TinyStories-valid.txt"),
+    real = real_data("tinystories")
+    config = DataConfig(train_path=str(real / "TinyStories-train.txt"), valid_path=str(real / "TinyStories-valid.txt"),
                         cache_dir=str(tmp_path))
     try:
         data = prepare(config)

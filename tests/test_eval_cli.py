@@ -1,77 +1,50 @@
-"""eval.py end to end on a really trained tiny model."""
+"""`jaxablate score` and `compare` end to end on a really trained tiny model."""
 
 import contextlib
+import dataclasses
 import io
 import json
-import pathlib
 import shutil
 
 import pytest
-from scripts import load_script
+from helpers.runs import copy_run
+from helpers.scripts import error_of, run_command
 
 from jaxablate.commands import score as runner
+from jaxablate.commands.main import main
 from jaxablate.commands.score import ScoreSettings
-from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from jaxablate.errors import TooLittleDataError
 from jaxablate.neurons import gate_information, probe
+from jaxablate.registry import Registry
 from jaxablate.reports import results as files
 from jaxablate.suites import circuits
-from jaxablate.training.loop import train
-
-evaluation = load_script("eval")
-
-
-def tiny(folder, ablation="local", seed=0):
-    return Config(
-        model=ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2, n_heads=2, k_attention=3,
-                          k_neurons=5, ablation=ablation),
-        optimizer=OptimizerConfig(learning_rate=3e-3),
-        data=DataConfig(source="embedded", tokenizer="corpus", cache_dir=str(folder / "data"), embedded_stories=60,
-                        embedded_valid_stories=40),
-        train=TrainConfig(steps=4, batch_size=8, sequence_length=32, seed=seed, log_every=1, eval_every=2,
-                          eval_batches=1, checkpoint_every=2, tensorboard=False),
-    )
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    train(tiny(folder), folder / "local")
-    return folder / "local"
 
 
 @pytest.fixture
-def workdir(trained, tmp_path):
+def workdir(language_run, tmp_path):
     """An unscored copy that a test may change."""
-    return pathlib.Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("results*", "*.html")))
+    return copy_run(language_run, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
-def scored(trained):
+def scored(language_run):
+    """The run with the figures of all suites, few of each."""
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as few, contextlib.redirect_stdout(out):
         for name, count in (("PROMPTS", 6), ("BATCHES", 2), ("ORDERS", 1), ("RANDOM_MODELS", 1)):
             few.setattr(circuits, name, count)
         for module, name in ((gate_information, "SHUFFLES"), (probe, "UPDATES"), (probe, "TOKEN_EPOCHS")):
             few.setattr(module, name, 2)
-        assert evaluation.main(["score", "--workdir", str(trained)]) == 0
+        run_command("score", "--workdir", language_run)
     for stream in ("clean", "ablated"):
         assert f"\n{stream}: " in out.getvalue()
-    return trained
-
-
-def error_of(capsys, *argv):
-    """Runs eval.py, which must fail as a user's error does, and gives its one line."""
-    assert evaluation.main([str(a) for a in argv]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    return lines[0]
+    return language_run
 
 
 def test_score_keeps_every_figure_with_its_conditions(scored):
     r = files.read(scored)
     assert list(r.suites) == ["perplexity", "ioi", "gates", "weights", "samples", "circuits", "neurons", "leakage"]
-    assert (r.step, r.seed, r.config["model"]["k_neurons"]) == (4, 0, 5)
+    assert (r.step, r.seed, r.config["model"]["k_neurons"]) == (6, 0, 5)
     for record in r.suites.values():
         assert record.provenance.versions["jax"] and record.provenance.date and "cpu" in record.provenance.device
         assert record.wall_seconds >= 0
@@ -97,18 +70,18 @@ def test_report_stands_alone(scored):
 
 
 def test_the_same_checkpoint_merges_and_another_replaces(workdir, capsys):
-    assert evaluation.main(["score", "--workdir", str(workdir), "--suites", "weights"]) == 0
-    assert evaluation.main(["score", "--workdir", str(workdir), "--suites", "gates", "--batch-size", "3"]) == 0
+    run_command("score", "--workdir", workdir, "--suites", "weights")
+    run_command("score", "--workdir", workdir, "--suites", "gates", "--batch-size", "3")
     assert set(files.read(workdir).suites) == {"weights", "gates"}
     assert "clean: " not in capsys.readouterr().out
-    assert evaluation.main(["score", "--workdir", str(workdir), "--suites", "weights", "--checkpoint", "2"]) == 0
+    run_command("score", "--workdir", workdir, "--suites", "weights", "--checkpoint", "2")
     assert set(files.read(workdir).suites) == {"weights"} and files.read(workdir).step == 2
     assert "mean |w|" in capsys.readouterr().out
 
 
 def test_a_corrupt_results_file_is_set_aside_by_score(workdir, capsys):
     (workdir / "results.json").write_text("{")
-    assert evaluation.main(["score", "--workdir", str(workdir), "--suites", "weights"]) == 0
+    run_command("score", "--workdir", workdir, "--suites", "weights")
     assert (workdir / "results.json.unreadable").read_text() == "{"
     assert "renamed" in capsys.readouterr().out and set(files.read(workdir).suites) == {"weights"}
 
@@ -118,7 +91,8 @@ def test_every_suite_that_ran_is_kept_when_a_later_one_fails(workdir, monkeypatc
         raise RuntimeError("out of memory")
 
     first, second = (s for s in runner.SUITES if s.name in ("gates", "weights"))
-    monkeypatch.setattr(runner, "SUITES", (first, runner.dataclasses.replace(second, run=broken)))
+    monkeypatch.setattr(runner, "SUITES",
+                        Registry("test suite", (first, dataclasses.replace(second, run=broken))))
     with pytest.raises(RuntimeError, match="out of memory"):
         runner.score(ScoreSettings(workdir=workdir))
     assert set(files.read(workdir).suites) == {first.name}
@@ -129,8 +103,9 @@ def test_a_split_that_is_too_short_for_a_suite_stops_score_only_where_it_was_ask
         raise TooLittleDataError("the audit needs at least 2,000 tokens")
 
     first, second = (s for s in runner.SUITES if s.name in ("gates", "weights"))
-    monkeypatch.setattr(runner, "SUITES", (runner.dataclasses.replace(first, run=short), second))
-    assert evaluation.main(["score", "--workdir", str(workdir)]) == 0
+    monkeypatch.setattr(runner, "SUITES",
+                        Registry("test suite", (dataclasses.replace(first, run=short), second)))
+    run_command("score", "--workdir", workdir)
     assert f"{first.name} is left out: the audit needs at least 2,000 tokens" in capsys.readouterr().out
     assert set(files.read(workdir).suites) == {second.name} and (workdir / "report.html").exists()
     assert "at least 2,000" in error_of(capsys, "score", "--workdir", workdir, "--suites", first.name)
@@ -139,7 +114,7 @@ def test_a_split_that_is_too_short_for_a_suite_stops_score_only_where_it_was_ask
 def test_score_names_what_is_wrong(workdir, tmp_path, capsys):
     assert "nowhere" in error_of(capsys, "score", "--workdir", tmp_path / "nowhere")
     assert "did you mean 'perplexity'" in error_of(capsys, "score", "--workdir", workdir, "--suites", "perplexty")
-    assert "must be auto, last, best or" in error_of(capsys, "score", "--workdir", workdir, "--checkpoint", "newest")
+    assert "must be auto, newest, best or" in error_of(capsys, "score", "--workdir", workdir, "--checkpoint", "newer")
     assert "at least 1" in error_of(capsys, "score", "--workdir", workdir, "--batch-size", "0")
     assert "7" in error_of(capsys, "score", "--workdir", workdir, "--checkpoint", "7")
     shutil.rmtree(workdir / "checkpoints")
@@ -174,7 +149,7 @@ def test_compare_joins_seeds_and_writes_the_table(scored, tmp_path, capsys):
         (tmp_path / name / "results.json").write_text(json.dumps(values))
     (tmp_path / "table.md").write_text("of an earlier comparison")
     out = tmp_path / "out" / "table"
-    assert evaluation.main(["compare", *map(str, sorted(tmp_path.iterdir())), "--out", str(out)]) == 0
+    run_command("compare", *sorted(tmp_path.iterdir()), "--out", out)
     header, _, row = (out.parent / "table.md").read_text().splitlines()[:3]
     assert "perplexity clean" in header and "live neurons" in header and " ± " in row and "| 2 |" in row
     assert sorted(p.name for p in out.parent.iterdir()) == ["table.csv", "table.html", "table.md", "table.tex"]
@@ -183,8 +158,8 @@ def test_compare_joins_seeds_and_writes_the_table(scored, tmp_path, capsys):
 
 def test_compare_names_the_command_for_what_is_missing(scored, workdir, tmp_path, capsys):
     line = error_of(capsys, "compare", scored, workdir)
-    assert f"python eval.py score --workdir {workdir}" in line
-    assert evaluation.main(["compare", str(scored), str(workdir), "--allow-missing"]) == 0
+    assert f"score --workdir {workdir}" in line
+    run_command("compare", scored, workdir, "--allow-missing")
     capsys.readouterr()
     assert "nowhere" in error_of(capsys, "compare", tmp_path / "nowhere")
     (workdir / "results.json").write_text('{"schema_version": 1')
@@ -194,5 +169,5 @@ def test_compare_names_the_command_for_what_is_missing(scored, workdir, tmp_path
 
 def test_unknown_flags_exit_with_2_and_name_the_nearest(capsys):
     with pytest.raises(SystemExit) as e:
-        evaluation.main(["score", "--workdir", "x", "--sutes", "weights"])
+        main(["score", "--workdir", "x", "--sutes", "weights"])
     assert e.value.code == 2 and "--suites" in capsys.readouterr().err

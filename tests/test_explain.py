@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from labelled_texts import batches
+from helpers.labelled_texts import batches
 from test_eval_cli import error_of, evaluation
 
 from jaxablate.classifier.explain import MOST_NEURONS, allocate, explain, shown_words, side_by_side

@@ -8,8 +8,8 @@ import pathlib
 import shutil
 
 import pytest
+from helpers.scripts import load_script
 from rich.console import Console
-from scripts import load_script
 
 from jaxablate.commands import match as match_runner
 from jaxablate.commands import score as runner

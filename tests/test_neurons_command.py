@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scripts import ROOT, load_script
+from helpers.scripts import ROOT, load_script
 
 from jaxablate.commands import neurons as neuron_runner
 from jaxablate.commands import neurons_files as neuron_files

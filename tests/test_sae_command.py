@@ -12,8 +12,8 @@ import typing
 import jax
 import numpy as np
 import pytest
+from helpers.scripts import ROOT, load_script
 from safetensors.numpy import load_file
-from scripts import ROOT, load_script
 
 from jaxablate import features
 from jaxablate.commands import sae as sae_runner

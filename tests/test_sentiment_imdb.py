@@ -2,17 +2,16 @@
 
 import gzip
 import io
-import os
 import tarfile
 import time
 from pathlib import Path
 
 import pytest
+from helpers.external import real_data
 
 from jaxablate.data.sentiment.imdb import read_imdb
 from jaxablate.errors import DataError
 
-DATA = Path(os.environ.get("JAXABLATE_DATA", Path(__file__).parent.parent / ".." / "shared" / "data"))
 FOLDERS = [f"{half}/{polarity}" for half in ("train", "test") for polarity in ("neg", "pos")]
 
 
@@ -234,9 +233,7 @@ def test_progress_is_reported(tmp_path):
 
 
 def test_the_real_archive():
-    path = DATA / "imdb" / "aclImdb_v1.tar.gz"
-    if not path.exists():
-        pytest.skip(f"JAXABLATE_DATA={DATA} has no imdb/aclImdb_v1.tar.gz")
+    path = real_data("imdb", "aclImdb_v1.tar.gz")
     start = time.process_time()
     splits = read_imdb(path)
     assert time.process_time() - start < 20

@@ -1,11 +1,10 @@
 """SST-2 in its three layouts: what is read, and what is refused and how."""
 
 import logging
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.external import real_data
 
 from jaxablate.config import SentimentDataConfig
 from jaxablate.data.sentiment.prepare import prepare_sentiment
@@ -14,16 +13,7 @@ from jaxablate.data.sentiment.texts import LabelledTexts
 from jaxablate.data.sentiment.trees import MalformedTree, parse_tree
 from jaxablate.errors import DataError
 
-DATA = Path(os.environ.get("JAXABLATE_DATA", Path(__file__).parent.parent / ".." / "shared" / "data"))
-
 GOOD, BAD, NEUTRAL = "(3 (2 It) (4 (3 works) (2 .)))", "(0 (2 It) (1 fails))", "(2 (2 It) (2 is))"
-
-
-def real(*parts):
-    path = DATA.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"JAXABLATE_DATA={DATA} has no {'/'.join(parts)}")
-    return path
 
 
 def write(folder, **files):
@@ -310,23 +300,23 @@ def test_the_hash_tells_texts_labels_and_borders_apart():
 
 
 def test_the_real_trees_give_the_papers_counts():
-    data = prepare_sentiment(SentimentDataConfig(path=str(real("sst", "trees").parent)))
+    data = prepare_sentiment(SentimentDataConfig(path=str(real_data("sst", "trees").parent)))
     counts = {name: split.class_counts() for name, split in data.splits.items()}
     assert counts == {"train": (3310, 3310), "dev": (428, 444), "test": (912, 909)}
-    whole = read_sst2(real("sst", "trees"), balance=False)
+    whole = read_sst2(real_data("sst", "trees"), balance=False)
     assert whole["train"].class_counts() == (3310, 3610)
 
 
 def test_the_real_glue_files():
-    splits = read_sst2(real("sst2_glue"), balance=False)
+    splits = read_sst2(real_data("sst2_glue"), balance=False)
     assert [len(split) for split in splits.values()] == [67349 - GLUE_DEV, GLUE_DEV, 872]
     assert splits["test"].class_counts() == (428, 444)
 
 
 def test_glue_and_trees_hold_the_same_development_sentences():
     """GLUE's dev.tsv is the treebank's own dev split, in another order and spelling."""
-    ours = read_sst2(real("sst", "trees"))["dev"]
-    glue_test = read_sst2(real("sst2_glue"))["test"]
+    ours = read_sst2(real_data("sst", "trees"))["dev"]
+    glue_test = read_sst2(real_data("sst2_glue"))["test"]
     known = {text.lower(): label for text, label in pairs(glue_test)}
     shared = [(known[text.lower()], label) for text, label in pairs(ours) if text.lower() in known]
     assert len(shared) > 800

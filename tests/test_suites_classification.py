@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from labelled_texts import batches, check_plain, draw
+from helpers.labelled_texts import batches, check_plain, draw
 
 from jaxablate.config import ClassificationConfig, ClassifierConfig, Config
 from jaxablate.intervals_old import wilson

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from labelled_texts import batches, check_plain, draw
+from helpers.labelled_texts import batches, check_plain, draw
 
 from jaxablate.classifier.ranking import highest, top_minus_rest
 from jaxablate.classifier.texts import by_text, word_importance

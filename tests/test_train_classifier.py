@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from scripts import load_script
+from helpers.scripts import load_script
 
 from jaxablate.commands.train import main
 from jaxablate.config import (
