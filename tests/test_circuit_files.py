@@ -180,7 +180,7 @@ def edited(path, **changes):
     path.write_text(json.dumps({k: v for k, v in values.items() if v is not ...}))
 
 
-@pytest.mark.parametrize("changes, complaint", [
+@pytest.mark.parametrize(("changes", "complaint"), [
     ({"version": 2}, "is a circuit file of version 2, this program reads 1"),
     ({"version": ...}, "of version None"),
     ({"format": "other"}, "is no circuit file .format 'other'"),
@@ -336,7 +336,7 @@ def test_a_mib_file_of_scores_alone_is_a_circuit_to_choose_from(tmp_path):
     assert circuit.scores[GRAPH.edge("MLP 0->Resid End")] == -1.5 and np.count_nonzero(circuit.scores) == 2
 
 
-@pytest.mark.parametrize("values, complaint", [
+@pytest.mark.parametrize(("values", "complaint"), [
     ({"cfg": {"parallel_attn_mlp": True}}, "attention and MLP in parallel"), ({"cfg": {"n_heads": "x"}}, "n_heads"),
     ({"m9->logits": {"score": 1, "in_graph": True}}, "'m9->logits', which a graph of 2 layers of 2 heads has not"),
     ({"input->a0.h0": {"score": 1, "in_graph": True}}, "'input->a0.h0'"),

@@ -1,6 +1,7 @@
 """Circuits as pictures: from names and scores to a panel, on the page, and in print."""
 
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -146,7 +147,7 @@ def test_places_go_up_do_not_overlap_and_stay_inside(circuit):
     assert heights == sorted(heights, reverse=True) and len(set(heights)) == len(heights)
     for row in rows.values():
         middles = sorted(box.x for box in row)
-        assert all(b - a >= row[0].width for a, b in zip(middles, middles[1:], strict=False))
+        assert all(b - a >= row[0].width for a, b in itertools.pairwise(middles))
     for wire in drawing.wires:
         source, destination = drawing.boxes[wire.edge.source], drawing.boxes[wire.edge.destination]
         line = curve(wire.points)

@@ -217,7 +217,7 @@ def test_gates_have_k_ones_and_change_the_ablated_stream_alone():
         np.testing.assert_array_equal(layer.neuron_gates.sum(-1), k_neurons)
         assert set(np.unique(layer.neuron_gates)) == {0, 1}
     assert np.abs(out.logits - out.logits_ablated).min() > 1e-4
-    model, params = _made(**_GATED)
+    _model, params = _made(**_GATED)
     ungated = SafrClassifier(ClassifierConfig(**_SHAPE | {"n_layers": 2}))
     clean = {name: tree for name, tree in params.items() if not name.startswith("layer")}
     clean |= {f"layer_{i}": {k: v for k, v in params[f"layer_{i}"].items() if "scores" not in k} for i in range(2)}

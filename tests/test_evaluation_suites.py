@@ -159,7 +159,7 @@ def test_every_firing_rate_falls_into_a_bin():
 
 @pytest.mark.parametrize("ablation", ["none", "local", "global", "both"])
 def test_weights_add_up(ablation):
-    model, params = make(ablation=ablation)
+    _model, params = make(ablation=ablation)
     result = weights.evaluate(params)
     leaves = {jax.tree_util.keystr(p): np.abs(x) for p, x in jax.tree_util.tree_leaves_with_path(params)}
     total = sum(x.size for x in leaves.values())

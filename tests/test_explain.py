@@ -102,7 +102,7 @@ def test_what_is_half_precision_is_measured_in_float32():
 # --- one text
 
 
-@pytest.mark.parametrize("layer, stream", [(-1, "clean"), (0, "ablated")])
+@pytest.mark.parametrize(("layer", "stream"), [(-1, "clean"), (0, "ablated")])
 def test_an_explanation_holds_what_the_model_computes(tiny, layer, stream):
     model, params = tiny
     tokens = np.array([[2, 3, 4, 2, 5, 4]], np.int32)
@@ -215,7 +215,7 @@ def test_a_text_of_one_token_and_a_layer_without_activity_can_be_drawn(tiny):
         assert "<svg" in html.draw(panel)
 
 
-@pytest.mark.parametrize("options, complaint", [
+@pytest.mark.parametrize(("options", "complaint"), [
     ({"layer": 2}, "layer=2 must be in 0..1"), ({"stream": "other"}, "stream='other' must be clean or ablated")])
 def test_what_the_model_does_not_have_is_refused(tiny, options, complaint):
     with pytest.raises(ConfigError, match=complaint):
@@ -313,7 +313,7 @@ def test_explain_shows_another_run_beside_it(workdir, tmp_path, capsys):
     assert "capacity before" in capsys.readouterr().out and "after, step" in (out / "explanation.html").read_text()
 
 
-@pytest.mark.parametrize("arguments, complaint", [
+@pytest.mark.parametrize(("arguments", "complaint"), [
     (["--text", "  "], "text is empty"), (["--text", "xyzzy plugh"], "none of the 2 words"),
     (["--text", "good", "--layer", "1"], "layer=1 must be in 0..0"),
     (["--text", "good", "--stream", "ablated"], "stream='ablated' must be clean"),

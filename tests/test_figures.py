@@ -170,7 +170,7 @@ def classified(importance=0.5, seed=0, **model):
                                parameters=1234)
 
 
-@pytest.mark.parametrize("model, line", [
+@pytest.mark.parametrize(("model", "line"), [
     ({}, "1 layer, width 256, 8 heads, 1,234 parameters, VMASK, λ importance 0.5, λ interaction 1, padding masked"),
     ({"vmask": False, "padding": "paper", "n_layers": 2, "ablation": "local", "k_neurons": 4, "k_attention": 8},
      "2 layers, width 256, 8 heads, 1,234 parameters, no VMASK, λ importance 0.5, λ interaction 1, padding as in the "

@@ -25,7 +25,7 @@ from jaxablate.training.loop import train
 evaluation = load_script("eval")
 
 
-@pytest.mark.parametrize("target, step, most", [(0.5, 90, 12), (10.0, 0, 2), (0.0, 99, 2), (1.0, 50, 10)])
+@pytest.mark.parametrize(("target", "step", "most"), [(0.5, 90, 12), (10.0, 0, 2), (0.0, 99, 2), (1.0, 50, 10)])
 def test_bisection_finds_the_nearest_of_a_falling_curve(target, step, most):
     asked = []
 

@@ -208,7 +208,7 @@ def pattern(*tokens, strength=1.0, weight=1.0):
     return Pattern(tokens=sets, importance=tuple(None if t is None else weight for t in tokens), strength=strength)
 
 
-@pytest.mark.parametrize("given, merged", [
+@pytest.mark.parametrize(("given", "merged"), [
     ([pattern(1, 2), pattern(1, 3)], [(1, {2, 3})]),
     ([pattern(1, 2), pattern(4, 2)], [({1, 4}, 2)]),
     ([pattern(1, 2), pattern(4, 3)], [(1, 2), (4, 3)]),

@@ -182,7 +182,7 @@ def test_searching_loads_no_jax(workdir, made):
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("arguments, line", [
+@pytest.mark.parametrize(("arguments", "line"), [
     (("--show", "2.0"), "neuron 2.0 does not exist; there are layers 0..1 of neurons 0..23"),
     (("--show", "0.24"), "neuron 0.24 does not exist; there are layers 0..1 of neurons 0..23"),
     (("--show", "first"), "'first' names no neuron; give layer.number, for example 3.17"),

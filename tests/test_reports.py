@@ -119,7 +119,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
-@pytest.mark.parametrize("text, complaint", [
+@pytest.mark.parametrize(("text", "complaint"), [
     ("{", "cannot be read"), ("[]", "no schema_version"), ('{"schema_version": 99}', "schema version 99"),
     ('{"schema_version": 1}', "field is missing"), ('{"schema_version": 1, "suites": {"a": {}}}', "field is missing"),
 ])
@@ -219,7 +219,7 @@ def test_latex_escapes_and_aligns():
     assert len({line.count("&") for line in body}) == 1
 
 
-@pytest.mark.parametrize("out, names", [
+@pytest.mark.parametrize(("out", "names"), [
     ("t", ["t.csv", "t.html", "t.md", "t.tex"]), ("d/", ["d"]),
     ("v1.5", ["v1.5.csv", "v1.5.html", "v1.5.md", "v1.5.tex"])])
 def test_comparison_files(tmp_path, out, names):
@@ -247,7 +247,7 @@ def test_terminal_tables_show_every_figure():
     assert "5.50 – 6.50" in console.export_text()
 
 
-@pytest.mark.parametrize("value, low, high, text", [
+@pytest.mark.parametrize(("value", "low", "high", "text"), [
     (0.00012345, None, None, "0.0001234"), (3, None, None, "3"), (1e-9, None, None, "1.000e-09"),
     (0.0, None, None, "0"), (math.nan, None, None, "nan"),
     (6.4712, 6.31, 6.63, "6.47"), (1234.5, 1000.0, 1500.0, "1,234"), (-0.5, None, None, "-0.5000"),

@@ -57,7 +57,7 @@ def test_batch_threshold_is_the_smallest_kept():
     assert ae.batch_threshold(values, 50) == np.sort(np.asarray(values).ravel())[-50]
 
 
-@pytest.mark.parametrize("architecture, active", [("topk", [3] * 8), ("batchtopk", None)])
+@pytest.mark.parametrize(("architecture", "active"), [("topk", [3] * 8), ("batchtopk", None)])
 def test_training_latents_have_k_a_token(architecture, active):
     config = small(architecture=architecture)
     sae = ae.init(jax.random.key(0), config)
@@ -215,7 +215,7 @@ def test_every_buffered_activation_is_one_of_the_model():
 
 
 @pytest.mark.parametrize(
-    "error, message, options",
+    ("error", "message", "options"),
     [
         (DataError, "the text ended after 5 token batches; 10 steps of 16 tokens take 256 tokens",
          {"tokens": lambda start: tokens(start, 5)}),
@@ -239,7 +239,7 @@ def test_what_cannot_be_trained_is_said(error, message, options):
 
 
 @pytest.mark.parametrize(
-    "message, make",
+    ("message", "make"),
     [
         ("k=12 must be above 0 and below d_sae=12", lambda: small(architecture="topk", k=12)),
         ("k=2.5 of topk must be a whole number", lambda: small(architecture="topk", k=2.5)),

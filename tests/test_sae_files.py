@@ -140,7 +140,7 @@ def test_damaged_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "message, change",
+    ("message", "change"),
     [
         ("normalize_activations='layer_norm' is not folded", {"normalize_activations": "layer_norm"}),
         ("rescale_acts_by_decoder_norm=true is not folded", {"rescale_acts_by_decoder_norm": True}),

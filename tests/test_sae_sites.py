@@ -52,7 +52,7 @@ def test_names_and_widths():
 
 
 @pytest.mark.parametrize(
-    "name, nearest",
+    ("name", "nearest"),
     [("clean.layer_1.mlp_otu", "clean.layer_1.mlp_out"), ("layer_0.resid_mid", "clean.layer_0.resid_mid"),
      ("clean.layer_7.mlp_out", "clean.layer_1.mlp_out")],
 )  # fmt: skip

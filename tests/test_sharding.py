@@ -1,5 +1,6 @@
 """Partition rules, meshes, and the same numbers on one, two and eight devices."""
 
+import itertools
 import re
 
 import jax
@@ -123,7 +124,7 @@ def test_bytes_per_device_fall_as_fsdp_grows():
         shardings = state_shardings(make_mesh(MeshConfig(data=1, fsdp=size)), abstract, optimizer)
         arrays = (abstract.params, abstract.opt_state), (shardings.params, shardings.opt_state)
         held.append(bytes_per_device(jax.tree.map(lambda a, s: jax.device_put(np.zeros(a.shape, a.dtype), s), *arrays)))
-    assert all(b < 0.6 * a for a, b in zip(held, held[1:], strict=False)), held
+    assert all(b < 0.6 * a for a, b in itertools.pairwise(held)), held
 
 
 def test_optimizer_state_lives_where_its_parameter_does():

@@ -168,7 +168,7 @@ def test_the_best_checkpoint_outlives_newer_ones(data, tmp_path, monkeypatch):
     result = train(tiny(data, epochs=9, patience=2), tmp_path / "run")
     assert (result.step, result.reason) == (4 * PER_EPOCH, "finished")
     assert [v["accuracy"] for v in measured(tmp_path / "run", "valid").values()] == accuracy[:4]
-    best, step = restore_params(tmp_path / "run", step="best")
+    _best, step = restore_params(tmp_path / "run", step="best")
     assert accuracy[step // PER_EPOCH - 1] == 0.8
     assert saved_steps(tmp_path / "run/checkpoints")[-1] == 32
 

@@ -1,5 +1,6 @@
 """Which checkpoint of a run has a given loss."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 MEASURE_ALL = 8
@@ -49,7 +50,7 @@ def passed(curve: Sequence[tuple[int, float]], target: float) -> int | None:
     >>> passed([(100, 3.0), (200, 2.0), (300, 1.0)], 1.5)
     250
     """
-    for (a, before), (b, after) in zip(curve, curve[1:], strict=False):
+    for (a, before), (b, after) in itertools.pairwise(curve):
         if before > target >= after:
             return round(a + (b - a) * (before - target) / (before - after))
     return None

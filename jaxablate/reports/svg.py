@@ -1,6 +1,7 @@
 """Panels as inline SVG, coloured by the page's own style sheet so that they follow its light and dark themes."""
 
 import html
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -127,7 +128,7 @@ def _spread(positions: list[float], apart: float, low: float, high: float) -> li
     """Moves labels apart vertically, keeping their order."""
     order = sorted(range(len(positions)), key=positions.__getitem__)
     out = list(positions)
-    for before, here in zip(order, order[1:], strict=False):
+    for before, here in itertools.pairwise(order):
         out[here] = max(out[here], out[before] + apart)
     over = max(out, default=low) - high
     return [max(low, p - over) if over > 0 else p for p in out]

@@ -23,8 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxablate.errors import CheckpointError
-from jaxablate.sharding import path_name
 from jaxablate.runs.seal import Seal, damage, read_seal, write_seal
+from jaxablate.sharding import path_name
 from jaxablate.training.state import TrainState
 
 log = logging.getLogger(__name__)

@@ -31,6 +31,7 @@ from jaxablate.runs.workdir import read_config, read_run, require_x64
 from jaxablate.sharding import batch_parts, batch_sharding, make_mesh, replicated
 from jaxablate.types import STREAMS, Batch, Params
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
     """One part of a run's data."""
