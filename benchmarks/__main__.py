@@ -130,7 +130,7 @@ _TABLES = (
             "all 4,096 (extrapolated)": lambda row: f"{row['all_seconds'] / 60:.1f} min",
             "peak memory": _memory,
         }),
-)  # fmt: skip
+)
 
 
 def _filled(of: _Of) -> Table:

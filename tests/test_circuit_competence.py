@@ -24,7 +24,7 @@ def test_competence_by_hand():
         [2.0, 1.0, 5.0, 0.0],   # margin 1, another token is top
         [1.0, 1.0, 0.0, 0.0],   # margin 0: a tie is neither right nor top
         [0.0, 2.0, 0.0, 0.0],   # margin -2
-    ])  # fmt: skip
+    ])
     c = competence(logits, task([[0]] * 4, [[1]] * 4, ["a", "b", "a", "b"]))
     assert (c.n, c.accuracy, c.top1, c.logit_difference) == (4, 0.5, 0.25, 0.5)
     assert c.by_group == (("a", 2, 0.5, 1.5), ("b", 2, 0.5, -0.5))

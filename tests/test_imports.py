@@ -54,7 +54,7 @@ ALLOWED = {
 """Room, or one file of it -> rooms it may import besides itself. Scripts and `jaxablate/__init__.py` see all."""
 
 HEAVY = ("grain", "jinja2", "matplotlib", "orbax", "scipy.stats", "tensorboardX", "tensorstore", "tiktoken",
-         "tokenizers", "torch", "tyro")  # fmt: skip
+         "tokenizers", "torch", "tyro")
 """What `import jaxablate` leaves to the rooms that need it."""
 
 

@@ -217,7 +217,7 @@ def pattern(*tokens, strength=1.0, weight=1.0):
     ([pattern(1, 2), pattern(1, 3), pattern(4, 2), pattern(4, 3)], [({1, 4}, {2, 3})]),
     ([pattern(1, None, 2), pattern(1, 3, 3)], [(1, None, 2), (1, 3, 3)]),
     ([], []),
-])  # fmt: skip
+])
 def test_merging(given, merged):
     expected = [p.tokens for p in (pattern(*m) for m in merged)]
     for order in itertools.permutations(given):

@@ -196,7 +196,7 @@ def test_searching_loads_no_jax(workdir, made):
     (("--context", "64"), "context=64 must be at most the model's context_length=32"),
     (("--importance", "1.5"), "importance=1.5 must be between 0 and 1"),
     (("--checkpoint", "77"), "77"),
-])  # fmt: skip
+])
 def test_bad_input_is_one_line(workdir, made, capsys, arguments, line):
     assert line in error_of(capsys, workdir, *arguments, "--out", made)
 

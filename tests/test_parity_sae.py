@@ -43,14 +43,14 @@ def configs(theirs: dict, dtype: str) -> tuple[AutoencoderConfig, SaeTrainConfig
         d_in=theirs["d_in"], d_sae=theirs["d_sae"], decoder="unit" if unit else "free", project_gradient=False,
         init="positive" if theirs["decoder_heuristic_init"] else "kaiming", center=theirs["apply_b_dec_to_input"],
         dtype=dtype,
-    )  # fmt: skip
+    )
     steps = theirs["total_training_steps"]
     train = SaeTrainConfig(
         steps=steps, batch_tokens=theirs["train_batch_size_tokens"], learning_rate=theirs["lr"],
         warmup=theirs["lr_warm_up_steps"] / steps, decay=theirs["lr_decay_steps"] / steps,
         l1_warmup=theirs["l1_warm_up_steps"] / steps, beta1=theirs["adam_beta1"], beta2=theirs["adam_beta2"],
         chunk=CHUNK,
-    )  # fmt: skip
+    )
     return config, train
 
 
@@ -75,7 +75,7 @@ def run(path: Path, dtype: str) -> Run:
         last, metrics = jax.jit(lambda s, x, t: jax.lax.scan(step, s, (x, t)))(state, xs, steps)
         latents = ae.encode(sae, xs[0], config)
         return Run(expected, config, jax.device_get(metrics._asdict()), sae, jax.device_get(last), np.asarray(latents),
-                   np.asarray(ae.decode(sae, latents)))  # fmt: skip
+                   np.asarray(ae.decode(sae, latents)))
 
 
 def skip_if_compact(r: Run) -> None:

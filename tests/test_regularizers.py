@@ -234,7 +234,7 @@ ONES = functools.partial(np.ones, dtype=np.float32)
     (polysemanticity, (ONES((3, 4, 2)), ONES((4,))), "(4,)"),
     (information, (ONES((3, 4, 3)),), "(3, 4, 3)"),
     (reconstruction, (ONES((2, 3)), ONES(3)), "(3,)"),
-])  # fmt: skip
+])
 def test_arrays_of_another_shape_are_refused(term, arrays, shape):
     with pytest.raises(ConfigError, match=re.escape(shape)):
         inspect.unwrap(term)(*arrays)

@@ -17,7 +17,7 @@ from jaxablate.features.training import sites_of, train
 HAND = Autoencoder(
     W_enc=jnp.array([[1.0, 0.0, -1.0], [0.0, 2.0, 1.0]]), b_enc=jnp.array([0.0, -1.0, 0.5]),
     W_dec=jnp.array([[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]]), b_dec=jnp.array([0.5, -0.5]), threshold=jnp.zeros(3),
-)  # fmt: skip
+)
 HAND_X = jnp.array([[1.0, 2.0], [-1.0, 0.0]])  # pre-activations [[1, 3, 1.5], [-1, -1, 1.5]]
 
 
@@ -86,7 +86,7 @@ CASES = [
     {}, {"center": True}, {"decoder": "free"}, {"decoder": "free", "center": True},
     {"architecture": "topk"}, {"architecture": "topk", "center": True},
     {"architecture": "batchtopk", "center": True, "k": 2.5},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("dead", [None, [1, 4, 7]], ids=["live", "dead"])
@@ -96,14 +96,14 @@ def test_gradient_is_the_automatic_one(case, dead):
         config = small(dtype="float64", **case)
         sae = ae.init(jax.random.key(0), config)
         sae = sae.replace(b_enc=0.1 * jax.random.normal(jax.random.key(1), (12,)),
-                          b_dec=jax.random.normal(jax.random.key(2), (6,)))  # fmt: skip
+                          b_dec=jax.random.normal(jax.random.key(2), (6,)))
         x = jax.random.normal(jax.random.key(3), (8, 6), "float64")
         mask = None if dead is None else jnp.zeros(12, bool).at[jnp.array(dead)].set(True)
         expected = jax.jit(jax.grad(lambda s: ae.losses(s, x, 0.7, config, mask).total))(sae)
         found = jax.jit(lambda s: steps.gradient(s, x, 0.7, config, mask, chunk=2))(sae)
         for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-12,
-                                       err_msg=name)  # fmt: skip
+                                       err_msg=name)
 
 
 def test_schedules_by_hand():
@@ -125,7 +125,7 @@ def test_projected_gradient_is_tangent():
     np.testing.assert_allclose(along, 0, atol=1e-7)
     assert metrics.grad_norm > 1
     free = steps.train_step(state, x, jnp.asarray(0), jnp.asarray(1.0),
-                            dataclasses.replace(config, project_gradient=False), settings)[0]  # fmt: skip
+                            dataclasses.replace(config, project_gradient=False), settings)[0]
     assert jnp.abs(jnp.sum(free.first.W_dec * state.sae.W_dec, axis=-1)).max() > 1e-3
 
 
@@ -141,7 +141,7 @@ def test_dead_latents_are_counted_and_revived():
     settings = SaeTrainConfig(steps=10, dead_steps=1, learning_rate=0.1)
     state = steps.init_state(jax.random.key(0), config, settings)
     state = state.replace(since_fired=jnp.full(12, 5, jnp.int32), sae=state.sae.replace(
-        b_enc=jnp.where(jnp.arange(12) < 3, 50.0, 1.0)))  # fmt: skip
+        b_enc=jnp.where(jnp.arange(12) < 3, 50.0, 1.0)))
     x = jax.random.normal(jax.random.key(1), (16, 6))
     after, metrics = steps.train_step(state, x, jnp.asarray(0), jnp.asarray(0.0), config, settings)
     assert after.since_fired.tolist() == [0] * 3 + [6] * 9 and metrics.dead == 9
@@ -190,7 +190,7 @@ def test_training_reports_and_learns():
 def test_a_run_is_the_same_whatever_else_is_trained():
     together, alone = trained(), trained(runs=RUNS[:2])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-                 together.autoencoders[0], alone.autoencoders[0])  # fmt: skip
+                 together.autoencoders[0], alone.autoencoders[0])
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
@@ -230,7 +230,7 @@ def test_every_buffered_activation_is_one_of_the_model():
          {"config": small(architecture="jumprelu")}),
         (ConfigError, "no runs to train", {"runs": ()}),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_trained_is_said(error, message, options):
     given = {"params": table(), "tokens": tokens, "runs": RUNS, "config": small(), "settings": DATA} | options
     with pytest.raises(error, match=message) as caught:

@@ -75,7 +75,7 @@ def error_of(capsys, workdir, *arguments):
 def weights(workdir):
     """Arrays of each stored autoencoder, by the start of its folder's name."""
     return {path.name.rpartition("-")[0]: load_file(path / "sae_weights.safetensors")
-            for path in sae_jobs.stored(workdir)}  # fmt: skip
+            for path in sae_jobs.stored(workdir)}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_the_suite_has_measured_all_of_them(stored):
     rows = record.details["autoencoders"]
     assert len(rows) == 4 and rows[0]["tokens"] > 10_000 and record.details["unit"] == "stories"
     assert {(row["kind"], row["seed"], row["control"]) for row in rows} == {
-        (kind, seed, "none") for kind in ("L1 2", "L1 0.5") for seed in (0, 1)}  # fmt: skip
+        (kind, seed, "none") for kind in ("L1 2", "L1 0.5") for seed in (0, 1)}
     for row in rows:
         for name in ("l0", "explained_variance", "cosine", "kl"):
             x = row["measures"][name]
@@ -207,7 +207,7 @@ def same(workdir, stored):
             np.testing.assert_array_equal(found[name][key], array, err_msg=f"{name} {key}")
     assert not list((workdir / "autoencoders").rglob("state.safetensors"))
     steps = [json.loads(line)["step"] for path in (workdir / "autoencoders" / "jobs").glob("*/metrics.jsonl")
-             for line in path.read_text().splitlines()]  # fmt: skip
+             for line in path.read_text().splitlines()]
     assert {step: steps.count(step) for step in set(steps)} == dict.fromkeys((4, 8, 12), len(found))
 
 
@@ -320,6 +320,6 @@ def test_settings_name_what_the_features_room_has():
 @pytest.mark.parametrize("length", [7, 100, 127, 128, 256, 1000])
 def test_whole_sequences_fill_the_buffer(length):
     (job,) = sae_jobs.plan(SaeSettings(workdir=pathlib.Path("x")), ModelConfig(context_length=1000), length,
-                           {"control": "none"})  # fmt: skip
+                           {"control": "none"})
     half, (rows, _) = job.settings.round_steps * job.settings.batch_tokens, job.windows
     assert half % (rows * length) == 0 and rows * length <= max(4096, length)

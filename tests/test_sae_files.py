@@ -25,7 +25,7 @@ from jaxablate.features.sites import find_site, sites
 from jaxablate.features.training import train
 
 MODEL = ModelConfig(vocab_size=13, context_length=8, d_model=8, n_layers=2, n_heads=2, d_mlp=12, k_attention=3,
-                    k_neurons=4)  # fmt: skip
+                    k_neurons=4)
 SITE = "clean.layer_1.mlp_out"
 PARAMS = {"embed": np.ones((3, 2), np.float32), "bias": np.zeros(2, np.float32)}
 
@@ -46,7 +46,7 @@ def saved(folder, **changes):
 
 
 @pytest.mark.parametrize("changes", [{}, {"decoder": "free", "center": True}, {"architecture": "topk"},
-                                     {"architecture": "batchtopk", "k": 2.5}], ids=str)  # fmt: skip
+                                     {"architecture": "batchtopk", "k": 2.5}], ids=str)
 def test_round_trip(tmp_path, changes):
     sae, config = saved(tmp_path / "sae", **changes)
     found = load_autoencoder(tmp_path / "sae", MODEL, PARAMS)
@@ -54,7 +54,7 @@ def test_round_trip(tmp_path, changes):
     jax.tree.map(np.testing.assert_array_equal, found.sae, sae)
     np.testing.assert_allclose(found.density, np.linspace(0, 1, 16), atol=1e-6)
     assert sorted(path.name for path in (tmp_path / "sae").iterdir()) == [
-        "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"]  # fmt: skip
+        "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"]
 
 
 def test_the_layout_is_that_of_saelens(tmp_path):
@@ -64,13 +64,13 @@ def test_the_layout_is_that_of_saelens(tmp_path):
         "architecture", "d_in", "d_sae", "activation_fn_str", "apply_b_dec_to_input", "finetuning_scaling_factor",
         "context_size", "model_name", "hook_name", "hook_layer", "hook_head_index", "prepend_bos", "dataset_path",
         "dataset_trust_remote_code", "normalize_activations", "dtype", "device", "sae_lens_training_version",
-    }  # fmt: skip
+    }
     assert needed <= settings.keys()
     assert (settings["architecture"], settings["hook_name"], settings["hook_layer"]) == (
-        "standard", "blocks.1.hook_mlp_out", 1)  # fmt: skip
+        "standard", "blocks.1.hook_mlp_out", 1)
     weights = safetensors.numpy.load_file(tmp_path / "sae_weights.safetensors")
     assert {name: a.shape for name, a in weights.items()} == {
-        "W_enc": (8, 16), "b_enc": (16,), "W_dec": (16, 8), "b_dec": (8,)}  # fmt: skip
+        "W_enc": (8, 16), "b_enc": (16,), "W_dec": (16, 8), "b_dec": (8,)}
     x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     out = np.maximum(x @ weights["W_enc"] + weights["b_enc"], 0) @ weights["W_dec"] + weights["b_dec"]
     config = made()[1]
@@ -97,7 +97,7 @@ def test_what_saelens_wrote_is_read(tmp_path):
     found = load_autoencoder(tmp_path, MODEL, PARAMS)
     assert (found.site, found.config.architecture, found.config.k) == (SITE, "topk", 4)
     nested = {"architecture": "topk", "k": 4, "d_in": 8, "d_sae": 16, "apply_b_dec_to_input": False,
-              "metadata": {"hook_name": "blocks.0.hook_resid_post"}}  # fmt: skip
+              "metadata": {"hook_name": "blocks.0.hook_resid_post"}}
     (tmp_path / "cfg.json").write_text(json.dumps(nested))
     found = load_autoencoder(tmp_path)
     assert (found.site, found.config.k) == ("clean.layer_0.resid_post", 4)

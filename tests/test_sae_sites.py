@@ -19,7 +19,7 @@ from jaxablate.features.sites import FIELDS, find_site, forward, paper_site, rea
 from jaxablate.models.decoder import SelfAblatingTransformer
 
 CONFIG = ModelConfig(vocab_size=13, context_length=8, d_model=8, n_layers=2, n_heads=2, d_mlp=12, ablation="local",
-                     k_attention=3, k_neurons=4)  # fmt: skip
+                     k_attention=3, k_neurons=4)
 MODEL = SelfAblatingTransformer(CONFIG)
 TOKENS = jax.random.randint(jax.random.key(1), (3, 6), 0, 13)
 
@@ -55,7 +55,7 @@ def test_names_and_widths():
     ("name", "nearest"),
     [("clean.layer_1.mlp_otu", "clean.layer_1.mlp_out"), ("layer_0.resid_mid", "clean.layer_0.resid_mid"),
      ("clean.layer_7.mlp_out", "clean.layer_1.mlp_out")],
-)  # fmt: skip
+)
 def test_an_unknown_site_names_the_nearest(name, nearest):
     with pytest.raises(ConfigError, match=f"site '{name}' does not exist; nearest: .*{nearest}") as caught:
         find_site(CONFIG, name)
@@ -97,7 +97,7 @@ def test_an_edit_acts_at_its_site_and_after(stream):
     found, finals = everything()
     edited, after = jax.jit(
         lambda p, x: forward(MODEL, p, TOKENS, ALL, {site: x})
-    )(params(), found[site] + shift)  # fmt: skip
+    )(params(), found[site] + shift)
     changed = {name for name in ALL if not np.allclose(edited[name], found[name], atol=1e-5)}
     expected = {f"{stream}.layer_1.{field}" for field in ("mlp_pre", "mlp_post", "mlp_out", "resid_post")}
     assert changed == expected  # a site itself reads what the model made, before the edit
@@ -113,7 +113,7 @@ def test_the_derivative_at_a_site_is_that_of_its_activation():
         return jnp.sum(forward(MODEL, params(), TOKENS, (), {site: value})[1]["clean"][..., 0])
 
     gradients = [jax.jit(jax.grad(loss), static_argnums=1)(found[f"clean.layer_1.{field}"], f"clean.layer_1.{field}")
-                 for field in ("mlp_out", "resid_post")]  # fmt: skip
+                 for field in ("mlp_out", "resid_post")]
     np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-7)
 
 
@@ -171,14 +171,14 @@ def losses(stream, site=None, value=None):
 
 def activations(site):
     return np.concatenate([np.asarray(read(MODEL, params(), b["inputs"], (site,))[site])[b["mask"] > 0]
-                           for b in batches()]).astype(np.float64)  # fmt: skip
+                           for b in batches()]).astype(np.float64)
 
 
 @functools.cache
 def measured():
     broken = perfect().replace(b_enc=jnp.where(jnp.arange(16) == 3, -100.0, 0.0), b_dec=jnp.full(8, 0.1))
     subjects = [Subject("clean.layer_0.mlp_out", perfect(), SAE), Subject("ablated.layer_1.resid_mid", broken, SAE),
-                Subject("clean.layer_0.mlp_out", broken, SAE)]  # fmt: skip
+                Subject("clean.layer_0.mlp_out", broken, SAE)]
     return evaluate(MODEL, params(), batches, subjects, min_tokens=10)
 
 

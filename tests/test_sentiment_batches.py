@@ -35,12 +35,12 @@ def split():
 
 def train(split, *, batch_size=8, max_length=32, bucket_multiple=8, seed=3, **options):
     return training_batches(split, batch_size=batch_size, max_length=max_length, bucket_multiple=bucket_multiple,
-                            pad_id=PAD, seed=seed, **{"prefetch": 0} | options)  # fmt: skip
+                            pad_id=PAD, seed=seed, **{"prefetch": 0} | options)
 
 
 def evaluate(split, *, batch_size=8, max_length=32, bucket_multiple=8, **options):
     return list(evaluation_batches(split, batch_size=batch_size, max_length=max_length,
-                                   bucket_multiple=bucket_multiple, pad_id=PAD, **options))  # fmt: skip
+                                   bucket_multiple=bucket_multiple, pad_id=PAD, **options))
 
 
 def take(iterator, n):
@@ -221,7 +221,7 @@ def test_evaluation_takes_every_text_once_by_length(split, batch_size, bucket_mu
     "change",
     [{"batch_size": 0}, {"max_length": 0}, {"bucket_multiple": -1}, {"process_count": 3}, {"process_count": 0},
      {"process_index": 1}, {"process_index": -1}],
-)  # fmt: skip
+)
 def test_arguments_out_of_range_are_refused(split, change):
     for make in (train, evaluate):
         with pytest.raises(ConfigError, match="must"):

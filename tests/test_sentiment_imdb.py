@@ -25,7 +25,7 @@ def reviews(n=10):
 
 
 EXTRAS = {"README": "about", "imdb.vocab": "the", "train/urls_pos.txt": "http", "train/unsup/0_0.txt": "unlabelled",
-          "train/labeledBow.feat": "9 0:9"}  # fmt: skip
+          "train/labeledBow.feat": "9 0:9"}
 
 
 def member(name, content="text", kind=tarfile.REGTYPE, target=""):

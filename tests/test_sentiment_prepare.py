@@ -119,7 +119,7 @@ def test_a_huge_file_of_the_zip_is_not_unpacked(tmp_path, monkeypatch):
         ("sst2", ["https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip", "unpack it so that"]),
         ("imdb", ["https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz", "give data.path the archive"]),
     ],
-)  # fmt: skip
+)
 def test_without_a_network_one_line_says_what_to_fetch(tmp_path, monkeypatch, capsys, source, parts):
     monkeypatch.setattr(download, "_open", no_network)
     arguments = ["--source", source, "--cache-dir", str(tmp_path)]

@@ -204,13 +204,13 @@ RELEASE = {
     "sentiment_labels.txt": [
         "phrase ids|sentiment values", "0|0.5", "1|0.4", "2|0.3", "3|0.6", "4|0.98", "5|0.0", "6|0.2", "7|0.60001",
     ],
-}  # fmt: skip
+}
 """Six sentences in the release's four tables; scores lie on the borders: 0.4 is negative, 0.6 is neutral."""
 
 TEST_POSITIVE = {
     "datasetSentences.txt": "7\tFine .", "datasetSplit.txt": "7,2", "dictionary.txt": "Fine .|8",
     "sentiment_labels.txt": "8|0.7",
-}  # fmt: skip
+}
 
 
 def release(folder, **changes):

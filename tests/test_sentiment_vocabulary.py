@@ -33,7 +33,7 @@ def test_ids_by_falling_count_then_first_occurrence():
     ("min_count", "size", "shown"),
     [(1, 9, ["the", "bad", "film"]), (2, 6, ["the", "<UNK>", "film"]), (3, 4, ["the", "<UNK>", "film"]),
      (4, 2, ["<UNK>", "<UNK>", "<UNK>"])],
-)  # fmt: skip
+)
 def test_rare_words_are_unknown(min_count, size, shown):
     vocabulary = WordVocabulary.of(TEXTS, min_count)
     assert vocabulary.vocab_size == size
@@ -96,7 +96,7 @@ def test_words_come_back_from_a_folder(tmp_path, words):
     assert (loaded.name, loaded.fingerprint()) == (vocabulary.name, vocabulary.fingerprint())
     meta = json.loads((tmp_path / "new" / "folder" / "tokenizer_meta.json").read_text())
     assert meta == {"kind": "words", "name": vocabulary.name, "vocab_size": len(words) + 2, "pad_id": 0, "unk_id": 1,
-                    "fingerprint": vocabulary.fingerprint()}  # fmt: skip
+                    "fingerprint": vocabulary.fingerprint()}
 
 
 def test_byte_pairs_come_back_from_a_folder(tmp_path, byte_pairs):

@@ -23,7 +23,7 @@ EOT = 9
 def batches():
     """Two batches of two rows; stories end at the targets 9, one of them across the batches, one behind the mask."""
     for targets, mask in (([[1, 9, 2, 3], [4, 9, 5, 6]], [[1, 1, 1, 1], [1, 1, 1, 1]]),
-                          ([[7, 9, 1, 1], [9, 2, 9, 9]], [[1, 1, 1, 1], [1, 1, 0, 0]])):  # fmt: skip
+                          ([[7, 9, 1, 1], [9, 2, 9, 9]], [[1, 1, 1, 1], [1, 1, 0, 0]])):
         yield {"inputs": np.zeros((2, 4), int), "targets": np.array(targets), "mask": np.array(mask, np.float32)}
 
 
@@ -46,11 +46,11 @@ def measures(**changes):
         "kl_sae": [0.1, 0.2, 0.1], "kl_zero": [1, 2, 1], "kl_mean": [1, 2, 1], "l0": [2, 8, 4], "l1": [1, 2, 1],
         "squared_error": [1, 1, 0], "variance": [2, 4, 2], "explained_variance_saelens": [0.5, 1, 0.5],
         "cosine": [1, 2, 1],
-    }  # fmt: skip
+    }
     sums = np.stack([np.array((columns | changes)[name], float) for name in features.COLUMNS], axis=-1)
     fields = {field.name: 0 for field in dataclasses.fields(features.SaeMeasures)}
     named = {"site": "clean.layer_0.mlp_out", "tokens": 4, "dead": 3, "density_histogram": (0,) * 11 + (5,),
-             "unit_sums": sums, "ce_score_zero": 0.75, "ce_score_mean": 0.5}  # fmt: skip
+             "unit_sums": sums, "ce_score_zero": 0.75, "ce_score_mean": 0.5}
     return features.SaeMeasures(**(fields | named))
 
 
@@ -83,18 +83,18 @@ def row(name, l0, *, kind="L1 5", seed=0, control="none", site="clean.layer_0.ml
         measures={key: Estimate(value=value) if value is None else Estimate(value=value, low=value - 0.25,
                                                                             high=value + 0.25)
                   for key, value in values.items()},
-    )  # fmt: skip
+    )
 
 
 ROWS = (
     row("other-a1", 9.0, site="clean.layer_1.mlp_out"), row("paper-b2", 4.0), row("paper-c3", 6.0, seed=1),
     row("less-d4", 12.0, kind="L1 1"), row("noise-e5", 40.0, control="gaussian"),
-)  # fmt: skip
+)
 
 
 def result(rows=ROWS, passed_over=()):
     return suite.SaeResult(paper_site="clean.layer_0.mlp_out", autoencoders=tuple(rows), seeds=suite._seeds(rows),
-                           passed_over=tuple(passed_over), unit="stories", units=40)  # fmt: skip
+                           passed_over=tuple(passed_over), unit="stories", units=40)
 
 
 def test_seeds_become_a_mean():
@@ -136,7 +136,7 @@ def test_panels_survive_json_and_can_be_drawn():
     assert isinstance(curves, Curves)
     assert {s.label: s.x for s in curves.series} == {
         "layer_1.mlp_out, the model": (9.0,), "layer_0.mlp_out, the model": (4.0, 6.0, 12.0),
-        "layer_0.mlp_out, Gaussian vectors": (40.0,)}  # fmt: skip
+        "layer_0.mlp_out, Gaussian vectors": (40.0,)}
     assert all("Gaussian" not in s.label for s in by_title["CE score and sparsity"].series)
     (histograms,) = (panel for panel in panels if isinstance(panel, HistogramGrid))
     assert len(histograms.histograms) == 5 and histograms.histograms[0].apart == 3

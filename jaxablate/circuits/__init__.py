@@ -40,4 +40,4 @@ __all__ = [
     "metric_values", "minimality", "neuron_eap", "node_eap", "pair_inputs", "patched_final", "patched_logits",
     "prompt_draws", "random_scores", "roc", "run", "save_circuit", "save_mib", "save_prompts", "shuffled_order",
     "single_edge_effects", "tokenise", "without_dangling",
-]  # fmt: skip
+]

@@ -44,11 +44,11 @@ NAMES: tuple[str, ...] = (
     "Lily", "Sue", "Mia", "Lucy", "Anna", "Amy", "Sara", "Jane", "Sally", "Sarah", "Daisy", "Molly", "Jill", "Bella",
     "Emma", "Mary", "Luna", "Jen", "Jenny", "Lisa", "Rose", "Ann", "Grace", "Polly", "Betty", "Penny", "Emily", "Kim",
     "Kate", "Sophie", "Ellie", "Cindy", "Annie", "Maria", "Ruby", "Alice", "Zoe", "Beth", "Rachel", "Claire",
-)  # fmt: skip
+)
 PLACES: tuple[str, ...] = ("park", "beach", "zoo", "farm", "lake", "school", "store", "garden", "library", "river",
-                           "house", "market", "playground", "castle")  # fmt: skip
+                           "house", "market", "playground", "castle")
 OBJECTS: tuple[str, ...] = ("ball", "book", "toy", "cookie", "flower", "hat", "kite", "drum", "doll", "balloon", "cup",
-                            "bone", "cake", "leaf", "rock", "picture", "shell", "teddy bear")  # fmt: skip
+                            "bone", "cake", "leaf", "rock", "picture", "shell", "teddy bear")
 
 FEWEST_NAMES = 5
 """Two in the clean prompt and three others in the corrupt one."""

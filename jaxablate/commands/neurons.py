@@ -95,7 +95,7 @@ def make_graphs(settings: NeuronSettings, say: Say = lambda line: None) -> Graph
             neuron_files.clear(folder)
             if len(missing) < opened.layers:
                 say(f"going on with an interrupted job: {opened.layers - len(missing)} of {opened.layers} layers are "
-                    "done")  # fmt: skip
+                    "done")
             done |= dict(_layers(settings, opened, missing, folder, say))
         else:
             say("all layers were made before; only the index is written anew")
@@ -137,7 +137,7 @@ def _check_text(settings: NeuronSettings, config: Config, tokenizer: Tokenizer, 
     if found < needed:
         raise DataError(f"{found:,} tokens of training text are too few: {settings.examples} examples of windows of "
                         f"{config.train.sequence_length} tokens need at least {needed:,}; raise --tokens, or lower "
-                        "--examples")  # fmt: skip
+                        "--examples")
     held_out = min(settings.score_tokens, data.valid.n_tokens)
     if held_out < MIN_SCORE_TOKENS:
         raise DataError(f"{held_out:,} tokens of validation text are too few to score graphs on; at least "

@@ -127,7 +127,7 @@ def open_run(settings: SaeSettings) -> Opened:
     text, tokenizer = data.train, load_tokenizer(settings.workdir / "tokenizer")
     check_data(settings.workdir, tokenizer, data.tokenizer, {"train": text.data_hash}, config.data.cache_dir)
     origin = {"model": features.fingerprint(params), "model_step": int(step), "data": text.data_hash,
-              "control": settings.control, "control_seed": settings.data_seed}  # fmt: skip
+              "control": settings.control, "control_seed": settings.data_seed}
     return Opened(config=config, model=model, params=params, text=text, origin=origin)
 
 
@@ -187,9 +187,9 @@ def _train_job(
         first = 0 if state is None else int(state.step)
         say(_banner(job, opened, first))
         with show_progress(job.settings.steps) as line, _Rounds(job, where, settings, line, first) as rounds, (
-            Interruption()) as interruption:  # fmt: skip
+            Interruption()) as interruption:
             done = features.train(source.activations, source.params, source.tokens, job.runs, job.config, job.settings,
-                                  state=state, progress=rounds, stop=lambda: interruption.name is not None)  # fmt: skip
+                                  state=state, progress=rounds, stop=lambda: interruption.name is not None)
             if int(done.state.step) < job.settings.steps:
                 rounds.save(done.state)
                 return f"step {int(done.state.step):,} of {job.settings.steps:,}"
@@ -209,7 +209,7 @@ def _store(job: Job, done: features.Trained, source: _Source, opened: Opened, fo
             folder / job.name(run), sae, job.config, run.site, opened.config.model, params=source.model_params,
             density=density, moments=moments if job.origin["control"] == "gaussian" else None,
             details={"identity": job.identity(run), "scale": scale, "trained": conditions.date,
-                     "revision": conditions.revision, "device": conditions.device}))  # fmt: skip
+                     "revision": conditions.revision, "device": conditions.device}))
     return out
 
 
@@ -224,11 +224,11 @@ def _banner(job: Job, opened: Opened, first: int) -> str:
     s, c = job.settings, job.config
     many = f"{len(job.runs)} autoencoders" if len(job.runs) > 1 else "an autoencoder"
     what = {"none": "", "gaussian": ", on Gaussian vectors of their mean and covariance",
-            "random-weights": ", of the model with random weights"}[job.origin["control"]]  # fmt: skip
+            "random-weights": ", of the model with random weights"}[job.origin["control"]]
     begin = f"goes on from step {first:,}" if first else "starts"
     return (f"training {many} {c.d_in:,} -> {c.d_sae:,} at {', '.join(features.sites_of(job.runs))}{what}: {s.steps:,} "
             f"steps of {s.batch_tokens:,} tokens; the text has {opened.text.n_tokens:,}, of which {s.tokens:,} are "
-            f"drawn; {begin}")  # fmt: skip
+            f"drawn; {begin}")
 
 
 class _Rounds:
@@ -240,7 +240,7 @@ class _Rounds:
 
     def __enter__(self) -> "_Rounds":
         about = {"autoencoders": [self._job.name(run) for run in self._job.runs],
-                 "identities": [self._job.identity(run) for run in self._job.runs]}  # fmt: skip
+                 "identities": [self._job.identity(run) for run in self._job.runs]}
         write(self._folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
         _drop_after(self._folder / METRICS, self._first)
         self._file = (self._folder / METRICS).open("a")
@@ -286,7 +286,7 @@ class _Rounds:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 (self._folder / STATE).unlink(missing_ok=True)  # from there it would come to this again
                 raise TrainingError(f"{self._job.name(run)} had loss={loss} before step {step:,}; a lower "
-                                    f"--learning-rate than {self._job.settings.learning_rate:g} may help")  # fmt: skip
+                                    f"--learning-rate than {self._job.settings.learning_rate:g} may help")
 
 
 @contextlib.contextmanager

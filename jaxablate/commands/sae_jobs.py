@@ -53,7 +53,7 @@ class Job:
         For example ``clean.layer_6.mlp_out-l1-5-seed-0-1f6c09ab``.
         """
         kind = f"l1-{run.l1:g}" if self.config.architecture == "standard" else (
-            f"{self.config.architecture}-{self.config.k:g}")  # fmt: skip
+            f"{self.config.architecture}-{self.config.k:g}")
         control = [] if self.origin["control"] == "none" else [self.origin["control"]]
         return "-".join([run.site, kind, *control, f"seed-{run.seed}", _digest(self.identity(run))])
 
@@ -87,9 +87,9 @@ def plan(settings: SaeSettings, model: ModelConfig, length: int, origin: Mapping
     for width in dict.fromkeys(place.width for place in places):
         names = [place.name for place in places if place.width == width]
         runs = tuple(SaeRun(name, l1, seed) for name in names for l1 in settings.coefficients
-                     for seed in settings.seeds)  # fmt: skip
+                     for seed in settings.seeds)
         jobs.append(Job(runs=runs, config=_config(settings, width), settings=training, windows=(rows, length),
-                        origin=origin))  # fmt: skip
+                        origin=origin))
     return jobs
 
 
@@ -113,7 +113,7 @@ def _config(settings: SaeSettings, width: int) -> AutoencoderConfig:
     return AutoencoderConfig(
         d_in=width, d_sae=settings.width * width, architecture=settings.architecture, k=settings.chosen_k,
         decoder=settings.decoder, project_gradient=settings.chosen("project_gradient"),
-    )  # fmt: skip
+    )
 
 
 def _training(settings: SaeSettings, length: int) -> SaeTrainConfig:
@@ -124,7 +124,7 @@ def _training(settings: SaeSettings, length: int) -> SaeTrainConfig:
         steps=settings.chosen("steps"), learning_rate=settings.chosen("learning_rate"), warmup=settings.warmup,
         decay=settings.decay, l1_warmup=settings.l1_warmup, batch_tokens=settings.tokens_per_step,
         buffer_batches=2 * half, seed=settings.data_seed,
-    )  # fmt: skip
+    )
 
 
 def _rows(half: int, length: int) -> int:

@@ -104,10 +104,10 @@ class SaeSettings:
     def _check_together(self) -> None:
         standard = self.architecture == "standard"
         idle = [flag for flag, given in (("--k", standard and self.k is not None), ("--l1", not standard and self.l1))
-                if given]  # fmt: skip
+                if given]
         if idle:
             raise ConfigError(f"no effect beside --architecture {self.architecture}: {idle[0]}; leave it out, or "
-                              f"choose another --architecture")  # fmt: skip
+                              f"choose another --architecture")
 
     def chosen(self, name: str) -> Any:
         """A setting that a preset decides where it is not given: steps, learning_rate, project_gradient."""
@@ -131,7 +131,7 @@ class SaeSettings:
         from jaxablate.commands.score import ScoreSettings
 
         return ScoreSettings(workdir=self.workdir, checkpoint=self.checkpoint, suites=("sae",),
-                             batch_size=self.batch_size, seed=self.data_seed)  # fmt: skip
+                             batch_size=self.batch_size, seed=self.data_seed)
 
     def step_for(self, config: RunConfig) -> int | Literal["best", "best or last"] | None:
         """The checkpoint of a run as the restoring function takes it."""

@@ -92,5 +92,5 @@ def stored_table(record: SuiteRecord, title: str) -> Table:
         figures = [Estimate(**row["measures"][name]).text() for name in names.values()]
         seed = "-" if row["seed"] is None else str(row["seed"])
         table.add_row(row["site"], row["kind"], CONTROLS[row["control"]], seed, *figures,
-                      f"{row['dead']:,} of {row['latents']:,}")  # fmt: skip
+                      f"{row['dead']:,} of {row['latents']:,}")
     return table

@@ -31,7 +31,7 @@ __all__ = [
     "GatedModelConfig", "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig",
     "RegularizedObjective", "RunConfig", "SentimentDataConfig", "TrainConfig", "differences", "from_dict",
     "run_from_dict", "to_dict",
-]  # fmt: skip
+]
 
 
 def run_from_dict(values: Mapping[str, Any]) -> RunConfig:

@@ -119,7 +119,7 @@ def _source_size(file: TokenFile) -> str:
 def _text_counts(split: EncodedTexts) -> str:
     negative, positive = split.class_counts()
     return (f"{len(split):>6,} texts ({negative:,} negative, {positive:,} positive), "
-            f"{split.lengths.mean():.1f} tokens each, at most {split.lengths.max():,}")  # fmt: skip
+            f"{split.lengths.mean():.1f} tokens each, at most {split.lengths.max():,}")
 
 
 def _print_header(file: TokenFile) -> None:

@@ -48,4 +48,4 @@ __all__ = [
     "fold_decoder_norm", "fold_scale", "forward", "gradient", "init_state", "load_autoencoder", "load_state", "losses",
     "moments", "paper_site", "reader", "save_autoencoder", "save_state", "sites_of", "train", "train_step",
     "training_latents",
-]  # fmt: skip
+]

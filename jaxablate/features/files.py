@@ -36,7 +36,7 @@ _HOOKS = {
     "resid_pre": "hook_resid_pre", "head_out": "attn.hook_z", "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid", "mlp_pre": "mlp.hook_pre", "mlp_post": "mlp.hook_post",
     "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post",
-}  # fmt: skip
+}
 """Field -> its name in TransformerLens within a block."""
 
 
@@ -125,7 +125,7 @@ def save_autoencoder(
     settings["jaxablate"] = {
         "site": site, "config": dataclasses.asdict(config), "details": dict(details or {}),
         "model": None if params is None else fingerprint(params),
-    }  # fmt: skip
+    }
     write(folder / CONFIG, json.dumps(settings, indent=1).encode())
     return folder
 
@@ -141,7 +141,7 @@ def _settings(config: AutoencoderConfig, place: Site, model: ModelConfig) -> dic
         "apply_b_dec_to_input": config.center, "finetuning_scaling_factor": False, "normalize_activations": "none",
         "context_size": model.context_length, "prepend_bos": False, "dataset_trust_remote_code": False,
         "sae_lens_training_version": None, "neuronpedia_id": None, "model_from_pretrained_kwargs": {},
-    }  # fmt: skip
+    }
 
 
 def load_autoencoder(folder: str | os.PathLike[str], model: ModelConfig | None = None, params: Any = None) -> Saved:
@@ -170,7 +170,7 @@ def load_autoencoder(folder: str | os.PathLike[str], model: ModelConfig | None =
         _check_width(folder, config.d_in, find_site(model, site))
     if params is not None and own.get("model") not in (None, fingerprint(params)):
         raise ConfigError(f"{folder} belongs to another model: its parameters have fingerprint {own['model'][:12]}..., "
-                          f"these {fingerprint(params)[:12]}...; use the model it was trained on")  # fmt: skip
+                          f"these {fingerprint(params)[:12]}...; use the model it was trained on")
     density = None
     if (folder / SPARSITY).is_file():
         logs = _read_tensors(folder / SPARSITY).get("sparsity")
@@ -223,9 +223,9 @@ def _config(folder: Path, settings: dict[str, Any], own: dict[str, Any]) -> Auto
         k = {"k": settings.get("k", kwargs.get("k"))} if architecture == "topk" else {}
         if architecture not in ("standard", "topk", "jumprelu"):
             raise DataError(f"{folder / CONFIG}: architecture={architecture!r} cannot be read; standard, topk and "
-                            "jumprelu can")  # fmt: skip
+                            "jumprelu can")
         return AutoencoderConfig(d_in=settings["d_in"], d_sae=settings["d_sae"], architecture=architecture,
-                                 center=settings.get("apply_b_dec_to_input", True), decoder="free", **k)  # fmt: skip
+                                 center=settings.get("apply_b_dec_to_input", True), decoder="free", **k)
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder / CONFIG} lacks a setting or has an unknown one: {error}") from error
 
@@ -242,7 +242,7 @@ def _site_name(folder: Path, settings: dict[str, Any]) -> str:
 
 def _autoencoder(folder: Path, weights: dict[str, np.ndarray], config: AutoencoderConfig) -> Autoencoder:
     shapes = {"W_enc": (config.d_in, config.d_sae), "b_enc": (config.d_sae,), "W_dec": (config.d_sae, config.d_in),
-              "b_dec": (config.d_in,)}  # fmt: skip
+              "b_dec": (config.d_in,)}
     if config.architecture in ("batchtopk", "jumprelu"):
         shapes["threshold"] = (config.d_sae,)
     for name, shape in shapes.items():
@@ -259,7 +259,7 @@ def _autoencoder(folder: Path, weights: dict[str, np.ndarray], config: Autoencod
 def _check_width(folder: Path, width: int, place: Site) -> None:
     if width != place.width:
         raise ConfigError(f"{folder}: the autoencoder takes activations of width {width}, {place.name} of this model "
-                          f"has {place.width}; it belongs to another model or site")  # fmt: skip
+                          f"has {place.width}; it belongs to another model or site")
 
 
 def save_state(
@@ -298,7 +298,7 @@ def load_state(
         identity = (stored.metadata() or {}).get("identity", "{}")
     if identity != _identity(runs, config, settings):
         raise DataError(f"{path} is of other runs or settings: {_difference(identity, runs, config, settings)}; go on "
-                        "with those, or start anew with another file")  # fmt: skip
+                        "with those, or start anew with another file")
     if _shapes(arrays) != _shapes(_named(like)):
         raise DataError(f"{path} is damaged: its arrays do not have the shapes of its settings")
     leaves = [jnp.asarray(arrays[name]) for name in _named(like)]
@@ -315,7 +315,7 @@ def _shapes(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def _identity(runs, config, settings) -> str:
     parts = {"runs": [dataclasses.asdict(run) for run in runs], "config": dataclasses.asdict(config),
-             "settings": dataclasses.asdict(settings)}  # fmt: skip
+             "settings": dataclasses.asdict(settings)}
     return json.dumps(parts, sort_keys=True)
 
 

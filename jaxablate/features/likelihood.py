@@ -44,7 +44,7 @@ def compared(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Array, t
 
     ce, ce_edited, kl = jax.lax.map(body, (cut(base[None]), cut(edited), cut(targets[None])))
     joined = [jnp.moveaxis(x, 0, 1).reshape(len(edited), -1)[:, :tokens].reshape(-1, *targets.shape)
-              for x in (ce_edited, kl)]  # fmt: skip
+              for x in (ce_edited, kl)]
     return ce.reshape(-1)[:tokens].reshape(targets.shape), *joined
 
 

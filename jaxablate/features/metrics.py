@@ -39,7 +39,7 @@ Batch = Mapping[str, np.ndarray]
 which story (or other unit that may be resampled) a token is of. Without it each row is a unit."""
 
 COLUMNS = ("tokens", "ce", "ce_sae", "ce_zero", "ce_mean", "kl_sae", "kl_zero", "kl_mean", "l0", "l1", "squared_error",
-           "variance", "explained_variance_saelens", "cosine")  # fmt: skip
+           "variance", "explained_variance_saelens", "cosine")
 """What is summed over each unit's tokens. variance: |x - mean x|^2."""
 DENSITY_EDGES = tuple(np.arange(-6.0, 0.5, 0.5).tolist())
 """Edges of the density histogram, log10 of the share of tokens; what is below the first one is in the first bin."""
@@ -255,7 +255,7 @@ def _measured_alone(reading, groups, params: Params, batch, means, stacks: list[
     """As `_measured`, without what needs the model to go on."""
     found = reading(params, batch["inputs"])
     return [_reconstructions(saes, found[site], means[site], batch["mask"], config)[1]
-            for (site, config), saes in zip(groups, stacks, strict=True)]  # fmt: skip
+            for (site, config), saes in zip(groups, stacks, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -263,7 +263,7 @@ def _measured(model, groups, params: Params, batch, means, stacks: list[Autoenco
     """For each group the figures of `COLUMNS` as arrays [n, B, T], and latents' counts and sums [n, S]."""
     found, final = forward(model, params, batch["inputs"], tuple(means))
     pairs = [_reconstructions(saes, found[site], means[site], batch["mask"], config)
-             for (site, config), saes in zip(groups, stacks, strict=True)]  # fmt: skip
+             for (site, config), saes in zip(groups, stacks, strict=True)]
     for name, mean in means.items():
         here = [pair for pair, (site, _) in zip(pairs, groups, strict=True) if site == name]
         ablated = jnp.stack([jnp.zeros_like(mean), mean])[:, None, None] + jnp.zeros_like(found[name])
@@ -289,7 +289,7 @@ def _columns(losses, chosen: slice) -> dict[str, jax.Array]:
     ones = jnp.ones_like(kl[chosen])
     return {"ce": ce * ones, "ce_sae": ce_edited[chosen], "ce_zero": ce_edited[-2] * ones,
             "ce_mean": ce_edited[-1] * ones, "kl_sae": kl[chosen], "kl_zero": kl[-2] * ones,
-            "kl_mean": kl[-1] * ones}  # fmt: skip
+            "kl_mean": kl[-1] * ones}
 
 
 def _reconstructions(saes: Autoencoder, x: jax.Array, mean: jax.Array, mask: jax.Array, config: AutoencoderConfig):
@@ -303,7 +303,7 @@ def _reconstructed(sae: Autoencoder, x: jax.Array, mask: jax.Array, config: Auto
     latents = ae.encode(sae, x.astype(config.dtype), config)
     counted = jnp.where((mask > 0)[..., None], latents, 0)
     figures = {"l0": jnp.sum(latents > 0, axis=-1), "l1": jnp.sum(latents, axis=-1),
-               "active": jnp.sum(counted > 0, axis=(0, 1)), "total": jnp.sum(counted, axis=(0, 1))}  # fmt: skip
+               "active": jnp.sum(counted > 0, axis=(0, 1)), "total": jnp.sum(counted, axis=(0, 1))}
     return ae.decode(sae, latents), figures
 
 
@@ -349,7 +349,7 @@ class _Total:
         density = self._active / tokens
         bins = np.clip(np.log10(density[density > 0]), DENSITY_EDGES[0], DENSITY_EDGES[-1])
         names = ("l0", "l1", "ce", "ce_sae", "ce_zero", "ce_mean", "kl_sae", "kl_zero", "kl_mean",
-                 "explained_variance_saelens", "cosine")  # fmt: skip
+                 "explained_variance_saelens", "cosine")
         return SaeMeasures(
             site=site, tokens=int(tokens), **{name: mean[name] for name in names},
             ce_score_zero=ce_score(mean["ce"], mean["ce_sae"], mean["ce_zero"]),
@@ -358,7 +358,7 @@ class _Total:
             dead=int((self._active == 0).sum()), density=density,
             mean_active=self._total / np.maximum(self._active, 1),
             density_histogram=tuple(np.histogram(bins, DENSITY_EDGES)[0].tolist()), unit_sums=units,
-        )  # fmt: skip
+        )
 
 
 def ce_score(ce: float, ce_sae: float, ce_ablated: float) -> float | None:

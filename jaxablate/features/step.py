@@ -283,4 +283,4 @@ def _metrics(sae, x, batch: _Batch, l1, config: AutoencoderConfig) -> StepMetric
         explained_variance=1 - jnp.sum(squares) / jnp.sum(variance),
         explained_variance_saelens=jnp.mean(1 - squares / variance),
         grad_norm=nothing, learning_rate=nothing, l1_coefficient=l1 + nothing, dead=nothing,
-    )  # fmt: skip
+    )

@@ -167,7 +167,7 @@ def _first_state(activations, params, source: "_Source", runs, config: Autoencod
     return TrainState(
         step=jnp.zeros((), jnp.int32), batches=jnp.asarray(source.taken, jnp.int32),
         scale=scale, buffer=buffer, runs=fresh,
-    )  # fmt: skip
+    )
 
 
 def _refilled(activations, params, source: "_Source", runs, state: TrainState, settings: SaeTrainConfig) -> TrainState:
@@ -247,7 +247,7 @@ def buffer_density(done: Trained, config: AutoencoderConfig) -> tuple[np.ndarray
     """
     sites = sites_of(done.runs)
     return tuple(np.asarray(_density(sae, done.state.buffer, sites.index(run.site), config))
-                 for run, sae in zip(done.runs, done.autoencoders, strict=True))  # fmt: skip
+                 for run, sae in zip(done.runs, done.autoencoders, strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=3)

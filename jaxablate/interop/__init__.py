@@ -14,4 +14,4 @@ from jaxablate.interop.safr import (
 __all__ = [
     "classification_objective_from_reference", "classifier_from_reference", "classifier_to_reference",
     "objective_from_reference", "transformer_from_reference", "transformer_to_reference",
-]  # fmt: skip
+]

@@ -40,4 +40,4 @@ __all__ = [
     "TopExamples", "UnitGraph", "UnitGroup", "UnitInformation", "UnitReader", "audit_gates", "build_graphs",
     "count_hits", "firings", "frequent_tokens", "measure", "ngram_losses", "probe_gates", "top_examples",
     "unit_information",
-]  # fmt: skip
+]

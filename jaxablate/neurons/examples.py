@@ -114,14 +114,14 @@ def top_examples(
     used = sum(bool(np.any(mask)) for mask in masks)
     if used < examples:
         raise DataError(f"{used:,} windows of text are too few for {examples} examples a unit, one of each window; "
-                        f"give at least {examples} windows, or ask for fewer examples")  # fmt: skip
+                        f"give at least {examples} windows, or ask for fewer examples")
     return _with_contexts(best, np.stack(windows), np.stack(masks), vocab_size, eot_id, context)
 
 
 def _nothing_yet(layers: int, units: int, examples: int) -> dict[str, jax.Array]:
     nowhere = jnp.zeros((layers, units, examples), jnp.int32)
     return {"value": jnp.full(nowhere.shape, -jnp.inf), "row": nowhere, "position": nowhere,
-            "finite": jnp.ones((layers, units), bool)}  # fmt: skip
+            "finite": jnp.ones((layers, units), bool)}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -135,7 +135,7 @@ def _merged(read: Read, params: Params, tokens_BT, mask_BT, best: dict[str, jax.
     finite = jnp.stack([jnp.all(jnp.isfinite(x) | ~seen, axis=(0, 1)) for x in layers])
     rows = jnp.broadcast_to(first_row + jnp.arange(len(tokens_BT), dtype=jnp.int32), value.shape)
     joined = {"value": jnp.concatenate([best["value"], value], -1), "row": jnp.concatenate([best["row"], rows], -1),
-              "position": jnp.concatenate([best["position"], position], -1)}  # fmt: skip
+              "position": jnp.concatenate([best["position"], position], -1)}
     kept_value, chosen = jax.lax.top_k(joined["value"], best["value"].shape[-1])
     kept = {name: jnp.take_along_axis(joined[name], chosen, axis=-1) for name in ("row", "position")}
     return kept | {"value": kept_value, "finite": best["finite"] & finite}
@@ -152,7 +152,7 @@ def _with_contexts(best, windows_WT, masks_WT, vocab_size: int, eot_id: int, con
     if not best["finite"].all():
         layer, unit = np.argwhere(~best["finite"])[0]
         raise DataError(f"unit {layer}.{unit} and {(~best['finite']).sum() - 1:,} others have activations that are NaN "
-                        "or infinite; the parameters are damaged, take another checkpoint")  # fmt: skip
+                        "or infinite; the parameters are damaged, take another checkpoint")
     back = np.arange(1 - context, 1)
     at = best["position"][..., None] + back
     tokens = np.where(at >= 0, windows_WT[best["row"][..., None], np.maximum(at, 0)], NOTHING).astype(np.int32)

@@ -100,7 +100,7 @@ def firings(
         inputs, mask = (np.asarray(batch[name]) for name in ("inputs", "mask"))
         if inputs.size % 8:
             raise DataError(f"batches of {inputs.shape[0]} x {inputs.shape[1]} tokens are no multiple of 8; choose "
-                            "another batch size")  # fmt: skip
+                            "another batch size")
         bits.append(_fired(read, params, jnp.asarray(inputs, jnp.int32), jnp.asarray(mask), limits))
         windows.extend(inputs)
         masks.extend(mask)

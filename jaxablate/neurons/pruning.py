@@ -166,7 +166,7 @@ class Noise:
     def __init__(self, counts: np.ndarray, seed: int | tuple[int, ...] = 0):
         if np.count_nonzero(counts) < 2:
             raise DataError(f"the text has {np.count_nonzero(counts)} different tokens; at least 2 are needed to "
-                            "replace one by another")  # fmt: skip
+                            "replace one by another")
         self._cumulative = np.cumsum(counts) / counts.sum()
         self._rng = np.random.default_rng(seed)
 

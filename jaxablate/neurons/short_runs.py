@@ -65,7 +65,7 @@ class ShortRuns:
         self.questions += len(out)
         if not np.all(np.isfinite(out)):
             raise DataError(f"unit {units_Q[~np.isfinite(out)][0]} of the layer has an activation that is NaN or "
-                            "infinite; the parameters are damaged, take another checkpoint")  # fmt: skip
+                            "infinite; the parameters are damaged, take another checkpoint")
         return out
 
     def _answers(self, rows_QT: np.ndarray, units_Q: np.ndarray) -> np.ndarray:

@@ -233,7 +233,7 @@ def verdict(scores: Scores) -> str:
     """
     if not scores.fires:
         return (f"The neuron does not fire in the {scores.tokens:,} tokens of held-out text, so its graph has no "
-                "score.")  # fmt: skip
+                "score.")
     spread = "" if scores.f1_interval is None else " [{:.2f}, {:.2f}]".format(*scores.f1_interval)
     return (f"Held-out text of {scores.tokens:,} tokens: it fires at {scores.fires:,}, the graph says so at "
             f"{scores.predicted:,}, {scores.hits:,} of them rightly. Precision {_two(scores.precision)}, recall "

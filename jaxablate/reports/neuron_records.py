@@ -147,7 +147,7 @@ def read_record(path: Path) -> NeuronRecord:
         return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read as a neuron's graph ({' '.join(str(error).split())}); delete the "
-                        f"folder {path.parent} and run eval.py neurons again") from error  # fmt: skip
+                        f"folder {path.parent} and run eval.py neurons again") from error
 
 
 def from_dict(values: Mapping[str, Any]) -> NeuronRecord:

@@ -22,6 +22,6 @@ SUITES: Registry[Suite] = Registry("suite", (
     perplexity.SUITE, ioi.SUITE, gates.SUITE, weights.SUITE, samples.SUITE, circuits.SUITE,
     neurons.SUITE, leakage.SUITE, autoencoders.SUITE,
     classification.SUITE, superposition.SUITE, importance.SUITE, explanations.SUITE,
-))  # fmt: skip
+))
 """Every suite, in the order of tables and reports."""
 register = SUITES.register

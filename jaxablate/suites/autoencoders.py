@@ -101,7 +101,7 @@ def open_stored(folders: Sequence[Path], model: Any, params: Any) -> tuple[list[
         owner = identity.get("model", saved.fingerprint)
         if owner not in (None, of_run):
             passed_over.append((folder.name, f"it belongs to another model: that has fingerprint {owner[:12]}..., this "
-                                f"checkpoint {of_run[:12]}..."))  # fmt: skip
+                                f"checkpoint {of_run[:12]}..."))
             continue
         found.append(Opened(name=folder.name, saved=saved, control=identity.get("control", "none")))
     return found, passed_over
@@ -129,7 +129,7 @@ def measure(run: Run) -> SaeResult:
     rows = [_row(one, found[one.name], run.seed) for one in sorted(opened, key=_order) if one.name in found]
     units = max((len(m.unit_sums) for m in found.values()), default=0)
     return SaeResult(paper_site=features.paper_site(run.config.model), autoencoders=tuple(rows), seeds=_seeds(rows),
-                     passed_over=tuple(passed_over), unit=unit, units=units)  # fmt: skip
+                     passed_over=tuple(passed_over), unit=unit, units=units)
 
 
 def with_units(batches: Callable[[], Iterator[Batch]], eot_id: int) -> tuple[Callable[[], Iterator[Batch]], str]:
@@ -166,7 +166,7 @@ def _of_random_weights(run: Run, batches, part: list[Opened]):
         params = sae_jobs.random_params(run.model, one.saved.details["identity"]["control_seed"])
         if one.saved.fingerprint != features.fingerprint(params):
             refused.append((one.name, "its random weights are drawn otherwise by this version of JAX; train it anew: "
-                                      "python eval.py sae --control random-weights"))  # fmt: skip
+                                      "python eval.py sae --control random-weights"))
             continue
         reader = features.reader(run.model, [one.saved.site])
         measures[one.name], = features.evaluate_alone(reader, params, batches, [one.saved.site], [one.subject])
@@ -189,9 +189,9 @@ def _of_gaussian(run: Run, batches, part: list[Opened]):
                 yield {"inputs": inputs, "mask": np.ones(BLANKS, np.float32)}
 
         measures[one.name], = features.evaluate_alone(draws, one.saved.moments, numbered, [one.saved.site],
-                                                      [one.subject])  # fmt: skip
+                                                      [one.subject])
     refused = [(one.name, "the mean and covariance of this control are missing") for one in part
-               if one.saved.moments is None]  # fmt: skip
+               if one.saved.moments is None]
     return measures, refused
 
 
@@ -204,7 +204,7 @@ def _order(one: Opened) -> tuple[Any, ...]:
     """By site, kind, what decides the sparsity, control, seed."""
     config, run = one.saved.config, one.saved.details.get("identity", {}).get("run", {})
     return (one.saved.site, config.architecture, run.get("l1", 0.0), config.k, list(_MEASURES).index(one.control),
-            run.get("seed", 0), one.name)  # fmt: skip
+            run.get("seed", 0), one.name)
 
 
 def _row(one: Opened, m: features.SaeMeasures, seed: int) -> StoredAutoencoder:
@@ -218,7 +218,7 @@ def _row(one: Opened, m: features.SaeMeasures, seed: int) -> StoredAutoencoder:
         learning_rate=settings.get("learning_rate"), latents=config.d_sae, tokens=m.tokens, dead=m.dead,
         group=sae_jobs.without_seed(identity) if identity else one.name, density_histogram=m.density_histogram,
         measures=estimates(m, seed),
-    )  # fmt: skip
+    )
 
 
 _FORMULAS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
@@ -229,7 +229,7 @@ _FORMULAS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "explained_variance": lambda c: 1 - c["squared_error"] / c["variance"],
     "ce_score_zero": lambda c: (c["ce_zero"] - c["ce_sae"]) / (c["ce_zero"] - c["ce"]),
     "ce_score_mean": lambda c: (c["ce_mean"] - c["ce_sae"]) / (c["ce_mean"] - c["ce"]),
-}  # fmt: skip
+}
 """Measures from means over tokens of `features.COLUMNS`."""
 
 
@@ -254,7 +254,7 @@ def _seeds(rows: Sequence[StoredAutoencoder]) -> tuple[Seeds, ...]:
     return tuple(Seeds(members=tuple(row.name for row in group),
                        means={name: _mean([row.measures[name].value for row in group]) for name in _FORMULAS}
                        | {"dead": _mean([row.dead for row in group])})
-                 for group in groups.values() if len(group) > 1)  # fmt: skip
+                 for group in groups.values() if len(group) > 1)
 
 
 def _mean(values: Sequence[float | None]) -> Estimate:

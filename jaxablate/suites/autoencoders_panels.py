@@ -69,7 +69,7 @@ class Seeds:
 
 
 _HEADLINE = (("L0", "l0", "latents", "down"), ("CE score", "ce_score_zero", "", "up"),
-             ("explained var.", "explained_variance", "", "up"))  # fmt: skip
+             ("explained var.", "explained_variance", "", "up"))
 """(name, measure, unit, better) of the headline."""
 
 
@@ -85,7 +85,7 @@ def figures(rows: Sequence[StoredAutoencoder], seeds: Sequence[Seeds], paper_sit
     for row, label in zip(ordered, _labels(ordered, paper_site), strict=True):
         measures = of_seeds[row.name].means if row.name in of_seeds else row.measures
         out += [Figure(name=f"{name} at {label}", unit=unit, better=better, **dataclasses.asdict(measures[key]))
-                for name, key, unit, better in _HEADLINE]  # fmt: skip
+                for name, key, unit, better in _HEADLINE]
     return tuple(out)
 
 
@@ -107,7 +107,7 @@ def panels(
     out += [_trained(rows)] if rows else []
     if passed_over:
         out.append(Grid(title="Passed over", caption="Folders that hold no autoencoder of this checkpoint.",
-                        columns=("folder", "why"), rows=tuple(passed_over)))  # fmt: skip
+                        columns=("folder", "why"), rows=tuple(passed_over)))
     return tuple(out)
 
 
@@ -115,10 +115,10 @@ def _labels(rows: Sequence[StoredAutoencoder], paper_site: str) -> list[str]:
     """Short names: the kind, with the site where it is not the paper's, and what else tells them apart."""
     short = [row.kind if row.site == paper_site else f"{row.kind}, {row.site}" for row in rows]
     longer = [f"{label}, {row.latents:,} latents, {number(row.steps)} steps, rate {number(row.learning_rate)}"
-              for label, row in zip(short, rows, strict=True)]  # fmt: skip
+              for label, row in zip(short, rows, strict=True)]
     whole = [f"{label}, {row.name[-8:]}" for label, row in zip(short, rows, strict=True)]
     return [next(names[i] for names in (short, longer, whole) if names.count(names[i]) == 1 or names is whole)
-            for i in range(len(rows))]  # fmt: skip
+            for i in range(len(rows))]
 
 
 def _who(row: StoredAutoencoder) -> tuple[str, str, str, str]:
@@ -140,7 +140,7 @@ def _losses(rows: Sequence[StoredAutoencoder], units: str) -> Grid:
                 "against its mean), which its reconstruction saves too; 1 at best. KL: nats a token from the model to "
                 "the one with the reconstruction. Dead: active for no token of the split. "
                 f"{_INTERVALS.format(units)} The losses of controls mean nothing and are left out.",
-    )  # fmt: skip
+    )
 
 
 _INTERVALS = "± half of the 95 % bootstrap interval over {}; of Gaussian vectors over rows of 256 of them."
@@ -156,7 +156,7 @@ def _reconstructions(rows: Sequence[StoredAutoencoder], units: str) -> Grid:
                 "over tokens of 1 - squared error / squared distance to the batch's mean, which few tokens near the "
                 "mean decide. L1: sum of a token's latents, where activations are scaled to the mean norm sqrt(width). "
                 f"{_INTERVALS.format(units)}",
-    )  # fmt: skip
+    )
 
 
 def _over_seeds(rows: Sequence[StoredAutoencoder], seeds: Sequence[Seeds]) -> Grid:
@@ -168,7 +168,7 @@ def _over_seeds(rows: Sequence[StoredAutoencoder], seeds: Sequence[Seeds]) -> Gr
                     *(group.means[name].text() for name in names)) for group in seeds),
         caption="Mean and 95 % Student interval over autoencoders that differ in the seed of their weights alone. "
                 "All saw the same activations.",
-    )  # fmt: skip
+    )
 
 
 def _curves(rows: Sequence[StoredAutoencoder], measure: str) -> Curves | None:
@@ -184,10 +184,10 @@ def _curves(rows: Sequence[StoredAutoencoder], measure: str) -> Curves | None:
         return None
     name = {"explained_variance": "explained variance", "ce_score_zero": "CE score"}[measure]
     lines = tuple(Series(label=label, x=tuple(x for x, _ in sorted(points)), y=tuple(y for _, y in sorted(points)))
-                  for label, points in series.items())  # fmt: skip
+                  for label, points in series.items())
     return Curves(title=f"{name[0].upper()}{name[1:]} and sparsity", x_label="L0, active latents a token",
                   y_label=name, series=lines, log_x=True,
-                  caption="A dot an autoencoder: farther left is sparser, higher is better.")  # fmt: skip
+                  caption="A dot an autoencoder: farther left is sparser, higher is better.")
 
 
 def _densities(rows: Sequence[StoredAutoencoder]) -> HistogramGrid:
@@ -198,10 +198,10 @@ def _densities(rows: Sequence[StoredAutoencoder]) -> HistogramGrid:
                   apart=row.dead, apart_label="dead",
                   note=", ".join([CONTROLS[row.control], *([] if row.seed is None else [f"seed {row.seed}"])]))
         for row in shown
-    )  # fmt: skip
+    )
     more = f" The first {MOST_HISTOGRAMS} of {len(rows)}." if len(rows) > MOST_HISTOGRAMS else ""
     return HistogramGrid(title="Densities of latents", x_label="share of tokens for which a latent is active",
-                         histograms=drawn, caption=f"Number of latents by density.{more}")  # fmt: skip
+                         histograms=drawn, caption=f"Number of latents by density.{more}")
 
 
 def _trained(rows: Sequence[StoredAutoencoder]) -> Grid:
@@ -209,4 +209,4 @@ def _trained(rows: Sequence[StoredAutoencoder]) -> Grid:
         title="How they were trained", columns=("folder", "latents", "steps", "learning rate", "tokens measured"),
         rows=tuple((row.name, row.latents, row.steps, row.learning_rate, row.tokens) for row in rows),
         caption="Everything else is in cfg.json of the folder, under autoencoders in the working directory.",
-    )  # fmt: skip
+    )

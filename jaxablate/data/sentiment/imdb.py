@@ -91,7 +91,7 @@ def _check_safe(member: tarfile.TarInfo, path: Path) -> None:
         raise DataError(f"{path} is unsafe: it has a member named {member.name!r}, outside its folder; {_FETCH}")
     if not (member.isfile() or member.isdir()):
         raise DataError(f"{path} is unsafe: its member {member.name!r} is no file or folder but a link or device; "
-                        f"{_FETCH}")  # fmt: skip
+                        f"{_FETCH}")
 
 
 def _folder_files(path: Path) -> Iterator[tuple[str, bytes]]:
