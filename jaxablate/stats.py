@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 Z_95 = 1.959963984540054
 """0.975 quantile of the standard normal distribution."""
 UNBOUNDED = (-math.inf, math.inf)
@@ -122,7 +122,8 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, *, seed: int = 0,
           transform: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Estimate:
     """A transformed ratio of sums over units [units] with a bootstrap interval; see `ratio_resamples`."""
     numerators, denominators = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
-    value = transform(np.asarray(numerators.sum() / denominators.sum()))
+    total = denominators.sum()
+    value = transform(np.asarray(numerators.sum() / total if total else np.nan))
     draws = ratio_resamples(numerators, denominators, seed=seed) if numerators.size > 1 else np.zeros(0)
     return from_draws(float(value), transform(draws), n=numerators.size)
 
@@ -139,7 +140,9 @@ def proportion(successes: int, trials: int) -> Estimate:
     centre = p + z2 / (2 * trials)
     half = Z_95 * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
     scale = 1 + z2 / trials
-    return Estimate(p, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), n=trials, how="Wilson")
+    # Exactly 0 and 1 at the ends, where rounding would leave a little.
+    low, high = min(p, (centre - half) / scale), max(p, (centre + half) / scale)
+    return Estimate(p, max(0.0, low), min(1.0, high), n=trials, how="Wilson")
 
 
 def student(values: Sequence[float], *, within: tuple[float, float] = UNBOUNDED) -> Estimate:

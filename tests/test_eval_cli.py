@@ -50,7 +50,8 @@ def test_score_keeps_every_figure_with_its_conditions(scored):
         assert record.wall_seconds >= 0
     assert len(r.data_hash) >= 16
     figures = {f.name: f for record in r.suites.values() for f in record.figures}
-    assert figures["perplexity clean"].low < figures["perplexity clean"].value < figures["perplexity clean"].high
+    clean = figures["perplexity clean"].estimate
+    assert clean.low < clean.value < clean.high
     assert r.suites["gates"].details["layers"][0]["mean_winners"] == 3
 
 
@@ -145,7 +146,7 @@ def test_compare_joins_seeds_and_writes_the_table(scored, tmp_path, capsys):
         values = json.loads((scored / "results.json").read_text())
         values |= {"seed": seed, "params_digest": name}
         values["config"]["train"]["seed"] = seed
-        values["suites"]["perplexity"]["figures"][0]["value"] += shift
+        values["suites"]["perplexity"]["figures"][0]["estimate"]["value"] += shift
         (tmp_path / name / "results.json").write_text(json.dumps(values))
     (tmp_path / "table.md").write_text("of an earlier comparison")
     out = tmp_path / "out" / "table"

@@ -1,5 +1,6 @@
 """Each suite against figures worked out another way."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxablate import stats
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
 from jaxablate.data import corpus
-from jaxablate.intervals_old import percentile_interval, ratio_resamples, wilson
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.suites import gates, ioi, perplexity, samples, weights
 
@@ -82,11 +83,11 @@ def test_perplexity_is_the_mean_over_every_target_once(gated):
     for stream in ("clean", "ablated"):
         every, without = found[stream, True], found[stream, False]
         assert (every.tokens, without.tokens) == (len(tokens) - 1, len(tokens) - 1 - 40)
-        assert every.loss == pytest.approx(truth[stream].mean(), rel=1e-5)
-        assert without.loss == pytest.approx(truth[stream][inner].mean(), rel=1e-5)
-        assert every.perplexity == pytest.approx(math.exp(every.loss))
-        assert every.perplexity_interval[0] < every.perplexity < every.perplexity_interval[1]
-    assert result.gap == pytest.approx((truth["ablated"] - truth["clean"]).mean(), rel=1e-3)
+        assert every.loss.value == pytest.approx(truth[stream].mean(), rel=1e-5)
+        assert without.loss.value == pytest.approx(truth[stream][inner].mean(), rel=1e-5)
+        assert every.perplexity.value == pytest.approx(math.exp(every.loss.value))
+        assert every.perplexity.low < every.perplexity.value < every.perplexity.high
+    assert result.gap.value == pytest.approx((truth["ablated"] - truth["clean"]).mean(), rel=1e-3)
     assert result.unit == "stories" and result.units == 40
 
 
@@ -96,16 +97,16 @@ def test_perplexity_interval_draws_whole_stories(gated):
     truth = all_losses(*gated, batches)
     story = np.cumsum(truth["target"] == EOT) - (truth["target"] == EOT)
     sums, counts = np.bincount(story, truth["clean"]), np.bincount(story)
-    expected = percentile_interval(ratio_resamples(sums, counts, seed=5))
+    expected = np.percentile(stats.ratio_resamples(sums, counts, seed=5), [2.5, 97.5])
     result = perplexity.evaluate(*gated, batches, eot_id=EOT, seed=5)
-    assert result.losses[0].loss_interval == pytest.approx(expected, rel=1e-5)
+    assert result.losses[0].loss.interval == pytest.approx(tuple(expected), rel=1e-5)
 
 
 def test_perplexity_does_not_depend_on_the_batch_size(gated):
     tokens = stories(31)
     a, b = (perplexity.evaluate(*gated, split(tokens, batch=n), eot_id=EOT) for n in (1, 7))
     for x, y in zip(a.losses, b.losses, strict=True):
-        assert (x.loss, *x.loss_interval) == pytest.approx((y.loss, *y.loss_interval), rel=1e-5)
+        assert dataclasses.astuple(x.loss)[:4] == pytest.approx(dataclasses.astuple(y.loss)[:4], rel=1e-5)
 
 
 def test_perplexity_of_few_stories_draws_windows(gated):
@@ -233,20 +234,6 @@ def test_no_prompt_is_longer_than_the_suite_believes():
     tokenizer = corpus.CorpusTokenizer()
     lengths = [len(tokenizer.encode(prompt.clean)) for prompt in corpus.ioi_prompts(0, ioi.COUNT)]
     assert max(lengths) == ioi.LONGEST_PROMPT
-
-
-def test_wilson_interval_known_values():
-    """Newcombe 1998, table I: 81 of 263 and 15 of 148, 0 of 20."""
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-
-
-def test_bootstrap_interval_has_the_width_theory_gives():
-    x = np.random.default_rng(3).normal(size=400)
-    low, high = percentile_interval(ratio_resamples(x, np.ones(400)))
-    assert high - low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
-    assert low < x.mean() < high
 
 
 class Letters:

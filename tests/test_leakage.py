@@ -123,9 +123,9 @@ def test_sums_by_story_are_those_of_the_suite_of_perplexities(model, tokens, aud
     found = {x.name: x for x in suite._losses(audited.story_sums, 3)}
     assert len(audited.story_sums) == 70 and found["own"].tokens == len(tokens) - 1
     for name, stream in (("clean", "clean"), ("own", "ablated")):
-        assert found[name].loss == pytest.approx(of[stream, True].loss, rel=1e-6)
-        assert found[name].interval == pytest.approx(of[stream, True].loss_interval, rel=1e-6)
-    assert found["clean"].rise == pytest.approx(-known.gap, rel=1e-6)
+        assert found[name].loss == pytest.approx(of[stream, True].loss.value, rel=1e-6)
+        assert found[name].interval == pytest.approx(of[stream, True].loss.interval, rel=1e-6)
+    assert found["clean"].rise == pytest.approx(-known.gap.value, rel=1e-6)
 
 
 def test_the_sample_holds_the_gates_of_its_tokens(model, tokens):
@@ -320,7 +320,8 @@ def test_result_has_its_figures_and_panels(model, audited, monkeypatch):
     result = suite.evaluate(audited, np.asarray(model[1]["embed"]["embedding"]), vocab_size=VOCAB)
     figures = {f.name: f for f in result.headline()}
     assert {"ablated loss", "share of mask alone", "bits of a gate, neurons", "probe of gates"} <= figures.keys()
-    assert figures["ablated loss"].low < figures["ablated loss"].value < figures["ablated loss"].high
+    loss = figures["ablated loss"].estimate
+    assert loss.low < loss.value < loss.high
     assert len(result.bits.layers) == 4 and [x.layer for x in result.probe.rows] == [0, 1, None]
     assert result.unigram == pytest.approx(math.log(VOCAB), abs=0.1)
     titles = [p.title for p in result.panels()]

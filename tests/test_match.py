@@ -18,8 +18,8 @@ from jaxablate.config import Config, DataConfig, MeshConfig, ModelConfig, Optimi
 from jaxablate.reports import results as files
 from jaxablate.reports.comparison_page import matched_page, matched_texts
 from jaxablate.reports.matched import COLUMNS, Matched, MatchedRow, Side, cells, csv_text, latex, markdown, rich_view
-from jaxablate.reports.results import Figure
 from jaxablate.runs.workdir import read_config
+from jaxablate.stats import Estimate
 from jaxablate.training.loop import train
 
 evaluation = load_script("eval")
@@ -52,13 +52,13 @@ def test_where_a_logged_curve_passes_a_loss():
 
 
 def row(model, baseline, **changes):
-    a, b = (Figure(name="edges", value=v, low=low, high=high) for v, low, high in (model, baseline))
+    a, b = (Estimate(v, low, high) for v, low, high in (model, baseline))
     return MatchedRow(**{"suite": "circuits", "name": "edges", "unit": "", "better": "down", "model": a,
                          "baseline": b, **changes})
 
 
 def comparison(gap=0.01, rows=(), notes=()):
-    losses = [Figure(name="loss", value=v, low=v - 0.1, high=v + 0.1) for v in (2.0 + gap, 2.0)]
+    losses = [Estimate(v, v - 0.1, v + 0.1) for v in (2.0 + gap, 2.0)]
     sides = [Side(name=name, step=step, summary="2 layers", loss=loss)
              for name, step, loss in (("gated", 20, losses[0]), ("base", 10, losses[1]))]
     first = MatchedRow(suite="loss", name="loss", unit="nats", better="down", model=losses[0], baseline=losses[1])
@@ -154,7 +154,7 @@ def test_match_end_to_end(runs, capsys, monkeypatch):
     model, baseline = files.read(runs / "gated"), files.read(folder)
     assert (model.step, model.config["model"]["ablation"], baseline.config["model"]["ablation"]) == (4, "local", "none")
     assert set(model.suites) == set(baseline.suites) == {"weights", "perplexity"}
-    known = {x.value for x in baseline.suites["weights"].figures}
+    known = {x.estimate.value for x in baseline.suites["weights"].figures}
     assert {float(r["baseline"]) for r in rows[1:]} <= known
     assert not (runs / "base" / "results.json").exists()
 

@@ -118,7 +118,8 @@ def test_the_suite_has_measured_all_of_them(stored):
     figures = {figure.name: figure for figure in record.figures}
     assert list(figures)[:3] == ["L0 at L1 0.5", "CE score at L1 0.5", "explained var. at L1 0.5"]
     both = [row["measures"]["l0"]["value"] for row in rows if row["kind"] == "L1 0.5"]
-    assert figures["L0 at L1 0.5"].value == pytest.approx(np.mean(both)) and figures["L0 at L1 0.5"].low is not None
+    l0 = figures["L0 at L1 0.5"].estimate
+    assert l0.value == pytest.approx(np.mean(both)) and l0.low is not None
     page = (stored / "report.html").read_text()
     assert "Sparsity, and what the model loses" in page and "Densities of latents" in page
 

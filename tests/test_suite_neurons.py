@@ -99,7 +99,8 @@ def test_figures_have_intervals_and_the_null_beside_them(result):
     assert len(figures) == len(result.headline()) == 3 * 6
     for kind in ("neurons clean", "attention gates"):
         for name in (f"token information {kind}", f"token information {kind} above random"):
-            assert figures[name].unit == "bits" and figures[name].low <= figures[name].value <= figures[name].high
+            bits = figures[name].estimate
+            assert figures[name].unit == "bits" and bits.low <= bits.value <= bits.high
 
 
 def test_panels_survive_json_and_can_be_drawn(result):

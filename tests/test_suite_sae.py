@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxablate import features
+from jaxablate import features, stats
 from jaxablate.commands import sae_view
-from jaxablate.reports.compare import student_interval
 from jaxablate.reports.html import draw
 from jaxablate.reports.panels import Curves, Grid, HistogramGrid, panel_from_dict
 from jaxablate.suites import autoencoders as suite
@@ -99,7 +98,7 @@ def result(rows=ROWS, passed_over=()):
 
 def test_seeds_become_a_mean():
     (group,) = suite._seeds(ROWS)
-    low, high = student_interval([4.0, 6.0])
+    low, high = stats.student([4.0, 6.0]).interval
     assert group.members == ("paper-b2", "paper-c3")
     assert group.means["l0"] == Estimate(value=5.0, low=low, high=high)
     assert group.means["dead"].value == 3
@@ -111,8 +110,8 @@ def test_headline_has_each_kind_once_and_the_papers_site_first():
     figures = {figure.name: figure for figure in result().headline()}
     assert list(figures)[:3] == ["L0 at L1 5", "CE score at L1 5", "explained var. at L1 5"]
     assert "L0 at L1 1" in figures and "L0 at L1 5, clean.layer_1.mlp_out" in figures and len(figures) == 9
-    assert figures["L0 at L1 5"].value == 5.0 and figures["CE score at L1 5"].better == "up"
-    assert figures["L0 at L1 1"].low == pytest.approx(11.75)
+    assert figures["L0 at L1 5"].estimate.value == 5.0 and figures["CE score at L1 5"].better == "up"
+    assert figures["L0 at L1 1"].estimate.low == pytest.approx(11.75)
 
 
 def test_headline_names_what_tells_autoencoders_apart():

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from jaxablate.commands.circuit_measures import CHANCE, Answers, Interval, Measured
 from jaxablate.commands.circuit_search import Progress as Report
-from jaxablate.reports.table import number
+from jaxablate.stats import number
 
 
 @contextlib.contextmanager

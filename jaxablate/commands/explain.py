@@ -18,13 +18,13 @@ from jaxablate.commands.explain_settings import ExplainSettings
 from jaxablate.config import ClassificationConfig
 from jaxablate.data.sentiment.vocabulary import Vocabulary, load_vocabulary
 from jaxablate.errors import CheckpointError, ConfigError, DataError
+from jaxablate.files import write
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.provenance import Provenance, provenance
 from jaxablate.reports.axes import short
 from jaxablate.reports.figures import figure_bytes
 from jaxablate.reports.html import explanation_page
 from jaxablate.reports.panels import Panel
-from jaxablate.reports.results import write_bytes
 from jaxablate.reports.token_table import token_table
 from jaxablate.runs.checkpoint import restore_params
 from jaxablate.runs.workdir import read_config, require_x64
@@ -176,7 +176,7 @@ def write_all(folder: Path, files: dict[str, bytes]) -> tuple[Path, ...]:
         folder.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".", dir=folder))
         for name, content in files.items():
-            write_bytes(staging / name, content)
+            write(staging / name, content)
         for name in files:
             os.replace(staging / name, folder / name)
     except (OSError, CheckpointError) as e:

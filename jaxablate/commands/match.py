@@ -6,21 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxablate import files as files_
+from jaxablate import stats
 from jaxablate.commands import score as runner
 from jaxablate.commands.match_nearest import measured_losses, nearest, passed
 from jaxablate.commands.match_settings import MatchSettings
 from jaxablate.commands.score import ScoreSettings
 from jaxablate.config import Config
-from jaxablate.errors import CheckpointError, DataError, JaxablateError
+from jaxablate.errors import CheckpointError, DataError, FileError, JaxablateError
 from jaxablate.reports import html
 from jaxablate.reports import results as files
 from jaxablate.reports.comparison_page import matched_texts, write_tables
 from jaxablate.reports.matched import Matched, MatchedRow, Side, match_rows
-from jaxablate.reports.results import Figure, Results
+from jaxablate.reports.results import Results
 from jaxablate.runs.checkpoint import FOLDER, saved_steps
 from jaxablate.runs.run import Run, require_language_model
 from jaxablate.runs.seal import damage
 from jaxablate.runs.workdir import METRICS, read_run
+from jaxablate.stats import Estimate
 from jaxablate.suites import perplexity
 from jaxablate.suites.suite import Suite
 
@@ -48,12 +51,11 @@ class Checkpoint:
     results: Results
 
     @property
-    def loss(self) -> Figure:
+    def loss(self) -> Estimate:
         """Clean loss over the whole split, from the suite ``perplexity``."""
         losses = self.results.suites["perplexity"].details["losses"]
-        found = next(x for x in losses if x["stream"] == "clean" and x["end_of_text"])
-        low, high = found["loss_interval"] or (None, None)
-        return Figure(name=LOSS, value=found["loss"], unit="nats", better="down", low=low, high=high)
+        # A dictionary after a trip through the file, else a dataclass as a dictionary: the same.
+        return stats.from_json(next(x["loss"] for x in losses if x["stream"] == "clean" and x["end_of_text"]))
 
 
 def match(settings: MatchSettings, say: Say = lambda line: None) -> MatchReport:
@@ -148,7 +150,7 @@ def stored_results(folder: Path, say: Say) -> Results | None:
         return None
     try:
         return files.read(folder)
-    except CheckpointError as e:
+    except FileError as e:
         say(f"{e}; nothing of it is used")
         return None
 
@@ -162,7 +164,7 @@ def write_files(folder: Path, matched: Matched, baseline: Checkpoint) -> list[Pa
     tables = write_tables(folder / "table", matched_texts(matched))
     history = [e for e in html.read_history(baseline.workdir / METRICS) if e["step"] <= baseline.results.step]
     report = folder / html.FILE_NAME
-    files.write_text(report, html.page(baseline.results, history, f"{html.run_name(baseline.workdir)}, matched"))
+    files_.write(report, html.page(baseline.results, history, f"{html.run_name(baseline.workdir)}, matched"))
     return [*tables, files.write(folder, baseline.results), report]
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 from jaxablate.commands.neurons_lookup import SearchReport
 from jaxablate.reports.neuron_graph import no_graph, verdict, visible
 from jaxablate.reports.neuron_records import ExampleRecord, NeuronRecord, Summary
-from jaxablate.reports.table import number
+from jaxablate.stats import number
 
 MOST_FOUND = 20
 _MOST_SHOWN = 6

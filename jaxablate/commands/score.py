@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jaxablate.commands import base
 from jaxablate.config import RunConfig, to_dict
-from jaxablate.errors import CheckpointError, ConfigError, TooLittleDataError
+from jaxablate.errors import ConfigError, FileError, TooLittleDataError
 from jaxablate.provenance import provenance
 from jaxablate.reports import results as files
 from jaxablate.reports.html import write_report
@@ -156,7 +156,7 @@ def _earlier(workdir: Path, say: Say) -> Results | None:
         return None
     try:
         return files.read(workdir)
-    except CheckpointError as e:
+    except FileError as e:
         aside = workdir / f"{files.FILE_NAME}.unreadable"
         (workdir / files.FILE_NAME).replace(aside)
         say(f"{e}; it was renamed to {aside.name} and a new one is begun")

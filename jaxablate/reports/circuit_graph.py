@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from jaxablate.reports.panels import CircuitEdge, CircuitGraph, CircuitNode
-from jaxablate.reports.table import number
+from jaxablate.stats import number
 
 MOST_EDGES = 600
 """Edges of a picture; of larger circuits the strongest are drawn."""

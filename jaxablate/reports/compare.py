@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from scipy import special
-
+from jaxablate import stats
 from jaxablate.reports.results import Better, Figure, Results
+from jaxablate.stats import Estimate
 
 SEED_FIELDS = ("train.seed", "data.embedded_seed")
 """Repetitions: runs that differ in nothing else are one row."""
@@ -27,17 +25,6 @@ class Run:
 
     name: str
     results: Results
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One figure of one row."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    """Runs the figure is the mean of."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,8 +47,10 @@ class Row:
     seeds: tuple[int, ...]
     steps: tuple[int, ...]
     """Distinct steps of the checkpoints, ascending."""
-    cells: tuple[Cell | None, ...]
-    """One for each of `Comparison.columns`; None where no run has it."""
+    cells: tuple[Estimate, ...]
+    """One for each of `Comparison.columns`, without a value where no run has it."""
+    counts: tuple[int, ...]
+    """Number of runs behind each cell."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,20 +83,6 @@ def compare(runs: Sequence[Run]) -> Comparison:
     columns = _columns(runs)
     rows = tuple(_row(group, fields, columns) for group in groups.values())
     return Comparison(fields=fields or ("run",), columns=columns, rows=rows, notes=(*notes, *_gaps(runs)))
-
-
-def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of a mean by Student's t with n - 1 degrees of freedom; None for fewer than two values.
-
-    >>> tuple(round(x, 4) for x in student_interval([1.0, 2.0, 3.0]))
-    (-0.4841, 4.4841)
-    """
-    n = len(values)
-    if n < 2:
-        return None
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n)
-    half = float(special.stdtrit(n - 1, 0.975)) * error
-    return mean - half, mean + half
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -186,10 +161,11 @@ def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
 def _row(group: Sequence[Run], fields: Sequence[str], columns: Sequence[Column]) -> Row:
     settings = _settings(group[0].results)
     labels = tuple(_label(settings.get(name)) for name in fields) or (group[0].name if len(group) == 1 else "all",)
+    figures = [_figures(group, column) for column in columns]
     return Row(
         labels=labels, runs=tuple(r.name for r in group), seeds=tuple(r.results.seed for r in group),
-        steps=tuple(sorted({r.results.step for r in group})), cells=tuple(_cell(group, column) for column in columns),
-    )
+        steps=tuple(sorted({r.results.step for r in group})),
+        cells=tuple(_cell(found) for found in figures), counts=tuple(map(len, figures)))
 
 
 def _label(value: Any) -> str:
@@ -198,21 +174,18 @@ def _label(value: Any) -> str:
     return " ".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
 
 
-def _cell(group: Sequence[Run], column: Column) -> Cell | None:
-    found = [f for run in group if (f := _figure(run.results, column)) is not None and f.value is not None]
-    if not found:
-        return None
-    if len(found) == 1:
-        return Cell(value=found[0].value, low=found[0].low, high=found[0].high, n=1)
-    values = [f.value for f in found]
-    low, high = student_interval(values)
-    return Cell(value=float(np.mean(values)), low=low, high=high, n=len(values))
+def _figures(group: Sequence[Run], column: Column) -> list[Figure]:
+    """A column's figure of each run that has its number."""
+    records = [run.results.suites[column.suite] for run in group if column.suite in run.results.suites]
+    return [f for record in records for f in record.figures if f.name == column.name and f.estimate.value is not None]
 
 
-def _figure(results: Results, column: Column) -> Figure | None:
-    record = results.suites.get(column.suite)
-    figures = record.figures if record else ()
-    return next((f for f in figures if f.name == column.name), None)
+def _cell(figures: Sequence[Figure]) -> Estimate:
+    """One run's own estimate, or the mean over several runs."""
+    values = [f.estimate.value for f in figures if f.estimate.value is not None]
+    if len(values) < 2:
+        return figures[0].estimate if figures else Estimate(None)
+    return stats.student(values, within=figures[0].range or stats.UNBOUNDED)
 
 
 def _gaps(runs: Sequence[Run]) -> list[str]:

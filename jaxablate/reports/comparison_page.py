@@ -1,17 +1,15 @@
 """Comparisons as one HTML page, and the files of a comparison: Markdown, CSV, LaTeX, HTML, figures."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxablate.errors import CheckpointError
+from jaxablate import files
 from jaxablate.reports import matched as matches
-from jaxablate.reports.compare import Cell, Column, Comparison, Row
+from jaxablate.reports.compare import Column, Comparison, Row
 from jaxablate.reports.html import template
 from jaxablate.reports.matched import Matched
 from jaxablate.reports.panels import Bar, Bars
-from jaxablate.reports.results import write_text
-from jaxablate.reports.table import ARROWS, cell_text, csv_text, explanation, latex, markdown, short, steps_text
+from jaxablate.reports.table import ARROWS, csv_text, explanation, latex, markdown, short, steps_text
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Headings, the first of them above labels and the others above numbers, and rows of texts."""
@@ -36,7 +34,7 @@ def suite_bars(comparison: Comparison, suite: str) -> tuple[Bars, ...]:
     found = []
     for i, column in enumerate(comparison.columns):
         cells = [(_label(comparison, row), row.cells[i]) for row in comparison.rows]
-        bars = tuple(_bar(label, cell) for label, cell in cells if cell is not None)
+        bars = tuple(Bar(label, cell) for label, cell in cells if cell.value is not None)
         if column.suite == suite and len(bars) > 1:
             found.append(Bars(title=_heading(column), caption="", bars=bars, unit=column.unit))
     return tuple(found)
@@ -54,7 +52,7 @@ def write_comparison(comparison: Comparison, out: str, *, figures: bool = False)
       The files' paths; of the figures their folder.
 
     Raises:
-      CheckpointError: a folder cannot be made or written to.
+      FileError: a folder cannot be made or written to.
     """
     prefix = Path(out) / "table" if out.endswith("/") or Path(out).is_dir() else Path(out)
     texts = {".md": markdown(comparison), ".csv": csv_text(comparison), ".tex": latex(comparison),
@@ -70,13 +68,10 @@ def write_tables(prefix: Path, texts: Mapping[str, str]) -> list[Path]:
     """Writes one file for each suffix.
 
     Raises:
-      CheckpointError: the folder cannot be made or written to.
+      FileError: the folder cannot be made or written to.
     """
-    _make(prefix.parent)
-    paths = [prefix.with_name(prefix.name + suffix) for suffix in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        write_text(path, text)
-    return paths
+    return [files.write(prefix.with_name(prefix.name + suffix), text, otherwise="choose another --out")
+            for suffix, text in texts.items()]
 
 
 def matched_page(matched: Matched) -> str:
@@ -101,15 +96,14 @@ def matched_texts(matched: Matched) -> dict[str, str]:
 
 
 def _pair(row: matches.MatchedRow) -> Bars:
-    bars = tuple(Bar(label=name, value=f.value, low=f.low, high=f.high)
-                 for name, f in (("model", row.model), ("baseline", row.baseline)))
+    bars = (Bar("model", row.model), Bar("baseline", row.baseline))
     return Bars(title=f"{row.name} {ARROWS[row.better]}".strip(), caption="", bars=bars, unit=row.unit)
 
 
 def _suite_table(comparison: Comparison, chosen: Sequence[int]) -> Table:
     """Figures as rows and configurations as columns: there are more figures than a page is wide."""
     head = ["figure", *(_label(comparison, row) for row in comparison.rows), "unit"]
-    rows = [[_heading(comparison.columns[i]), *(cell_text(row.cells[i]) for row in comparison.rows),
+    rows = [[_heading(comparison.columns[i]), *(str(row.cells[i]) for row in comparison.rows),
              comparison.columns[i].unit] for i in chosen]
     return head, rows
 
@@ -125,22 +119,12 @@ def _heading(column: Column) -> str:
     return f"{column.name} {ARROWS[column.better]}".strip()
 
 
-def _bar(label: str, cell: Cell) -> Bar:
-    return Bar(label=label, value=cell.value, low=cell.low, high=cell.high)
-
-
 def _write_figures(comparison: Comparison, folder: Path) -> None:
     from jaxablate.reports.figures import write_figure
 
-    _make(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for suite in dict.fromkeys(c.suite for c in comparison.columns):
         for panel in suite_bars(comparison, suite):
             name = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-" for c in panel.title.rstrip(" ↑↓"))
             write_figure(panel, folder / f"{suite}-{name}")
 
-
-def _make(folder: Path) -> None:
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as e:
-        raise CheckpointError(f"{folder} cannot be made ({e.strerror}); choose another --out") from e

@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxablate.errors import CheckpointError
+from jaxablate import files
 from jaxablate.reports import circuit_figure
 from jaxablate.reports.axes import short
 from jaxablate.reports.panels import Bars, Beside, CircuitGraph, Curves, Heatmap, HistogramGrid, Network, Panel
-from jaxablate.reports.results import write_bytes
 from jaxablate.reports.token_pictures import MOST_BESIDE, Range, arcs, heaviest, one_set_of_labels, shade_range
 
 COLUMN, PAGE = 3.4, 7.0
@@ -43,23 +42,21 @@ def write_figure(panel: Panel, path_without_suffix: str | os.PathLike[str], form
 
     Args:
       panel: of any kind that is a picture (not a table or texts).
-      path_without_suffix: where; the folder must exist.
+      path_without_suffix: where; the folder is made.
       formats: of `FORMATS`; PNG has 300 dots an inch.
 
     Returns:
       The files, in the order of ``formats``.
 
     Raises:
-      CheckpointError: a file cannot be written; each is there whole or not at all.
+      FileError: a file cannot be written; each is there whole or not at all.
       ValueError: an unknown format, or a panel that is no picture.
     """
     base = Path(path_without_suffix)
     drawn = figure_bytes(panel, formats)
-    if not base.parent.is_dir():
-        raise CheckpointError(f"{base.parent} is not a folder; make it, or choose another place for the figure")
     paths = [base.with_name(f"{base.name}.{suffix}") for suffix in formats]
     for path, suffix in zip(paths, formats, strict=True):
-        write_bytes(path, drawn[suffix])
+        files.write(path, drawn[suffix])
     return paths
 
 
@@ -237,10 +234,10 @@ def _circuit(panel: CircuitGraph) -> Any:
 def _bars(panel: Bars) -> Any:
     figure = _figure(COLUMN, 0.45 + 0.2 * max(len(panel.bars), 2))
     axes = figure.add_subplot()
-    axes.barh(range(len(panel.bars)), [b.value for b in panel.bars], height=0.65, color=HUES[0])
+    axes.barh(range(len(panel.bars)), [b.estimate.value or 0.0 for b in panel.bars], height=0.65, color=HUES[0])
     for i, bar in enumerate(panel.bars):
-        if bar.low is not None and bar.high is not None:
-            axes.plot([bar.low, bar.high], [i, i], color="#1d2128", lw=0.8, marker="|", ms=4, mew=0.8)
+        if bar.estimate.interval is not None:
+            axes.plot(bar.estimate.interval, [i, i], color="#1d2128", lw=0.8, marker="|", ms=4, mew=0.8)
     if panel.mark is not None:
         axes.axvline(panel.mark, color=HUES[1], ls="--", lw=0.9, label=panel.mark_label)
         if panel.mark_label:

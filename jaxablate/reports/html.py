@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from jaxablate import files
 from jaxablate.reports import circuit_svg, svg, token_pictures
 from jaxablate.reports.compare import flatten
 from jaxablate.reports.panels import (
@@ -23,8 +24,9 @@ from jaxablate.reports.panels import (
     Panel,
     Series,
 )
-from jaxablate.reports.results import Results, write_text
-from jaxablate.reports.table import ARROWS, interval, number, prose
+from jaxablate.reports.results import Results
+from jaxablate.reports.table import ARROWS, cell_text, prose
+from jaxablate.stats import number
 
 FILE_NAME = "report.html"
 LOSSES = (("loss_clean", "clean"), ("loss_ablated", "ablated"))
@@ -50,12 +52,11 @@ def write_report(workdir: str | os.PathLike[str], results: Results) -> Path:
       The page's path.
 
     Raises:
-      CheckpointError: the folder cannot be written to.
+      FileError: the folder cannot be written to.
     """
     folder = Path(workdir)
     path = folder / FILE_NAME
-    write_text(path, page(results, read_history(folder / "metrics.jsonl"), run_name(folder)))
-    return path
+    return files.write(path, page(results, read_history(folder / "metrics.jsonl"), run_name(folder)))
 
 
 def run_name(folder: Path) -> str:
@@ -88,8 +89,8 @@ def template(name: str) -> jinja2.Template:
     loader = jinja2.PackageLoader("jaxablate.reports", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
-    environment.filters |= {"number": number, "draw": draw, "prose": prose}
-    environment.globals |= {"interval": interval, "arrows": ARROWS}
+    environment.filters |= {"number": number, "cell": cell_text, "draw": draw, "prose": prose}
+    environment.globals |= {"arrows": ARROWS}
     return environment.get_template(name)
 
 
@@ -149,7 +150,8 @@ def _one(k: int | Sequence[int]) -> str:
 
 def _tiles(results: Results) -> list[tuple[str, Any]]:
     """First figures of each suite, for the top of the page."""
-    return [(name, f) for name, record in results.suites.items() for f in record.figures[:2] if f.value is not None][:8]
+    return [(name, f) for name, record in results.suites.items() for f in record.figures[:2]
+            if f.estimate.value is not None][:8]
 
 
 def _shared_provenance(results: Results) -> bool:

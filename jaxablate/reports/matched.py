@@ -10,9 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from jaxablate.reports.compare import Cell
-from jaxablate.reports.results import Better, Figure, Results
-from jaxablate.reports.table import ARROWS, LATEX_ARROWS, cell_text, latex_escape, markdown_row, number
+from jaxablate.reports.results import Better, Results
+from jaxablate.reports.table import ARROWS, LATEX_ARROWS, latex_escape, markdown_row
+from jaxablate.stats import Estimate, number
 
 COLUMNS = ("suite", "figure", "model", "baseline", "difference", "intervals overlap", "unit", "better")
 _WORDS = ("suite", "figure", "unit")
@@ -27,8 +27,8 @@ class MatchedRow:
     name: str
     unit: str
     better: Better
-    model: Figure
-    baseline: Figure
+    model: Estimate
+    baseline: Estimate
 
     @property
     def difference(self) -> float:
@@ -39,10 +39,7 @@ class MatchedRow:
     def overlap(self) -> bool | None:
         """Whether the two 95 % intervals overlap; None where one has none. Apart means different; overlapping ones do
         not mean equal."""
-        a, b = self.model, self.baseline
-        if a.low is None or b.low is None:
-            return None
-        return a.low <= b.high and b.low <= a.high
+        return self.model.overlaps(self.baseline)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +51,7 @@ class Side:
     step: int
     summary: str
     """The model in one line."""
-    loss: Figure
+    loss: Estimate
     """Clean validation loss, nats a token."""
 
 
@@ -96,27 +93,26 @@ def match_rows(model: Results, baseline: Results, suites: Sequence[str]
     """Figures that both have, in the order of the model's suites, and the suite of each that only the model has."""
     rows, lacking = [], []
     for suite in suites:
-        others = {f.name: f for f in baseline.suites[suite].figures if f.value is not None}
+        others = {f.name: f for f in baseline.suites[suite].figures if f.estimate.value is not None}
         for f in model.suites[suite].figures:
-            if f.value is None or f.name not in others:
+            if f.estimate.value is None or f.name not in others:
                 lacking.append(suite)
             else:
-                rows.append(MatchedRow(suite=suite, name=f.name, unit=f.unit, better=f.better, model=f,
-                                       baseline=others[f.name]))
+                rows.append(MatchedRow(suite=suite, name=f.name, unit=f.unit, better=f.better, model=f.estimate,
+                                       baseline=others[f.name].estimate))
     return tuple(rows), tuple(lacking)
 
 
 def cells(row: MatchedRow) -> tuple[str, ...]:
     """The texts of a row, one for each of `COLUMNS`."""
     overlap = {True: "yes", False: "no", None: "-"}[row.overlap]
-    model, baseline = (cell_text(Cell(value=f.value, low=f.low, high=f.high, n=1)) for f in (row.model, row.baseline))
-    return row.suite, row.name, model, baseline, _signed(row), overlap, row.unit, ARROWS[row.better]
+    return row.suite, row.name, str(row.model), str(row.baseline), _signed(row), overlap, row.unit, ARROWS[row.better]
 
 
 def _signed(row: MatchedRow) -> str:
     """The difference with a sign, and as many decimals as the wider of the two intervals warrants."""
-    widths = [f.high - f.low for f in (row.model, row.baseline) if f.low is not None and math.isfinite(f.high - f.low)]
-    half = max(widths, default=0) / 2
+    ends = [x.interval for x in (row.model, row.baseline) if x.interval is not None]
+    half = max([high - low for low, high in ends if math.isfinite(high - low)], default=0) / 2
     size = number(abs(row.difference), *((-half, half) if half else ()))
     return f"{'-' if row.difference < 0 else '+'}{size}" if row.difference else "0"
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from jaxablate.reports.html import template
 from jaxablate.reports.neuron_records import ExampleRecord, NeuronRecord, NodeRecord, Scores
-from jaxablate.reports.table import number
+from jaxablate.stats import number
 
 MOST_PATTERNS, MOST_COLUMNS, MOST_TOKENS, MOST_LETTERS = 12, 8, 5, 16
 """Of a picture; what is not drawn is counted under it."""

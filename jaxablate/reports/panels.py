@@ -9,6 +9,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from jaxablate import stats
+from jaxablate.stats import Estimate
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Histogram:
@@ -40,14 +43,15 @@ class HistogramGrid:
     kind: str = "histograms"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Bar:
-    """One bar, with an optional interval."""
+    """One bar; its interval, where the number has one, is drawn as a whisker."""
 
     label: str
-    value: float
-    low: float | None = None
-    high: float | None = None
+    estimate: Estimate
+
+    def __init__(self, label: str, estimate: Estimate | float | None):
+        vars(self).update(label=label, estimate=stats.estimate(estimate))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,12 +92,12 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A small table; numbers are written with four significant digits."""
+    """A small table. A number is written with four significant digits, an `Estimate` with its interval."""
 
     title: str
     caption: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str | int | float | None, ...], ...]
+    rows: tuple[tuple["str | int | float | Estimate | None", ...], ...]
     kind: str = "grid"
 
 
@@ -285,5 +289,5 @@ def panel_from_dict(values: Mapping[str, Any]) -> Panel:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON lists back to tuples, all the way down."""
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+    """JSON lists back to tuples, and mappings that are an estimate to estimates, all the way down."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else stats.from_json(value)

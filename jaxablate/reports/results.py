@@ -5,46 +5,51 @@ record carries its own provenance, since suites may be run on different days, ma
 """
 
 import dataclasses
-import hashlib
-import json
 import math
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxablate.errors import CheckpointError
+from jaxablate import files, stats
+from jaxablate.errors import CheckpointError, FileError
 from jaxablate.provenance import Provenance
 from jaxablate.reports.panels import Panel, panel_from_dict
+from jaxablate.stats import Estimate
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "results.json"
 Better = Literal["up", "down", "none"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Figure:
-    """One headline number of a suite; tables and comparisons are built from these alone."""
+    """One headline number of a suite; tables and comparisons are built from these alone.
+
+    Args:
+      name: what tables call it; unique within its suite.
+      estimate: the number, with its interval where it has one; None where the model does not have it (an ablated loss
+        without an ablated stream).
+      unit: unit of the number.
+      better: whether larger (up) or smaller (down) is better, or neither.
+      range: least and greatest number possible, for the interval of a mean over seeds, which is cut there
+        (`stats.FRACTION`, `stats.COUNT`); None for no limits.
+    """
 
     name: str
-    value: float | None
-    """None where the model does not have it (an ablated loss without an ablated stream)."""
-    unit: str = ""
-    better: Better = "none"
-    """Whether larger (up) or smaller (down) is better, or neither."""
-    low: float | None = None
-    high: float | None = None
-    """Ends of the 95 % interval, both or neither."""
+    estimate: Estimate
+    unit: str
+    better: Better
+    range: tuple[float, float] | None
 
-    def __post_init__(self):
-        if (self.low is None) != (self.high is None):
-            raise ValueError(f"figure {self.name!r}: give both ends of the interval or neither")
+    def __init__(self, name: str, estimate: Estimate | float | None, unit: str = "", better: Better = "none",
+                 range: tuple[float, float] | None = None):
+        vars(self).update(name=name, estimate=stats.estimate(estimate), unit=unit, better=better, range=range)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SuiteRecord:
-    """What one suite found, and under which conditions."""
+    """What one suite measured, and under which conditions."""
 
     suite: str
     about: str
@@ -72,12 +77,13 @@ class Results:
     data_hash: str
     """Hash of the validation tokens the suites read."""
     parameters: int
+    """Number of parameters."""
     suites: Mapping[str, SuiteRecord] = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def same_checkpoint(self, other: "Results") -> bool:
         """Whether figures of both may stand in one file: same parameters, settings of the model, and data."""
-        names = ("params_digest", "step", "data_hash", "schema_version")
+        names = ("params_digest", "step", "data_hash")
         same_model = self.config.get("model") == other.config.get("model")
         return same_model and all(getattr(self, name) == getattr(other, name) for name in names)
 
@@ -97,47 +103,23 @@ def merge(old: Results | None, new: Results) -> Results:
     return dataclasses.replace(new, suites={**old.suites, **new.suites})
 
 
-def to_json(results: Results) -> str:
-    """Results as indented JSON text. A number that is not finite becomes null, since JSON has no such number."""
-    return json.dumps(_finite(dataclasses.asdict(results)), indent=1, allow_nan=False) + "\n"
-
-
-def from_json(text: str) -> Results:
-    """Inverse of `to_json`.
-
-    Raises:
-      ValueError: not JSON, of another schema version, or a field is missing; the message says which.
-    """
-    values = json.loads(text)
-    if not isinstance(values, dict) or "schema_version" not in values:
-        raise ValueError("it has no schema_version")
-    if values["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"it has schema version {values['schema_version']!r}, this program reads {SCHEMA_VERSION}")
-    try:
-        suites = {name: _record(record) for name, record in values["suites"].items()}
-        return Results(**{**values, "suites": suites})
-    except (KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"a field is missing or of the wrong kind ({e})") from e
-
-
 def read(workdir: str | os.PathLike[str]) -> Results:
-    """Results of a working directory.
+    """Results of a working directory; those of an earlier schema version are migrated.
 
     Raises:
-      CheckpointError: the folder or its ``results.json`` is missing or cannot be read; says what to run.
+      CheckpointError: the folder or its ``results.json`` is missing; says what to run.
+      FileError: the file cannot be read.
     """
     path = Path(workdir) / FILE_NAME
     if not Path(workdir).is_dir():
         raise CheckpointError(f"{workdir} is not a working directory; give the --workdir of a training run")
     if not path.exists():
-        raise CheckpointError(f"{workdir} has no {FILE_NAME}; run: python eval.py score --workdir {workdir}")
+        raise CheckpointError(f"{workdir} has no {FILE_NAME}; run: jaxablate score --workdir {workdir}")
+    fix = f"delete it and run: jaxablate score --workdir {workdir}"
     try:
-        return from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        reason = " ".join(str(e).split())
-        raise CheckpointError(
-            f"{path} cannot be read: {reason}; delete it and run: python eval.py score --workdir {workdir}"
-        ) from e
+        return from_dict(files.read_json(path, what="results of a checkpoint", fix=fix))
+    except ValueError as error:
+        raise FileError(f"{path} cannot be read: {' '.join(str(error).split())}; {fix}") from error
 
 
 def write(workdir: str | os.PathLike[str], results: Results) -> Path:
@@ -147,73 +129,95 @@ def write(workdir: str | os.PathLike[str], results: Results) -> Path:
       The file's path.
 
     Raises:
-      CheckpointError: the folder cannot be written to.
+      FileError: the folder cannot be written to.
     """
-    path = Path(workdir) / FILE_NAME
-    write_text(path, to_json(results))
-    return path
+    return files.write_json(Path(workdir) / FILE_NAME, dataclasses.asdict(results), indent=1)
 
 
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of text as UTF-8."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file's content atomically: a temporary file beside it, flushed to disk, then renamed.
+def from_dict(values: Mapping[str, Any]) -> Results:
+    """Inverse of ``dataclasses.asdict``, also after a trip through JSON, and for earlier schema versions.
 
     Raises:
-      CheckpointError: the folder is missing, not writable or full; nothing is left behind.
+      ValueError: of an unknown schema version, or a field is missing; the message says which.
     """
-    temporary = None
+    version = values.get("schema_version")
+    if version not in (1, SCHEMA_VERSION):
+        raise ValueError("it has no schema_version" if version is None else
+                         f"it has schema version {version!r}, this program reads 1 and {SCHEMA_VERSION}")
     try:
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-            temporary = f.name
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as e:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise CheckpointError(f"{path} cannot be written ({e.strerror}); free space or choose another folder") from e
-
-
-def digest(arrays: Mapping[str, Any]) -> str:
-    """First 16 hex digits of a SHA-256 over named arrays: names, shapes, types and values, in sorted order.
-
-    Args:
-      arrays: name -> array with ``shape``, ``dtype`` and ``tobytes()``.
-    """
-    h = hashlib.sha256()
-    for name in sorted(arrays):
-        array = arrays[name]
-        h.update(f"{name}:{array.dtype}:{array.shape};".encode())
-        h.update(array.tobytes())
-    return h.hexdigest()[:16]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        if version == 1:
+            values = _from_version_1(values)
+        return Results(**{**values, "suites": {name: _record(record) for name, record in values["suites"].items()}})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a field is missing or of the wrong kind ({error})") from error
 
 
 def _record(values: Mapping[str, Any]) -> SuiteRecord:
     return SuiteRecord(**{
         **values,
         "provenance": Provenance(**values["provenance"]),
-        "figures": tuple(Figure(**f) for f in values["figures"]),
+        "figures": tuple(_figure(f) for f in values["figures"]),
         "panels": tuple(panel_from_dict(p) for p in values["panels"]),
     })
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
+def _figure(values: Mapping[str, Any]) -> Figure:
+    limits = values["range"]
+    if limits is not None:  # JSON has no infinity
+        limits = (-math.inf if limits[0] is None else limits[0], math.inf if limits[1] is None else limits[1])
+    return Figure(**{**values, "estimate": stats.from_json(values["estimate"]), "range": limits})
+
+
+# Schema 1 had the ends of an interval as fields beside the value, and in a table as two columns after it.
+
+
+def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Results of schema 1 as schema 2."""
+    suites = {name: {**record, "figures": [_figure_1(f) for f in record["figures"]],
+                     "panels": [_panel_1(p) for p in record["panels"]], "details": _details_1(record["details"])}
+              for name, record in values["suites"].items()}
+    return {**values, "suites": suites, "schema_version": SCHEMA_VERSION}
+
+
+def _estimate_1(value: float | None, ends: Sequence[float | None] | None) -> dict[str, Any]:
+    low, high = ends or (None, None)
+    return dataclasses.asdict(Estimate(value, low, high))
+
+
+def _figure_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A figure; what its number can be follows from the unit, except for shares of a difference, which may be any."""
+    unit = values["unit"]
+    limits = {"edges": stats.COUNT, "fraction": None if "share" in values["name"] else stats.FRACTION}.get(unit)
+    return {"name": values["name"], "unit": unit, "better": values["better"], "range": limits,
+            "estimate": _estimate_1(values["value"], (values["low"], values["high"]))}
+
+
+def _panel_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    if values["kind"] == "bars":
+        bars = [{"label": b["label"], "estimate": _estimate_1(b["value"], (b["low"], b["high"]))}
+                for b in values["bars"]]
+        return {**values, "bars": bars}
+    if values["kind"] != "grid":
+        return dict(values)
+    columns = values["columns"]
+    starts = [i for i in range(len(columns) - 2) if columns[i + 1 : i + 3] == ["95 % from", "to"]]
+    kept = [i for i in range(len(columns)) if i - 1 not in starts and i - 2 not in starts]
+    rows = [[_estimate_1(row[i], row[i + 1 : i + 3]) if i in starts and row[i + 1] is not None else row[i]
+             for i in kept] for row in values["rows"]]
+    return {**values, "columns": [columns[i] for i in kept], "rows": rows}
+
+
+def _details_1(value: Any) -> Any:
+    """Fields ``x`` and ``x_interval`` joined, and mappings that are a value with its interval and nothing else."""
+    if isinstance(value, list):
+        return [_details_1(v) for v in value]
+    if not isinstance(value, Mapping):
+        return value
+    if value.keys() == {"value", "interval"}:
+        return _estimate_1(value["value"], value["interval"])
+    if value.keys() == {"value", "low", "high"}:
+        return _estimate_1(value["value"], (value["low"], value["high"]))
+    ends = {name.removesuffix("_interval"): name for name in value if name.endswith("_interval")}
+    ends = {name: of for name, of in ends.items() if isinstance(value.get(name), float | int)}
+    return {name: _estimate_1(v, value[ends[name]]) if name in ends else _details_1(v)
+            for name, v in value.items() if name not in ends.values()}

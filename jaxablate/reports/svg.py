@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from jaxablate.reports.axes import Scale, bounds, tick_label
 from jaxablate.reports.panels import Bars, Curves, Histogram, HistogramGrid
-from jaxablate.reports.table import number
 
 COLOURS = 6
 """Series colours the style sheet knows, as classes ``c0`` .. ``c5``."""
@@ -37,22 +36,23 @@ def curves(panel: Curves, width: int = 900, height: int = 300) -> str:
 def bars(panel: Bars, width: int = 900) -> str:
     """Horizontal bars from zero with whiskers and values."""
     label_width = min(380, 20 + int(7.2 * max((len(b.label) for b in panel.bars), default=0)))
-    right, row, top = 150, 28, 8
+    right, row, top = 190, 28, 8
     height = top + row * len(panel.bars) + (24 if panel.mark is not None else 6)
-    most = max([b.high if b.high is not None else b.value for b in panel.bars] + [panel.mark or 0.0, 1e-12])
-    least = min([b.low if b.low is not None else b.value for b in panel.bars] + [0.0])
+    reached = [v for b in panel.bars for v in (b.estimate.value, *(b.estimate.interval or ())) if v is not None]
+    most, least = max([*reached, panel.mark or 0.0, 1e-12]), min([*reached, 0.0])
     x = Scale(least, most, label_width, width - right)
     parts = []
     for i, bar in enumerate(panel.bars):
         y = top + row * i
-        start, end = sorted((x(0.0), x(bar.value)))
+        start, end = sorted((x(0.0), x(bar.estimate.value or 0.0)))
         parts.append(text(label_width - 10, y + 18, bar.label, "label", "end"))
-        parts.append(_bar(start, end, y + 5, y + 23, "bar c0", f"{bar.label}: {bar.value:g}"))
+        parts.append(_bar(start, end, y + 5, y + 23, "bar c0", f"{bar.label}: {bar.estimate}"))
         reach = end
-        if bar.low is not None and bar.high is not None:
-            parts.append(_whisker(x(bar.low), x(bar.high), y + 14))
-            reach = max(end, x(bar.high))
-        parts.append(text(reach + 8, y + 18, number(bar.value, bar.low, bar.high), "value", "start"))
+        if bar.estimate.interval is not None:
+            low, high = map(x, bar.estimate.interval)
+            parts.append(_whisker(low, high, y + 14))
+            reach = max(end, high)
+        parts.append(text(reach + 8, y + 18, str(bar.estimate), "value", "start"))
     if panel.mark is not None:
         at = x(panel.mark)
         parts += [f'<line class="mark" x1="{at}" x2="{at}" y1="{top - 4}" y2="{height - 18}"/>',

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -11,9 +10,11 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from jaxablate.reports.compare import Cell, Column, Comparison, Row
+from jaxablate import stats
+from jaxablate.reports.compare import Column, Comparison, Row
 from jaxablate.reports.panels import Passages
 from jaxablate.reports.results import Results
+from jaxablate.stats import Estimate
 
 ARROWS = {"up": "↑", "down": "↓", "none": ""}
 LATEX_ARROWS = {"up": r"$\uparrow$", "down": r"$\downarrow$", "none": ""}
@@ -21,71 +22,21 @@ _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{"
           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "|": r"$|$", "±": r"$\pm$", "–": "--", "≥": r"$\ge$"}
 
 
-def number(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """A number as people read it: as many decimals as its interval warrants, else four significant digits.
-
-    >>> number(6.4712, 6.31, 6.63), number(0.00012345), number(14535249), number(None)
-    ('6.47', '0.0001234', '14,535,249', '-')
-    """
-    if value is None:
-        return "-"
-    if not math.isfinite(value):
-        return str(value)
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1e4):
-        return f"{int(value):,}"
-    if low is not None and high is not None and math.isfinite(high - low) and high > low:
-        decimals = max(0, min(6, 1 - math.floor(math.log10((high - low) / 2))))
-        return f"{value:,.{decimals}f}"
-    return _significant(value)
-
-
-def _significant(value: float) -> str:
-    if value == 0:
-        return "0"
-    size = math.floor(math.log10(abs(value)))
-    if size < -5:
-        return f"{value:.3e}"
-    return f"{value:,.{max(0, 3 - size)}f}"
-
-
-def interval(low: float | None, high: float | None) -> str:
-    """Both ends of an interval, with the decimals its width warrants; empty where there is none.
-
-    >>> interval(6.31, 6.63), interval(None, None)
-    ('6.31 – 6.63', '')
-    """
-    if low is None or high is None:
-        return ""
-    return f"{number(low, low, high)} – {number(high, low, high)}"
-
-
-def cell_text(cell: Cell | None) -> str:
-    """``mean ± half width`` where the interval is even about the value, ``value [low, high]`` else, ``-`` for nothing.
-
-    >>> cell_text(Cell(value=6.5, low=6.38, high=6.62, n=3))
-    '6.50 ± 0.12'
-    """
-    if cell is None:
-        return "-"
-    value = number(cell.value, cell.low, cell.high)
-    if cell.low is None or cell.high is None or cell.high <= cell.low:
-        return value
-    if cell.n > 1:
-        return f"{value} ± {number((cell.high - cell.low) / 2, cell.low, cell.high)}"
-    return f"{value} [{number(cell.low, cell.low, cell.high)}, {number(cell.high, cell.low, cell.high)}]"
+def cell_text(value: str | int | float | Estimate | None) -> str:
+    """A cell of a table as text."""
+    return value if isinstance(value, str) else str(stats.estimate(value))
 
 
 def score_table(results: Results, title: str = "") -> Table:
     """Headline figures of one checkpoint for the terminal."""
     table = Table(title=title or None, title_justify="left", header_style="bold")
-    for name, justify in (("suite", "left"), ("figure", "left"), ("value", "right"), ("95 % interval", "center"),
-                          ("unit", "left"), ("better", "center")):
+    for name, justify in (("suite", "left"), ("figure", "left"), ("value", "right"), ("unit", "left"),
+                          ("better", "center")):
         table.add_column(name, justify=justify)
     for name, record in results.suites.items():
         rows = record.figures
         for i, f in enumerate(rows):
-            value, ends = number(f.value, f.low, f.high), interval(f.low, f.high)
-            table.add_row(name if i == 0 else "", f.name, value, ends, f.unit, ARROWS[f.better],
+            table.add_row(name if i == 0 else "", f.name, str(f.estimate), f.unit, ARROWS[f.better],
                           end_section=i == len(rows) - 1)
     return table
 
@@ -146,7 +97,7 @@ def _rich_table(comparison: Comparison, chosen: Sequence[int], title: str) -> Ta
     for i in chosen:
         table.add_column("\n".join(textwrap.wrap(_heading(comparison.columns[i]), 16)), justify="right", no_wrap=True)
     for row in comparison.rows:
-        table.add_row(*row.labels, str(len(row.runs)), steps_text(row), *(cell_text(row.cells[i]) for i in chosen))
+        table.add_row(*row.labels, str(len(row.runs)), steps_text(row), *(str(row.cells[i]) for i in chosen))
     return table
 
 
@@ -179,7 +130,7 @@ def explanation(comparison: Comparison) -> str:
     single = "a run alone: value and, where its suite gives one, the 95 % interval within the run"
     if most == 1:
         return f"One run a row ({single})."
-    return f"n runs of a configuration: mean ± half the 95 % interval (Student t over the runs); {single}."
+    return f"n runs of a configuration: mean and its 95 % interval (Student t over the runs); {single}."
 
 
 def markdown(comparison: Comparison) -> str:
@@ -187,7 +138,7 @@ def markdown(comparison: Comparison) -> str:
     head = [*map(short, comparison.fields), "n", "checkpoint", *map(_heading, comparison.columns)]
     rule = ["---"] * (len(comparison.fields) + 2) + ["---:"] * len(comparison.columns)
     lines = [markdown_row(head), markdown_row(rule)]
-    lines += [markdown_row([*row.labels, str(len(row.runs)), steps_text(row), *map(cell_text, row.cells)])
+    lines += [markdown_row([*row.labels, str(len(row.runs)), steps_text(row), *map(str, row.cells)])
               for row in comparison.rows]
     notes = [f"- {note}" for note in comparison.notes]
     return "\n".join([*lines, "", explanation(comparison), *([""] if notes else []), *notes, ""])
@@ -205,16 +156,11 @@ def csv_text(comparison: Comparison) -> str:
     parts = [f"{c.suite}/{c.name}{suffix}" for c in comparison.columns for suffix in ("", " low", " high", " n")]
     writer.writerow([*comparison.fields, "runs", "seeds", "steps", *parts])
     for row in comparison.rows:
-        values = [v for cell in row.cells for v in _csv_cells(cell)]
+        values = [v for cell, n in zip(row.cells, row.counts, strict=True)
+                  for v in (*("" if x is None else x for x in (cell.value, cell.low, cell.high)), n)]
         writer.writerow([*row.labels, ";".join(row.runs), ";".join(map(str, row.seeds)), ";".join(map(str, row.steps)),
                          *values])
     return out.getvalue()
-
-
-def _csv_cells(cell: Cell | None) -> tuple[object, ...]:
-    if cell is None:
-        return ("", "", "", 0)
-    return (cell.value, "" if cell.low is None else cell.low, "" if cell.high is None else cell.high, cell.n)
 
 
 def latex(comparison: Comparison) -> str:
@@ -223,7 +169,7 @@ def latex(comparison: Comparison) -> str:
     head += [f"{latex_escape(c.name)} {LATEX_ARROWS[c.better]}".strip() for c in comparison.columns]
     spec = "l" * (len(comparison.fields)) + "rr" + "r" * len(comparison.columns)
     rows = [" & ".join([*map(latex_escape, row.labels), str(len(row.runs)), latex_escape(steps_text(row)),
-                        *(latex_escape(cell_text(c)) for c in row.cells)]) + r" \\" for row in comparison.rows]
+                        *(latex_escape(str(c)) for c in row.cells)]) + r" \\" for row in comparison.rows]
     comment = f"% {explanation(comparison)}"
     top = [comment, rf"\begin{{tabular}}{{{spec}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
     return "\n".join([*top, *rows, r"\bottomrule", r"\end{tabular}", ""])

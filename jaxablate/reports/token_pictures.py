@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from jaxablate.reports.axes import short, tick_label
 from jaxablate.reports.panels import Beside, Edge, Heatmap, Network
 from jaxablate.reports.svg import picture, text
-from jaxablate.reports.table import number
+from jaxablate.stats import number
 
 WIDTH = 900
 GAP = 28

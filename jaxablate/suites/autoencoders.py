@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxablate import features
+from jaxablate import features, stats
 from jaxablate.commands import sae_jobs
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.intervals_old import RESAMPLES, interval_ends, percentile_interval, ratio_resamples
-from jaxablate.reports.compare import student_interval
 from jaxablate.reports.panels import Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
@@ -260,7 +259,7 @@ def _seeds(rows: Sequence[StoredAutoencoder]) -> tuple[Seeds, ...]:
 def _mean(values: Sequence[float | None]) -> Estimate:
     if None in values:
         return Estimate(value=None)
-    return Estimate(value=float(np.mean(values)), **interval_ends(student_interval(values)))
+    return Estimate(value=float(np.mean(values)), **interval_ends(stats.student(values).interval))
 
 
 def _run(run: Run) -> tuple[SaeResult, dict[str, Any]]:

@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from jaxablate import stats
 from jaxablate.features.metrics import DENSITY_EDGES
 from jaxablate.reports.panels import Curves, Grid, Histogram, HistogramGrid, Panel, Series
 from jaxablate.reports.results import Figure
-from jaxablate.reports.table import number
+from jaxablate.stats import number
 
 MOST_HISTOGRAMS = 24
 
@@ -84,7 +85,7 @@ def figures(rows: Sequence[StoredAutoencoder], seeds: Sequence[Seeds], paper_sit
     out = []
     for row, label in zip(ordered, _labels(ordered, paper_site), strict=True):
         measures = of_seeds[row.name].means if row.name in of_seeds else row.measures
-        out += [Figure(name=f"{name} at {label}", unit=unit, better=better, **dataclasses.asdict(measures[key]))
+        out += [Figure(f"{name} at {label}", stats.Estimate(**dataclasses.asdict(measures[key])), unit, better)
                 for name, key, unit, better in _HEADLINE]
     return tuple(out)
 

@@ -8,12 +8,14 @@ beside whether the model can do the task at all, and for both streams.
 import dataclasses
 from typing import Any
 
+from jaxablate import stats
 from jaxablate.config import Config
-from jaxablate.intervals_old import both_ends, interval_ends
+from jaxablate.intervals_old import both_ends
 from jaxablate.reports.circuit_graph import circuit_panel
 from jaxablate.reports.panels import Bar, Bars, Curves, Grid, Panel, Series
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
+from jaxablate.stats import Estimate
 from jaxablate.suites.circuits_prompts import task_pairs
 from jaxablate.suites.circuits_streams import StreamCircuits, measure_stream
 from jaxablate.suites.suite import Suite
@@ -68,7 +70,7 @@ class CircuitsResult:
                      "KL, all patched"))
 
     def _sizes(self) -> Bars:
-        bars = [Bar(label=f"{s.stream}, tau {c.tau}, over {c.varied}", value=c.mean, **interval_ends(c.interval))
+        bars = [Bar(f"{s.stream}, tau {c.tau}, over {c.varied}", Estimate(c.mean, *both_ends(c.interval)))
                 for s in self.streams for c in s.counts]
         return Bars(title="Edges kept by ACDC", bars=tuple(bars),
                     caption="Mean and 95 % Student interval over batches of prompts, over random orders of the edges "
@@ -104,23 +106,23 @@ class CircuitsResult:
 
 def _competence(s: StreamCircuits) -> tuple[Figure, ...]:
     c = s.competence
-    return (Figure(name=f"task accuracy {s.stream}", value=c.accuracy, unit="fraction", better="up",
-                   **interval_ends(c.accuracy_interval)),
-            Figure(name=f"task logit diff {s.stream}", value=c.logit_difference, unit="logits", better="up",
-                   **interval_ends(c.logit_difference_interval)))
+    return (Figure(f"task accuracy {s.stream}", Estimate(c.accuracy, *both_ends(c.accuracy_interval)), "fraction", "up",
+                   stats.FRACTION),
+            Figure(f"task logit diff {s.stream}",
+                   Estimate(c.logit_difference, *both_ends(c.logit_difference_interval)), "logits", "up"))
 
 
 def _edges(s: StreamCircuits) -> tuple[Figure, ...]:
     return tuple(
-        Figure(name=f"edges tau {c.tau} {s.stream}" + (", random weights" if c.varied == "random weights" else ""),
-               value=c.mean, unit="edges", better="down" if c.varied == "prompts" else "none",
-               **interval_ends(c.interval))
+        Figure(f"edges tau {c.tau} {s.stream}" + (", random weights" if c.varied == "random weights" else ""),
+               Estimate(c.mean, *both_ends(c.interval)), "edges", "down" if c.varied == "prompts" else "none",
+               stats.COUNT)
         for c in s.counts if c.varied == "prompts" or (c.varied == "random weights" and c.tau == PAPER_TAU))
 
 
 def _faithful(s: StreamCircuits) -> tuple[Figure, ...]:
     chosen = next(r for r in s.rankings if r.method == "EAP-IG")
-    return tuple(Figure(name=f"{name} EAP-IG {s.stream}", value=value, better=better, **interval_ends(interval))
+    return tuple(Figure(f"{name} EAP-IG {s.stream}", Estimate(value, *both_ends(interval)), better=better)
                  for name, value, better, interval in (("CPR", chosen.cpr, "up", chosen.cpr_interval),
                                                        ("CMD", chosen.cmd, "down", chosen.cmd_interval)))
 

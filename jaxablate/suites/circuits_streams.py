@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxablate import stats
 from jaxablate.circuits.acdc import acdc, shuffled_order
 from jaxablate.circuits.attribution import eap, eap_ig, mask_gradient, random_scores
 from jaxablate.circuits.competence import Competence, competence
@@ -21,7 +22,6 @@ from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.config import ModelConfig
 from jaxablate.intervals_old import mean_interval, percentile_interval
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.reports.compare import student_interval
 
 ORACLE_EDGES = 3000
 """Largest graph whose edges are all patched one by one as a standard for the estimates."""
@@ -52,7 +52,7 @@ class EdgeCounts:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 %, Student's t over the searches."""
-        return student_interval(self.counts)
+        return stats.student(self.counts, within=stats.COUNT).interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

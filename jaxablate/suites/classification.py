@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxablate import stats
 from jaxablate.classifier.texts import by_text
 from jaxablate.config import ClassifierConfig
 from jaxablate.intervals_old import (
     RESAMPLES,
-    interval_ends,
     mean_interval,
     percentile_interval,
     ratio_resamples,
@@ -221,7 +221,7 @@ def _class_scores(names: Sequence[str], counts: np.ndarray) -> tuple[ClassScores
 def _figure(name: str, estimate: Estimate | None, unit: str, better: str) -> Figure | None:
     if estimate is None:
         return None
-    return Figure(name=name, value=estimate.value, unit=unit, better=better, **interval_ends(estimate.interval))
+    return Figure(name, stats.Estimate(estimate.value, *(estimate.interval or (None, None))), unit, better)
 
 
 def _reliability(result: ClassificationResult) -> Curves:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxablate import stats
 from jaxablate.config import Config, ModelConfig
 from jaxablate.neurons.units import FIRES_ABOVE
 from jaxablate.reports.panels import Grid, Histogram, HistogramGrid, Panel
@@ -62,7 +63,7 @@ class GatesResult:
     def headline(self) -> tuple[Figure, ...]:
         """Live fraction and effective fraction of units per kind, over all layers."""
         return tuple(
-            Figure(name=f"{name} {kind}", value=self._fraction(kind, field), unit="fraction")
+            Figure(f"{name} {kind}", self._fraction(kind, field), "fraction", range=stats.FRACTION)
             for name, field in (("live", "live"), ("effective", "effective_units")) for kind in KINDS
         )
 

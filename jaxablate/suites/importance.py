@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate.classifier.texts import TextMeasures, by_text, word_importance
-from jaxablate.intervals_old import RESAMPLES, both_ends, interval_ends, percentile_interval, ratio_resamples
+from jaxablate.intervals_old import RESAMPLES, both_ends, percentile_interval, ratio_resamples
 from jaxablate.reports.panels import Curves, Grid, Panel, Series
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
+from jaxablate.stats import Estimate
 from jaxablate.suites.suite import Suite
 from jaxablate.types import Batch, Params
 
@@ -73,7 +74,7 @@ class ImportanceResult:
                   "sufficiency": "down"}
         shown = [(x, better[name]) for name in better for x in self.measures if x.name == name]
         shown += [(x, "none") for x in self.differences if x.name == "AOPC"]
-        return tuple(Figure(name=f"{x.name} {x.ranking}", value=x.value, better=way, **interval_ends(x.interval))
+        return tuple(Figure(f"{x.name} {x.ranking}", Estimate(x.value, *both_ends(x.interval)), better=way)
                      for x, way in shown)
 
     def panels(self) -> tuple[Panel, ...]:

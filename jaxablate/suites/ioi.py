@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxablate import stats
 from jaxablate.config import Config
 from jaxablate.data.tokenizer import Tokenizer
 from jaxablate.errors import DataError
-from jaxablate.intervals_old import interval_ends, mean_interval, wilson
+from jaxablate.intervals_old import both_ends, mean_interval, wilson
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
+from jaxablate.stats import Estimate
 from jaxablate.suites.suite import Suite, final_states
 from jaxablate.types import STREAMS, Params
 
@@ -73,16 +75,16 @@ class IoiResult:
         kinds = (("accuracy", "accuracy", "fraction"), ("top-1", "top1", "fraction"),
                  ("logit diff", "logit_difference", "logits"))
         return tuple(
-            Figure(name=f"IOI {name} {s.stream}", value=getattr(s, field), unit=unit, better="up",
-                   **interval_ends(getattr(s, f"{field}_interval")))
+            Figure(f"IOI {name} {s.stream}", Estimate(getattr(s, field), *both_ends(getattr(s, f"{field}_interval"))),
+                   unit, "up", range=stats.FRACTION if unit == "fraction" else None)
             for name, field, unit in kinds for s in self.streams
         )
 
     def panels(self) -> tuple[Panel, ...]:
         """Bars of the accuracies, and accuracies by kind of prompt."""
         bars = [bar for s in self.streams for bar in (
-            Bar(label=f"{s.stream}, answer above wrong answer", value=s.accuracy, **interval_ends(s.accuracy_interval)),
-            Bar(label=f"{s.stream}, answer is the top token", value=s.top1, **interval_ends(s.top1_interval)))]
+            Bar(f"{s.stream}, answer above wrong answer", Estimate(s.accuracy, *both_ends(s.accuracy_interval))),
+            Bar(f"{s.stream}, answer is the top token", Estimate(s.top1, *both_ends(s.top1_interval))))]
         caption = f"{self.prompts:,} prompts. Whiskers: 95 % Wilson interval."
         return (
             Bars(title="Indirect-object identification", caption=caption, bars=tuple(bars), mark=0.5,

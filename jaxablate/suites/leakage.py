@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxablate import stats
 from jaxablate.config import Config
 from jaxablate.intervals_old import (
     RESAMPLES,
     both_ends,
-    interval_ends,
     mean_interval,
     percentile_interval,
     ratio_resamples,
@@ -160,8 +160,8 @@ class LeakageResult:
 
     def panels(self) -> tuple[Panel, ...]:
         """Losses as bars and table, bits and probe by layer."""
-        bars = [Bar(label=LABELS[x.name], value=x.loss, **interval_ends(x.interval)) for x in self.losses]
-        bars += [Bar(label="bigram counts", value=self.bigram), Bar(label="unigram counts", value=self.unigram)]
+        bars = [Bar(LABELS[x.name], stats.Estimate(x.loss, *both_ends(x.interval))) for x in self.losses]
+        bars += [Bar("bigram counts", self.bigram), Bar("unigram counts", self.unigram)]
         return (
             Bars(title="Loss with gates replaced", bars=tuple(bars), unit="nats",
                  caption="Cross-entropy of the ablated stream, nats a token, with 95 % bootstrap intervals over "
@@ -178,7 +178,7 @@ class LeakageResult:
                     columns=("ablated stream with", "loss", "95 % from", "to", "rise", "95 % from", "to", "tokens"))
 
     def _mask_bars(self) -> Bars:
-        bars = tuple(Bar(label=label, value=x.value, **interval_ends(x.interval))
+        bars = tuple(Bar(label, stats.Estimate(x.value, *both_ends(x.interval)))
                      for label, x in (("of the advantage over random gates over means", self.share),
                                       ("of the advantage over bigram counts", self.share_beyond_bigram))
                      if x.value is not None)
@@ -202,7 +202,7 @@ class LeakageResult:
                              "most possible", "telling"))
 
     def _probe_bars(self) -> Bars:
-        bars = [Bar(label=f"{_layer(x)}{suffix}", value=y.value, **interval_ends(y.interval))
+        bars = [Bar(f"{_layer(x)}{suffix}", stats.Estimate(y.value, *both_ends(y.interval)))
                 for x in self.probe.rows for suffix, y in (("", x.gain), (", control", x.control))]
         return Bars(title="What a linear reader gains from the gates", unit="nats", bars=tuple(bars),
                     caption="Fall of the loss of the next token below that of the current token alone, held-out "
@@ -330,7 +330,7 @@ def _numbers(estimate: Estimate) -> tuple[float | None, float | None, float | No
 
 
 def _figure(name: str, estimate: Estimate, unit: str) -> Figure:
-    return Figure(name=name, value=estimate.value, unit=unit, **interval_ends(estimate.interval))
+    return Figure(name, stats.Estimate(estimate.value, *both_ends(estimate.interval)), unit)
 
 
 def _unfit(config: Config) -> str | None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxablate.intervals_old import RESAMPLES, both_ends, interval_ends
+from jaxablate import stats
+from jaxablate.intervals_old import RESAMPLES, both_ends
 from jaxablate.neurons import Facts, NeuronMeasures, measure
 from jaxablate.neurons.nulls import NEIGHBOURS
 from jaxablate.neurons.specialisation import DIRECTIONS, SHUFFLES
@@ -75,12 +76,11 @@ class NeuronsResult:
         for x in self._overall():
             told, effective = x.of("information"), x.of("effective_tokens")
             figures += [
-                Figure(name=f"token information {x.kind}", value=told.value, unit="bits",
-                       **interval_ends(told.interval)),
-                Figure(name=f"token information {x.kind} above random", value=told.above, unit="bits",
-                       **interval_ends(told.above_interval)),
-                Figure(name=f"effective tokens {x.kind}", value=effective.value, unit="tokens",
-                       **interval_ends(effective.interval)),
+                Figure(f"token information {x.kind}", stats.Estimate(told.value, *both_ends(told.interval)), "bits"),
+                Figure(f"token information {x.kind} above random",
+                       stats.Estimate(told.above, *both_ends(told.above_interval)), "bits"),
+                Figure(f"effective tokens {x.kind}", stats.Estimate(effective.value, *both_ends(effective.interval)),
+                       "tokens"),
             ]
         return tuple(figures)
 
@@ -136,11 +136,11 @@ def _bars(result: NeuronsResult, name: str, title: str, unit: str) -> Bars:
     bars = []
     for x in result._overall():
         e = x.of(name)
-        bars.append(Bar(label=x.kind, value=e.value or 0.0, **interval_ends(e.interval)))
-        bars.append(Bar(label=f"{x.kind}, random directions", value=e.directions or 0.0,
-                        **interval_ends(e.directions_interval)))
+        bars.append(Bar(x.kind, stats.Estimate(e.value or 0.0, *both_ends(e.interval))))
+        bars.append(Bar(f"{x.kind}, random directions",
+                        stats.Estimate(e.directions or 0.0, *both_ends(e.directions_interval))))
         if name != "information" and e.shuffled is not None:
-            bars.append(Bar(label=f"{x.kind}, shuffled tokens", value=e.shuffled))
+            bars.append(Bar(f"{x.kind}, shuffled tokens", e.shuffled))
     caption = (f"Mean over live units of all layers, {result.tokens:,} validation tokens. Random directions: of the "
                "space the units live in, made to fire as often. "
                + ("What the same units tell of shuffled tokens is subtracted; the current token has "

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.intervals_old import RESAMPLES, both_ends, interval_ends, percentile_interval, ratio_resamples
+from jaxablate import stats
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
+from jaxablate.stats import Estimate
 from jaxablate.suites.suite import Suite, final_states
 from jaxablate.types import STREAMS, Batch, Params
 
@@ -29,12 +30,10 @@ class StreamLoss:
     stream: str
     end_of_text: bool
     """Whether end-of-text targets are counted."""
-    loss: float
+    loss: Estimate
     """Mean cross-entropy per token, nats."""
-    loss_interval: tuple[float, float] | None
-    perplexity: float
+    perplexity: Estimate
     """exp(loss)."""
-    perplexity_interval: tuple[float, float] | None
     tokens: int
 
 
@@ -43,9 +42,8 @@ class PerplexityResult:
     """Losses of each stream, with and without end-of-text targets."""
 
     losses: tuple[StreamLoss, ...]
-    gap: float | None
+    gap: Estimate | None
     """Loss ablated minus loss clean, nats per token, all targets; None without an ablated stream."""
-    gap_interval: tuple[float, float] | None
     unit: str
     """What is drawn with replacement for the intervals: stories or windows."""
     units: int
@@ -55,25 +53,23 @@ class PerplexityResult:
     def headline(self) -> tuple[Figure, ...]:
         """Perplexity of each stream and choice of targets, and what ablation costs."""
         ordered = sorted(self.losses, key=lambda loss: not loss.end_of_text)
-        figures = [_figure(f"perplexity {loss.stream}{'' if loss.end_of_text else ' w/o eot'}", loss.perplexity, "",
-                           loss.perplexity_interval) for loss in ordered]
+        figures = [Figure(f"perplexity {loss.stream}{'' if loss.end_of_text else ' w/o eot'}", loss.perplexity,
+                          better="down", range=stats.COUNT) for loss in ordered]
         if self.gap is not None:
-            figures.append(_figure("loss ablated - clean", self.gap, "nats", self.gap_interval))
+            figures.append(Figure("loss ablated - clean", self.gap, "nats", "down"))
         return tuple(figures)
 
     def panels(self) -> tuple[Panel, ...]:
         """Bars of the perplexities and the table of losses behind them."""
-        bars = tuple(Bar(label=_label(x), value=x.perplexity, **interval_ends(x.perplexity_interval))
-                     for x in self.losses)
-        rows = tuple((_label(x), x.loss, *both_ends(x.loss_interval), x.perplexity, x.tokens)
-                     for x in self.losses)
+        bars = tuple(Bar(_label(x), x.perplexity) for x in self.losses)
+        rows: tuple[tuple[Any, ...], ...] = tuple((_label(x), x.loss, x.perplexity, x.tokens) for x in self.losses)
         caption = f"Whiskers: 95 % bootstrap interval over {self.units:,} {self.unit}."
         if self.floor is not None:
-            rows += (("entropy of whole stories", self.floor, None, None, math.exp(self.floor), None),)
+            rows += (("entropy of whole stories", self.floor, math.exp(self.floor), None),)
         return (
             Bars(title="Perplexity", caption=caption, bars=bars),
             Grid(title="Losses", caption="Nats per token, mean over the targets.", rows=rows,
-                 columns=("stream, targets", "loss", "95 % from", "to", "perplexity", "targets")),
+                 columns=("stream, targets", "loss", "perplexity", "targets")),
         )
 
 
@@ -86,7 +82,7 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, eot_id: in
       params: its parameters.
       batches: the split in file order (rows of a batch follow each other); see `Batch`.
       eot_id: token that ends a story. It is the last target of its story.
-      seed: of the bootstrap (`RESAMPLES` draws, percentile interval).
+      seed: of the bootstrap (`stats.RESAMPLES` draws, percentile interval).
       floor: least possible loss, nats a token, for the report; None where it is not known.
 
     Returns:
@@ -136,43 +132,35 @@ def _join(parts: list[tuple[int, np.ndarray]]) -> np.ndarray:
 
 
 def _summarise(names: tuple[str, ...], sums: np.ndarray, unit: str, seed: int) -> PerplexityResult:
+    """Losses from sums by unit, see `_unit_sums`."""
     tokens, ends = sums[:, 0], sums[:, 1]
-    out, draws_with_ends = [], {}
+    losses = []
     for i, name in enumerate(names):
         every, at_ends = sums[:, 2 + 2 * i], sums[:, 3 + 2 * i]
-        for end_of_text, loss, count in ((True, every, tokens), (False, every - at_ends, tokens - ends)):
-            draws = ratio_resamples(loss, count, seed=seed) if len(sums) > 1 else np.zeros(0)
-            if end_of_text:
-                draws_with_ends[name] = draws
-            out.append(_stream_loss(name, end_of_text, loss.sum() / max(count.sum(), 1), int(count.sum()), draws))
-    gap = gap_interval = None
+        for end_of_text, total, count in ((True, every, tokens), (False, every - at_ends, tokens - ends)):
+            loss, perplexity = (stats.ratio(total, count, seed=seed, transform=f) for f in (lambda x: x, _exp))
+            losses.append(StreamLoss(stream=name, end_of_text=end_of_text, loss=loss, perplexity=perplexity,
+                                     tokens=int(count.sum())))
+    gap = None
     if "ablated" in names:
-        clean, ablated = names.index("clean"), names.index("ablated")
-        gap = float((sums[:, 2 + 2 * ablated] - sums[:, 2 + 2 * clean]).sum() / tokens.sum())
-        gap_interval = percentile_interval(draws_with_ends["ablated"] - draws_with_ends["clean"])
-    return PerplexityResult(losses=tuple(out), gap=gap, gap_interval=gap_interval, unit=unit, units=len(sums))
+        clean, ablated = (sums[:, 2 + 2 * names.index(name)] for name in STREAMS)
+        gap = stats.ratio(ablated - clean, tokens, seed=seed)
+    return PerplexityResult(losses=tuple(losses), gap=gap, unit=unit, units=len(sums))
 
 
-def _stream_loss(stream: str, end_of_text: bool, loss: float, tokens: int, draws: np.ndarray) -> StreamLoss:
-    return StreamLoss(
-        stream=stream, end_of_text=end_of_text, loss=float(loss), loss_interval=percentile_interval(draws),
-        perplexity=math.exp(min(loss, 700.0)), perplexity_interval=percentile_interval(draws, np.exp), tokens=tokens,
-    )
+def _exp(loss: np.ndarray) -> np.ndarray:
+    return np.exp(np.minimum(loss, 700.0))
 
 
 def _label(loss: StreamLoss) -> str:
     return f"{loss.stream}, {'all' if loss.end_of_text else 'without end-of-text'}"
 
 
-def _figure(name: str, value: float, unit: str, interval: tuple[float, float] | None) -> Figure:
-    return Figure(name=name, value=value, unit=unit, better="down", **interval_ends(interval))
-
-
 def _run(run: Run) -> tuple[PerplexityResult, dict[str, Any]]:
     floor = None if run.loss_floor is None else run.loss_floor()
     result = evaluate(run.model, run.params, run.splits["valid"].batches(), eot_id=run.tokenizer.eot_id,
                       seed=run.seed, floor=floor)
-    return result, {"bootstrap_resamples": RESAMPLES, "seed": run.seed, "unit": result.unit}
+    return result, {"bootstrap_resamples": stats.RESAMPLES, "seed": run.seed, "unit": result.unit}
 
 
 SUITE = Suite(name="perplexity", about="Cross-entropy of both streams on the whole validation split, in file order.",

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxablate import stats
 from jaxablate.classifier.ranking import top_minus_rest
 from jaxablate.classifier.texts import TextMeasures, by_text, word_importance
-from jaxablate.intervals_old import RESAMPLES, Z_95, both_ends, interval_ends, percentile_interval, ratio_resamples
+from jaxablate.intervals_old import RESAMPLES, Z_95, both_ends, percentile_interval, ratio_resamples
 from jaxablate.ops.capacity import alignment, capacity
 from jaxablate.regularizers import interference, polysemanticity
 from jaxablate.reports.panels import Bar, Bars, Curves, Grid, Histogram, HistogramGrid, Panel, Series
@@ -123,12 +124,13 @@ class SuperpositionResult:
         """SRS and its parts, and the capacity of the tokens."""
         site = self.sites[0]
         return (
-            Figure(name="SRS", value=site.srs, better="up", **interval_ends(site.srs_interval)),
-            *(Figure(name=f"SRS {name} part", value=part.value, better="up", **interval_ends(part.interval))
+            Figure("SRS", stats.Estimate(site.srs, *both_ends(site.srs_interval)), better="up"),
+            *(Figure(f"SRS {name} part", stats.Estimate(part.value, *both_ends(part.interval)), better="up")
               for name, part in (("importance", site.importance), ("interaction", site.interaction))),
-            Figure(name=f"tokens with capacity > {OVER}", value=site.over.value, unit="fraction",
-                   **interval_ends(site.over.interval)),
-            Figure(name="mean capacity", value=site.mean_capacity.value, **interval_ends(site.mean_capacity.interval)),
+            Figure(f"tokens with capacity > {OVER}", stats.Estimate(site.over.value, *both_ends(site.over.interval)),
+                   "fraction", range=stats.FRACTION),
+            Figure("mean capacity",
+                   stats.Estimate(site.mean_capacity.value, *both_ends(site.mean_capacity.interval))),
         )
 
     def panels(self) -> tuple[Panel, ...]:
@@ -276,7 +278,7 @@ def _scores(site: SiteSuperposition) -> Mapping[str, tuple[float | None, tuple[f
 
 
 def _score_bars(result: SuperpositionResult) -> Bars:
-    bars = tuple(Bar(label=f"{site.name}: {name}", value=value, **interval_ends(interval)) for site in result.sites
+    bars = tuple(Bar(f"{site.name}: {name}", stats.Estimate(value, *both_ends(interval))) for site in result.sites
                  for name, (value, interval) in _scores(site).items() if value is not None)
     caption = (f"Superposition regularization score over {result.texts:,} texts; important tokens by "
                f"{_RANKED_BY[result.importance]}. Whiskers: 95 % bootstrap interval over texts. Shuffled importance or "

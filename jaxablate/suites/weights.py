@@ -60,12 +60,12 @@ class WeightsResult:
         """Mean |w| in each way of counting."""
         figures = [("mean |w|", self.transformer), ("mean |w| w/o embeddings", self.without_embeddings),
                    ("mean |w| as released", self.released), ("mean |w| ablation heads", self.ablation_heads)]
-        return tuple(Figure(name=name, value=group.mean_abs) for name, group in figures)
+        return tuple(Figure(name, group.mean_abs) for name, group in figures)
 
     def panels(self) -> tuple[Panel, ...]:
         """Bars and table of the kinds, and mean |w| by layer."""
         groups = (self.transformer, self.without_embeddings, self.released, *self.kinds)
-        bars = tuple(Bar(label=g.name, value=g.mean_abs) for g in self.kinds if g.mean_abs is not None)
+        bars = tuple(Bar(g.name, g.mean_abs) for g in self.kinds if g.mean_abs is not None)
         caption = ("As released: embeddings counted, the tied matrix twice, writing and unembedding matrices centred, "
                    "zero biases of the converted model included, ablation heads left out.")
         return (
