@@ -122,4 +122,5 @@ def test_where_there_is_nothing_to_explain_no_share_is_given(known):
                               orders=0, random_models=0, seed=0)
     assert measured.rankings[0].cpr is None and measured.quality[0].faithfulness is None
     result = suite.CircuitsResult(task="known", prompts=8, n_layers=3, streams=(measured,))
-    json.dumps([dataclasses.asdict(x) for x in (*result.headline(), *result.panels())], allow_nan=False)
+    values = [f.estimate for f in result.headline()]
+    json.dumps([dataclasses.asdict(x) for x in (*values, *result.panels())], allow_nan=False)
