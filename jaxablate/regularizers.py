@@ -149,7 +149,8 @@ def reconstruction(clean: Float[ArrayLike, "*batch d"], ablated: Float[ArrayLike
     """Mean squared difference of two streams after each is L2-normalised over the last axis (docs/papers.md, Losses).
 
     Args:
-      clean, ablated: residual streams.
+      clean: residual stream.
+      ablated: the other stream at the same place.
       eps: least norm divided by, so that zero rows give zero and a zero gradient.
 
     Returns:

@@ -104,7 +104,7 @@ def _swap_ranks(folder):
 
 def _unknown_kind(folder):
     meta = json.loads((folder / tok.META_FILE).read_text())
-    (folder / tok.META_FILE).write_text(json.dumps(meta | {"kind": "words"}))
+    (folder / tok.META_FILE).write_text(json.dumps(meta | {"kind": "letters"}))
 
 
 DAMAGE = {
@@ -115,7 +115,7 @@ DAMAGE = {
     "missing metadata": (lambda f: (f / tok.META_FILE).unlink(), "cannot be read"),
     "damaged metadata": (lambda f: (f / tok.META_FILE).write_text('{"kind": "bpe"'), "is damaged"),
     "metadata of another form": (lambda f: (f / tok.META_FILE).write_text("[]"), "is damaged"),
-    "unknown kind": (_unknown_kind, "has kind 'words'"),
+    "unknown kind": (_unknown_kind, "has kind 'letters'"),
 }
 
 

@@ -17,7 +17,7 @@ from test_eval_cli import error_of, evaluation
 from jaxablate.classifier.explain import MOST_NEURONS, allocate, explain, shown_words, side_by_side
 from jaxablate.commands.explain import write_all
 from jaxablate.config import ClassificationConfig, ClassifierConfig, EpochTrainConfig, SentimentDataConfig
-from jaxablate.data.sentiment.vocabulary import WordVocabulary
+from jaxablate.data.tokenizer import WordTokenizer
 from jaxablate.errors import CheckpointError, ConfigError, DataError
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.ops.capacity import alignment, capacity
@@ -225,9 +225,9 @@ def test_what_the_model_does_not_have_is_refused(tiny, options, complaint):
 
 
 def test_unknown_words_are_shown_as_they_stand():
-    vocabulary = WordVocabulary(["good", "film"])
+    vocabulary = WordTokenizer(["good", "film"])
     assert shown_words(vocabulary, "a good film", [1, 2, 3]) == ["‹a›", "good", "film"]
-    pieces = types.SimpleNamespace(unk_id=None, words=lambda ids: ["piece"] * len(ids))
+    pieces = types.SimpleNamespace(unk_id=None, decode=lambda ids: "piece")
     assert shown_words(pieces, "anything", [5, 6]) == ["piece", "piece"]
 
 
@@ -239,7 +239,7 @@ def test_the_suite_takes_the_first_fitting_texts_of_the_split(tiny):
     lengths = (3, 8, 30, 6, 9, 7)
     texts = [" ".join(["w1"] * n) for n in lengths]
     rows = batches([[2 + i] * n for i, n in enumerate(lengths)], [0, 1, 0, 0, 1, 1], rows=2, order=[5, 4, 3, 2, 1, 0])
-    found = explanations.evaluate(model, params, rows, WordVocabulary(["w1"]), texts, layer=0)
+    found = explanations.evaluate(model, params, rows, WordTokenizer(["w1"]), texts, layer=0)
     assert [len(x.words) for x in found.explanations] == [8, 6, 9] and found.labels == (
         "positive", "negative", "positive")
     assert found.headline() == () and [p.kind for p in found.panels()] == ["heatmap", "network"] * 3
@@ -324,7 +324,7 @@ def test_explain_shows_another_run_beside_it(workdir, tmp_path, capsys):
 def test_what_cannot_be_explained_is_one_line_and_leaves_nothing(workdir, tmp_path, capsys, arguments, complaint):
     if "OTHER" in arguments:
         shutil.copytree(workdir, tmp_path / "OTHER")
-        WordVocabulary(["good", "film"]).save(tmp_path / "OTHER" / "tokenizer")
+        WordTokenizer(["good", "film"]).save(tmp_path / "OTHER" / "tokenizer")
         arguments = [*arguments[:-1], str(tmp_path / "OTHER")]
     assert complaint in error_of(capsys, "explain", "--workdir", workdir, *arguments)
     assert not (workdir / "explanation").exists()

@@ -6,11 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from jaxablate.data.sentiment.batches import evaluation_batches, training_batches
-from jaxablate.data.sentiment.order import held_out, permutation
+from jaxablate.data.sentiment.batches import train_batches, validation_batches
 from jaxablate.data.sentiment.prepare import EncodedTexts
-from jaxablate.data.sentiment.texts import LabelledTexts
-from jaxablate.data.sentiment.vocabulary import WordVocabulary
+from jaxablate.data.sentiment.texts import LabelledTexts, held_out, permutation
+from jaxablate.data.tokenizer import WordTokenizer
 from jaxablate.errors import ConfigError, DataError
 
 PAD = 0
@@ -21,7 +20,7 @@ def make_split(lengths):
     """Text i is the word ``text-i`` and then fillers, so that a batch shows which texts it has; labels alternate."""
     pairs = [(" ".join([f"text-{i}", *["x"] * (n - 1)]), i % 2) for i, n in enumerate(lengths)]
     words = ["x", *(f"text-{i}" for i in range(len(pairs)))]
-    return EncodedTexts.of(LabelledTexts.of("made here", pairs), WordVocabulary(words))
+    return EncodedTexts.encode(LabelledTexts.from_pairs("made here", pairs), WordTokenizer(words))
 
 
 FIRST_ID = 3
@@ -34,12 +33,12 @@ def split():
 
 
 def train(split, *, batch_size=8, max_length=32, bucket_multiple=8, seed=3, **options):
-    return training_batches(split, batch_size=batch_size, max_length=max_length, bucket_multiple=bucket_multiple,
+    return train_batches(split, batch_size=batch_size, max_length=max_length, bucket_multiple=bucket_multiple,
                             pad_id=PAD, seed=seed, **{"prefetch": 0} | options)
 
 
 def evaluate(split, *, batch_size=8, max_length=32, bucket_multiple=8, **options):
-    return list(evaluation_batches(split, batch_size=batch_size, max_length=max_length,
+    return list(validation_batches(split, batch_size=batch_size, max_length=max_length,
                                    bucket_multiple=bucket_multiple, pad_id=PAD, **options))
 
 
@@ -247,7 +246,7 @@ def test_encoded_texts_are_rows_labels_and_a_hash_of_both():
     assert split.texts == ("text-0 x", "text-1", "text-2 x x")
 
     def hashed(*pairs):
-        return EncodedTexts.of(LabelledTexts.of("a", pairs), WordVocabulary(["a", "b"])).data_hash
+        return EncodedTexts.encode(LabelledTexts.from_pairs("a", pairs), WordTokenizer(["a", "b"])).data_hash
 
     assert hashed(("a b", 0), ("a", 1)) == hashed(("a  b", 0), ("a", 1))
     others = [[("a", 0), ("b a", 1)], [("a b", 1), ("a", 1)], [("b a", 0), ("a", 1)], [("a b a", 0)]]

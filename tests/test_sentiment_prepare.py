@@ -1,6 +1,7 @@
 """From a config to encoded splits, the downloads behind it, and the command line."""
 
 import io
+import types
 import zipfile
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 from jaxablate.config import SentimentDataConfig
 from jaxablate.data import __main__ as cli
 from jaxablate.data import download
-from jaxablate.data.sentiment import prepare
-from jaxablate.data.sentiment.download import TREE_FILES, download_imdb, download_trees
-from jaxablate.data.sentiment.prepare import prepare_sentiment
+from jaxablate.data.sentiment import sst
+from jaxablate.data.sentiment.imdb import download_imdb
+from jaxablate.data.sentiment.prepare import EncodedTexts, prepare
+from jaxablate.data.sentiment.sst import TREE_FILES, download_trees
+from jaxablate.data.sentiment.texts import LabelledTexts
+from jaxablate.data.tokenizer import WordTokenizer
 from jaxablate.errors import DataError
 
 TREES = {
@@ -42,31 +46,31 @@ def visible(folder):
 
 
 def test_the_vocabulary_is_of_the_balanced_training_split_alone(trees):
-    data = prepare_sentiment(SentimentDataConfig(path=str(trees), min_count=1))
+    data = prepare(SentimentDataConfig(path=str(trees), min_count=1))
     assert list(data.splits) == ["train", "dev", "test"]
-    assert data.vocabulary.words(range(data.vocabulary.vocab_size)) == ["<PAD>", "<UNK>", "film", "good", "bad"]
+    assert data.tokenizer.decode(range(data.tokenizer.vocab_size)) == "<PAD> <UNK> film good bad"
     assert data.splits["train"].row(0).tolist() == [3, 2]
     assert data.splits["test"].texts == ("new words", "bad words")
     assert data.splits["test"].tokens.tolist() == [1, 1, 4, 1]
     assert data.splits["test"].tokens.dtype == data.splits["test"].labels.dtype == np.int32
-    whole = prepare_sentiment(SentimentDataConfig(path=str(trees), min_count=1, balance=False))
-    assert whole.vocabulary.vocab_size == 6
-    assert prepare_sentiment(SentimentDataConfig(path=str(trees))).vocabulary.vocab_size == 3
+    whole = prepare(SentimentDataConfig(path=str(trees), min_count=1, balance=False))
+    assert whole.tokenizer.vocab_size == 6
+    assert prepare(SentimentDataConfig(path=str(trees))).tokenizer.vocab_size == 3
 
 
 def test_the_same_config_gives_the_same_hashes(trees):
     first, second, other = (
-        prepare_sentiment(SentimentDataConfig(path=str(trees), min_count=count)) for count in (1, 1, 2)
+        prepare(SentimentDataConfig(path=str(trees), min_count=count)) for count in (1, 1, 2)
     )
     hashes = [{name: split.data_hash for name, split in data.splits.items()} for data in (first, second, other)]
     assert hashes[0] == hashes[1]
     assert hashes[0]["train"] != hashes[2]["train"]
-    assert first.vocabulary.fingerprint() == second.vocabulary.fingerprint()
+    assert first.tokenizer.fingerprint() == second.tokenizer.fingerprint()
 
 
 def test_without_a_path_the_cache_folder_serves(trees):
     trees.rename(trees.parent / "trees")
-    data = prepare_sentiment(SentimentDataConfig(cache_dir=str(trees.parent), min_count=1))
+    data = prepare(SentimentDataConfig(cache_dir=str(trees.parent), min_count=1))
     assert len(data.splits["train"]) == 2
 
 
@@ -85,7 +89,7 @@ def test_the_trees_are_downloaded_unpacked_and_used(tmp_path, monkeypatch):
     assert download_trees(cache, url=url) == folder
     assert visible(cache) == expected
     monkeypatch.setattr(download, "_open", no_network)
-    assert len(prepare_sentiment(SentimentDataConfig(cache_dir=str(cache))).splits["dev"]) == 2
+    assert len(prepare(SentimentDataConfig(cache_dir=str(cache))).splits["dev"]) == 2
 
 
 def no_network(address):
@@ -105,9 +109,7 @@ def test_a_download_that_is_no_archive_of_trees_is_refused(tmp_path):
 
 
 def test_a_huge_file_of_the_zip_is_not_unpacked(tmp_path, monkeypatch):
-    from jaxablate.data.sentiment import download as room
-
-    monkeypatch.setattr(room, "_LARGEST_TREE_FILE", 20)
+    monkeypatch.setattr(sst, "_LARGEST_TREE_FILE", 20)
     url = zipped(tmp_path / "served.zip", {f"trees/{name}": text for name, text in TREES.items()})
     with pytest.raises(DataError, match="has train.txt of over 20 bytes"):
         download_trees(tmp_path / "cache", url=url)
@@ -141,7 +143,7 @@ def test_reviews_are_downloaded_whole_and_stay_packed(tmp_path):
 
 def test_half_a_download_leaves_nothing(tmp_path, monkeypatch):
     class Half(io.BytesIO):
-        headers = {"Content-Length": "100"}
+        headers = types.MappingProxyType({"Content-Length": "100"})
 
     monkeypatch.setattr(download, "_open", lambda address: Half(b"half"))
     with pytest.raises(DataError, match="ended after 4 of 100 bytes; run again"):
@@ -152,8 +154,8 @@ def test_half_a_download_leaves_nothing(tmp_path, monkeypatch):
 def test_the_command_line_prints_what_there_is(trees, capsys):
     assert cli.main(["sentiment", "--path", str(trees), "--min-count", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "vocabulary words-5: 5 ids" in printed
-    assert "train:      2 texts (1 negative, 1 positive), 2.0 tokens each, at most 2" in printed
+    assert "tokenizer words-5: 5 ids" in printed
+    assert "train:      2 texts (1 negative, 1 positive; 1 more left out to balance the classes), 2.0 tokens" in printed
     assert "test:      2 texts" in printed
 
 
@@ -163,16 +165,28 @@ def test_the_command_line_refuses_on_one_line(trees, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        f"error: {trees / 'dev.txt'}:2: a node's label is '9', not 0..4; mend this line or fetch the set again\n")
+        f"error: {trees / 'dev.txt'}:2: no tree of (label word) and (label node node ...) with labels 0..4; "
+        "mend this line or fetch the set again\n")
+
+
+@pytest.mark.parametrize("source", ["sst2", "imdb"])
+def test_a_path_that_does_not_exist_is_said_to_be_missing(source):
+    with pytest.raises(DataError, match="data.path='/nonexistent' does not exist"):
+        prepare(SentimentDataConfig(source=source, path="/nonexistent"))
 
 
 def test_byte_pairs_where_asked(trees, monkeypatch):
-    from jaxablate.data.sentiment.vocabulary import BytePairVocabulary
+    from jaxablate.data.sentiment import prepare as module
     from jaxablate.data.tokenizer import train_bpe
 
-    monkeypatch.setattr(prepare, "gpt2_vocabulary", lambda: BytePairVocabulary(train_bpe(["good film"] * 3, 260)))
-    data = prepare_sentiment(SentimentDataConfig(path=str(trees), vocabulary="gpt2"))
-    assert data.vocabulary.pad_id == data.vocabulary.vocab_size - 1
+    monkeypatch.setattr(module, "gpt2_tokenizer", lambda: train_bpe(["good film"] * 3, 260))
+    data = prepare(SentimentDataConfig(path=str(trees), vocabulary="gpt2"))
+    assert data.tokenizer.pad_id == data.tokenizer.vocab_size - 1
     for split in data.splits.values():
         for index, text in enumerate(split.texts):
-            assert "".join(data.vocabulary.words(split.row(index))) == text
+            assert data.tokenizer.decode(split.row(index)) == text
+
+
+def test_a_blank_text_is_refused():
+    with pytest.raises(DataError, match="text 1 of mine is empty"):
+        EncodedTexts.encode(LabelledTexts.from_pairs("mine", [("a", 0), (" ", 1)]), WordTokenizer(["a"]))

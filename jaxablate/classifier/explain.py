@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.data.sentiment.vocabulary import Vocabulary
+from jaxablate.data.tokenizer import Tokenizer
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.ops.capacity import alignment, capacity
 from jaxablate.reports.axes import short
@@ -222,18 +222,18 @@ def side_by_side(before: Explanation, after: Explanation, labels: tuple[str, str
     )
 
 
-def shown_words(vocabulary: Vocabulary, text: str, tokens: Sequence[int]) -> list[str]:
-    """How to show the tokens of a text: a word that the vocabulary lacks as it stands there, in angle quotes.
+def shown_words(tokenizer: Tokenizer, text: str, tokens: Sequence[int]) -> list[str]:
+    """How to show the tokens of a text: a word that the tokenizer does not know as it stands there, in angle quotes.
 
     Args:
-      vocabulary: of the run.
-      text: as it was read.
+      tokenizer: the run's.
+      text: the text.
       tokens: its first ids, or all.
     """
-    if vocabulary.unk_id is None:
-        return list(vocabulary.words(tokens))
+    if tokenizer.unk_id is None:
+        return [tokenizer.decode([token]) for token in tokens]
     words = zip(text.split(), tokens, strict=False)
-    return [f"‹{word}›" if token == vocabulary.unk_id else word for word, token in words]
+    return [f"‹{word}›" if token == tokenizer.unk_id else word for word, token in words]
 
 
 def is_unknown(word: str) -> bool:

@@ -16,7 +16,7 @@ from rich.table import Table
 from jaxablate.classifier.explain import Explanation, explain, is_unknown, shown_words, side_by_side
 from jaxablate.commands.explain_settings import ExplainSettings
 from jaxablate.config import ClassificationConfig
-from jaxablate.data.sentiment.vocabulary import Vocabulary, load_vocabulary
+from jaxablate.data.tokenizer import Tokenizer, load_tokenizer
 from jaxablate.errors import CheckpointError, ConfigError, DataError
 from jaxablate.files import write
 from jaxablate.models.classifier import SafrClassifier
@@ -39,7 +39,7 @@ class ClassifierRun:
 
     workdir: Path
     config: ClassificationConfig
-    vocabulary: Vocabulary
+    vocabulary: Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,14 +89,19 @@ def open_run(workdir: Path) -> ClassifierRun:
         raise ConfigError(f"{workdir} is a language model's run; explain takes text classifiers, which "
                           "train.py --config configs/sst2.py trains")
     require_x64(config)
-    return ClassifierRun(workdir=workdir, config=config, vocabulary=load_vocabulary(workdir / "tokenizer"))
+    return ClassifierRun(workdir=workdir, config=config, vocabulary=load_tokenizer(workdir / "tokenizer"))
 
 
 def _check_text(settings: ExplainSettings, run: ClassifierRun, before: ClassifierRun | None) -> None:
     if before is not None and before.vocabulary.fingerprint() != run.vocabulary.fingerprint():
         raise DataError(f"{before.workdir} has another vocabulary ({before.vocabulary.name}) than {run.workdir} "
                         f"({run.vocabulary.name}); give a --before that was trained on the same texts")
-    run.vocabulary.require_known(settings.text)
+    tokens = run.vocabulary.encode(settings.text)
+    if all(token == run.vocabulary.unk_id for token in tokens):
+        raise DataError(
+            f"none of the {len(tokens)} words of the text is among the {run.vocabulary.vocab_size - 2} that the model "
+            "knows, which are those of the training texts as they stand there; try their spelling and capitals, with "
+            "spaces around punctuation")
 
 
 def _explained(run: ClassifierRun, settings: ExplainSettings, say: Callable[[str], None]) -> tuple[Explanation, int]:

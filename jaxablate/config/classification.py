@@ -91,9 +91,8 @@ class SentimentDataConfig:
     source: Literal["sst2", "imdb"] = "sst2"
     """sst2: Stanford Sentiment Treebank without its neutral sentences; imdb: Large Movie Review Dataset."""
     path: str | None = None
-    """sst2: folder of PTB trees (train.txt, dev.txt, test.txt), of the original release (dictionary.txt ...) or of GLUE
-    (train.tsv, dev.tsv), told by its files. imdb: aclImdb_v1.tar.gz or its unpacked folder. None: cache_dir,
-    downloaded where a network allows."""
+    """sst2: folder of PTB trees (train.txt, dev.txt, test.txt) or of GLUE (train.tsv, dev.tsv), recognised by its files.
+    imdb: aclImdb_v1.tar.gz or its unpacked folder. None: cache_dir, downloaded where a network allows."""
     cache_dir: str = "data"
     """Folder of downloads."""
     vocabulary: Literal["words", "gpt2"] = "words"
@@ -101,7 +100,8 @@ class SentimentDataConfig:
     min_count: int = 2
     """words: occurrences in the training split from which one is in the vocabulary."""
     balance: bool = True
-    """sst2: the training split's larger class is cut to the size of the smaller one, as in the paper."""
+    """sst2: cut the training split's larger class to the size of the smaller one, as in the paper. The full treebank
+    loses 300 of 6,920 sentences; an unbalanced subset may lose most of its texts."""
     split_seed: int = 0
     """Decides which reviews of imdb's training half, or training phrases of GLUE's sst2, are the development split."""
 

@@ -13,8 +13,10 @@ from jaxablate.config import DataConfig, SentimentDataConfig
 from jaxablate.data.download import Split, download_tinystories
 from jaxablate.data.prepare import prepare as prepare_data
 from jaxablate.data.progress import progress_report
-from jaxablate.data.sentiment.download import download_imdb, download_trees
-from jaxablate.data.sentiment.prepare import EncodedTexts, prepare_sentiment
+from jaxablate.data.sentiment.imdb import download_imdb
+from jaxablate.data.sentiment.prepare import EncodedTexts
+from jaxablate.data.sentiment.prepare import prepare as prepare_texts
+from jaxablate.data.sentiment.sst import download_trees
 from jaxablate.data.token_file import TokenFile, open_token_file
 from jaxablate.errors import JaxablateError
 
@@ -74,9 +76,9 @@ def sentiment(data: Annotated[SentimentDataConfig, tyro.conf.arg(name="")] = _DE
     """
     start = time.perf_counter()
     with progress_report() as report:
-        prepared = prepare_sentiment(data, report=report)
+        prepared = prepare_texts(data, report=report)
     seconds = time.perf_counter() - start
-    print(f"vocabulary {prepared.vocabulary.name}: {prepared.vocabulary.vocab_size} ids ({seconds:.1f} s)")
+    print(f"tokenizer {prepared.tokenizer.name}: {prepared.tokenizer.vocab_size} ids ({seconds:.1f} s)")
     for name, split in prepared.splits.items():
         print(f"{name:>5}: {_text_counts(split)}  {split.data_hash[:12]}")
 
@@ -118,7 +120,8 @@ def _source_size(file: TokenFile) -> str:
 
 def _text_counts(split: EncodedTexts) -> str:
     negative, positive = split.class_counts()
-    return (f"{len(split):>6,} texts ({negative:,} negative, {positive:,} positive), "
+    left_out = f"; {split.left_out:,} more left out to balance the classes" if split.left_out else ""
+    return (f"{len(split):>6,} texts ({negative:,} negative, {positive:,} positive{left_out}), "
             f"{split.lengths.mean():.1f} tokens each, at most {split.lengths.max():,}")
 
 

@@ -1,11 +1,13 @@
 """Tokenizers: text to token ids and back, with one end-of-text id, saved beside the runs that use them.
 
 GPT-2's vocabulary and a BPE trained here are the same kind of thing, byte-level merge ranks, and tiktoken encodes both
-(four times as fast as the library that trains). A tokenizer's folder holds ``tokenizer_meta.json`` (kind, size,
-fingerprint) and the ranks, so it can be read back without a network; the embedded corpus's words are in the package.
+(four times as fast as the library that trains). Text classifiers may also have the white-space words of their training
+texts. A tokenizer's folder holds ``tokenizer_meta.json`` (kind, size, fingerprint) and the ranks or words, so it can be
+read back without a network; the embedded corpus's words are in the package.
 """
 
 import base64
+import collections
 import hashlib
 import json
 import os
@@ -20,6 +22,8 @@ END_OF_TEXT = "<|endoftext|>"
 
 META_FILE = "tokenizer_meta.json"
 RANKS_FILE = "ranks.tiktoken"
+WORDS_FILE = "words.txt"
+Kind = Literal["gpt2", "bpe", "corpus", "words"]
 
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """How GPT-2 cuts text into words before merging bytes (Radford et al. 2019)."""
@@ -36,17 +40,21 @@ class Tokenizer(Protocol):
       name: short name that goes into file names and reports, for example ``gpt2`` or ``bpe-4096``.
       vocab_size: number of token ids; every id is in ``0 .. vocab_size - 1``.
       eot_id: id of the end-of-text token. `encode` never makes it, whatever the text; the token file writer adds it.
+      pad_id: id that fills a batch beyond the end of a text; `encode` never makes it.
+      unk_id: id of every word outside the vocabulary; None where any text can be encoded, or none with such a word.
     """
 
     name: str
     vocab_size: int
     eot_id: int
+    pad_id: int
+    unk_id: int | None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. A ``<|endoftext|>`` inside it is ordinary text."""
         ...
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, in parallel where the library allows."""
         ...
 
@@ -82,7 +90,8 @@ class BytePairTokenizer:
             raise DataError(f"merge ranks of tokenizer {name} are not 0..{len(ranks) - 1} with all {_BYTES} bytes")
         self.name = name
         self.vocab_size = len(ranks) + 1
-        self.eot_id = len(ranks)
+        self.eot_id = self.pad_id = len(ranks)
+        self.unk_id = None
         self._kind = kind
         self._ranks = dict(ranks)
         self._fingerprint: str | None = None
@@ -98,9 +107,9 @@ class BytePairTokenizer:
         """Token ids of a text."""
         return self._encoding.encode_ordinary(text)
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of every text, on all cores."""
-        return self._encoding.encode_ordinary_batch(texts, num_threads=_THREADS)
+        return self._encoding.encode_ordinary_batch(list(texts), num_threads=_THREADS)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
@@ -124,6 +133,68 @@ class BytePairTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RANKS_FILE).write_text(self.ranks_text(), encoding="ascii")
         write_meta(folder, self, self._kind)
+
+
+class WordTokenizer:
+    """White-space words, as they stand: capitals and punctuation make other words. It serves text classifiers.
+
+    Args:
+      words: those of ids 2, 3, ...; id 0 is padding and id 1 every other word.
+
+    Raises:
+      DataError: a word comes twice, is empty or has white space in it.
+
+    >>> tokenizer = WordTokenizer.from_texts(["a good film", "a bad film"], min_count=2)
+    >>> tokenizer.encode("a fine film"), tokenizer.decode([2, 1, 3])
+    ([2, 1, 3], 'a <UNK> film')
+    """
+
+    eot_id: int = 0
+    pad_id: int = 0
+    unk_id: int = 1
+
+    def __init__(self, words: Iterable[str]):
+        ordinary = list(words)
+        self._words = ("<PAD>", "<UNK>", *ordinary)
+        self._ids = {word: i for i, word in enumerate(ordinary, start=2)}
+        if len(self._ids) != len(ordinary) or any(word.split() != [word] for word in ordinary):
+            raise DataError("the words of a vocabulary must differ, be no white space and have none in them")
+        self.vocab_size = len(self._words)
+        self.name = f"words-{self.vocab_size}"
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], min_count: int = 1) -> "WordTokenizer":
+        """Words that occur often enough, by falling count; those of the same count as they first come.
+
+        Args:
+          texts: the training split.
+          min_count: occurrences from which a word is in.
+        """
+        counts = collections.Counter(word for text in texts for word in text.split())
+        return cls(word for word, count in counts.most_common() if count >= min_count)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text's words."""
+        return [self._ids.get(word, self.unk_id) for word in text.split()]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of every text's words."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words, with single spaces; an unknown one is ``<UNK>``."""
+        return " ".join(self._words[i] for i in check_ids(ids, self.vocab_size))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the words in their order."""
+        return hashlib.sha256("\n".join(self._words).encode()).hexdigest()
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the words and the metadata."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WORDS_FILE).write_bytes("".join(f"{word}\n" for word in self._words[2:]).encode())
+        write_meta(folder, self, "words")
 
 
 def gpt2_tokenizer() -> BytePairTokenizer:
@@ -206,7 +277,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     return tokenizer
 
 
-def write_meta(folder: str | os.PathLike, tokenizer: Tokenizer, kind: Literal["gpt2", "bpe", "corpus"]) -> None:
+def write_meta(folder: str | os.PathLike, tokenizer: Tokenizer, kind: Kind) -> None:
     """Write ``tokenizer_meta.json``, by which `load_tokenizer` knows what to build. The last step of every `save`."""
     meta = {
         "kind": kind,
@@ -239,7 +310,9 @@ def _load_kind(folder: Path, meta: dict[str, Any]) -> Tokenizer:
             from jaxablate.data.corpus import CorpusTokenizer
 
             return CorpusTokenizer()
-    raise DataError(f"{folder / META_FILE} has kind {meta['kind']!r}; this version knows gpt2, bpe and corpus")
+        case "words":
+            return WordTokenizer(_read_text(folder / WORDS_FILE).split("\n")[:-1])
+    raise DataError(f"{folder / META_FILE} has kind {meta['kind']!r}; this version knows gpt2, bpe, corpus and words")
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

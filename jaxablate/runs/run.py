@@ -17,9 +17,9 @@ from jaxablate.data import corpus
 from jaxablate.data.pipeline import validation_batches
 from jaxablate.data.prepare import prepare
 from jaxablate.data.progress import progress_report
-from jaxablate.data.sentiment.batches import batch_shape, evaluation_batches
-from jaxablate.data.sentiment.prepare import prepare_sentiment
-from jaxablate.data.sentiment.vocabulary import load_vocabulary
+from jaxablate.data.sentiment.batches import batch_shape
+from jaxablate.data.sentiment.batches import validation_batches as text_batches
+from jaxablate.data.sentiment.prepare import prepare as prepare_texts
 from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.files import digest
@@ -61,7 +61,7 @@ class Run:
     step: int = 0
     """Updates that the parameters have seen."""
     tokenizer: Any = None
-    """Tokenizer of a language model, `Vocabulary` of a text classifier."""
+    """The run's `jaxablate.data.tokenizer.Tokenizer`."""
     splits: Mapping[str, Split] = dataclasses.field(default_factory=dict)
     """``train`` and ``valid`` of a language model, ``train``, ``dev`` and ``test`` of a text classifier. The data of
     an opened run is prepared and compared with the run's at the first look, which raises DataError where it differs."""
@@ -228,25 +228,25 @@ def _language(config: Config, options: _Options) -> dict[str, Any]:
 
 
 def _classifier(config: ClassificationConfig, options: _Options) -> dict[str, Any]:
-    vocabulary = load_vocabulary(options.workdir / "tokenizer")
-    shape = batch_shape(config, vocabulary.pad_id) | {"batch_size": options.rows}
+    tokenizer = load_tokenizer(options.workdir / "tokenizer")
+    shape = batch_shape(config, tokenizer.pad_id) | {"batch_size": options.rows}
 
     def splits() -> Mapping[str, Split]:
         with progress_report() as report:
-            data = prepare_sentiment(config.data, report=report)
+            data = prepare_texts(config.data, report=report)
         hashes = {name: split.data_hash for name, split in data.splits.items()}
-        _check_data(options.workdir, vocabulary, data.vocabulary, hashes, config.data.path or config.data.cache_dir)
+        _check_data(options.workdir, tokenizer, data.tokenizer, hashes, config.data.path or config.data.cache_dir)
 
         def batches(split: Any) -> Iterator[Batch]:
             chosen = _spread(-(-len(split) // options.rows), options.max_batches)
-            every = enumerate(evaluation_batches(split, **shape))
+            every = enumerate(text_batches(split, **shape))
             return options.placed(batch for i, batch in every if i in chosen)
 
         return {name: Split(batches=functools.partial(batches, split), tokens=split, data_hash=split.data_hash,
                             texts=split.texts) for name, split in data.splits.items()}
 
-    model = SafrClassifier(config.model_for(vocabulary.vocab_size))
-    return {"model": model, "tokenizer": vocabulary, "splits": _Splits(("train", "dev", "test"), splits)}
+    model = SafrClassifier(config.model_for(tokenizer.vocab_size))
+    return {"model": model, "tokenizer": tokenizer, "splits": _Splits(("train", "dev", "test"), splits)}
 
 
 def _spread(count: int, most: int | None) -> set[int]:

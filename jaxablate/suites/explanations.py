@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxablate.classifier.explain import Explanation, explain, shown_words
-from jaxablate.data.sentiment.vocabulary import Vocabulary
+from jaxablate.data.tokenizer import Tokenizer
 from jaxablate.reports.panels import Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
@@ -48,7 +48,7 @@ def _panels(number: int, explanation: Explanation, text: str, label: str) -> tup
             dataclasses.replace(interactions, title=f"Text {number}: token interactions"))
 
 
-def evaluate(model: Any, params: Params, batches: Iterable[Batch], vocabulary: Vocabulary, texts: Sequence[str], *,
+def evaluate(model: Any, params: Params, batches: Iterable[Batch], tokenizer: Tokenizer, texts: Sequence[str], *,
              layer: int = -1) -> ExplanationsResult:
     """Explains the first `TEXTS` texts of `SHORTEST` to `LONGEST` tokens, in the order of the split.
 
@@ -56,14 +56,14 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], vocabulary: V
       model: a `SafrClassifier`.
       params: its parameters.
       batches: the split, with ``index``: each row's place in ``texts``.
-      vocabulary: of the run.
+      tokenizer: the run's.
       texts: of the split, as they were read.
       layer: whose neurons and attention.
     """
     classes = class_names(model.config)
     chosen = choose(batches)
-    found = tuple(explain(model, params, tokens, shown_words(vocabulary, texts[place], tokens), layer=layer,
-                          classes=classes, pad_id=vocabulary.pad_id) for place, tokens, _ in chosen)
+    found = tuple(explain(model, params, tokens, shown_words(tokenizer, texts[place], tokens), layer=layer,
+                          classes=classes, pad_id=tokenizer.pad_id) for place, tokens, _ in chosen)
     names = classes or [f"class {i}" for i in range(model.config.n_classes)]
     return ExplanationsResult(explanations=found, texts=tuple(texts[i] for i, _, _ in chosen),
                               labels=tuple(names[label] for _, _, label in chosen))

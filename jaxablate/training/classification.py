@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxablate.config import ClassificationConfig
 from jaxablate.data.progress import progress_report
-from jaxablate.data.sentiment.batches import batch_shape, evaluation_batches, training_batches
-from jaxablate.data.sentiment.prepare import EncodedTexts, SentimentData, prepare_sentiment
+from jaxablate.data.sentiment.batches import batch_shape, train_batches, validation_batches
+from jaxablate.data.sentiment.prepare import SentimentData, prepare
 from jaxablate.errors import ConfigError
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.objectives import check_regularizers, classification_loss
@@ -27,23 +27,23 @@ def classification_task(config: ClassificationConfig) -> Task:
       ConfigError: the model's vocabulary is smaller than the data's.
     """
     with progress_report() as report:
-        data = prepare_sentiment(config.data, report=report)
-    if 0 < config.model.vocab_size < data.vocabulary.vocab_size:
+        data = prepare(config.data, report=report)
+    if 0 < config.model.vocab_size < data.tokenizer.vocab_size:
         raise ConfigError(
-            f"model.vocab_size={config.model.vocab_size} is below the {data.vocabulary.vocab_size} tokens of the data's"
+            f"model.vocab_size={config.model.vocab_size} is below the {data.tokenizer.vocab_size} tokens of the data's"
             " vocabulary; set it to 0 to take that, or raise data.min_count"
         )
-    train, shape = config.train, batch_shape(config, data.vocabulary.pad_id) | _process()
+    train, shape = config.train, batch_shape(config, data.tokenizer.pad_id) | _process()
     per_epoch = -(-len(data.splits["train"]) // train.batch_size)
     steps = train.epochs * per_epoch
     return Task(
-        config=dataclasses.replace(config, model=config.model_for(data.vocabulary.vocab_size)),
+        config=dataclasses.replace(config, model=config.model_for(data.tokenizer.vocab_size)),
         pace=Pace(steps=steps, log_every=train.log_every, eval_every=per_epoch,
                   checkpoint_every=per_epoch, patience=train.patience),
-        tokenizer=data.vocabulary,
+        tokenizer=data.tokenizer,
         facts=_facts(data),
-        train_batches=lambda: training_batches(data.splits["train"], seed=train.seed, **shape),
-        valid_batches=lambda: _without_index(evaluation_batches(data.splits["dev"], **shape)),
+        train_batches=lambda: train_batches(data.splits["train"], seed=train.seed, **shape),
+        valid_batches=lambda: _without_index(validation_batches(data.splits["dev"], **shape)),
         valid_loss=lambda metrics: _error_rate(metrics["accuracy"], len(data.splits["dev"])),
         about=_about(config, data),
         unit="texts",
@@ -93,11 +93,10 @@ def _process() -> dict[str, int]:
 
 
 def _facts(data: SentimentData) -> dict[str, Any]:
-    splits: dict[str, EncodedTexts] = dict(data.splits)
     return {
-        "data_hash": {name: split.data_hash for name, split in splits.items()},
-        "texts": {name: len(split) for name, split in splits.items()},
-        "tokenizer": {"name": data.vocabulary.name, "fingerprint": data.vocabulary.fingerprint()},
+        "data_hash": {name: split.data_hash for name, split in data.splits.items()},
+        "texts": {name: len(split) for name, split in data.splits.items()},
+        "tokenizer": {"name": data.tokenizer.name, "fingerprint": data.tokenizer.fingerprint()},
     }
 
 
@@ -105,6 +104,8 @@ def _about(config: ClassificationConfig, data: SentimentData) -> str:
     model, objective = config.model, config.objective
     gates = f", k={model.k_attention}/{model.k_neurons}" if model.gated else ""
     lambdas = f"lambdas {objective.importance:g}/{objective.interaction:g}, padding {model.padding}{gates}"
-    return f"{config.data.source} with {len(data.splits['train']):,} training texts, {data.vocabulary.name}, {lambdas}"
+    train = data.splits["train"]
+    left_out = f" ({train.left_out:,} more of the larger class left out by data.balance)" if train.left_out else ""
+    return f"{config.data.source} with {len(train):,} training texts{left_out}, {data.tokenizer.name}, {lambdas}"
 
 

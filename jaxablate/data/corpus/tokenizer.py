@@ -23,7 +23,8 @@ class CorpusTokenizer:
 
     name = "corpus"
     vocab_size = len(VOCABULARY)
-    eot_id = TOKEN_IDS[END_OF_TEXT]
+    eot_id = pad_id = TOKEN_IDS[END_OF_TEXT]
+    unk_id = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; the end-of-text token is never among them.
@@ -40,7 +41,7 @@ class CorpusTokenizer:
             raise DataError(_unknown(text))
         return ids
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of every text."""
         return [self.encode(text) for text in texts]
 

@@ -1,9 +1,9 @@
 """Batches of labelled texts: texts of like length together, every text once an epoch.
 
 Which texts a step sees is a pure function of (seed, step): epoch e = step // steps_per_epoch has an order of its own,
-Philox words keyed by the seed with e as counter, sorted (`jaxablate.data.sentiment.order`). In that order texts go to
-buckets of equal padded length. Each bucket, from the shortest on, is cut into full batches; what is left over moves up
-into the next, so only one batch of an epoch has filler rows. The batches then come in random order.
+Philox words keyed by the seed with e as counter, sorted (`jaxablate.data.sentiment.texts.permutation`). In that order
+texts go to buckets of equal padded length. Each bucket, from the shortest on, is cut into full batches; what is left
+over moves up into the next, so only one batch of an epoch has filler rows. The batches then come in random order.
 """
 
 import functools
@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxablate.config import ClassificationConfig
 from jaxablate.data.pipeline import Batch, TrainBatches, local_rows, step_batches
-from jaxablate.data.sentiment.order import permutation
 from jaxablate.data.sentiment.prepare import EncodedTexts
+from jaxablate.data.sentiment.texts import permutation
 from jaxablate.errors import ConfigError, DataError
 
 _TEXTS_DOMAIN = 0x6A61786164
@@ -25,7 +25,7 @@ Plan = list[tuple[int, np.ndarray]]
 """The batches of an epoch: padded length and texts [batch_size], `_FILLER` where there is none."""
 
 
-def training_batches(
+def train_batches(
     split: EncodedTexts,
     *,
     batch_size: int,
@@ -46,7 +46,7 @@ def training_batches(
       max_length: longer texts are cut to their first tokens.
       bucket_multiple: batches are padded to a multiple of this, or to max_length if that is less; 0 pads all of them
         to max_length, and texts of any length share a batch.
-      pad_id: token of what is no text.
+      pad_id: token of padding.
       seed: decides the order, with nothing else.
       start_step: step of the first batch; the same as skipping so many.
       process_index: which part of the rows: process p has rows p * b to (p + 1) * b - 1, where
@@ -84,7 +84,7 @@ def batch_shape(config: ClassificationConfig, pad_id: int) -> dict[str, int]:
             "pad_id": pad_id}
 
 
-def evaluation_batches(
+def validation_batches(
     split: EncodedTexts,
     *,
     batch_size: int,
@@ -97,16 +97,16 @@ def evaluation_batches(
     """Every text once, by rising length; texts of the same length in the split's order.
 
     Args:
-      split: texts to evaluate on.
+      split: texts of any split.
       batch_size: rows of a global batch.
       max_length: longer texts are cut to their first tokens.
-      bucket_multiple: as in `training_batches`.
-      pad_id: token of what is no text.
-      process_index: which part of each batch's rows, as in `training_batches`.
+      bucket_multiple: as in `train_batches`.
+      pad_id: token of padding.
+      process_index: which part of each batch's rows, as in `train_batches`.
       process_count: number of processes that share out each batch.
 
     Returns:
-      Iterator of what `training_batches` gives and ``index`` (int32 [b]): the text's place in the split, -1 for the
+      Iterator of what `train_batches` gives and ``index`` (int32 [b]): the text's place in the split, -1 for the
       filler rows that end the last batch.
 
     Raises:

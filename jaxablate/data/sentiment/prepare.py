@@ -1,4 +1,4 @@
-"""From a `SentimentDataConfig` to encoded splits and their vocabulary; made anew each time, which takes seconds."""
+"""From a `SentimentDataConfig` to encoded splits and their tokenizer; made anew each time, which takes seconds."""
 
 import dataclasses
 import hashlib
@@ -7,52 +7,53 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from jaxablate.config import SentimentDataConfig
 from jaxablate.data.atomic import Report, silent
-from jaxablate.data.sentiment.download import download_imdb, download_trees
-from jaxablate.data.sentiment.imdb import read_imdb
-from jaxablate.data.sentiment.sst import read_sst2
+from jaxablate.data.sentiment.imdb import download_imdb, read_imdb
+from jaxablate.data.sentiment.sst import download_trees, read_sst2
 from jaxablate.data.sentiment.texts import LabelledTexts, Splits
-from jaxablate.data.sentiment.vocabulary import Vocabulary, WordVocabulary, gpt2_vocabulary
+from jaxablate.data.tokenizer import Tokenizer, WordTokenizer, gpt2_tokenizer
+from jaxablate.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EncodedTexts:
+class EncodedTexts(LabelledTexts):
     """One split as token ids."""
 
-    name: str
-    texts: tuple[str, ...]
-    tokens: np.ndarray
-    """Ids of all texts, one after the other, int32 [n_tokens]."""
-    offsets: np.ndarray
-    """Text i is ``tokens[offsets[i]:offsets[i + 1]]``; int64 [n + 1]."""
-    labels: np.ndarray
-    """int32 [n]."""
-    data_hash: str
+    tokens: Int[np.ndarray, " tokens"] = dataclasses.field(kw_only=True)
+    """Ids of all texts, one after the other, int32."""
+    offsets: Int[np.ndarray, " texts+1"] = dataclasses.field(kw_only=True)
+    """Text i is ``tokens[offsets[i]:offsets[i + 1]]``; int64."""
+    data_hash: str = dataclasses.field(kw_only=True)
     """SHA-256 (hex) of the token ids, the lengths and the labels."""
 
     @classmethod
-    def of(cls, split: LabelledTexts, vocabulary: Vocabulary) -> "EncodedTexts":
-        """Encode a split."""
-        rows = vocabulary.encode_batch(split.texts)
+    def encode(cls, split: LabelledTexts, tokenizer: Tokenizer) -> "EncodedTexts":
+        """A split as token ids.
+
+        Raises:
+          DataError: a text is blank.
+        """
+        rows = tokenizer.encode_batch(split.texts)
+        if not all(rows):
+            raise DataError(f"text {rows.index([])} of {split.name} is empty; give at least one word")
         offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         tokens = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(offsets[-1]))
         digest = hashlib.sha256()
         for array in (tokens, offsets, split.labels):
             digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
-        return cls(split.name, split.texts, tokens, offsets, split.labels, digest.hexdigest())
+        return cls(split.name, split.texts, split.labels, split.left_out, tokens=tokens, offsets=offsets,
+                   data_hash=digest.hexdigest())
 
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def row(self, index: int) -> np.ndarray:
+    def row(self, index: int) -> Int[np.ndarray, " length"]:
         """Token ids of one text."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each text, int64 [n]."""
+    def lengths(self) -> Int[np.ndarray, " texts"]:
+        """Tokens of each text, int64."""
         return np.diff(self.offsets)
 
     @property
@@ -60,22 +61,17 @@ class EncodedTexts:
         """Tokens of all texts."""
         return len(self.tokens)
 
-    def class_counts(self) -> tuple[int, int]:
-        """Number of negative and of positive texts."""
-        n_positive = int(self.labels.sum())
-        return len(self) - n_positive, n_positive
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SentimentData:
-    """Three splits, and the vocabulary that made them."""
+    """Three splits, and the tokenizer that encoded them."""
 
     splits: Mapping[str, EncodedTexts]
     """train, dev and test."""
-    vocabulary: Vocabulary
+    tokenizer: Tokenizer
 
 
-def prepare_sentiment(config: SentimentDataConfig, *, report: Report = silent) -> SentimentData:
+def prepare(config: SentimentDataConfig, *, report: Report = silent) -> SentimentData:
     """Read, split and encode the texts of a configuration.
 
     Args:
@@ -83,27 +79,24 @@ def prepare_sentiment(config: SentimentDataConfig, *, report: Report = silent) -
       report: progress of a download, or in reviews.
 
     Returns:
-      The splits train, dev and test, and the vocabulary.
+      The splits train, dev and test, and the tokenizer: the words of the training split, or GPT-2's byte pairs.
 
     Raises:
       DataError: the data is not here and cannot be downloaded, is malformed or damaged, or GPT-2's vocabulary is
         missing.
     """
     texts = _read(config, report)
-    vocabulary = _vocabulary(config, texts["train"])
-    encoded = {name: EncodedTexts.of(split, vocabulary) for name, split in texts.items()}
-    return SentimentData(encoded, vocabulary)
+    words = config.vocabulary == "words"
+    tokenizer = WordTokenizer.from_texts(texts["train"].texts, config.min_count) if words else gpt2_tokenizer()
+    return SentimentData({name: EncodedTexts.encode(split, tokenizer) for name, split in texts.items()}, tokenizer)
 
 
 def _read(config: SentimentDataConfig, report: Report) -> Splits:
+    if config.path and not Path(config.path).exists():
+        raise DataError(f"data.path={config.path!r} does not exist; give a path that does, or leave it out to download "
+                        f"{config.source}")
     if config.source == "imdb":
         path = Path(config.path) if config.path else download_imdb(config.cache_dir, report=report)
         return read_imdb(path, split_seed=config.split_seed, report=report)
     path = Path(config.path) if config.path else download_trees(config.cache_dir, report=report)
     return read_sst2(path, split_seed=config.split_seed, balance=config.balance)
-
-
-def _vocabulary(config: SentimentDataConfig, train: LabelledTexts) -> Vocabulary:
-    if config.vocabulary == "gpt2":
-        return gpt2_vocabulary()
-    return WordVocabulary.of(train.texts, config.min_count)

@@ -1,15 +1,16 @@
 """SST-2: sentences of the Stanford Sentiment Treebank (Socher et al. 2013) without the neutral ones.
 
-Three layouts of the same data: labelled trees, GLUE's phrases (both here), and the original release's tables
-(`jaxablate.data.sentiment.release`).
+Two layouts are read: labelled trees, ``(3 (2 It) (4 works))``, which can be downloaded, and GLUE's phrases.
 """
 
+import os
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxablate.data.sentiment.download import TREE_FILES
-from jaxablate.data.sentiment.order import held_out
-from jaxablate.data.sentiment.release import RELEASE_FILES, read_release
+from jaxablate.data.atomic import Report, atomic_write, silent, sole_builder
+from jaxablate.data.download import fetch
 from jaxablate.data.sentiment.texts import (
     FETCH,
     NEGATIVE,
@@ -17,30 +18,34 @@ from jaxablate.data.sentiment.texts import (
     SPLITS,
     LabelledTexts,
     Splits,
-    filled,
-    read_lines,
-    read_table,
+    decoded,
+    held_out,
+    read_bytes,
 )
-from jaxablate.data.sentiment.trees import MalformedTree, parse_tree
 from jaxablate.errors import DataError
 
+TREES_URL = "https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip"
+TREE_FILES = ("train.txt", "dev.txt", "test.txt")
 GLUE_FILES = ("train.tsv", "dev.tsv")
-
 GLUE_DEV = 872
 """Training phrases of GLUE held out for development: as many as its own dev.tsv has, which serves as test split."""
+
+_LARGEST_TREE_FILE = 1 << 26
+_LAYOUTS = "train.txt, dev.txt and test.txt (labelled trees) or train.tsv and dev.tsv (GLUE)"
+_LEAF = re.compile(r"\([0-4] ([^ ()]+)\)")
+_NODE = re.compile("\\([0-4](?: *\0)+ *\\)")
 
 
 def read_sst2(folder: Path, *, split_seed: int = 0, balance: bool = True) -> Splits:
     """The three splits of whichever layout a folder holds, or its subfolder ``trees``.
 
     Args:
-      folder: of PTB trees (train.txt, dev.txt, test.txt), of the original release (dictionary.txt,
-        sentiment_labels.txt, datasetSentences.txt, datasetSplit.txt) or of GLUE (train.tsv, dev.tsv).
+      folder: folder of PTB trees (train.txt, dev.txt, test.txt) or of GLUE (train.tsv, dev.tsv).
       split_seed: decides what is held out of GLUE's phrases.
       balance: whether the training split's larger class is cut to the size of the smaller one.
 
     Raises:
-      DataError: no such layout, a file of it is missing, or a file is malformed.
+      DataError: there is no such layout, a file of it is missing, or a file is malformed.
     """
     place, read = _layout(folder)
     splits = read(place, split_seed)
@@ -52,41 +57,109 @@ def read_sst2(folder: Path, *, split_seed: int = 0, balance: bool = True) -> Spl
     return splits
 
 
+def parse_tree(line: str) -> tuple[int, str]:
+    """Root label and sentence of one tree.
+
+    A node is ``(label word)`` or ``(label node node ...)``, its label 0..4. Words stay as they stand, -LRB- too.
+
+    Args:
+      line: one tree and nothing else.
+
+    Returns:
+      Label 0..4 and the words joined by single spaces.
+
+    Raises:
+      ValueError: the line is something else.
+
+    >>> parse_tree("(3 (2 It) (4 works))")
+    (3, 'It works')
+    """
+    tree = line.strip(" ")
+    rest, count = _LEAF.subn("\0", tree)
+    while count:  # each pass takes the nodes whose children are all taken
+        rest, count = _NODE.subn("\0", rest)
+    if rest != "\0" or "\0" in line:
+        raise ValueError("no tree of (label word) and (label node node ...) with labels 0..4")
+    return int(tree[1]), " ".join(_LEAF.findall(tree))
+
+
+def download_trees(cache_dir: str | os.PathLike, *, report: Report = silent, url: str = TREES_URL) -> Path:
+    """Download the zip file of the trees into `cache_dir` and unpack its three files, unless they are there.
+
+    Returns:
+      Folder of train.txt, dev.txt and test.txt.
+
+    Raises:
+      DataError: there is no network, or the answer is not the whole zip file.
+      FileError: the folder cannot be written.
+    """
+    folder = Path(cache_dir) / "trees"
+    if all((folder / name).exists() for name in TREE_FILES):
+        return folder
+    instead = f"unpack it so that {folder} holds train.txt, dev.txt and test.txt, or give data.path such a folder"
+    archive = fetch(url, Path(cache_dir) / "trainDevTestTrees_PTB.zip", report=report, instead=instead)
+    with sole_builder(folder, report):
+        for name, content in _tree_files(archive).items():
+            with atomic_write(folder / name) as file:
+                file.write(content)
+    return folder
+
+
+def _tree_files(archive: Path) -> dict[str, bytes]:
+    """The three files of the zip archive, read by name; no name of the archive's own choice is ever written."""
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            members = {name: packed.getinfo(f"trees/{name}") for name in TREE_FILES}
+            large = [name for name, member in members.items() if member.file_size > _LARGEST_TREE_FILE]
+            if large:
+                raise DataError(f"{archive} has {large[0]} of over {_LARGEST_TREE_FILE} bytes; delete it and run again")
+            return {name: packed.read(member) for name, member in members.items()}
+    except (zipfile.BadZipFile, KeyError, OSError, EOFError) as error:
+        raise DataError(f"{archive} is no archive of the trees ({error}); delete it and run again") from error
+
+
 def _layout(folder: Path) -> tuple[Path, Callable[[Path, int], Splits]]:
     """Where the files are, and what reads them; the first of a layout's files tells it."""
     for place in (folder, folder / "trees"):
-        for names, read in ((TREE_FILES, _trees), (RELEASE_FILES, _release), (GLUE_FILES, _glue)):
+        for names, read in ((TREE_FILES, _trees), (GLUE_FILES, _glue)):
             missing = [name for name in names if not (place / name).exists()]
             if names[0] in missing:
                 continue
             if missing:
                 raise DataError(f"{place} lacks {', '.join(missing)} beside {names[0]}; add what is missing")
             return place, read
-    raise DataError(
-        f"{folder} has no SST-2: it needs train.txt, dev.txt and test.txt (trees), dictionary.txt and its companions "
-        "(original release) or train.tsv and dev.tsv (GLUE); give data.path such a folder"
-    )
+    if (folder / "dictionary.txt").exists():
+        raise DataError(f"{folder} holds the tables of the 2013 release (dictionary.txt ...), which are not read; the "
+                        f"trees at {TREES_URL} are the same sentences: give data.path a folder with {_LAYOUTS}")
+    raise DataError(f"{folder} has no SST-2; give data.path a folder with {_LAYOUTS}")
 
 
-def _trees(folder: Path, split_seed: int) -> Splits:
-    return {split: LabelledTexts.of(f"sst2-trees {split}", _sentences(folder / f"{split}.txt")) for split in SPLITS}
+def _parsed(path: Path, parse: Callable[[str], tuple[int, str]], *, header: bool = False) -> list[tuple[str, int]]:
+    """(text, label) of each line; a malformed one is an error that names it.
 
-
-def _sentences(path: Path) -> list[tuple[str, int]]:
-    """Sentences of a file of trees with root label 0, 1 (negative) or 3, 4 (positive)."""
-    found = []
-    for number, line in enumerate(read_lines(path, FETCH), start=1):
+    ``\\n`` and ``\\r\\n`` end a line, and nothing else: words may hold other separators that `str.splitlines` knows.
+    """
+    lines = decoded(path.name, read_bytes(path)).replace("\r\n", "\n").split("\n")
+    pairs = []
+    for number, line in enumerate(lines[: -1 if lines[-1] == "" else None], start=1):
+        if number == 1 and header:
+            continue
         try:
-            label, sentence = parse_tree(line)
-        except MalformedTree as error:
+            label, text = parse(line)
+        except ValueError as error:
             raise DataError(f"{path}:{number}: {error}; mend this line or {FETCH}") from error
-        if label != 2:
-            found.append((sentence, POSITIVE if label > 2 else NEGATIVE))
-    return found
+        pairs.append((text, label))
+    return pairs
 
 
-def _release(folder: Path, split_seed: int) -> Splits:
-    return read_release(folder)
+def _trees(folder: Path, split_seed: int) -> Splits:  # noqa: ARG001
+    """Sentences with root label 0, 1 (negative) or 3, 4 (positive)."""
+    splits: Splits = {}
+    for split in SPLITS:
+        pairs = [(text, label) for text, label in _parsed(folder / f"{split}.txt", parse_tree) if label != 2]
+        splits[split] = LabelledTexts.from_pairs(
+            f"sst2-trees {split}", ((text, POSITIVE if label > 2 else NEGATIVE) for text, label in pairs))
+    return splits
 
 
 def _glue(folder: Path, split_seed: int) -> Splits:
@@ -95,19 +168,19 @@ def _glue(folder: Path, split_seed: int) -> Splits:
     Its training texts are phrases, many of them parts of one sentence. The phrases held out for development therefore
     share words with training phrases of the same sentences, and accuracy on them is too good; that on test is not.
     """
-    phrases = LabelledTexts.of("sst2-glue train", read_table(folder / "train.tsv", _phrase, header=True))
+    phrases = LabelledTexts.from_pairs("sst2-glue train", _parsed(folder / "train.tsv", _phrase, header=True))
     if len(phrases) <= GLUE_DEV:
         raise DataError(f"{folder / 'train.tsv'} has {len(phrases)} phrases; {GLUE_DEV} are held out, give more")
-    kept, dev = held_out(split_seed, 0, len(phrases), GLUE_DEV)
+    train, dev = held_out(split_seed, 0, len(phrases), GLUE_DEV)
     return {
-        "train": phrases.take("sst2-glue train", kept),
+        "train": phrases.take("sst2-glue train", train),
         "dev": phrases.take("sst2-glue dev", dev),
-        "test": LabelledTexts.of("sst2-glue test", read_table(folder / "dev.tsv", _phrase, header=True)),
+        "test": LabelledTexts.from_pairs("sst2-glue test", _parsed(folder / "dev.tsv", _phrase, header=True)),
     }
 
 
-def _phrase(line: str) -> tuple[str, int]:
-    text, label = line.split("\t")
-    if label not in ("0", "1"):
-        raise ValueError(f"label {label!r} is not 0 or 1")
-    return filled(text), int(label)
+def _phrase(line: str) -> tuple[int, str]:
+    text, _, label = line.rpartition("\t")
+    if "\t" in text or not text.strip() or label not in ("0", "1"):
+        raise ValueError("no phrase, a tab and the label 0 or 1")
+    return int(label), text.strip()

@@ -1,24 +1,22 @@
-"""Labelled texts as they are read, before they become tokens."""
+"""Labelled texts as they are read, before they become tokens; and random orders of them."""
 
 import dataclasses
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
+from jaxtyping import Int
 
 from jaxablate.errors import DataError
 
 SplitName = Literal["train", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
-
 NEGATIVE, POSITIVE = 0, 1
-
 FETCH = "fetch the set again"
 """The last resort that messages name."""
 
-_Row = TypeVar("_Row")
+_HELD_OUT_DOMAIN = 0x6A61786163
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,98 +24,43 @@ class LabelledTexts:
     """One split of a data set, in a defined order."""
 
     name: str
-    """Such as ``sst2-trees train``."""
+    """For messages, for example ``sst2-trees train``."""
     texts: tuple[str, ...]
-    labels: np.ndarray
-    """Class of each text, int32 [n]: `NEGATIVE` or `POSITIVE`."""
+    labels: Int[np.ndarray, " texts"]
+    """Class of each text, int32: `NEGATIVE` or `POSITIVE`."""
+    left_out: int = 0
+    """Texts of the larger class that balancing left out."""
 
     @classmethod
-    def of(cls, name: str, pairs: Iterable[tuple[str, int]]) -> "LabelledTexts":
-        """From (text, label) pairs."""
+    def from_pairs(cls, name: str, pairs: Iterable[tuple[str, int]]) -> "LabelledTexts":
+        """A split from (text, label) pairs."""
         pairs = list(pairs)
-        labels = np.array([label for _, label in pairs], np.int32)
-        return cls(name, tuple(text for text, _ in pairs), labels)
+        return cls(name, tuple(text for text, _ in pairs), np.array([label for _, label in pairs], np.int32))
 
     def __len__(self) -> int:
         return len(self.texts)
-
-    @property
-    def data_hash(self) -> str:
-        """SHA-256 (hex) of all texts and labels."""
-        digest = hashlib.sha256()
-        for text, label in zip(self.texts, self.labels.tolist(), strict=True):
-            content = text.encode()
-            digest.update(b"%d %d " % (label, len(content)) + content)
-        return digest.hexdigest()
 
     def class_counts(self) -> tuple[int, int]:
         """Number of negative and of positive texts."""
         n_positive = int(self.labels.sum())
         return len(self) - n_positive, n_positive
 
-    def take(self, name: str, indices: np.ndarray) -> "LabelledTexts":
+    def take(self, name: str, indices: Int[np.ndarray, " chosen"]) -> "LabelledTexts":
         """Some of the texts, under another name."""
         return LabelledTexts(name, tuple(self.texts[i] for i in indices), self.labels[indices])
 
     def balanced(self) -> "LabelledTexts":
-        """The larger class cut to the size of the smaller one: the first ones stay, in their order."""
+        """The larger class cut to the size of the smaller one: the first texts stay, in their order."""
         size = min(self.class_counts())
-        kept = [np.flatnonzero(self.labels == label)[:size] for label in (NEGATIVE, POSITIVE)]
-        return self.take(self.name, np.sort(np.concatenate(kept)))
+        places = [np.flatnonzero(self.labels == label)[:size] for label in (NEGATIVE, POSITIVE)]
+        balanced = self.take(self.name, np.sort(np.concatenate(places)))
+        return dataclasses.replace(balanced, left_out=len(self) - len(balanced))
 
 
 Splits = dict[SplitName, LabelledTexts]
 
 
-def read_table(path: Path, parse: Callable[[str], _Row], *, header: bool) -> list[_Row]:
-    """Lines of a file, each made something of.
-
-    Args:
-      path: the file.
-      parse: line -> value; it raises a ValueError that says what is wrong.
-      header: whether the first line is none of them.
-
-    Raises:
-      DataError: the file cannot be read, or a line is malformed.
-    """
-    found = []
-    for number, line in enumerate(read_lines(path, FETCH)[header:], start=1 + header):
-        try:
-            found.append(parse(line))
-        except ValueError as error:
-            # Python says "not enough values to unpack" of a line with too few columns.
-            what = "wrong number of columns" if "unpack" in str(error) else error
-            raise DataError(f"{path}:{number}: {what}; mend this line or {FETCH}") from error
-    return found
-
-
-def filled(text: str) -> str:
-    """A text without surrounding white space.
-
-    Raises:
-      ValueError: nothing is left.
-    """
-    text = text.strip()
-    if not text:
-        raise ValueError("the text is empty")
-    return text
-
-
-def read_lines(path: Path, fix: str) -> list[str]:
-    """Lines of a UTF-8 file, without their ends; ``\\n`` and ``\\r\\n`` end one, and nothing else.
-
-    Args:
-      path: the file.
-      fix: what the user can do if it is not there or no text.
-
-    Raises:
-      DataError: it cannot be read.
-    """
-    lines = decoded(path.name, read_bytes(path, fix), fix).replace("\r\n", "\n").split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
-
-
-def read_bytes(path: Path, fix: str) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """Content of a file.
 
     Raises:
@@ -126,10 +69,10 @@ def read_bytes(path: Path, fix: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}); {fix}") from error
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); {FETCH}") from error
 
 
-def decoded(name: str, content: bytes, fix: str) -> str:
+def decoded(name: str, content: bytes) -> str:
     """Text of UTF-8 bytes.
 
     Raises:
@@ -138,4 +81,32 @@ def decoded(name: str, content: bytes, fix: str) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 text (byte {error.start}); {fix}") from error
+        raise DataError(f"{name} is not UTF-8 text (byte {error.start}); {FETCH}") from error
+
+
+def permutation(seed: int, domain: int, counter: int, n: int) -> Int[np.ndarray, " n"]:
+    """A random order of 0 .. n - 1: that of n Philox-4x64-10 words, which no library's upgrade changes.
+
+    Args:
+      seed: any integer; taken modulo 2^64.
+      domain: second word of the key; keeps different uses of a seed apart.
+      counter: 0, 1, ...: which order of this seed.
+      n: how many.
+
+    Returns:
+      Each of 0 .. n - 1 once, int64.
+
+    >>> sorted(permutation(0, 1, 0, 5).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    key = np.array([seed % 2**64, domain], np.uint64)
+    return np.argsort(np.random.Philox(key=key, counter=[0, 0, counter, 0]).random_raw(n), kind="stable")
+
+
+def held_out(seed: int, counter: int, n: int, n_held: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices 0 .. n - 1 in two parts at random, each in rising order: those that stay, and ``n_held`` held out.
+
+    ``counter`` keeps the draws of one data set apart.
+    """
+    order = permutation(seed, _HELD_OUT_DOMAIN, counter, n)
+    return np.sort(order[n_held:]), np.sort(order[:n_held])
