@@ -8,6 +8,7 @@ Everything a run depends on is here and is stored beside its checkpoints.
 from collections.abc import Mapping
 from typing import Any
 
+from jaxablate.config.checks import marked
 from jaxablate.config.classification import (
     ClassificationConfig,
     ClassificationObjective,
@@ -18,18 +19,24 @@ from jaxablate.config.classification import (
 from jaxablate.config.gated import GatedModelConfig
 from jaxablate.config.language import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from jaxablate.config.run import MeshConfig, OptimizerConfig, RegularizedObjective
-from jaxablate.config.serialization import differences, from_dict, to_dict
+from jaxablate.config.serialization import differences, flatten, from_dict, to_dict
 from jaxablate.errors import ConfigError
 
 RunConfig = Config | ClassificationConfig
 """Everything about one run, of either kind."""
 
+INCIDENTAL = marked("incidental", Config, ClassificationConfig)
+CONTINUABLE = marked("continuable", Config, ClassificationConfig)
+"""Settings, by dotted name, that have no effect on what is learned beyond rounding, and those of them that a run may be
+continued with another value of (the data itself is recognised by its hash, wherever it lies)."""
+
 _TASKS: dict[str, type[RunConfig]] = {cls.task: cls for cls in (Config, ClassificationConfig)}
 
 __all__ = [
+    "CONTINUABLE", "INCIDENTAL",
     "ClassificationConfig", "ClassificationObjective", "ClassifierConfig", "Config", "DataConfig", "EpochTrainConfig",
     "GatedModelConfig", "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig",
-    "RegularizedObjective", "RunConfig", "SentimentDataConfig", "TrainConfig", "differences", "from_dict",
+    "RegularizedObjective", "RunConfig", "SentimentDataConfig", "TrainConfig", "differences", "flatten", "from_dict",
     "run_from_dict", "to_dict",
 ]
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from jaxablate.config.checks import require, require_positive
+from jaxablate.config.checks import incidental, require, require_positive
 from jaxablate.config.gated import GatedModelConfig
 from jaxablate.config.run import MeshConfig, OptimizerConfig, RegularizedObjective
 
@@ -90,10 +90,10 @@ class SentimentDataConfig:
 
     source: Literal["sst2", "imdb"] = "sst2"
     """sst2: Stanford Sentiment Treebank without its neutral sentences; imdb: Large Movie Review Dataset."""
-    path: str | None = None
+    path: str | None = incidental(None)
     """sst2: folder of PTB trees (train.txt, dev.txt, test.txt) or of GLUE (train.tsv, dev.tsv), recognised by its files.
     imdb: aclImdb_v1.tar.gz or its unpacked folder. None: cache_dir, downloaded where a network allows."""
-    cache_dir: str = "data"
+    cache_dir: str = incidental("data")
     """Folder of downloads."""
     vocabulary: Literal["words", "gpt2"] = "words"
     """words: white-space words of the training split; gpt2: byte pairs by tiktoken."""
@@ -123,12 +123,12 @@ class EpochTrainConfig:
     """Texts of like length share a batch, which is padded to the next multiple of this many tokens; 0 pads every batch
     to max_length. `model.padding="paper"` always does."""
     seed: int = 0
-    log_every: int = 50
+    log_every: int = incidental(50)
     """Steps between two lines of the log."""
-    keep_last: int = 1
+    keep_last: int = incidental(1)
     """Newest checkpoints kept, besides the best one by development accuracy."""
-    tensorboard: bool = True
-    wandb_project: str | None = None
+    tensorboard: bool = incidental(True)
+    wandb_project: str | None = incidental(None)
     """Also log to this Weights & Biases project (extra ``wandb``)."""
 
     def __post_init__(self):
@@ -148,7 +148,7 @@ class ClassificationConfig:
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, schedule="constant", clip_norm=None)
     data: SentimentDataConfig = SentimentDataConfig()
     train: EpochTrainConfig = EpochTrainConfig()
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = incidental(MeshConfig())
 
     def __post_init__(self):
         layers = self.model.n_layers

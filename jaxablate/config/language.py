@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from jaxablate.config.checks import require, require_positive
+from jaxablate.config.checks import incidental, require, require_positive
 from jaxablate.config.gated import GatedModelConfig
 from jaxablate.config.run import MeshConfig, OptimizerConfig, RegularizedObjective
 
@@ -35,7 +35,7 @@ class ModelConfig(GatedModelConfig):
 
     ablation: Ablation = "local"
     """Where relevance scores come from: local (each block), global (a clean pass first), both (their sum), none."""
-    remat: Literal["none", "blocks"] = "none"
+    remat: Literal["none", "blocks"] = incidental("none")
     """blocks: recompute each block's activations in the backward pass (less memory, about a third more arithmetic)."""
 
     def __post_init__(self):
@@ -69,7 +69,7 @@ class ObjectiveConfig(RegularizedObjective):
     """Layers that every regulariser is a mean over; none given takes all."""
     regularized_stream: Literal["clean", "ablated", "both"] = "both"
     """Streams that every regulariser is a mean over; a model without gates has the clean one only."""
-    ce_chunk: int = 0
+    ce_chunk: int = incidental(0)
     """Tokens whose logits the linear cross-entropy holds at once; 0 lets the backend choose."""
 
     def __post_init__(self):
@@ -85,10 +85,10 @@ class DataConfig:
 
     source: Literal["tinystories", "text", "embedded"] = "tinystories"
     """tinystories / text: files of stories, one ``<|endoftext|>`` line after each; embedded: the package's corpus."""
-    train_path: str | None = None
+    train_path: str | None = incidental(None)
     """Story file to train on; None takes TinyStories from ``cache_dir``, downloaded where a network allows."""
-    valid_path: str | None = None
-    cache_dir: str = "data"
+    valid_path: str | None = incidental(None)
+    cache_dir: str = incidental("data")
     """Folder of token files and downloads."""
     tokenizer: Literal["gpt2", "bpe", "corpus"] = "gpt2"
     """gpt2 by tiktoken; a byte-level BPE trained on the training text; the embedded corpus's own words."""
@@ -119,19 +119,19 @@ class TrainConfig:
     batch_size: int = 24
     """Sequences of one optimiser step, over all devices and accumulation steps."""
     sequence_length: int = 256
-    accumulation_steps: int = 0
+    accumulation_steps: int = incidental(0, continuable=False)
     """Gradients of this many equal parts of the batch are averaged before one update; 0 takes parts of about 512
     tokens on CPU, fastest for models of the paper's size (small ones want 1), and a single one elsewhere."""
     seed: int = 0
-    log_every: int = 10
-    eval_every: int = 1000
-    eval_batches: int = 50
+    log_every: int = incidental(10)
+    eval_every: int = incidental(1000)
+    eval_batches: int = incidental(50, continuable=False)
     """Validation batches of a periodic evaluation, always the same ones."""
-    checkpoint_every: int = 1000
-    keep_last: int = 2
+    checkpoint_every: int = incidental(1000)
+    keep_last: int = incidental(2)
     """Newest checkpoints kept, besides the best one by validation loss."""
-    tensorboard: bool = True
-    wandb_project: str | None = None
+    tensorboard: bool = incidental(True)
+    wandb_project: str | None = incidental(None)
     """Also log to this Weights & Biases project (extra ``wandb``)."""
 
     def __post_init__(self):
@@ -154,7 +154,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = incidental(MeshConfig())
 
     def __post_init__(self):
         require(

@@ -53,17 +53,22 @@ def differences(stored: Any, given: Any, ignore: tuple[str, ...] = ()) -> list[s
       given: another of the same class.
       ignore: dotted names left out, with all below them (``("train.steps", "mesh")``).
     """
-    a, b = _flatten(to_dict(stored)), _flatten(to_dict(given))
+    a, b = flatten(to_dict(stored)), flatten(to_dict(given))
     skip = tuple(f"{name}." for name in ignore)
     names = [n for n in sorted(a.keys() | b.keys()) if n not in ignore and not n.startswith(skip)]
     return [f"{n}: stored {a.get(n)!r}, given {b.get(n)!r}" for n in names if a.get(n) != b.get(n)]
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict by dotted names.
+
+    >>> flatten({"model": {"k": 8}, "x": 1})
+    {'model.k': 8, 'x': 1}
+    """
     out = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        out.update(_flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+        out.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
     return out
 
 

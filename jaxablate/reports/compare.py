@@ -2,21 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jaxablate import stats
+from jaxablate.config import INCIDENTAL, flatten
 from jaxablate.reports.results import Better, Figure, Results
 from jaxablate.stats import Estimate
 
 SEED_FIELDS = ("train.seed", "data.embedded_seed")
 """Repetitions: runs that differ in nothing else are one row."""
-IRRELEVANT_FIELDS = (
-    "data.path", "data.train_path", "data.valid_path", "data.cache_dir", "mesh", "model.remat", "objective.ce_chunk",
-    "train.accumulation_steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every",
-    "train.keep_last", "train.tensorboard", "train.wandb_project",
-)
-"""Where files lie, how work is shared out and what is logged: no effect on what is learned beyond rounding."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,18 +80,6 @@ def compare(runs: Sequence[Run]) -> Comparison:
     return Comparison(fields=fields or ("run",), columns=columns, rows=rows, notes=(*notes, *_gaps(runs)))
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> dotted names.
-
-    >>> flatten({"model": {"k": 8}, "x": 1})
-    {'model.k': 8, 'x': 1}
-    """
-    out = {}
-    for key, value in tree.items():
-        out.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return out
-
-
 def _without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Drops a run whose parameters were met before: the same checkpoint twice is not a second seed."""
     kept, notes, seen = [], [], {}
@@ -112,7 +95,7 @@ def _without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 def _settings(results: Results) -> dict[str, Any]:
     """What makes a configuration, the data included where it is not drawn from a seed."""
     flat = flatten(results.config)
-    skip = SEED_FIELDS + IRRELEVANT_FIELDS
+    skip = SEED_FIELDS + INCIDENTAL
     out = {k: v for k, v in flat.items() if k not in skip and not k.startswith(tuple(f"{s}." for s in skip))}
     if not out.get("objective.regularizers"):  # older results have no such field
         out.pop("objective.regularizers", None)

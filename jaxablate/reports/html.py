@@ -11,8 +11,8 @@ import jinja2
 from markupsafe import Markup
 
 from jaxablate import files
+from jaxablate.config import flatten
 from jaxablate.reports import circuit_svg, svg, token_pictures
-from jaxablate.reports.compare import flatten
 from jaxablate.reports.panels import (
     Bars,
     Beside,

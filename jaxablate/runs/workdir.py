@@ -15,31 +15,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxablate.config import RunConfig, differences, run_from_dict, to_dict
+from jaxablate.config import CONTINUABLE, RunConfig, differences, run_from_dict, to_dict
 from jaxablate.errors import CheckpointError, ConfigError
 from jaxablate.provenance import provenance
 
 CONFIG = "config.json"
 RUN = "run.json"
 METRICS = "metrics.jsonl"
-
-CHANGEABLE = (
-    "mesh",
-    "model.remat",
-    "objective.ce_chunk",
-    "data.cache_dir",
-    "data.path",
-    "data.train_path",
-    "data.valid_path",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep_last",
-    "train.tensorboard",
-    "train.wandb_project",
-)
-"""Settings that a run may be continued with another value of: they change where, how fast, and how often it is looked
-at, not what is computed (the data itself is recognised by its hash, wherever it lies)."""
 
 
 def read_config(workdir: str | Path) -> RunConfig:
@@ -86,7 +68,7 @@ def check_workdir(workdir: str | Path, config: RunConfig) -> None:
     except OSError as error:
         raise CheckpointError(unwritable(workdir, error)) from error
     if (workdir / CONFIG).exists():
-        changed = differences(read_config(workdir), config, ignore=CHANGEABLE)
+        changed = differences(read_config(workdir), config, ignore=CONTINUABLE)
         if changed:
             raise CheckpointError(
                 f"{workdir} holds a run with another configuration ({'; '.join(changed)}); "
