@@ -83,7 +83,7 @@ def from_json(value: Any) -> Any:
     Estimate(value=2.0, low=None, high=None, n=3, how='')
     """
     names = {field.name for field in dataclasses.fields(Estimate)}
-    return Estimate(**value) if isinstance(value, Mapping) and value.keys() == names else value
+    return Estimate(**value) if isinstance(value, Mapping) and set(value) == names else value
 
 
 def number(value: float | None, low: float | None = None, high: float | None = None) -> str:
@@ -101,7 +101,7 @@ def number(value: float | None, low: float | None = None, high: float | None = N
     if low is not None and high is not None and math.isfinite(high - low) and high > low:
         decimals = max(0, min(6, 1 - math.floor(math.log10((high - low) / 2))))
         return f"{value:,.{decimals}f}"
-    if value == 0:
+    if not value:
         return "0"
     size = math.floor(math.log10(abs(value)))
     return f"{value:.3e}" if size < -5 else f"{value:,.{max(0, 3 - size)}f}"

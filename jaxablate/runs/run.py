@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -120,7 +120,7 @@ def open_run(workdir: str | Path, checkpoint: str | int = "newest", *, batch_siz
     return Run(config=config, params=params, step=int(step), seed=seed, workdir=workdir, **parts)
 
 
-def checkpoint_step(checkpoint: str | int, config: RunConfig) -> int | str | None:
+def checkpoint_step(checkpoint: str | int, config: RunConfig) -> int | Literal["best", "best or last"] | None:
     """The name of a checkpoint as `restore_params` takes it.
 
     Raises:

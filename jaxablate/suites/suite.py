@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 
@@ -15,6 +15,8 @@ from jaxablate.runs.run import Run
 
 class SuiteResult(Protocol):
     """A frozen dataclass of plain values, with these two views."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def headline(self) -> tuple[Figure, ...]:
         """The few numbers that stand in tables and comparisons."""
