@@ -4,47 +4,53 @@ XLA's sort (and so `jax.lax.top_k` with k > 1) took 64 ms on CPU for k = 8 of 51
 elementwise comparisons and reductions over the row, so the compiler fuses them and they shard along all other axes.
 """
 
-from typing import NamedTuple
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxablate.config.checks import require
 
 # Above this k, repeated maxima (2 reductions a winner) cost more than bisection (a fixed number of them).
 _MAX_REPEATED = 16
 
 
 class Thresholds(NamedTuple):
-    """Order statistics of rows of length U; every field has a last axis of 1.
+    """Order statistics of rows of length U; the last axis of every field has the length 1."""
 
-    Attributes:
-      kth, next: the k-th and (k+1)-th largest value. Equal where there is a tie.
-      kth_index, next_index: their places, int32; among equal values the lower index counts as larger.
-    """
+    kth: Float[Array, "*rows 1"]
+    """The k-th largest value."""
+    next: Float[Array, "*rows 1"]
+    """The (k+1)-th largest value; it equals `kth` where there is a tie."""
+    kth_index: Int[Array, "*rows 1"]
+    """Place of the k-th largest value, int32; among equal values the lower index counts as larger."""
+    next_index: Int[Array, "*rows 1"]
+    """Place of the (k+1)-th largest value, int32."""
 
-    kth: jax.Array
-    next: jax.Array
-    kth_index: jax.Array
-    next_index: jax.Array
 
-
-def thresholds(x: jax.Array, k: int) -> Thresholds:
+def thresholds(x: Float[Array, "*rows units"], k: int) -> Thresholds:
     """The k-th and (k+1)-th largest entry along the last axis.
 
     Args:
-      x: [..., U] float.
-      k: rank, 1 <= k < U, static.
+      x: rows of any float type.
+      k: rank, 1 <= k < units, static.
 
     Returns:
       `Thresholds`; ties are broken by the lower index first, as a stable descending sort would.
+
+    Raises:
+      ConfigError: k is out of range, not a whole number, or traced.
 
     Example:
       >>> t = thresholds(jnp.array([[1., 3., 3., 2.]]), k=1)
       >>> t.kth.item(), t.kth_index.item(), t.next.item(), t.next_index.item()
       (3.0, 1, 3.0, 2)
     """
-    units = x.shape[-1]
-    if not 1 <= k < units:
-        raise ValueError(f"k={k} must be at least 1 and below the {units} units; choose 1..{units - 1}")
+    k = checked_k(x, k)
     if k > _MAX_REPEATED:
         return _by_bisection(x, k)
     if jax.default_backend() != "cpu":  # a branch would stall an accelerator
@@ -54,36 +60,51 @@ def thresholds(x: jax.Array, k: int) -> Thresholds:
     return jax.lax.cond(tied, lambda: _by_repeated_max(x, k, unroll=1), lambda: distinct)
 
 
-def winners(x: jax.Array, t: Thresholds) -> jax.Array:
-    """Boolean mask of exactly the k largest entries of each row, given its `thresholds`."""
+def winners(x: Float[Array, "*rows units"], t: Thresholds) -> Bool[Array, "*rows units"]:
+    """Mask of exactly the k largest entries of each row, given its `thresholds`."""
     return (x > t.kth) | ((x == t.kth) & (_index(x) <= t.kth_index))
 
 
-def _index(x: jax.Array) -> jax.Array:
+def checked_k(x: jax.Array, k: Any) -> int:
+    """k as an int, if it is a possible number of winners among the last axis of x.
+
+    Raises:
+      ConfigError: see `thresholds`; or x has no axis.
+    """
+    require(not isinstance(k, Tracer), "k is traced by JAX, but it decides what is compiled; make it an int, "
+            "under jax.jit a static argument: jax.jit(f, static_argnames='k')")
+    require(hasattr(k, "__index__"), f"k={k!r} must be a whole number of type int, not {type(k).__name__}")
+    require(x.ndim > 0, "scores are a single number; give an array whose last axis are the units, [..., units]")
+    units = x.shape[-1]
+    require(1 <= k < units, f"k={k} must be at least 1 and below the {units} units; choose 1..{units - 1}")
+    return operator.index(k)
+
+
+def _index(x: Array) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
 
 
-def _below(x: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
+def _below(x: Array, value: Array, index: Array) -> Array:
     """Entries that come after (value, index) in descending order, lower index first."""
     return (x < value) | ((x == value) & (_index(x) > index))
 
 
-def _largest(x: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _largest(x: Array, allowed: Array) -> tuple[Array, Array]:
     value = jnp.max(x, axis=-1, keepdims=True, where=allowed, initial=-jnp.inf)
     index = jnp.min(_index(x), axis=-1, keepdims=True, where=allowed & (x == value), initial=x.shape[-1])
     return value, index
 
 
-def _by_repeated_max(x: jax.Array, k: int, unroll: int) -> Thresholds:
-    def following(_, found):
-        return _largest(x, _below(x, *found))
+def _by_repeated_max(x: Array, k: int, unroll: int) -> Thresholds:
+    def following(_: Any, largest: tuple[Array, Array]) -> tuple[Array, Array]:
+        return _largest(x, _below(x, *largest))
 
     kth = jax.lax.fori_loop(1, k, following, _largest(x, jnp.ones(x.shape, bool)), unroll=unroll)
     after = following(None, kth)
     return Thresholds(kth[0], after[0], kth[1], after[1])
 
 
-def _by_distinct_max(x: jax.Array, k: int) -> Thresholds:
+def _by_distinct_max(x: Array, k: int) -> Thresholds:
     """Right where the k+1 largest entries of every row differ; half the passes of `_by_repeated_max`."""
     value = following = jnp.max(x, axis=-1, keepdims=True)
     for _ in range(k):
@@ -91,17 +112,18 @@ def _by_distinct_max(x: jax.Array, k: int) -> Thresholds:
     return Thresholds(value, following, _place(x, value), _place(x, following))
 
 
-def _place(x: jax.Array, value: jax.Array) -> jax.Array:
+def _place(x: Array, value: Array) -> Array:
     """Index of the one entry equal to `value`; by a float maximum, which XLA:CPU reduces fastest."""
     return jnp.max(jnp.where(x == value, _index(x).astype(x.dtype), -1), axis=-1, keepdims=True).astype(jnp.int32)
 
 
-def _by_bisection(x: jax.Array, k: int) -> Thresholds:
+def _by_bisection(x: Array, k: int) -> Thresholds:
     """Bisection over the value's bits, then over the index among equals: a fixed number of counting passes."""
     keys = _sortable(x)
-    bits = jnp.iinfo(keys.dtype).bits
-    kth_key = _greatest(lambda key: _count(keys >= key) >= k, bits, keys)
-    rank = k - _count(keys > kth_key)  # the kth entry is the rank-th, by index, of those equal to it
+    # The k-th largest key is the greatest number that at least k keys reach, found bit by bit from the highest.
+    kth_key = _greatest(lambda key: _count(keys >= key) >= k, jnp.iinfo(keys.dtype).bits, keys)
+    # Of the entries equal to it the first few, by index, are among the k; the last of these is the k-th entry.
+    rank = k - _count(keys > kth_key)
     equal = keys == kth_key
     width = max(x.shape[-1] - 1, 1).bit_length()
     before = _greatest(lambda i: _count(equal & (_index(x).astype(i.dtype) < i)) < rank, width, keys)
@@ -111,21 +133,21 @@ def _by_bisection(x: jax.Array, k: int) -> Thresholds:
     return Thresholds(value, following, index, following_index)
 
 
-def _count(mask: jax.Array) -> jax.Array:
+def _count(mask: Array) -> Array:
     return jnp.sum(mask, axis=-1, keepdims=True, dtype=jnp.int32)
 
 
-def _greatest(holds, bits: int, like: jax.Array) -> jax.Array:
+def _greatest(holds: Callable[[Array], Array], bits: int, like: Array) -> Array:
     """The greatest unsigned number of `bits` bits for which `holds`, a condition true up to it and false above."""
-    found = jnp.zeros(like.shape[:-1] + (1,), like.dtype)
+    number = jnp.zeros((*like.shape[:-1], 1), like.dtype)
     for bit in reversed(range(bits)):
-        trial = found | jnp.asarray(1 << bit, like.dtype)
-        found = jnp.where(holds(trial), trial, found)
-    return found
+        trial = number | jnp.asarray(1 << bit, like.dtype)
+        number = jnp.where(holds(trial), trial, number)
+    return number
 
 
-def _sortable(x: jax.Array) -> jax.Array:
-    """Unsigned integers in the order of the floats (both zeros alike)."""
+def _sortable(x: Array) -> Array:
+    """Unsigned integers in the order of the floats (both zeros alike): IEEE bits with the sign bit, or all, flipped."""
     x = jnp.where(x == 0, jnp.zeros_like(x), x)
     bits = jnp.finfo(x.dtype).bits
     unsigned = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}"))
