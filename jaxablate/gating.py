@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from jaxablate.config import GatedModelConfig
+from jaxablate.config import GatedModelConfig, UnitKind
 from jaxablate.config.checks import require
 from jaxablate.errors import ConfigError
 from jaxablate.ops.order_statistics import Thresholds, checked_k, thresholds, winners
@@ -128,7 +128,7 @@ GATES = Registry("gate", [Gate("hard", k_wta, binary=True), Gate("soft", soft_to
 """Gates that a model can have; other packages add to it (`jaxablate.registry`)."""
 
 
-def gate(config: GatedModelConfig, kind: Literal["attention", "neurons"], layer: int) -> Callable[..., jax.Array]:
+def gate(config: GatedModelConfig, kind: UnitKind, layer: int) -> Callable[..., jax.Array]:
     """The gate of one layer: scores [..., units] -> gates of the same shape; ``k=`` replaces the layer's own k.
 
     Args:

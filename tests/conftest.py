@@ -12,6 +12,7 @@ import shutil
 import tempfile
 
 import pytest
+from helpers import annotations
 
 # Sharding is tested on eight devices of one machine. They share few cores, so no operation may start its own threads.
 # The models are tiny, so compiling them is most of the work: half of it is saved by not optimising the machine code.
@@ -46,6 +47,8 @@ def _share_compilation_cache() -> None:
 
 _set_environment()
 _share_compilation_cache()
+annotations.install()
+unchecked_types = annotations.unchecked_types
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,18 +1,24 @@
 """k-winner-take-all: hand values, exactly k, ties, derivatives, extremes, types."""
 
+import dataclasses
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.runs import language_config
 from jax.test_util import check_grads
 
+from jaxablate import gating
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError
 from jaxablate.gating import hard_top_k, k_wta, soft_top_k
 from jaxablate.ops import order_statistics
 from jaxablate.ops.order_statistics import thresholds
+from jaxablate.runs.run import open_run
+from jaxablate.suites.gates import SUITE as GATE_SUITE
+from jaxablate.training.loop import train
 
 
 def _tied(shape, seed=0):
@@ -120,9 +126,38 @@ def test_hard_mask_alone_has_no_gradient():
     np.testing.assert_array_equal(jax.grad(lambda x: hard_top_k(x, 2)[0])(jnp.arange(5.0)), 0)
 
 
-@pytest.mark.parametrize("k", [0, 5, 6])
-def test_k_out_of_range(k):
-    with pytest.raises(ValueError, match=r"choose 1\.\.4"):
-        k_wta(jnp.zeros(5), k)
-    with pytest.raises(ConfigError, match=r"choose 1\.\.511"):
-        ModelConfig(k_neurons=k if k == 0 else 512)
+@pytest.mark.parametrize(("call", "complaint"), [
+    (lambda x: k_wta(x, 0), r"k=0 .* choose 1\.\.4"),
+    (lambda x: hard_top_k(x, 5), r"k=5 .* choose 1\.\.4"),
+    (lambda x: k_wta(x, 3.0), "whole number"),
+    (lambda x: jax.jit(soft_top_k)(x, 2), "static argument"),
+    (lambda x: k_wta(x[0], 1), r"\[\.\.\., units\]"),
+    (lambda x: k_wta(x, 2, temperature=0.0), "positive"),
+    (lambda x: k_wta(x, 2, surrogate="relu"), "softmax"),
+    (jax.jacfwd(lambda x: k_wta(x, 2)), "reverse-mode"),
+    (lambda x: ModelConfig(k_neurons=512), r"choose 1\.\.511"),
+    (lambda x: ModelConfig(gate="hrd"), "did you mean 'hard'"),
+])
+def test_what_cannot_be_is_refused_in_one_line(unchecked_types, call, complaint):
+    with pytest.raises(ConfigError, match=complaint) as error:
+        call(jnp.zeros(5))
+    assert "\n" not in str(error.value)
+
+
+def test_second_derivatives_are_forward_over_reverse():
+    x, v = jnp.array([3.0, 1.0, 0.5, -2.0]), jnp.array([1.0, 2.0, 3.0, 4.0])
+    gradient = jax.grad(lambda x: soft_top_k(x, 2) @ v)
+    assert jnp.isfinite(jax.jvp(gradient, (x,), (v,))[1]).all()
+
+
+def test_a_gate_from_outside_trains_and_is_scored(monkeypatch, tmp_path):
+    """Gates of 0 and 2, with the gradient of the soft gate: registered by a call, named in a config."""
+    monkeypatch.setattr(gating.GATES, "_parts", dict(gating.GATES._parts))
+    gating.GATES.register(gating.Gate("double", lambda x, k, **settings: 2 * k_wta(x, k, **settings), binary=False))
+    config = language_config(tmp_path / "data", steps=2)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, gate="double"))
+    train(config, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    out = run.model.apply({"params": run.params}, jnp.zeros((1, 4), jnp.int32))
+    np.testing.assert_array_equal(out.neuron_gates.sum(-1), 2 * config.model.k_neurons)
+    assert all(layer.mean_gate > 0 for layer in GATE_SUITE.run(run)[0].layers)

@@ -16,7 +16,7 @@ from jaxablate.config.classification import (
     EpochTrainConfig,
     SentimentDataConfig,
 )
-from jaxablate.config.gated import GatedModelConfig
+from jaxablate.config.gated import GatedModelConfig, UnitKind
 from jaxablate.config.language import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from jaxablate.config.run import MeshConfig, OptimizerConfig, RegularizedObjective
 from jaxablate.config.serialization import differences, flatten, from_dict, to_dict
@@ -36,8 +36,8 @@ __all__ = [
     "CONTINUABLE", "INCIDENTAL",
     "ClassificationConfig", "ClassificationObjective", "ClassifierConfig", "Config", "DataConfig", "EpochTrainConfig",
     "GatedModelConfig", "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig",
-    "RegularizedObjective", "RunConfig", "SentimentDataConfig", "TrainConfig", "differences", "flatten", "from_dict",
-    "run_from_dict", "to_dict",
+    "RegularizedObjective", "RunConfig", "SentimentDataConfig", "TrainConfig", "UnitKind", "differences", "flatten",
+    "from_dict", "run_from_dict", "to_dict",
 ]
 
 

@@ -5,6 +5,9 @@ from typing import Literal
 
 from jaxablate.config.checks import divisors, require, require_positive
 
+UnitKind = Literal["attention", "neurons"]
+"""Kinds of gated units: channels of the concatenated attention heads, neurons of the MLP."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatedModelConfig:
@@ -24,8 +27,9 @@ class GatedModelConfig:
     """Winners among a layer's D attention channels for each token; one number, or one a layer."""
     k_neurons: int | tuple[int, ...] = 8
     """Winners among a layer's F neurons for each token; one number, or one a layer."""
-    gate: Literal["hard", "soft"] = "hard"
-    """hard: exactly k ones forward, the soft gate's gradient backward; soft: the soft gate itself."""
+    gate: str = "hard"
+    """hard: exactly k ones forward, the soft gate's gradient backward; soft: the soft gate itself; or the name of
+    another gate of `jaxablate.gating.GATES`."""
     surrogate: Literal["sigmoid", "softmax"] = "sigmoid"
     """The soft gate: sigmoid as in the released code, softmax as in the paper's text."""
     temperature_attention: float = 1.0
@@ -38,6 +42,10 @@ class GatedModelConfig:
     """Type of the matrix products' inputs; gates, softmax, norms and losses are at least float32."""
 
     def __post_init__(self):
+        if self.gate not in ("hard", "soft"):  # names of other packages: only now is the registry needed, and JAX
+            from jaxablate.gating import GATES
+
+            GATES[self.gate]
         require_positive(self, "d_model", "n_layers", "n_heads", "layer_norm_eps", "temperature_attention",
                          "temperature_neurons", "gate_eps")
         require(self.d_mlp is None or self.d_mlp > 1, f"d_mlp={self.d_mlp} must be at least 2")
@@ -76,7 +84,7 @@ class GatedModelConfig:
         """Whether the model has gates and an ablated stream."""
         return self.ablation != "none"
 
-    def layer_k(self, kind: Literal["attention", "neurons"], layer: int) -> int:
+    def layer_k(self, kind: UnitKind, layer: int) -> int:
         """Number of winners of one kind in a layer."""
         value = self.k_attention if kind == "attention" else self.k_neurons
         return value if isinstance(value, int) else value[layer]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxablate.config import ClassifierConfig
 from jaxablate.config.checks import require
 from jaxablate.errors import ConfigError
-from jaxablate.gating import k_wta, soft_top_k
+from jaxablate.gating import gate
 from jaxablate.models.layers import LayerNorm, Mlp, ScoreHead, torch_dense, torch_linear_init
 
 
@@ -221,14 +221,8 @@ class Block(nn.Module):
 
     def gates(self, x_BLD: jax.Array) -> BlockGates:
         """k-winner-take-all gates from scores of the clean stream that enters the block."""
-        c = self.config
-        gate = k_wta if c.gate == "hard" else soft_top_k
-        options = {"eps": c.gate_eps, "surrogate": c.surrogate}
-        k_attention, k_neurons = c.layer_k("attention", self.layer), c.layer_k("neurons", self.layer)
-        return BlockGates(
-            gate(self.attention_scores(x_BLD), k_attention, temperature=c.temperature_attention, **options),
-            gate(self.neuron_scores(x_BLD), k_neurons, temperature=c.temperature_neurons, **options),
-        )
+        return BlockGates(gate(self.config, "attention", self.layer)(self.attention_scores(x_BLD)),
+                          gate(self.config, "neurons", self.layer)(self.neuron_scores(x_BLD)))
 
     def _finish(self, x, weights, head_out, gates: BlockGates | None) -> BlockActivations:
         attended = self.attention.output(head_out, None if gates is None else gates.attention)

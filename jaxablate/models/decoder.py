@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxablate.config import ModelConfig
-from jaxablate.gating import k_wta, soft_top_k
+from jaxablate.gating import gate
 from jaxablate.models.layers import (
     Attention,
     CachedAttention,
@@ -326,13 +326,7 @@ class SelfAblatingTransformer(nn.Module):
         return scores
 
     def _gates(self, layer: int, scores: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        c = self.config
-        gate = k_wta if c.gate == "hard" else soft_top_k
-        options = {"eps": c.gate_eps, "surrogate": c.surrogate}
-        return (
-            gate(scores[0], c.layer_k("attention", layer), temperature=c.temperature_attention, **options),
-            gate(scores[1], c.layer_k("neurons", layer), temperature=c.temperature_neurons, **options),
-        )
+        return gate(self.config, "attention", layer)(scores[0]), gate(self.config, "neurons", layer)(scores[1])
 
     def _logits(self, final_BTD: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.config.compute_dtype)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate.errors import DataError, TooLittleDataError
-from jaxablate.gating import hard_top_k
+from jaxablate.gating import GATES, hard_top_k
 from jaxablate.models.decoder import DecoderOutput, Gates, SelfAblatingTransformer
 from jaxablate.neurons.units import FIRES_ABOVE
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
@@ -262,7 +262,7 @@ def _random_gates(model: SelfAblatingTransformer, out: DecoderOutput, key: jax.A
     config = model.config
 
     def kind(name: str, gates: jax.Array, key: jax.Array) -> jax.Array:
-        if config.gate == "soft":
+        if not GATES[config.gate].binary:
             return jax.random.permutation(key, gates, axis=-1, independent=True)
         scores = jax.random.uniform(key, gates.shape)
         layers = [hard_top_k(scores[:, :, i], config.layer_k(name, i)) for i in range(config.n_layers)]

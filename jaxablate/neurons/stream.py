@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate.errors import DataError
+from jaxablate.gating import GATES
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.firing_table import FiringTables, packed
 from jaxablate.neurons.measures import Shape, binary_shape, gini_of, power_sums, shape
@@ -350,7 +351,7 @@ def _counted(found: tuple[Kind, ...], tables: list[np.ndarray], widths: list[lis
 
 
 def _is_binary(kind: Kind, model: SelfAblatingTransformer) -> bool:
-    return kind.source == "gates" and model.config.gate == "hard"
+    return kind.source == "gates" and GATES[model.config.gate].binary
 
 
 def _check_finite(values: np.ndarray, name: str, layer: int) -> None:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.config import ModelConfig
-from jaxablate.gating import hard_top_k, soft_top_k
+from jaxablate.config import ModelConfig, UnitKind
+from jaxablate.gating import gate
 from jaxablate.models.decoder import DecoderOutput, LayerActivations, StreamActivations
 from jaxablate.ops.normalization import layer_norm
 
@@ -34,7 +34,7 @@ class Kind:
       source: where they are read.
     """
 
-    part: Literal["neurons", "attention"]
+    part: UnitKind
     source: Literal["clean", "ablated", "gates"]
 
     @property
@@ -176,14 +176,11 @@ def _random_units(config: ModelConfig, norm: Params, random: Mapping[str, jax.Ar
     return read.astype(jnp.float32) @ random["up"] + random["bias"], _rows(stream.head_out) @ random["rotation"]
 
 
-def _winners(config: ModelConfig, part: str, layer: int, scores: jax.Array) -> jax.Array:
+def _winners(config: ModelConfig, part: UnitKind, layer: int, scores: jax.Array) -> jax.Array:
     """Gates [n, R] that let about the same share of random units pass as of trained ones."""
     units, count = config.mlp_width if part == "neurons" else config.d_model, scores.shape[-1]
     k = min(max(round(count * config.layer_k(part, layer) / units), 1), count - 1)
-    if config.gate == "hard":
-        return hard_top_k(scores, k=k)
-    temperature = config.temperature_neurons if part == "neurons" else config.temperature_attention
-    return soft_top_k(scores, k=k, temperature=temperature, eps=config.gate_eps, surrogate=config.surrogate)
+    return gate(config, part, layer)(scores, k=k)
 
 
 def fires(values: jax.Array, threshold: jax.Array, signed: bool) -> jax.Array:
