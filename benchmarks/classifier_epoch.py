@@ -20,7 +20,7 @@ from benchmarks.training_step import peak_bytes
 from jaxablate.config import ClassificationConfig, ClassificationObjective, EpochTrainConfig, SentimentDataConfig
 from jaxablate.sharding import batch_sharding, make_mesh
 from jaxablate.training.classification import classification_task
-from jaxablate.training.program import make_program
+from jaxablate.training.loop import make_program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

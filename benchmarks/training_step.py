@@ -20,9 +20,10 @@ import tyro
 
 from jaxablate.config import Config, MeshConfig, ModelConfig, TrainConfig
 from jaxablate.sharding import batch_sharding, make_mesh
-from jaxablate.training.flops import train_flops_per_token
 from jaxablate.training.language import accumulation_steps
-from jaxablate.training.program import Program, make_program
+from jaxablate.training.loop import make_program
+from jaxablate.training.program import Program
+from jaxablate.training.throughput import train_flops_per_token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,8 @@ def _prepare(options: Options) -> tuple[Program, dict[str, jax.Array], int]:
     shape = (options.batch_size, options.sequence_length + 1)
     tokens = np.random.default_rng(0).integers(0, options.model.vocab_size, shape, np.int32)
     batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
-    return make_program(config, mesh), jax.device_put(batch, batch_sharding(mesh)), accumulation_steps(config, mesh)
+    program = make_program(config, mesh, config.train.steps)
+    return program, jax.device_put(batch, batch_sharding(mesh)), accumulation_steps(config, mesh)
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -177,6 +177,27 @@ def lock(path: StrPath, *, busy: str | None = None, waiting: Callable[[], None] 
         held.release()
 
 
+@contextlib.contextmanager
+def sole_builder(path: StrPath, *, waiting: Callable[[], None] = lambda: None,
+                 otherwise: str = "choose another folder") -> Iterator[None]:
+    """Waits until no other process builds a file or folder, then keeps others out while the block does.
+
+    What killed builders have left beside it is removed. The lock is on ``.<name>.lock`` in the same folder.
+
+    Args:
+      path: what is built.
+      waiting: as for `lock`.
+      otherwise: as for `lock`.
+
+    Raises:
+      FileError: the folder cannot be written.
+    """
+    path = Path(path)
+    with lock(path.with_name(f".{path.name}.lock"), waiting=waiting, otherwise=otherwise):
+        remove_partials(path)
+        yield
+
+
 def read_json(path: StrPath, *, what: str, fix: str, format: str | None = None,
               versions: tuple[int, ...] | None = None) -> dict[str, Any]:
     """A JSON object from a file, its ``format`` and ``version`` checked where they are asked for.
@@ -225,6 +246,44 @@ def cut_jsonl(path: StrPath, keep: Callable[[Mapping[str, Any]], bool]) -> None:
     """Rewrites a log without the lines that ``keep`` refuses, and without a last one that is not whole."""
     if Path(path).exists():
         write(path, "".join(json.dumps(line) + "\n" for line in read_jsonl(path) if keep(line)))
+
+
+class JsonLines:
+    """A log of one JSON object a line, which a killed writer may leave with half a line and another one continues.
+
+    Args:
+      path: the file, made where there is none.
+      keep: which lines of an earlier writer stay; half a line at the end never does.
+      otherwise: as for `atomic_write`.
+
+    Raises:
+      FileError: it cannot be written.
+    """
+
+    def __init__(self, path: StrPath, *, keep: Callable[[Mapping[str, Any]], bool] = lambda line: True,
+                 otherwise: str = "choose another folder"):
+        self._path, self._otherwise = Path(path), otherwise
+        try:
+            cut_jsonl(path, keep)
+            self._file = open(path, "a")  # noqa: SIM115 (closed by `close`)
+        except OSError as error:
+            raise write_error(path, error, otherwise) from error
+
+    def add(self, value: Mapping[str, Any]) -> None:
+        """Appends a line and hands it to the operating system.
+
+        Raises:
+          FileError: the disk is full or the file is gone.
+        """
+        try:
+            self._file.write(json.dumps(value) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise write_error(self._path, error, self._otherwise) from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 def finite(value: Any) -> Any:

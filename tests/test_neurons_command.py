@@ -23,7 +23,7 @@ from jaxablate.errors import ConfigError
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.reports.neuron_records import read_record
 from jaxablate.runs.checkpoint import Checkpoints
-from jaxablate.training.state import TrainState
+from jaxablate.training.program import TrainState
 
 evaluation = load_script("eval")
 FEW = ("--examples", "6", "--build", "3", "--context", "8", "--candidates", "2", "--tokens", "1024",

@@ -16,8 +16,7 @@ from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.objectives import language_model_loss
 from jaxablate.sharding import batch_sharding, check_batch, make_mesh, param_shardings, partition_spec
 from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxablate.training.state import abstract_state, bytes_per_device, make_initializer, state_shardings
-from jaxablate.training.step import make_train_step
+from jaxablate.training.program import Learner, compile_program
 
 COMPILATIONS = []
 """Durations of the backend's compilations (or reads of the compilation cache) so far."""
@@ -40,37 +39,30 @@ def tiny(ablation, **changes):
     return ModelConfig(**shape, ablation=ablation, k_attention=3, k_neurons=4, **changes)
 
 
-def initializer(model):
-    return lambda key: model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
-
-
-def set_up(config, mesh_config, accumulation_steps=1):
-    """(fresh state, step, mesh) of a tiny model on a mesh."""
-    model = SelfAblatingTransformer(config)
-    mesh = make_mesh(mesh_config)
-    settings = OptimizerConfig(learning_rate=1e-2)
-    optimizer = make_optimizer(settings, 10)
-    init_params = initializer(model)
-    shardings = state_shardings(mesh, abstract_state(init_params, optimizer), optimizer)
+def program(config, mesh_config, accumulation_steps=1):
+    """The compiled functions of a tiny model on a mesh."""
+    model, settings = SelfAblatingTransformer(config), OptimizerConfig(learning_rate=1e-2)
 
     def loss(params, batch, key):
         del key
         objective = ObjectiveConfig(reconstruction=0.1)
         return language_model_loss(model, params, batch["inputs"], batch["targets"], objective)
 
-    schedule = learning_rate_schedule(settings, 10)
-    step = make_train_step(loss, optimizer, schedule, mesh, shardings, lambda batch: accumulation_steps)
-    return make_initializer(init_params, optimizer, shardings)(0), step, mesh
+    learner = Learner(init_params=lambda key: model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], train_loss=loss,
+                      eval_loss=loss, counted="mask", parts=lambda batch: accumulation_steps)
+    return compile_program(learner, make_optimizer(settings, 10), learning_rate_schedule(settings, 10),
+                           make_mesh(mesh_config))
 
 
 def run(config, mesh_config, steps, accumulation_steps=1):
     """Metrics of the first steps, and the final parameters on the host; the step must compile once only."""
-    state, step, mesh = set_up(config, mesh_config, accumulation_steps)
+    compiled_for_mesh = program(config, mesh_config, accumulation_steps)
+    state, mesh = compiled_for_mesh.init(0), compiled_for_mesh.mesh
     rng, metrics, compiled = np.random.default_rng(0), [], []
     for _ in range(steps):
         tokens = rng.integers(0, config.vocab_size, (16, 9), dtype=np.int32)
         batch = jax.device_put({"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}, batch_sharding(mesh))
-        state, values = step(state, batch)
+        state, values = compiled_for_mesh.step(state, batch)
         metrics.append({name: float(value) for name, value in values.items()})
         compiled.append(len(COMPILATIONS))
     assert compiled[-1] == compiled[0], "a later step compiled anew"
@@ -117,18 +109,16 @@ def test_accumulated_gradient_is_the_full_batch_gradient(single, mesh):
 
 
 def test_bytes_per_device_fall_as_fsdp_grows():
-    optimizer = make_optimizer(OptimizerConfig(), 10)
-    abstract = abstract_state(initializer(SelfAblatingTransformer(tiny("local"))), optimizer)
     held = []
     for size in (1, 2, 4, 8):
-        shardings = state_shardings(make_mesh(MeshConfig(data=1, fsdp=size)), abstract, optimizer)
-        arrays = (abstract.params, abstract.opt_state), (shardings.params, shardings.opt_state)
-        held.append(bytes_per_device(jax.tree.map(lambda a, s: jax.device_put(np.zeros(a.shape, a.dtype), s), *arrays)))
+        abstract = program(tiny("local"), MeshConfig(data=1, fsdp=size)).abstract
+        leaves = jax.tree.leaves((abstract.params, abstract.opt_state))
+        held.append(sum(np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
     assert all(b < 0.6 * a for a, b in itertools.pairwise(held)), held
 
 
 def test_optimizer_state_lives_where_its_parameter_does():
-    state, _, _ = set_up(tiny("both"), MESHES["data 2 fsdp 2 tensor 2"])
+    state = program(tiny("both"), MESHES["data 2 fsdp 2 tensor 2"]).init(0)
     adam = optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")
     for moments in adam:
         jax.tree.map(lambda m, p: _same_place(m, p), moments, state.params)
@@ -139,9 +129,9 @@ def _same_place(a, b):
 
 
 def test_fsdp_gathers_parameters_and_never_activations():
-    state, step, mesh = set_up(tiny("local"), MeshConfig(data=1, fsdp=8))
-    tokens = jax.device_put(np.zeros((16, 8), np.int32), batch_sharding(mesh))
-    text = step.lower(state, {"inputs": tokens, "targets": tokens}).compile().as_text()
+    fsdp = program(tiny("local"), MeshConfig(data=1, fsdp=8))
+    tokens = jax.device_put(np.zeros((16, 8), np.int32), batch_sharding(fsdp.mesh))
+    text = fsdp.step.lower(fsdp.abstract, {"inputs": tokens, "targets": tokens}).compile().as_text()
     gathered = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
     shapes = [tuple(map(int, dims.split(","))) for dims in gathered]
     assert (64, 16) in shapes, "the embedding is not gathered: is it sharded at all?"

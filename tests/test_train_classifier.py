@@ -14,7 +14,7 @@ import optax
 import pytest
 from helpers.scripts import load_script
 
-from jaxablate.commands.train import main
+from jaxablate.commands.main import main
 from jaxablate.config import (
     ClassificationConfig,
     ClassificationObjective,
@@ -36,11 +36,9 @@ from jaxablate.runs.checkpoint import restore_params, saved_steps
 from jaxablate.sharding import batch_sharding, make_mesh
 from jaxablate.training import loop
 from jaxablate.training.classification import classification_learner, classification_task
-from jaxablate.training.loop import train
+from jaxablate.training.loop import make_program, train
 from jaxablate.training.metrics import read_metrics
-from jaxablate.training.program import make_program
-from jaxablate.training.state import abstract_state, make_initializer, state_shardings
-from jaxablate.training.step import make_train_step
+from jaxablate.training.program import compile_program
 
 ROOT = Path(__file__).parent.parent
 PER_EPOCH = 8
@@ -183,7 +181,7 @@ def config_file(data, tmp_path):
 
 
 def test_several_seeds_in_one_command(config_file, data, tmp_path, capsys):
-    command = ["--config", str(config_file), "--workdir", str(tmp_path / "runs"), "--train.log-every", "4"]
+    command = ["train", "--config", str(config_file), "--workdir", str(tmp_path / "runs"), "--train.log-every", "4"]
     assert main([*command, "--seeds", "0", "1"]) == 0
     runs = [tmp_path / "runs" / f"seed-{seed}" for seed in (0, 1)]
     stored = [json.loads((run / "config.json").read_text()) for run in runs]
@@ -246,13 +244,11 @@ def test_parts_of_a_batch_give_the_whole_batchs_gradient(data):
     with jax.enable_x64(True):
         types = {"param_dtype": "float64", "compute_dtype": "float64", "dropout": 0.0, "vmask": False}
         config, mesh = tiny(data, model=types | {"vocab_size": 10}), make_mesh(MeshConfig(data=1))
-        learner, optimizer = classification_learner(config), optax.sgd(1.0)
-        shardings = state_shardings(mesh, abstract_state(learner.init_params, optimizer), optimizer)
-        init, ends = make_initializer(learner.init_params, optimizer, shardings), []
+        learner, ends = classification_learner(config, mesh), []
         for parts in (1, 4):
-            options = learner.train_loss, optimizer, lambda step: 1.0, mesh, shardings
-            step = make_train_step(*options, lambda batch, n=parts: n, learner.weighed)
-            ends.append(step(init(0), jax.device_put(_half_filled(), batch_sharding(mesh))))
+            parted = dataclasses.replace(learner, parts=lambda batch, n=parts: n)
+            program = compile_program(parted, optax.sgd(1.0), lambda step: 1.0, mesh)
+            ends.append(program.step(program.init(0), jax.device_put(_half_filled(), batch_sharding(mesh))))
         (one, whole), (other, parted) = ends
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), one.params, other.params)
         assert {name: float(x) for name, x in parted.items()} == pytest.approx(

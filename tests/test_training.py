@@ -20,15 +20,14 @@ import pytest
 from rich.console import Console
 
 from jaxablate.config import Config, ModelConfig, OptimizerConfig, TrainConfig
-from jaxablate.errors import CheckpointError, ConfigError, TrainingError
+from jaxablate.errors import ConfigError, FileError, TrainingError
 from jaxablate.runs.interruption import Interruption
-from jaxablate.training.flops import PEAK_FLOPS, peak_flops, train_flops_per_token
-from jaxablate.training.metrics import MetricsLog, nonfinite, read_metrics
+from jaxablate.training.metrics import MetricsLog, Recorder, nonfinite, read_metrics
 from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxablate.training.progress import ProgressLine, Throughput
-from jaxablate.training.recorder import Recorder
-from jaxablate.training.state import TrainState, step_key
+from jaxablate.training.program import TrainState, step_key
+from jaxablate.training.progress import ProgressLine
 from jaxablate.training.task import Pace
+from jaxablate.training.throughput import PEAK_FLOPS, Throughput, peak_flops, train_flops_per_token
 
 ROOT = Path(__file__).parent.parent
 
@@ -167,12 +166,12 @@ def test_wandb_without_its_package_says_what_to_install(tmp_path, monkeypatch):
 
 def test_a_full_disk_while_logging_is_one_line(tmp_path):
     log = log_of(tmp_path, 0, tensorboard=False)
-    log._file.close()
-    log._file = open("/dev/full", "a")  # noqa: SIM115
-    with pytest.raises(CheckpointError, match=r"cannot write .*metrics.jsonl \(No space left on device\)"):
+    log._lines._file.close()
+    log._lines._file = open("/dev/full", "a")  # noqa: SIM115
+    with pytest.raises(FileError, match=r"disk full while writing .*metrics.jsonl"):
         log.write(1, "train", {"loss": 1.0})
     with pytest.raises(OSError, match="No space left"):
-        log._file.close()
+        log._lines._file.close()
 
 
 def test_nonfinite_names_what_is_wrong():
@@ -180,32 +179,51 @@ def test_nonfinite_names_what_is_wrong():
     assert nonfinite({"loss": 1.0}) == ""
 
 
-def progress_text(terminal=False, peak=None, **settings):
+def progress_text(terminal=False, peak=None, steps=200, width=200):
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=terminal, highlight=False, soft_wrap=True, width=200)
-    return stream, ProgressLine(200, 1000, 5e6, peak, console)
+    console = Console(file=stream, force_terminal=terminal, highlight=False, soft_wrap=True, width=width)
+    return stream, ProgressLine(steps, 1000, 5e6, peak, console)
 
 
 def test_plain_progress_lines():
     stream, line = progress_text(peak=1e8)
     with line:
         line.update(1, {"loss": 3.0}, None)
-        line.validated({"loss_clean": 2.25})
+        line.validated(50, {"loss_clean": 2.25})
         speed = line.update(100, {"loss": 2.0, "loss_clean": 1.5, "loss_ablated": 2.5}, 10.0)
     assert speed == {"tokens_per_second": 10_000.0, "peak_fraction": 0.5}
     assert stream.getvalue().splitlines() == [
         "step 1/200  loss 3.0000",
-        "step 100/200  loss 2.0000  clean 1.5000  ablated 2.5000  valid clean 2.2500  10,000 tokens/s  50.0% of peak  "
-        "0:10 left",
+        "step 50/200  valid clean 2.2500",
+        "step 100/200  loss 2.0000  clean 1.5000  ablated 2.5000  10,000 tokens/s  50.0% of peak  0:10 left",
     ]
 
 
-def test_a_terminal_gets_one_live_line():
-    stream, line = progress_text(terminal=True)
+def test_plain_lines_come_each_hundredth_of_a_run_or_each_minute(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stream, line = progress_text(steps=4000)
+    for step in range(1, 4001):
+        now[0] += 30 if step <= 10 else 0.01
+        line.update(step, {"loss": 3.0}, None)
+    printed = [int(text.split()[1].split("/")[0]) for text in stream.getvalue().splitlines()]
+    assert printed[:7] == [1, 3, 5, 7, 9, 49, 89] and printed[-2:] == [3969, 4000] and len(printed) == 105
+
+
+def test_a_terminal_of_80_columns_shows_everything_and_nothing_is_left():
+    stream, line = progress_text(terminal=True, width=80, peak=1e8)
     with line:
-        for step in (10, 20):
-            line.update(step, {"loss": 3.0}, 0.01)
-    assert "step 20/200  loss 3.0000  10 tokens/s  5:00:00 left" in stream.getvalue()
+        line.validated(10, {"loss_clean": 2.25})
+        losses = {"loss": 3.0, "loss_clean": 1.5, "loss_ablated": 2.5, "importance": 1.0, "interaction": 2.0}
+        line.update(20, losses, 0.01)
+        line.say("finished")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n")
+    text = "".join(line.rstrip("\n") for line in shown.splitlines())
+    for part in ("step 20/200  10 tokens/s  0.1% of peak  5:00:00 left", "valid clean 2.2500 (step 10)",
+                 "ablated 2.5000  importance 1.0000  interaction 2.0000"):
+        assert part in text
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert "finished" in shown and stream.getvalue().endswith("\x1b[2K")  # the picture is erased at last
 
 
 def test_throughput_counts_from_the_restart(monkeypatch):

@@ -1,5 +1,6 @@
 """Checkpoints under every fault: damaged files, full disks, other devices, other models."""
 
+import functools
 import json
 import os
 import random
@@ -16,9 +17,7 @@ from jaxablate.errors import CheckpointError
 from jaxablate.runs.checkpoint import Checkpoints, restore_params, saved_steps
 from jaxablate.sharding import make_mesh, param_shardings
 from jaxablate.training.optimizer import make_optimizer
-from jaxablate.training.state import abstract_state, make_initializer, place_on, state_shardings
-
-OPTIMIZER = make_optimizer(OptimizerConfig(), 10)
+from jaxablate.training.program import Learner, compile_program
 
 
 def init_params(key, width=64):
@@ -29,26 +28,22 @@ def init_params(key, width=64):
     }
 
 
-def abstract(**mesh):
+def program(width=64, **mesh):
+    """Functions that make a state on a mesh; the loss is not used."""
+    learner = Learner(init_params=lambda key: init_params(key, width), train_loss=None, eval_loss=None, counted="mask")
+    return compile_program(learner, make_optimizer(OptimizerConfig(), 10), lambda step: 1.0,
+                           make_mesh(MeshConfig(**mesh)))
+
+
+def abstract(width=64, **mesh):
     """Target of a restore on a mesh."""
-    shapes = abstract_state(init_params, OPTIMIZER)
-    return place_on(shapes, state_shardings(make_mesh(MeshConfig(**mesh)), shapes, OPTIMIZER))
+    return program(width, **mesh).abstract
 
 
 @pytest.fixture(scope="module")
 def fresh():
     """States of step 0 by mesh, made once."""
-    made = {}
-
-    def get(**mesh):
-        name = tuple(mesh.items())
-        if name not in made:
-            shapes = abstract_state(init_params, OPTIMIZER)
-            shardings = state_shardings(make_mesh(MeshConfig(**mesh)), shapes, OPTIMIZER)
-            made[name] = make_initializer(init_params, OPTIMIZER, shardings)(3)
-        return made[name]
-
-    return get
+    return functools.cache(lambda **mesh: program(**mesh).init(3))
 
 
 def at_step(state, step):
@@ -105,8 +100,7 @@ def test_the_last_ones_and_the_best_one_are_kept(tmp_path, fresh):
 
 def test_params_restore_with_shardings_of_their_own(tmp_path, fresh):
     write(tmp_path, fresh(data=1), {1: None})
-    shapes = abstract_state(init_params, OPTIMIZER).params
-    shardings = param_shardings(make_mesh(MeshConfig(data=1, fsdp=8)), shapes)
+    shardings = param_shardings(make_mesh(MeshConfig(data=1, fsdp=8)), abstract(data=1).params)
     params, _ = restore_params(tmp_path, shardings=shardings)
     assert_same(params, at_step(fresh(data=1), 1).params)
     assert params["embed"]["embedding"].sharding == shardings["embed"]["embedding"]
@@ -199,11 +193,9 @@ def test_a_checkpoint_that_is_not_there(tmp_path, fresh, step, message):
 
 def test_another_shape_is_one_clear_line(tmp_path, fresh):
     write(tmp_path, fresh(data=1), {1: None})
-    shapes = abstract_state(lambda key: init_params(key, width=32), OPTIMIZER)
-    target = place_on(shapes, state_shardings(make_mesh(MeshConfig(data=1)), shapes, OPTIMIZER))
     message = r"does not fit the model: optimizer/\S+ is float32\[64,64\] there and float32\[64,32\] here \(8 more"
     with pytest.raises(CheckpointError, match=message) as caught:
-        restore(tmp_path, target)
+        restore(tmp_path, abstract(width=32, data=1))
     assert "\n" not in str(caught.value)
 
 
@@ -213,7 +205,7 @@ def test_a_failed_save_keeps_and_names_the_last_good_one(tmp_path, fresh, monkey
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jaxablate.training.checkpoint.write_seal", full)
+    monkeypatch.setattr("jaxablate.runs.checkpoint.write_seal", full)
     checkpoints.save(at_step(fresh(data=1), 2), {})
     with pytest.raises(CheckpointError, match=r"no space left .* the last good checkpoint is .*/checkpoints/1$"):
         checkpoints.wait()

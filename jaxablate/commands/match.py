@@ -19,9 +19,8 @@ from jaxablate.reports import results as files
 from jaxablate.reports.comparison_page import matched_texts, write_tables
 from jaxablate.reports.matched import Matched, MatchedRow, Side, match_rows
 from jaxablate.reports.results import Results
-from jaxablate.runs.checkpoint import FOLDER, saved_steps
+from jaxablate.runs.checkpoint import FOLDER, damage, saved_steps
 from jaxablate.runs.run import Run, require_language_model
-from jaxablate.runs.seal import damage
 from jaxablate.runs.workdir import METRICS, read_run
 from jaxablate.stats import Estimate
 from jaxablate.suites import perplexity

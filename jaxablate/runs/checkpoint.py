@@ -1,9 +1,9 @@
-"""Checkpoints by Orbax: written in the background, sealed when whole, restored on any devices.
+"""Checkpoints by Orbax: written in the background, sealed when complete, restored on any devices.
 
 ``checkpoints/<step>/`` holds what Orbax wrote (``params``, ``optimizer``, ``progress``) and, last of all, ``seal.json``
-with the size and checksum of each of its files. A folder without a seal that fits is no checkpoint: it was being
-written when the process died, or has been damaged since. Older checkpoints are removed only once a newer one is sealed,
-so a good one exists at every moment.
+with the size and checksum of each of its files. A folder whose seal is missing or does not fit is no checkpoint: it was
+being written when the process died, or has been damaged since. Older checkpoints are removed only once a newer one is
+sealed, so a good one exists at every moment.
 
 Orbax's own managers delete old steps before anything has looked at the new one, and leave a flipped bit in array data
 unnoticed (zstd frames carry no checksum); hence seals, and `orbax.checkpoint.AsyncCheckpointer` underneath.
@@ -11,32 +11,54 @@ unnoticed (zstd frames carry no checksum); hence seals, and `orbax.checkpoint.As
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import errno
+import json
 import logging
+import math
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxablate import files
 from jaxablate.errors import CheckpointError
-from jaxablate.runs.seal import Seal, damage, read_seal, write_seal
 from jaxablate.sharding import path_name
-from jaxablate.training.state import TrainState
+from jaxablate.types import Params
 
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+SEAL = "seal.json"
+
+
+class State(Protocol):
+    """What a run changes, as a Flax struct; `jaxablate.training.program.TrainState` is one."""
+
+    @property
+    def step(self) -> Any: ...
+    @property
+    def params(self) -> Params: ...
+    @property
+    def opt_state(self) -> Any: ...
+    @property
+    def key(self) -> Any: ...
+    def replace(self, **changes: Any) -> Any: ...
+
+
+S = TypeVar("S", bound=State)
 
 
 class Checkpoints:
     """The checkpoints of one run, for the process that writes them.
 
     Args:
-      workdir: of the run; they live in ``checkpoints/`` below it.
+      workdir: working directory of the run; checkpoints live in ``checkpoints/`` below it.
       keep_last: newest ones kept, besides the best by validation loss.
 
     Raises:
@@ -56,11 +78,11 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
 
-    def save(self, state: TrainState, progress: Mapping[str, Any], valid_loss: float | None = None) -> None:
+    def save(self, state: State, progress: Mapping[str, Any], valid_loss: float | None = None) -> None:
         """Starts saving and returns as soon as the arrays may be overwritten.
 
         Args:
-          state: of the run; `state.step` names the checkpoint.
+          state: state of the run; `state.step` names the checkpoint.
           progress: JSON-able rest of the run, such as the data cursor.
           valid_loss: decides which checkpoint is the best; None where it was not measured at this step.
 
@@ -68,16 +90,14 @@ class Checkpoints:
           CheckpointError: the previous save failed, or this one cannot start.
         """
         self.wait()
-        step = int(state.step)
-        self._pending_step = step
+        step = self._pending_step = int(state.step)
         arrays = {"params": state.params, "optimizer": _without_params(state)}
         with self._saving(step):
             items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
             items["progress"] = ocp.args.JsonSave(dict(progress))
             self._require_space(arrays)
             self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items), force=True)
-        described = {f"{name}/{k}": v for name, tree in arrays.items() for k, v in _describe(tree).items()}
-        self._pending = self._thread.submit(self._finish, step, valid_loss, described)
+        self._pending = self._thread.submit(self._finish, step, valid_loss, _describe(arrays))
 
     def check(self) -> None:
         """Raises what a save in the background has met, without waiting for it.
@@ -100,11 +120,11 @@ class Checkpoints:
         with self._saving(self._pending_step):
             pending.result()
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore(self, abstract: S) -> tuple[S, dict[str, Any]] | None:
         """Newest good checkpoint, on the devices that the target's shardings name.
 
         Args:
-          abstract: shapes with shardings (`jaxablate.training.state.place_on`).
+          abstract: a state of shapes with shardings.
 
         Returns:
           (state, progress), or None where the run has no checkpoint yet. Damaged ones are passed over with a warning.
@@ -116,15 +136,13 @@ class Checkpoints:
         for step in reversed(saved_steps(self.folder)):
             restored = _try_restore(self.folder / str(step), target)
             if restored is not None:
-                rest = restored["optimizer"]
-                state = TrainState(params=restored["params"], **rest)
-                return state, restored["progress"]
+                return abstract.replace(params=restored["params"], **restored["optimizer"]), restored["progress"]
         if saved_steps(self.folder):
             raise CheckpointError(f"no checkpoint in {self.folder} can be read; move it away to start the run again")
         return None
 
     def last_good(self) -> str:
-        """Words that name the newest whole checkpoint."""
+        """A clause that names the newest good checkpoint, for messages."""
         good = [step for step in saved_steps(self.folder) if damage(self.folder / str(step)) is None]
         if not good:
             return "there is no good checkpoint yet"
@@ -165,13 +183,12 @@ class Checkpoints:
     def _prune(self, newest: int) -> None:
         """Removes all but the last ones up to the one just sealed, and the best one.
 
-        What is there of later steps was passed over when the run was restored, so it is damaged even where its seal is
+        A later step that is there was passed over when the run was restored, so it is damaged even where its seal is
         not; it must not take the place of a good one.
         """
         seals = {step: read_seal(self.folder / str(step)) for step in saved_steps(self.folder)}
         good = [step for step, seal in seals.items() if seal is not None and step <= newest]
-        measured = [step for step in good if seals[step].valid_loss is not None]
-        best = min(measured, key=lambda step: (seals[step].valid_loss, -step), default=None)
+        best = next((step for step in _by_loss(seals) if step <= newest), None)
         for step in seals.keys() - {*good[-self.keep_last :], best}:
             shutil.rmtree(self.folder / str(step))
 
@@ -182,16 +199,15 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def restore_params(
-    workdir: str | Path, *, step: int | Literal["best", "best or last"] | None = None, shardings: Any = None
-) -> tuple[Any, int]:
+def restore_params(workdir: str | Path, *, step: int | Literal["best", "best or last"] | None = None,
+                   shardings: Any = None) -> tuple[Params, int]:
     """Parameters alone, on whatever devices are here.
 
     Args:
-      workdir: of a run.
+      workdir: working directory of a run.
       step: None for the newest, "best" for the lowest validation loss (of a classifier: one minus the accuracy), "best
-        or last" for that or, where none was measured yet, the newest, or a number. All but a number, which is taken at
-        its word, pass over damaged checkpoints with a warning.
+        or last" for that or, where none was measured yet, the newest, or a number. A number is taken as it is; the
+        others pass over damaged checkpoints with a warning.
       shardings: tree of shardings for the parameters; None puts all on the first device.
 
     Returns:
@@ -201,8 +217,7 @@ def restore_params(
       CheckpointError: no such checkpoint, or none that is good.
     """
     folder = Path(workdir).absolute() / FOLDER
-    candidates = _candidates(folder, step)
-    for number in candidates:
+    for number in _candidates(folder, step):
         seal = read_seal(folder / str(number))
         target = {} if seal is None else {"params": _params_target(seal, shardings)}
         restored = _try_restore(folder / str(number), target)
@@ -214,13 +229,89 @@ def restore_params(
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps that have a folder, ascending, whether whole or damaged."""
+    """Steps that have a folder, ascending, damaged ones included."""
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
 
 
+# Seals ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seal:
+    """What a checkpoint was when it was complete."""
+
+    step: int
+    """Updates that led to it."""
+    valid_loss: float | None
+    """Validation loss measured at this very step, or None."""
+    arrays: dict[str, str]
+    """``"params/ln_f/scale" -> "float32[128]"`` for every array."""
+    files: dict[str, tuple[int, int]]
+    """Path inside the folder -> (bytes, CRC-32)."""
+
+
+def write_seal(folder: Path, step: int, valid_loss: float | None, arrays: dict[str, str]) -> None:
+    """Seals a checkpoint whose files are all written.
+
+    Args:
+      folder: the checkpoint's folder.
+      step: its number.
+      valid_loss: None where it was not measured; one that is not finite counts as not measured.
+      arrays: description of every array.
+    """
+    contents = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(SEAL))
+    checksums = {str(p.relative_to(folder)): (p.stat().st_size, files.crc32(p)) for p in contents}
+    loss = valid_loss if valid_loss is not None and math.isfinite(valid_loss) else None
+    seal = dataclasses.asdict(Seal(step=step, valid_loss=loss, arrays=arrays, files=checksums))
+    files.write_json(folder / SEAL, {"crc": _crc_of(seal), "seal": seal}, indent=None)
+
+
+def read_seal(folder: Path) -> Seal | None:
+    """The seal, or None where it is missing or not what was written."""
+    try:
+        stored = json.loads((folder / SEAL).read_bytes())
+        seal = stored["seal"]
+        if stored["crc"] != _crc_of(seal):
+            return None
+        return Seal(**seal | {"files": {name: tuple(value) for name, value in seal["files"].items()}})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None; reads every byte of it once."""
+    seal = read_seal(folder)
+    if seal is None:
+        return f"its {SEAL} is missing or damaged (the save never finished, or the file was changed)"
+    for name, (size, crc) in seal.files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes of {size}"
+        if files.crc32(path) != crc:
+            return f"the content of {name} has changed"
+    return None
+
+
+def _crc_of(seal: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(seal, sort_keys=True).encode())
+
+
+def _by_loss(seals: Mapping[int, Seal | None]) -> list[int]:
+    """Steps whose validation loss was measured, the lowest first, of equal ones the latest first."""
+    losses = {step: seal.valid_loss for step, seal in seals.items() if seal is not None}
+    measured = [(loss, -step) for step, loss in losses.items() if loss is not None]
+    return [-negative for _, negative in sorted(measured)]
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
 def _candidates(folder: Path, step: int | str | None) -> list[int]:
+    """Steps in the order in which they are tried."""
     steps = saved_steps(folder)
     if not steps:
         raise CheckpointError(f"{folder} holds no checkpoint; train first, or check --workdir")
@@ -230,24 +321,24 @@ def _candidates(folder: Path, step: int | str | None) -> list[int]:
         if step not in steps:
             raise CheckpointError(f"{folder} holds no checkpoint of step {step}; choose one of {_listed(folder)}")
         return [step]
-    seals = {s: read_seal(folder / str(s)) for s in steps}
-    measured = [s for s in steps if seals[s] is not None and seals[s].valid_loss is not None]
+    measured = _by_loss({s: read_seal(folder / str(s)) for s in steps})
     if not measured and step == "best or last":
         return steps[::-1]
     if not measured:
         raise CheckpointError(f"no checkpoint in {folder} has a validation loss yet; take the newest one instead")
-    return sorted(measured, key=lambda s: (seals[s].valid_loss, -s))
+    return measured
 
 
 def _listed(folder: Path) -> str:
     return ", ".join(map(str, saved_steps(folder)))
 
 
-def _without_params(state: TrainState) -> dict[str, Any]:
+def _without_params(state: State) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
 
 
 def _describe(tree: Any) -> dict[str, str]:
+    """Path of every array -> its type and shape, as seals list them."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): f"{x.dtype}[{','.join(map(str, x.shape))}]" for path, x in leaves}
 
@@ -278,26 +369,22 @@ def _try_restore(folder: Path, target: dict[str, Any]) -> dict[str, Any] | None:
     reason = damage(folder)
     if reason is None:
         _check_fit(folder, target)
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in target.items()}
+        items["progress"] = ocp.args.JsonRestore()
         try:
-            return _load(folder, target)
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+                return dict(reader.restore(folder, args=ocp.args.Composite(**items)).items())
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = _first_line(error)
     log.warning("checkpoint %s cannot be used: %s; falling back to the one before it", folder, reason)
     return None
 
 
-def _load(folder: Path, target: dict[str, Any]) -> dict[str, Any]:
-    items = {name: ocp.args.StandardRestore(tree) for name, tree in target.items()}
-    items["progress"] = ocp.args.JsonRestore()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return dict(reader.restore(folder, args=ocp.args.Composite(**items)).items())
-
-
 def _check_fit(folder: Path, target: dict[str, Any]) -> None:
-    """One clear line where the stored arrays are not those wanted."""
-    stored = read_seal(folder).arrays
-    wanted = {f"{name}/{k}": v for name, tree in target.items() for k, v in _describe(tree).items()}
-    stored = {k: v for k, v in stored.items() if k.split("/")[0] in target}
+    """Refuses a checkpoint whose arrays are not those of the target, in one line that names the first."""
+    seal = read_seal(folder)
+    stored = {} if seal is None else {k: v for k, v in seal.arrays.items() if k.split("/")[0] in target}
+    wanted = _describe(target)
     wrong = [k for k in sorted(stored.keys() | wanted.keys()) if stored.get(k) != wanted.get(k)]
     if wrong:
         name = wrong[0]

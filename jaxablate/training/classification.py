@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxablate.config import ClassificationConfig
 from jaxablate.data.progress import progress_report
@@ -15,8 +16,10 @@ from jaxablate.data.sentiment.prepare import SentimentData, prepare
 from jaxablate.errors import ConfigError
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.objectives import check_regularizers, classification_loss
-from jaxablate.training.step import Batch, LossFunction, Metrics
-from jaxablate.training.task import Learner, Pace, Task
+from jaxablate.sharding import fitting_parts
+from jaxablate.training.program import Learner, LossFunction, Metrics
+from jaxablate.training.task import Pace, Task
+from jaxablate.types import Batch
 
 
 def classification_task(config: ClassificationConfig) -> Task:
@@ -51,7 +54,7 @@ def classification_task(config: ClassificationConfig) -> Task:
     )
 
 
-def classification_learner(config: ClassificationConfig) -> Learner:
+def classification_learner(config: ClassificationConfig, mesh: Mesh) -> Learner:
     """The SAFR classifier with its loss; the config's vocabulary size is resolved.
 
     Raises:
@@ -66,6 +69,7 @@ def classification_learner(config: ClassificationConfig) -> Learner:
         eval_loss=_loss(model, config, train=False),
         counted="weight",
         weighed="weight",
+        parts=lambda batch: fitting_parts(mesh, *batch["tokens"].shape),
     )
 
 

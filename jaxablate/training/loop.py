@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -18,36 +19,32 @@ from jaxablate.provenance import device_names
 from jaxablate.runs.checkpoint import Checkpoints
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.workdir import check_workdir, hold_workdir, record_run, require_x64
-from jaxablate.sharding import BATCH_AXES, batch_sharding, make_mesh
-from jaxablate.training.classification import classification_task
-from jaxablate.training.early_stopping import EarlyStopping
-from jaxablate.training.flops import peak_flops
-from jaxablate.training.language import language_task
-from jaxablate.training.metrics import MetricsLog
-from jaxablate.training.program import Program, check_shares, make_program
+from jaxablate.sharding import BATCH_AXES, batch_sharding, check_batch, make_mesh
+from jaxablate.training.classification import classification_learner, classification_task
+from jaxablate.training.language import accumulation_steps, language_learner, language_task
+from jaxablate.training.metrics import MetricsLog, Recorder
+from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxablate.training.program import Program, TrainState, compile_program
 from jaxablate.training.progress import ProgressLine
-from jaxablate.training.recorder import Recorder
-from jaxablate.training.state import TrainState, place_on
-from jaxablate.training.task import Task
+from jaxablate.training.task import EarlyStopping, Task
+from jaxablate.training.throughput import peak_flops
+from jaxablate.types import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """How a call of `train` ended.
-
-    Attributes:
-      step: updates made, all calls together.
-      reason: "finished" (early stopping included), or "interrupted" by a signal after saving.
-      signalled: whether a signal asked to stop, be it during the last step of a run that finished.
-      metrics: of the last step this call made; empty where none was left to make.
-      valid: of the last evaluation of this call; empty where there was none.
-    """
+    """How a call of `train` ended."""
 
     step: int
+    """Updates made, all calls together."""
     reason: Literal["finished", "interrupted"]
+    """"finished" (early stopping included), or "interrupted" by a signal after saving."""
     signalled: bool
+    """Whether a signal asked to stop, be it during the last step of a run that finished."""
     metrics: dict[str, float]
+    """Metrics of the last step this call made; empty where none was left to make."""
     valid: dict[str, float]
+    """Metrics of the last evaluation of this call; empty where there was none."""
 
 
 def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None) -> TrainResult:
@@ -57,14 +54,15 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[jax.Devic
     bit for bit, as one that was left alone.
 
     Args:
-      config: everything about the run; its kind decides what is trained.
+      config: all settings of the run; its kind decides what is trained.
       workdir: made where missing; `jaxablate.runs.workdir` says what is in it.
-      devices: defaults to all.
+      devices: devices to train on, all by default.
 
     Raises:
       ConfigError: settings that do not fit each other or the devices.
       DataError: a data file is missing or damaged.
-      CheckpointError: the working directory is another run's, cannot be written, or has no good checkpoint left.
+      CheckpointError: the working directory is another run's or has no good checkpoint left.
+      FileError: it cannot be written, or another process is training in it.
       TrainingError: a loss or gradient was not finite.
     """
     # What can be refused is refused before anything is written.
@@ -85,7 +83,7 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[jax.Devic
         stack.callback(batches.close)
 
         stopping = EarlyStopping(task.pace.patience)
-        restored = checkpoints.restore(place_on(program.abstract, program.shardings))
+        restored = checkpoints.restore(program.abstract)
         if restored is None:
             state = program.init(config.train.seed)
         else:
@@ -121,15 +119,47 @@ def open_task(config: RunConfig, mesh: Mesh) -> Task:
     return language_task(config, mesh) if isinstance(config, Config) else classification_task(config)
 
 
-def _run(
-    task: Task,
-    program: Program,
-    state: TrainState,
-    batches: TrainBatches,
-    stopping: EarlyStopping,
-    checkpoints: Checkpoints,
-    recorder: Recorder,
-) -> TrainResult:
+def make_program(config: RunConfig, mesh: Mesh, steps: int) -> Program:
+    """Functions that train the model of a configuration on a mesh.
+
+    Args:
+      config: settings of the run; a classifier's vocabulary size is resolved.
+      mesh: devices, from `jaxablate.sharding.make_mesh`.
+      steps: updates of the whole run, the length of the learning rate's schedule.
+
+    Returns:
+      The same program for runs that differ in their seed alone, so that they share what is compiled.
+
+    Raises:
+      ConfigError: the batch does not split over the mesh, or a parameter has no partition rule.
+    """
+    check_shares(config, mesh)
+    return _program(dataclasses.replace(config, train=dataclasses.replace(config.train, seed=0)), mesh, steps)
+
+
+@functools.lru_cache(maxsize=2)
+def _program(config: RunConfig, mesh: Mesh, steps: int) -> Program:
+    is_language = isinstance(config, Config)
+    learner = language_learner(config, mesh) if is_language else classification_learner(config, mesh)
+    optimizer, schedule = make_optimizer(config.optimizer, steps), learning_rate_schedule(config.optimizer, steps)
+    return compile_program(learner, optimizer, schedule, mesh)
+
+
+def check_shares(config: RunConfig, mesh: Mesh) -> None:
+    """Refuses a batch that does not split over the mesh.
+
+    Raises:
+      ConfigError: its rows, or those of its parts, are no multiple of the devices that share them.
+    """
+    if isinstance(config, Config):
+        rows = config.train.batch_size // accumulation_steps(config, mesh)
+        check_batch(mesh, rows, "train.batch_size over train.accumulation_steps")
+    else:
+        check_batch(mesh, config.train.batch_size)
+
+
+def _run(task: Task, program: Program, state: TrainState, batches: TrainBatches, stopping: EarlyStopping,
+         checkpoints: Checkpoints, recorder: Recorder) -> TrainResult:
     """The steps that are left."""
     pace = task.pace
     metrics: dict[str, float] = {}
@@ -174,21 +204,18 @@ def _run(
     )
 
 
-def evaluate(task: Task, program: Program, params: Any) -> dict[str, float]:
+def evaluate(task: Task, program: Program, params: Params) -> dict[str, float]:
     """Means over the validation batches of a periodic evaluation, each target (or text) counted alike.
 
     ``live_attention`` and ``live_neurons`` are means over the batches of the fraction that is live within one.
 
     Args:
-      task: of the run.
-      program: of the run.
+      task: gives the batches.
+      program: the run's compiled functions.
       params: parameters as the program places them.
     """
-    return _weighted_means([program.evaluate(params, _to_devices(batch, program)) for batch in task.valid_batches()])
-
-
-def _weighted_means(parts: Iterable[Mapping[str, jax.Array]]) -> dict[str, float]:
-    parts = jax.device_get(list(parts))
+    parts = [program.evaluate(params, _to_devices(batch, program)) for batch in task.valid_batches()]
+    parts = jax.device_get(parts)
     weights = np.array([float(part["count"]) for part in parts])
     names = [name for name in parts[0] if name != "count"]
     return {name: float(np.average([float(p[name]) for p in parts], weights=weights)) for name in names}
@@ -207,7 +234,7 @@ def _check_processes(mesh: Mesh) -> None:
         )
 
 
-def _to_devices(batch: Mapping[str, np.ndarray], program: Program) -> dict[str, jax.Array]:
+def _to_devices(batch: Batch, program: Program) -> dict[str, jax.Array]:
     """This process's rows -> global arrays."""
     sharding = batch_sharding(program.mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
@@ -222,10 +249,10 @@ def _progress_line(task: Task, mesh: Mesh) -> ProgressLine:
 
 def _banner(task: Task, program: Program, workdir: Path, step: int) -> str:
     mesh = " ".join(f"{name}={size}" for name, size in program.mesh.shape.items())
-    begin = f"continues from step {step}" if step else "starts"
+    begin = f"continues from step {step} of" if step else "begins"
     return (
         f"{workdir}: {program.n_parameters:,} parameters, {task.about}; "
-        f"{device_names(list(program.mesh.devices.flat))}, mesh {mesh}; {begin} of {task.pace.steps}"
+        f"{device_names(list(program.mesh.devices.flat))}, mesh {mesh}; {begin} {task.pace.steps} steps"
     )
 
 

@@ -1,68 +1,125 @@
-"""Where a run's numbers go: JSON lines, TensorBoard, Weights & Biases."""
+"""A run's numbers: taken off the devices, refused where not finite, shown, and kept as JSON lines and elsewhere."""
 
-import json
 import math
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+
+from jaxablate import files
 from jaxablate.config import RunConfig, to_dict
-from jaxablate.errors import CheckpointError, ConfigError
-from jaxablate.runs.workdir import METRICS, unwritable
+from jaxablate.errors import ConfigError, TrainingError
+from jaxablate.runs.workdir import METRICS, OTHERWISE
+from jaxablate.training.progress import ProgressLine
+from jaxablate.training.task import Pace
+from jaxablate.training.throughput import Throughput
 
 Split = Literal["train", "valid"]
+
+
+class Recorder:
+    """Brings metrics to the host, refuses what is not finite, and shows and writes what is due.
+
+    Args:
+      pace: how often to log; steps that end with an evaluation are logged besides, the last one of an early stop too.
+      log: the files; None in all processes but the first.
+      line: the screen.
+    """
+
+    def __init__(self, pace: Pace, log: "MetricsLog | None", line: ProgressLine):
+        self._pace = pace
+        self._log = log
+        self._line = line
+        self._clock = Throughput()
+
+    def restart_clock(self) -> None:
+        """Begins a new interval for the steps per second: what came before was not training alone."""
+        self._clock.restart()
+
+    def train(self, step: int, values: Mapping[str, jax.Array]) -> dict[str, float]:
+        """Waits for a training step.
+
+        Args:
+          step: its number, from 1.
+          values: its metrics, still on the devices.
+
+        Returns:
+          The metrics as numbers.
+
+        Raises:
+          TrainingError: one of them is not finite.
+        """
+        numbers = {name: float(value) for name, value in jax.device_get(dict(values)).items()}
+        if wrong := nonfinite(numbers):
+            raise TrainingError(f"step {step} gave {wrong}")
+        self._clock.count()
+        pace = self._pace
+        if step in (1, pace.steps) or step % pace.log_every == 0 or step % pace.eval_every == 0:
+            speed = self._line.update(step, numbers, self._clock.rate())
+            if self._log is not None:
+                self._log.write(step, "train", numbers | speed)
+            self._clock.restart()
+        return numbers
+
+    def valid(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes an evaluation.
+
+        Raises:
+          TrainingError: it is not finite.
+        """
+        if wrong := nonfinite(values):
+            raise TrainingError(f"validation at step {step} gave {wrong}")
+        if self._log is not None:
+            self._log.write(step, "valid", values)
+        self._line.validated(step, values)
 
 
 class MetricsLog:
     """Writes one line per measurement to ``metrics.jsonl``, and the same to TensorBoard and W&B where asked for.
 
     Args:
-      workdir: of the run.
+      workdir: working directory of the run.
       config: which of the writers are on.
-      step: of the state that training starts from. Lines of later steps, which a killed run has left, are dropped:
+      step: step of the state that training starts from. Lines of later steps, which a killed run has left, are dropped:
         they will come again.
 
     Raises:
-      CheckpointError: the file cannot be written.
+      FileError: the file cannot be written.
       ConfigError: W&B is asked for but not installed.
     """
 
     def __init__(self, workdir: Path, config: RunConfig, step: int):
-        self._path = workdir / METRICS
-        try:
-            self._wandb = _wandb(workdir, config) if config.train.wandb_project is not None else None
-            _drop_after(self._path, step)
-            self._tensorboard = _tensorboard(workdir, step) if config.train.tensorboard else None
-            self._file = self._path.open("a")
-        except OSError as error:
-            raise CheckpointError(unwritable(self._path, error)) from error
+        self._wandb = _wandb(workdir, config) if config.train.wandb_project is not None else None
+        self._lines = files.JsonLines(workdir / METRICS, keep=lambda line: line["step"] <= step, otherwise=OTHERWISE)
+        self._tensorboard = None
+        if config.train.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, split: Split, values: Mapping[str, float]) -> None:
         """Adds one measurement.
 
         Args:
           step: updates made when it was taken (training loss: including the one it led to).
-          split: of the data.
+          split: part of the data.
           values: finite numbers by name.
 
         Raises:
-          CheckpointError: the disk is full or the file is gone.
+          FileError: the disk is full or the file is gone.
         """
-        try:
-            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-            self._file.flush()
-            if self._tensorboard is not None:
-                for name, value in values.items():
-                    self._tensorboard.add_scalar(f"{split}/{name}", value, step)
-        except OSError as error:
-            raise CheckpointError(unwritable(self._path, error)) from error
+        self._lines.add({"step": step, "split": split, **values})
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
         if self._wandb is not None:
             self._wandb.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
     def close(self) -> None:
         """Ends all writers."""
-        self._file.close()
+        self._lines.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
@@ -73,11 +130,10 @@ def read_metrics(workdir: str | Path, split: Split | None = None) -> list[dict[s
     """Measurements of a run in the order taken.
 
     Args:
-      workdir: of the run.
+      workdir: working directory of the run.
       split: only those of one split; None gives all.
     """
-    lines = _complete_lines(Path(workdir) / METRICS)
-    return [line for line in lines if split is None or line["split"] == split]
+    return [line for line in files.read_jsonl(Path(workdir) / METRICS) if split is None or line["split"] == split]
 
 
 def nonfinite(values: Mapping[str, float]) -> str:
@@ -85,43 +141,14 @@ def nonfinite(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items() if not math.isfinite(value))
 
 
-def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines that parse; a killed run may have left half of the last one."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text().splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Rewrites the file without the lines of later steps."""
-    if not path.exists():
-        return
-    kept = [line for line in _complete_lines(path) if line["step"] <= step]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    partial.replace(path)
-
-
-def _tensorboard(workdir: Path, step: int) -> Any:
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-
-
 def _wandb(workdir: Path, config: RunConfig) -> Any:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError as error:
         raise ConfigError("train.wandb_project needs wandb; pip install 'jaxablate[wandb]', or leave it out") from error
     identity = workdir / "wandb_id"  # by which a continued run finds its own page again
     if not identity.exists():
-        identity.write_text(secrets.token_hex(8))
+        files.write(identity, secrets.token_hex(8), otherwise=OTHERWISE)
     return wandb.init(
         project=config.train.wandb_project,
         id=identity.read_text(),

@@ -1,44 +1,82 @@
-"""The compiled functions of a run, and the shapes and places of its state."""
+"""The state of a run and the compiled functions that make, change and check it.
+
+One update reads from top to bottom in `compile_program`: the loss of a `Learner` on a part of the batch, its gradient
+averaged over the parts, the optimiser's update.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from jaxablate.config import Config, RunConfig
-from jaxablate.sharding import check_batch, fitting_parts
-from jaxablate.training.classification import classification_learner
-from jaxablate.training.language import accumulation_steps, language_learner
-from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxablate.training.state import TrainState, abstract_state, make_initializer, state_shardings
-from jaxablate.training.step import Batch, Metrics, make_eval_step, make_finite_check, make_train_step
-from jaxablate.training.task import Learner
+from jaxablate.sharding import BATCH_AXES, batch_sharding, gathered_shardings, param_shardings, replicated
+from jaxablate.types import Batch, Params
+
+Metrics = dict[str, jax.Array]
+LossFunction = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
+"""(params, batch, PRNG key) -> (mean loss over the batch, scalar metrics)."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State between two updates."""
+
+    step: jax.Array
+    """Updates made so far, int32 scalar."""
+    params: Params
+    opt_state: Any
+    """optax state of the same parameters."""
+    key: jax.Array
+    """Typed PRNG key of the run. It never changes: each step folds its number in (`step_key`)."""
+
+
+def step_key(state: TrainState) -> jax.Array:
+    """PRNG key of the update about to be made: a pure function of the run's seed and the step number."""
+    return jax.random.fold_in(state.key, state.step)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learner:
+    """A model with its loss: what is to be compiled."""
+
+    init_params: Callable[[jax.Array], Params]
+    """PRNG key -> parameters."""
+    train_loss: LossFunction
+    """Loss of a training batch, with a key to draw from."""
+    eval_loss: LossFunction
+    """Loss of a validation batch; it draws nothing."""
+    counted: str
+    """Name of the batch's array whose sum is the number of things that `eval_loss`'s metrics are means over."""
+    weighed: str | None = None
+    """The same for `train_loss`; None where all rows of a batch count alike."""
+    parts: Callable[[Batch], int] = lambda batch: 1
+    """Into how many equal parts the rows of a batch of these shapes are split. Their gradients are averaged before one
+    update, which gives the full batch's gradient; metrics are averaged, too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What `train` runs; each function compiles at its first call with a batch of another shape.
-
-    Attributes:
-      mesh: devices.
-      abstract: shapes of the state.
-      shardings: of the state.
-      init: seed -> a fresh state.
-      step: (state, batch) -> (state, metrics); donates the state.
-      evaluate: (params, batch with mask or weight) -> metrics, and ``count``, of how many things they are means.
-      finite: state -> whether all of it is finite.
-    """
+    """What `train` runs; each function compiles at its first call with a batch of another shape."""
 
     mesh: Mesh
     abstract: TrainState
-    shardings: TrainState
+    """Shapes of the state with their shardings: the target of a restore."""
     init: Callable[[int], TrainState]
+    """Seed -> a fresh state."""
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    evaluate: Callable[[Any, Batch], Metrics]
+    """(state, batch) -> (state, metrics); donates the state. The metrics are those of the loss, ``grad_norm`` (global,
+    before clipping) and ``learning_rate``."""
+    evaluate: Callable[[Params, Batch], Metrics]
+    """(params, batch) -> metrics, and ``count``, the number of things they are means over."""
     finite: Callable[[TrainState], jax.Array]
+    """State -> whether every floating-point number of parameters and optimiser is finite."""
 
     @property
     def n_parameters(self) -> int:
@@ -46,64 +84,102 @@ class Program:
         return sum(x.size for x in jax.tree.leaves(self.abstract.params))
 
 
-def make_program(config: RunConfig, mesh: Mesh, steps: int | None = None) -> Program:
+def compile_program(learner: Learner, optimizer: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh
+                    ) -> Program:
     """Functions that train a model on a mesh.
 
     Args:
-      config: of the run; a classifier's vocabulary size is resolved.
-      mesh: from `jaxablate.sharding.make_mesh`.
-      steps: updates of the whole run, the length of the learning rate's schedule; None takes ``config.train.steps``,
-        which a language model's run has.
-
-    Returns:
-      The same program for runs that differ in their seed alone, so that they share what is compiled.
+      learner: model and loss.
+      optimizer: applied to the mean gradient.
+      schedule: learning rate of a step, only reported here.
+      mesh: devices, from `jaxablate.sharding.make_mesh`.
 
     Raises:
-      ConfigError: the batch does not split over the mesh, or a parameter has no partition rule.
+      ConfigError: a parameter has no partition rule.
     """
-    check_shares(config, mesh)
-    seedless = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=0))
-    return _program(seedless, mesh, config.train.steps if steps is None else steps)
 
+    def fresh(seed: jax.Array) -> TrainState:
+        init_key, key = jax.random.split(jax.random.key(seed))
+        params = learner.init_params(init_key)
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key)
 
-def check_shares(config: RunConfig, mesh: Mesh) -> None:
-    """Refuses a batch that does not split over the mesh.
+    def loss(params: Params, rows: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return learner.train_loss(_gathered(mesh, params), rows, key)
 
-    Raises:
-      ConfigError: see above.
-    """
-    if isinstance(config, Config):
-        rows = config.train.batch_size // accumulation_steps(config, mesh)
-        check_batch(mesh, rows, "train.batch_size over train.accumulation_steps")
-    else:
-        check_batch(mesh, config.train.batch_size)
+    def weight(rows: Batch) -> Any:
+        return 1.0 if learner.weighed is None else jnp.sum(rows[learner.weighed])
 
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        gradient = jax.grad(loss, has_aux=True)
+        grads, metrics = _mean_over_parts(gradient, weight, mesh, state.params, batch, step_key(state),
+                                          learner.parts(batch))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = metrics | {"grad_norm": optax.tree.norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
-def _parts(config: RunConfig, mesh: Mesh) -> Callable[[Batch], int]:
-    if isinstance(config, Config):
-        return lambda batch: accumulation_steps(config, mesh)
-    return lambda batch: fitting_parts(mesh, *batch["tokens"].shape)
+    def evaluate(params: Params, batch: Batch) -> Metrics:
+        _, metrics = learner.eval_loss(_gathered(mesh, params), batch, jax.random.key(0))
+        return metrics | {"count": batch[learner.counted].sum()}
 
+    def finite(state: TrainState) -> jax.Array:
+        leaves = [x for x in jax.tree.leaves((state.params, state.opt_state)) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
 
-def _learner(config: RunConfig) -> Learner:
-    return language_learner(config) if isinstance(config, Config) else classification_learner(config)
-
-
-@functools.lru_cache(maxsize=2)
-def _program(config: RunConfig, mesh: Mesh, steps: int) -> Program:
-    learner = _learner(config)
-    optimizer = make_optimizer(config.optimizer, steps)
-    schedule = learning_rate_schedule(config.optimizer, steps)
-    abstract = abstract_state(learner.init_params, optimizer)
-    shardings = state_shardings(mesh, abstract, optimizer)
+    shapes = jax.eval_shape(fresh, jnp.uint32(0))
+    places, rows, everywhere = _state_shardings(mesh, shapes, optimizer), batch_sharding(mesh), replicated(mesh)
+    # Made where it will live: no device ever holds a whole array that is sharded.
+    init = jax.jit(fresh, out_shardings=places)
     return Program(
         mesh=mesh,
-        abstract=abstract,
-        shardings=shardings,
-        init=make_initializer(learner.init_params, optimizer, shardings),
-        step=make_train_step(
-            learner.train_loss, optimizer, schedule, mesh, shardings, _parts(config, mesh), learner.weighed
-        ),
-        evaluate=make_eval_step(learner.eval_loss, mesh, shardings, learner.counted),
-        finite=make_finite_check(shardings),
+        abstract=jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places),
+        init=lambda seed: init(jnp.uint32(seed % 2**32)),
+        step=jax.jit(step, in_shardings=(places, rows), out_shardings=(places, everywhere), donate_argnums=0),
+        evaluate=jax.jit(evaluate, in_shardings=(places.params, rows), out_shardings=everywhere),
+        finite=jax.jit(finite, in_shardings=(places,)),
     )
+
+
+def _state_shardings(mesh: Mesh, shapes: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    """Sharding of every array of a state: parameters by path, optimiser state as its parameter, the rest replicated."""
+    whole = replicated(mesh)
+    params = param_shardings(mesh, shapes.params)
+    opt_state = optax.tree_map_params(optimizer, lambda _, place: place, shapes.opt_state, params,
+                                      transform_non_params=lambda _: whole)
+    return TrainState(step=whole, params=params, opt_state=opt_state, key=whole)
+
+
+def _gathered(mesh: Mesh, params: Params) -> Params:
+    """Parameters gathered over ``fsdp``.
+
+    Left alone, the partitioner is free to split activations over D, where the stored parameter is split, and to gather
+    the batch instead. Gathering the parameters by hand settles it: activations follow the batch.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return params
+    return jax.lax.with_sharding_constraint(params, gathered_shardings(mesh, params))
+
+
+def _mean_over_parts(gradient: Callable, weight: Callable[[Batch], Any], mesh: Mesh, params: Params, batch: Batch,
+                     key: jax.Array, parts: int) -> tuple[Params, Metrics]:
+    """Weighted mean of (gradient, metrics) over equal parts of a batch, one part after another."""
+    if parts == 1:
+        return gradient(params, batch, key)
+
+    def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        rows, index = part
+        share = jnp.float32(weight(rows))
+        values = gradient(params, rows, jax.random.fold_in(key, index)), jnp.ones((), jnp.float32)
+        return jax.tree.map(lambda t, x: t + share.astype(x.dtype) * x, total, values), None
+
+    rows = jax.tree.map(functools.partial(_split_rows, mesh=mesh, parts=parts), batch)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], rows), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes, jax.ShapeDtypeStruct((), jnp.float32)))
+    (total, weights), _ = jax.lax.scan(add, zeros, (rows, jnp.arange(parts)))
+    return jax.tree.map(lambda x: x / weights.astype(x.dtype), total)
+
+
+def _split_rows(x: jax.Array, *, mesh: Mesh, parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...]; part i takes rows i, i + parts, ..., which each device already holds."""
+    x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, BATCH_AXES)))

@@ -4,86 +4,86 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-import numpy as np
-
 from jaxablate.config import RunConfig
 from jaxablate.data.pipeline import TrainBatches
-from jaxablate.training.state import InitParams
-from jaxablate.training.step import LossFunction
+from jaxablate.types import Batch
 
 
 class Saved(Protocol):
-    """A tokenizer or vocabulary."""
-
-    name: str
-
-    def fingerprint(self) -> str: ...
+    """A tokenizer, as far as training is concerned."""
 
     def save(self, folder: Any) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Learner:
-    """A model with its loss.
-
-    Attributes:
-      init_params: draws the parameters.
-      train_loss: of a training batch, with a key to draw from.
-      eval_loss: of a validation batch; draws nothing.
-      counted: name of the batch's array whose sum is the number of things that `eval_loss`'s metrics are means over.
-      weighed: the same for `train_loss`; None where all rows of a batch count alike.
-    """
-
-    init_params: InitParams
-    train_loss: LossFunction
-    eval_loss: LossFunction
-    counted: str
-    weighed: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Length of a run, and how often it is logged, measured and saved, in steps.
-
-    Attributes:
-      steps: at most.
-      log_every, eval_every, checkpoint_every: intervals.
-      patience: evaluations without a new best one after which the run is finished; 0 never ends it early.
-    """
+    """Length of a run, and how often it is logged, measured and saved, in steps."""
 
     steps: int
+    """Updates at most."""
     log_every: int
     eval_every: int
     checkpoint_every: int
     patience: int = 0
+    """Evaluations without a new best one after which the run is finished; 0 never ends it early."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """A run with its data at hand.
-
-    Attributes:
-      config: of the run.
-      pace: resolved to steps.
-      tokenizer: saved beside the checkpoints.
-      facts: recorded with the run, the same at every start: data hashes and sizes.
-      train_batches: opens the training data; the iterator has a cursor.
-      valid_batches: opens the part of the validation data that a periodic evaluation reads.
-      valid_loss: metrics of an evaluation -> the number that ranks checkpoints, lower is better.
-      about: the model in a few words.
-      unit: what speed is counted in.
-      units_per_step: of them in a step.
-      flops_per_step: arithmetic of a step; None where it varies.
-    """
+    """A run with its data at hand."""
 
     config: RunConfig
+    """The run's settings; a classifier's vocabulary size is resolved."""
     pace: Pace
     tokenizer: Saved
+    """Saved beside the checkpoints."""
     facts: Mapping[str, Any]
+    """Data hashes and sizes, recorded with the run: the same at every start."""
     train_batches: Callable[[], TrainBatches]
-    valid_batches: Callable[[], Iterator[Mapping[str, np.ndarray]]]
+    """Opens the training data; the iterator has a cursor."""
+    valid_batches: Callable[[], Iterator[Batch]]
+    """Opens the part of the validation data that a periodic evaluation reads."""
     valid_loss: Callable[[Mapping[str, float]], float]
+    """Metrics of an evaluation -> the number that ranks checkpoints, lower is better."""
     about: str
+    """The model in a few words."""
     unit: str
+    """What speed is counted in: ``tokens`` or ``texts``."""
     units_per_step: int
     flops_per_step: float | None = None
+    """Floating-point operations of a step; None where they vary."""
+
+
+@dataclasses.dataclass
+class EarlyStopping:
+    """Counts evaluations since the best one.
+
+    Its state goes into checkpoints, so that a restart stops where the uninterrupted run would have.
+    """
+
+    patience: int
+    """Evaluations without a better one after which `over` is true; 0 never is."""
+    best: float | None = None
+    """Lowest validation loss so far."""
+    since: int = 0
+    """Evaluations since that one."""
+
+    def update(self, valid_loss: float) -> None:
+        """Takes one evaluation; an equal one is no better."""
+        if self.best is None or valid_loss < self.best:
+            self.best, self.since = valid_loss, 0
+        else:
+            self.since += 1
+
+    @property
+    def over(self) -> bool:
+        """Whether the run should end."""
+        return 0 < self.patience <= self.since
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able state."""
+        return {"best": self.best, "since": self.since}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `get_state`; an empty state is that of a run without evaluations."""
+        self.best, self.since = state.get("best"), state.get("since", 0)

@@ -1,10 +1,38 @@
-"""Arithmetic of a training step, and what devices can do at most."""
+"""How fast training is: steps per second, the arithmetic of a step, and what the devices can do at most."""
 
+import time
 from collections.abc import Sequence
 
 import jax
 
 from jaxablate.config import ModelConfig
+
+
+class Throughput:
+    """Steps per second of training alone: evaluation, saving and the first compilation stop the clock.
+
+    Where batches come in several lengths, the first one of each is compiled within an interval, which is then slow.
+    """
+
+    def __init__(self):
+        self._began: float | None = None
+        self._steps = 0
+
+    def restart(self) -> None:
+        """Begins a new interval; nothing before it counts."""
+        self._began = time.perf_counter()
+        self._steps = 0
+
+    def count(self) -> None:
+        """Notes that one more step is done."""
+        self._steps += 1
+
+    def rate(self) -> float | None:
+        """Steps per second since `restart`, or None before the first step."""
+        if self._began is None or self._steps == 0:
+            return None
+        return self._steps / (time.perf_counter() - self._began)
+
 
 PEAK_FLOPS: dict[str, float] = {
     "NVIDIA A100": 312e12,
@@ -28,8 +56,8 @@ def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     Recomputation, norms, gates and the optimiser do not count.
 
     Args:
-      config: the model.
-      sequence_length: T.
+      config: shape and gates of the model.
+      sequence_length: T, tokens of a row.
     """
     d, f, layers, t = config.d_model, config.mlp_width, config.n_layers, sequence_length
     seen = [min(t, config.layer_window(layer) or t) for layer in range(layers)]
@@ -44,8 +72,8 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
     total = 0.0
     for device in devices:
         # The longest name first: "TPU v5 lite" is no "TPU v5".
-        known = [name for name in sorted(PEAK_FLOPS, key=len, reverse=True) if device.device_kind.startswith(name)]
-        if not known:
+        names = [name for name in sorted(PEAK_FLOPS, key=len, reverse=True) if device.device_kind.startswith(name)]
+        if not names:
             return None
-        total += PEAK_FLOPS[known[0]]
+        total += PEAK_FLOPS[names[0]]
     return total
