@@ -1,4 +1,4 @@
-"""Capacity and alignment, explanations of one text, ``eval.py explain``."""
+"""Capacity and alignment, explanations of one text, ``jaxablate explain``."""
 
 import dataclasses
 import functools
@@ -12,22 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.labelled_texts import batches
-from test_eval_cli import error_of, evaluation
+from helpers.runs import copy_run
+from helpers.scripts import error_of, run_command
 
-from jaxablate.classifier.explain import MOST_NEURONS, allocate, explain, shown_words, side_by_side
-from jaxablate.commands.explain import write_all
-from jaxablate.config import ClassificationConfig, ClassifierConfig, EpochTrainConfig, SentimentDataConfig
+from jaxablate.classifier.explain import MOST_NEURONS, Explanation, allocate, explain
+from jaxablate.config import ClassifierConfig
 from jaxablate.data.tokenizer import WordTokenizer
-from jaxablate.errors import CheckpointError, ConfigError, DataError
+from jaxablate.errors import ConfigError, DataError
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.ops.capacity import alignment, capacity
 from jaxablate.reports import html
 from jaxablate.suites import explanations
-from jaxablate.training.loop import train
+from jaxablate.suites.explanations import allocation, edge_floor, interactions, shown_words, side_by_side, token_grid
 
 WORDS = ("a", "good", "film", "a", "bad", "film")
-TEXTS = ("a good film", "a good good story", "what a fine film", "so good", "a bad film", "a bad bad story",
-         "what a poor film", "so bad")
 
 
 def random(*shape, seed=0):
@@ -174,19 +172,19 @@ def example(**changes):
         alignment=((1.0, 0.8, 0.0), (0.8, 1.0, 0.04), (0.0, 0.04, 1.0)),
         attention=((0.5, 0.2, 0.3), (0.2, 0.5, 0.1), (0.3, 0.1, 0.6)), neurons=(4, 7, 1),
         activations=((2.0, 1.0, 0.0), (2.0, 1.0, 0.0), (0.0, 0.0, 3.0)), active_neurons=5)
-    return explanations.Explanation(**values | changes)
+    return Explanation(**values | changes)
 
 
 def test_panels_say_what_was_found():
-    allocation, network, table = example().panels()
-    assert allocation.rows == WORDS[:3] and allocation.columns == ("neuron 4", "neuron 7", "neuron 1")
-    assert allocation.bars == (0.5, 0.5, 1.0) and allocation.x_label == "3 of 5 active neurons"
+    heatmap, network, table = allocation(example()), interactions(example()), token_grid(example())
+    assert heatmap.rows == WORDS[:3] and heatmap.columns == ("neuron 4", "neuron 7", "neuron 1")
+    assert heatmap.bars == (0.5, 0.5, 1.0) and heatmap.x_label == "3 of 5 active neurons"
     assert [(e.first, e.second, e.weight) for e in network.edges] == [(0, 1, 0.8)]  # 0.04 is too little to see
     assert [n.size for n in network.nodes] == [0.1, 0.9, 0.5] and "1 of 3 pairs" in network.caption
     assert table.rows[0] == ("a", 0.1, 0.0, 0.5, 2, "good (0.80)", "film (0.30)")
     assert example().verdict == "positive (0.750)"
-    assert example(keep=()).panels()[1].size_label == "capacity"
-    assert example(keep=()).panels()[2].rows[0][1] is None
+    assert interactions(example(keep=())).size_label == "capacity"
+    assert token_grid(example(keep=())).rows[0][1] is None
 
 
 def test_many_pairs_leave_the_strongest():
@@ -194,24 +192,24 @@ def test_many_pairs_leave_the_strongest():
     weights = np.triu(random(n, n) ** 2, 1)
     rows = tuple(map(tuple, (weights + weights.T).tolist()))
     found = example(words=("x",) * n, keep=(0.5,) * n, alignment=rows)
-    network = found.interactions(found.edge_floor())
     strongest = np.sort(weights[np.triu_indices(n, 1)])[::-1][: 2 * n]
-    assert sorted((e.weight for e in network.edges), reverse=True) == strongest.tolist()
+    assert sorted((e.weight for e in interactions(found).edges), reverse=True) == strongest.tolist()
+    assert edge_floor(found) == strongest[-1]
 
 
 def test_side_by_side_has_one_threshold():
     after = example(alignment=((1.0, 0.3, 0.2), (0.3, 1.0, 0.0), (0.2, 0.0, 1.0)))
-    allocation, network = side_by_side(example(), after)
-    assert allocation.labels == network.labels == ("before", "after")
-    assert [len(p.edges) for p in network.panels] == [1, 2] and "1 and 2 pairs of 3" in network.caption
-    assert str(html.draw(allocation)).count("<svg") == 1 and "<path" in html.draw(network)
+    heatmaps, networks = side_by_side(example(), after)
+    assert heatmaps.labels == networks.labels == ("before", "after")
+    assert [len(p.edges) for p in networks.panels] == [1, 2] and "1 and 2 pairs of 3" in networks.caption
+    assert str(html.draw(heatmaps)).count("<svg") == 1 and "<path" in html.draw(networks)
 
 
 def test_a_text_of_one_token_and_a_layer_without_activity_can_be_drawn(tiny):
     one = explain(*tiny, [3], ["x"])
-    assert one.partner(0, "alignment") is None and one.panels()[1].edges == ()
+    assert one.partner(0, "alignment") is None and interactions(one).edges == ()
     dead = example(activations=((), (), ()), neurons=(), capacity=(0.0,) * 3, alignment=((0.0,) * 3,) * 3)
-    for panel in (*one.panels()[:2], *dead.panels()[:2], *side_by_side(dead, dead)):
+    for panel in (allocation(one), interactions(one), allocation(dead), interactions(dead), *side_by_side(dead, dead)):
         assert "<svg" in html.draw(panel)
 
 
@@ -251,37 +249,9 @@ def test_the_suite_takes_the_first_fitting_texts_of_the_split(tiny):
 # --- the command
 
 
-def tree(text, label):
-    words = text.split()
-    out = f"(2 {words[-1]})"
-    for word in words[-2::-1]:
-        out = f"(2 (2 {word}) {out})"
-    return f"({label}{out[2:]}"
-
-
-def trained(folder, data, **options):
-    """A classifier's run of one epoch on eight sentences."""
-    data.mkdir(parents=True)
-    lines = "".join(f"{tree(text, 4 if i < 4 else 0)}\n" for i, text in enumerate(TEXTS))
-    for name in ("train", "dev", "test"):
-        (data / f"{name}.txt").write_text(lines)
-    config = ClassificationConfig(
-        model=ClassifierConfig(max_length=16, d_model=8, n_heads=2, vmask_width=4),
-        data=SentimentDataConfig(path=str(data), **options),
-        train=EpochTrainConfig(epochs=1, batch_size=8, tensorboard=False))
-    train(config, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("classifiers")
-    return trained(folder / "run", folder / "data", min_count=1)
-
-
 @pytest.fixture
-def workdir(run, tmp_path):
-    return shutil.copytree(run, tmp_path / "run")
+def workdir(classifier_run, tmp_path):
+    return copy_run(classifier_run, tmp_path / "run")
 
 
 FILES = ["allocation.png", "allocation.svg", "explanation.html", "explanation.json", "interactions.png",
@@ -290,7 +260,7 @@ FILES = ["allocation.png", "allocation.svg", "explanation.html", "explanation.js
 
 def test_explain_writes_pictures_page_and_numbers(workdir, capsys):
     text = "a good movie <b> film"
-    assert evaluation.main(["explain", "--workdir", str(workdir), "--text", text]) == 0
+    run_command("explain", "--workdir", workdir, "--text", text)
     said = capsys.readouterr().out
     (folder,) = (workdir / "explanation").iterdir()
     assert folder.name.startswith("a-good-movie-b-film-") and sorted(p.name for p in folder.iterdir()) == FILES
@@ -305,8 +275,8 @@ def test_explain_writes_pictures_page_and_numbers(workdir, capsys):
 
 def test_explain_shows_another_run_beside_it(workdir, tmp_path, capsys):
     out = tmp_path / "new" / "folder"
-    assert evaluation.main(["explain", "--workdir", str(workdir), "--before", str(workdir), "--checkpoint", "last",
-                            "--text", "a good film", "--out", str(out)]) == 0
+    run_command("explain", "--workdir", workdir, "--before", workdir, "--checkpoint", "newest", "--text", "a good film",
+                "--out", out)
     assert sorted(p.name for p in out.iterdir()) == FILES and not (workdir / "explanation").exists()
     stored = json.loads((out / "explanation.json").read_text())
     assert stored["before"] == stored["explanation"]
@@ -317,7 +287,7 @@ def test_explain_shows_another_run_beside_it(workdir, tmp_path, capsys):
     (["--text", "  "], "text is empty"), (["--text", "xyzzy plugh"], "none of the 2 words"),
     (["--text", "good", "--layer", "1"], "layer=1 must be in 0..0"),
     (["--text", "good", "--stream", "ablated"], "stream='ablated' must be clean"),
-    (["--text", "good", "--checkpoint", "nearest"], "last, best or a step"),
+    (["--text", "good", "--checkpoint", "nearest"], "newest, best or a step"),
     (["--text", "good", "--before", "OTHER"], "has another vocabulary"),
     (["--text", "good", "--before", "/nowhere"], "is not the --workdir of a training run"),
 ])
@@ -333,22 +303,3 @@ def test_what_cannot_be_explained_is_one_line_and_leaves_nothing(workdir, tmp_pa
 def test_a_language_models_run_is_no_classifier(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert "language model's run" in error_of(capsys, "explain", "--workdir", tmp_path, "--text", "a")
-
-
-def test_files_are_written_all_or_none(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot be written"):
-        write_all(tmp_path / "file" / "below", {"a": b"1"})
-    write_all(tmp_path / "old", {"a": b"1"})
-    calls = iter([None, OSError(28, "No space left on device")] * 2)
-
-    def full(descriptor):
-        if (error := next(calls)) is not None:
-            raise error
-
-    monkeypatch.setattr("os.fsync", full)
-    for folder in ("old", "new/one"):
-        with pytest.raises(CheckpointError, match="No space left"):
-            write_all(tmp_path / folder, {"a": b"2", "b": b"2"})
-    assert (tmp_path / "old" / "a").read_bytes() == b"1"
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["file", "old", "old/a"]

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.labelled_texts import batches, check_plain, draw
+from helpers.labelled_texts import batches, check_plain, draw, splits_of
 
 from jaxablate.config import ClassificationConfig, ClassifierConfig, Config
-from jaxablate.intervals_old import wilson
 from jaxablate.models.classifier import SafrClassifier
+from jaxablate.runs.run import Run
+from jaxablate.stats import proportion
 from jaxablate.suites import classification
 
 
@@ -36,7 +37,7 @@ def test_a_table_by_hand():
     """Four texts of three classes; predictions 0, 0, 1, 2 and labels 0, 1, 1, 0."""
     result = classification.evaluate(ByFirstWord(), THREE, batches([[1], [1, 2], [2], [3]], [0, 1, 1, 0], rows=3))
     assert result.confusion == ((1, 0, 1), (1, 1, 0), (0, 0, 0))
-    assert result.accuracy.value == 0.5 and result.accuracy.interval == wilson(2, 4)
+    assert result.accuracy == proportion(2, 4)
     assert [(c.texts, c.precision, c.recall) for c in result.classes] == [(2, 0.5, 0.5), (2, 1.0, 0.5), (0, 0.0, 0.0)]
     assert [c.f1 for c in result.classes] == pytest.approx([1 / 2, 2 / 3, 0])
     assert result.macro_f1.value == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
@@ -101,10 +102,9 @@ def test_the_suite_runs_on_a_classifier():
     config = ClassifierConfig(vocab_size=20, max_length=16, d_model=8, n_heads=2, vmask_width=4)
     model = SafrClassifier(config)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4)))["params"]
-    splits = {"test": batches(*draw(9), length=12), "dev": batches(*draw(7, seed=1), length=12)}
-    subject = types.SimpleNamespace(config=ClassificationConfig(model=config), model=model, params=params, seed=0,
-                                    batches=lambda split: iter(splits[split]))
-    result, options = classification.SUITE.run(subject)
+    splits = splits_of(test=batches(*draw(9), length=12), dev=batches(*draw(7, seed=1), length=12))
+    run = Run(config=ClassificationConfig(model=config), model=model, params=params, splits=splits)
+    result, options = classification.SUITE.run(run)
     assert result.texts == 9 and options["split"] == "test"
     assert [c.name for c in result.classes] == ["negative", "positive"]
     assert [f.name for f in result.headline()] == ["accuracy", "accuracy dev", "macro F1", "cross-entropy", "ECE",

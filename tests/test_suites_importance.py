@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.labelled_texts import batches, check_plain, draw
+from helpers.labelled_texts import batches, check_plain, draw, splits_of
 
-from jaxablate.classifier.texts import by_text, word_importance
+from jaxablate.classifier.measures import by_text, word_importance
 from jaxablate.config import ClassificationConfig, ClassifierConfig, Config, MeshConfig
+from jaxablate.data.tokenizer import WordTokenizer
 from jaxablate.models.classifier import SafrClassifier
+from jaxablate.runs.run import Run
 from jaxablate.sharding import batch_sharding, make_mesh, replicated
 from jaxablate.suites import importance
 
@@ -38,7 +40,7 @@ def probability(words, params=PARAMS):
 
 
 def values(result):
-    return {(x.name, x.ranking): x.value for x in result.measures}
+    return {(x.name, x.ranking): x.mean.value for x in result.measures}
 
 
 @pytest.mark.parametrize("length", [4, 8])
@@ -109,7 +111,7 @@ def test_rankings_are_told_apart():
               "keep": jnp.asarray([0, 1.0, *rng.uniform(0, 0.5, size=18)], jnp.float32)}
     texts = [[*rng.integers(2, 20, size=9).tolist(), 1] for _ in range(60)]
     result = importance.evaluate(BagOfWords(), params, batches(texts, [1] * 60, rows=20))
-    found = {(x.name, x.ranking): x for x in (*result.measures, *result.differences)}
+    found = {(x.name, x.ranking): x.mean for x in (*result.measures, *result.differences)}
     assert found["drop@1", "vmask"].value > 0.4 > found["drop@1", "random"].value
     difference = found["AOPC", "vmask - random"]
     assert difference.interval[0] > 0
@@ -186,8 +188,8 @@ def test_the_seed_decides_the_draws():
     split = batches(*draw(30, vocabulary=5))
     a, b, c = (importance.evaluate(BagOfWords(), PARAMS, split, seed=s) for s in (0, 0, 1))
     assert a == b and a.measures != c.measures
-    assert [x.value for x in a.measures if x.ranking == "vmask"] == [
-        x.value for x in c.measures if x.ranking == "vmask"]
+    assert [x.mean.value for x in a.measures if x.ranking == "vmask"] == [
+        x.mean.value for x in c.measures if x.ranking == "vmask"]
 
 
 def test_texts_may_be_spread_over_devices():
@@ -203,14 +205,13 @@ def test_the_suite_runs_on_a_classifier(padding):
     config = ClassifierConfig(vocab_size=20, max_length=16, d_model=8, n_heads=2, vmask_width=4, padding=padding)
     model = SafrClassifier(config)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4)))["params"]
-    subject = types.SimpleNamespace(config=ClassificationConfig(model=config), model=model, params=params, seed=0,
-                                    vocabulary=types.SimpleNamespace(pad_id=0),
-                                    batches=lambda split: iter(batches(*draw(9), length=16)))
-    result, options = importance.SUITE.run(subject)
+    run = Run(config=ClassificationConfig(model=config), model=model, params=params, tokenizer=WordTokenizer([]),
+              splits=splits_of(test=batches(*draw(9), length=16)))
+    result, options = importance.SUITE.run(run)
     assert result.texts == options["texts"] == 9
     names = [f"{name} {ranking}" for name in ("post-hoc accuracy@3", "AOPC", "comprehensiveness", "sufficiency")
              for ranking in ("vmask", "gradient", "random")]
     assert [f.name for f in result.headline()] == [
         *names, "AOPC vmask - random", "AOPC gradient - random", "AOPC vmask - gradient"]
     check_plain(result)
-    assert importance.SUITE.reason_against(Config()) and not importance.SUITE.reason_against(subject.config)
+    assert importance.SUITE.reason_against(Config()) and not importance.SUITE.reason_against(run.config)

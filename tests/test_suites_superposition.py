@@ -1,19 +1,18 @@
 """Suite `superposition`: parts of SRS by hand, their nulls by drawn shuffles, and what must not matter."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.labelled_texts import batches, check_plain, draw
+from helpers.labelled_texts import batches, check_plain, draw, splits_of
 
-from jaxablate.classifier.ranking import highest, top_minus_rest
-from jaxablate.classifier.texts import by_text, word_importance
+from jaxablate.classifier.measures import by_text, highest, top_minus_rest, word_importance
 from jaxablate.config import ClassificationConfig, ClassificationObjective, ClassifierConfig, Config, MeshConfig
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.regularizers import interference, polysemanticity
+from jaxablate.runs.run import Run
 from jaxablate.sharding import batch_sharding, make_mesh, replicated
 from jaxablate.suites import superposition
 
@@ -105,8 +104,9 @@ def forward(model, params, batch):
 
 
 def numbers(result):
-    return [(s.srs, s.mean_capacity.value, s.over.value, s.represented.value, s.zero_rows, s.polysemanticity,
-             s.interference, s.importance.z, s.interaction.z, *s.srs_interval, *s.quantiles) for s in result.sites]
+    return [(s.srs.value, s.mean_capacity.value, s.over.value, s.represented.value, s.zero_rows, s.polysemanticity,
+             s.interference, s.importance_null.z, s.interaction_null.z, *s.srs.interval, *s.quantiles)
+            for s in result.sites]
 
 
 def test_padding_batches_and_filler_rows_do_not_matter(gated):
@@ -127,11 +127,11 @@ def test_every_site_is_measured_and_the_chosen_layer_first(gated):
         "masked embeddings"]
     assert superposition.evaluate(*gated, split, layer=0).sites[0].name == "neurons, layer 0"
     site = result.sites[0]
-    assert site.srs == pytest.approx(site.importance.value + site.interaction.value)
+    assert site.srs.value == pytest.approx(site.importance.value + site.interaction.value)
     assert sum(site.counts) + round(site.zero_rows * result.tokens) == result.tokens
     assert site.fraction_over[20] == site.over.value and site.fraction_over[-1] == 0
     ablated = result.sites[2]
-    assert ablated.mean_capacity.value > 0 and ablated.srs != result.sites[1].srs
+    assert ablated.mean_capacity.value > 0 and ablated.srs.value != result.sites[1].srs.value
     check_plain(result)
 
 
@@ -155,7 +155,7 @@ def test_parts_are_means_over_single_texts(gated):
     site = superposition.evaluate(model, params, batches(texts, labels, length=12), layer=1).sites[0]
     for part, values in zip((site.importance, site.interaction), zip(*parts, strict=True), strict=True):
         there = [v for v in values if v is not None]
-        assert part.texts == len(there) and part.value == pytest.approx(np.mean(there), abs=1e-5)
+        assert part.n == len(there) and part.value == pytest.approx(np.mean(there), abs=1e-5)
 
 
 def top_and_rest(ranked, share):
@@ -185,9 +185,13 @@ def test_random_importance_has_standard_normal_z():
         ranking = jnp.asarray(rng.uniform(size=(300, 10)), jnp.float32)
         found = measures(jnp.asarray(x, jnp.float32), jnp.asarray(attention, jnp.float32), ranking, jnp.asarray(mask))
         found = {name: np.asarray(value, np.float64) for name, value in found.items()}
-        z.append(superposition._part(found["importance"], found["importance_variance"], np.zeros(0)).z)
+        z.append(null_z(found, "importance"))
     assert abs(np.mean(z)) < 0.8 and 0.6 < np.std(z) < 1.5
-    assert abs(superposition._part(found["interaction"], found["interaction_variance"], np.zeros(0)).z) < 4
+    assert abs(null_z(found, "interaction")) < 4
+
+
+def null_z(measures, name):
+    return superposition._null(superposition._part(measures[name], np.zeros(0)), measures[f"{name}_variance"]).z
 
 
 def test_without_vmask_the_gradient_ranks_the_tokens():
@@ -213,22 +217,23 @@ def test_zero_vectors_are_counted_apart():
 
 def test_texts_too_short_for_any_part_give_no_score(gated):
     result = superposition.evaluate(*gated, batches([[3], [4]], [0, 1], length=12))
-    assert result.headline()[0].value is None and result.sites[0].mean_capacity.value == pytest.approx(1)
+    assert result.headline()[0].estimate.value is None and result.sites[0].mean_capacity.value == pytest.approx(1)
     check_plain(result)
 
 
 def test_the_seed_decides_the_draws(gated):
     split = batches(*draw(20), length=12)
     a, b, c = (superposition.evaluate(*gated, split, seed=s) for s in (0, 0, 1))
-    assert a == b and a.sites[0].srs_interval != c.sites[0].srs_interval and a.sites[0].srs == c.sites[0].srs
+    assert a == b
+    one, other = a.sites[0].srs, c.sites[0].srs
+    assert one.interval != other.interval and one.value == other.value
 
 
 def test_the_suite_runs_on_a_subject(gated):
     model, params = gated
     config = ClassificationConfig(model=model.config, objective=ClassificationObjective(layers=(0, 1)))
-    subject = types.SimpleNamespace(config=config, model=model, params=params, seed=0,
-                                    batches=lambda split: iter(batches(*draw(8), length=12)))
-    result, options = superposition.SUITE.run(subject)
+    run = Run(config=config, model=model, params=params, splits=splits_of(test=batches(*draw(8), length=12)))
+    result, options = superposition.SUITE.run(run)
     assert result.sites[0].layer == options["layer"] == 1 and options["importance"] == "vmask"
     assert [f.name for f in result.headline()] == ["SRS", "SRS importance part", "SRS interaction part",
                                                    "tokens with capacity > 0.5", "mean capacity"]

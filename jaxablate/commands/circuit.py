@@ -20,11 +20,11 @@ from jaxablate.commands import circuit_view
 from jaxablate.commands.circuit_measures import Measured, measure
 from jaxablate.commands.circuit_search import SCORE_LABELS, Bench, Progress, edge_count, find, prepare
 from jaxablate.commands.circuit_settings import CircuitSettings
-from jaxablate.commands.explain import write_all
 from jaxablate.config import Config
 from jaxablate.data import corpus
 from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import CheckpointError, DataError
+from jaxablate.files import write_group
 from jaxablate.provenance import Provenance, provenance
 from jaxablate.reports.circuit_graph import circuit_panel
 from jaxablate.reports.figures import figure_bytes
@@ -89,7 +89,7 @@ def circuit(settings: CircuitSettings, say: Callable[[str], None] = lambda line:
         circuit = Circuit(graph=bench.graph, kept=kept, scores=scores, about=about)
         files = contents(circuit, measured, opened, settings, conditions)
         return CircuitReport(circuit=circuit, measured=measured, title=_title(settings, opened, circuit.about),
-                             files=write_all(folder, files))
+                             files=write_group(folder, files))
 
 
 def open_task(settings: CircuitSettings) -> Opened:

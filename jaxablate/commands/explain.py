@@ -1,50 +1,70 @@
-"""``eval.py explain``: restores one or two classifiers, explains a text, writes figures, JSON and a page."""
+"""``jaxablate explain``: what one or two classifiers make of a text, as pictures, numbers and a page."""
 
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import jax
+from rich.console import Console
 from rich.table import Table
 
-from jaxablate.classifier.explain import Explanation, explain, is_unknown, shown_words, side_by_side
-from jaxablate.commands.explain_settings import ExplainSettings
+from jaxablate import files
+from jaxablate.classifier.explain import Explanation, explain
+from jaxablate.commands import base
 from jaxablate.config import ClassificationConfig
-from jaxablate.data.tokenizer import Tokenizer, load_tokenizer
-from jaxablate.errors import CheckpointError, ConfigError, DataError
-from jaxablate.files import write
-from jaxablate.models.classifier import SafrClassifier
+from jaxablate.data.tokenizer import Tokenizer
+from jaxablate.errors import ConfigError, DataError
 from jaxablate.provenance import Provenance, provenance
 from jaxablate.reports.axes import short
 from jaxablate.reports.figures import figure_bytes
 from jaxablate.reports.html import explanation_page
-from jaxablate.reports.panels import Panel
 from jaxablate.reports.token_table import token_table
-from jaxablate.runs.checkpoint import restore_params
-from jaxablate.runs.workdir import read_config, require_x64
+from jaxablate.runs.run import Run, open_run
+from jaxablate.runs.workdir import read_config
 from jaxablate.suites.classification import class_names
+from jaxablate.suites.explanations import allocation, interactions, shown_words, side_by_side, token_grid
 
 SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierRun:
-    """A working directory of a text classifier; its parameters are read later, when the text is known to be good."""
+class ExplainSettings(base.RunSettings):
+    """Show what a text classifier makes of one text: neurons of each token, tokens that share them."""
 
-    workdir: Path
-    config: ClassificationConfig
-    vocabulary: Tokenizer
+    text: str
+    """In the form of the training texts; words are separated by spaces."""
+    before: Path | None = None
+    """Another run with the same vocabulary, shown beside it: for example the one without regularisers."""
+    layer: int = -1
+    """Number of the layer whose neurons and attention are shown, counted from 0; -1 is the last."""
+    stream: Literal["clean", "ablated"] = "clean"
+    """Residual stream; only a gated model has an ablated one."""
+    out: Path | None = None
+    """Folder of the files; by default explanation/WORDS-HASH in the working directory."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.text.strip():
+            raise ConfigError("text is empty; give at least one word")
+
+    def run(self, console: Console) -> None:
+        """Explains the text, prints a table of its tokens and writes the files."""
+        explained = explain_text(self, partial(base.say, console))
+        console.print(terminal_view(explained))
+        base.say_paths(console, explained.files)
+
+
+parse = partial(base.parse, ExplainSettings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explained:
-    """What `explain_text` found and wrote."""
+    """What `explain_text` has made."""
 
     explanation: Explanation
     step: int
@@ -61,59 +81,44 @@ def explain_text(settings: ExplainSettings, say: Callable[[str], None] = lambda 
       say: receives lines of progress.
 
     Raises:
-      ConfigError: a value is out of range, or the run is none of a text classifier.
+      ConfigError: a value is out of range, or a run is not that of a text classifier.
       DataError: no word of the text is known, or the two runs have different vocabularies.
-      CheckpointError: a run cannot be read, or the files cannot be written; then none is.
+      CheckpointError: a run cannot be read.
+      FileError: the files cannot be written; then none is.
     """
-    settings.check()
-    run = open_run(settings.workdir)
-    before = None if settings.before is None else open_run(settings.before)
-    _check_text(settings, run, before)
-    explanation, step = _explained(run, settings, say)
-    other, other_step = (None, None) if before is None else _explained(before, settings, say)
-    files = contents(settings.text, explanation, step, other, other_step, provenance(jax.devices()))
+    workdirs = [settings.workdir] if settings.before is None else [settings.workdir, settings.before]
+    for workdir in workdirs:
+        if not isinstance(read_config(workdir), ClassificationConfig):
+            raise ConfigError(f"{workdir} is a language model's run; explain takes text classifiers, which "
+                              "jaxablate train --config sst2 trains")
+    runs = [open_run(workdir, settings.checkpoint) for workdir in workdirs]
+    if len({run.tokenizer.fingerprint() for run in runs}) > 1:
+        raise DataError(f"{settings.before} has another vocabulary ({runs[1].tokenizer.name}) than {settings.workdir} "
+                        f"({runs[0].tokenizer.name}); give a --before that was trained on the same texts")
+    _require_known(settings.text, runs[0].tokenizer)
+    explanation, *others = (_explanation(run, settings, say) for run in runs)
+    before, before_step = (others[0], runs[1].step) if others else (None, None)
+    contents = file_contents(settings.text, explanation, runs[0].step, before, before_step, provenance(jax.devices()))
     folder = settings.out or settings.workdir / "explanation" / slug(settings.text)
-    return Explained(explanation=explanation, step=step, before=other, before_step=other_step,
-                     files=write_all(folder, files))
+    return Explained(explanation=explanation, step=runs[0].step, before=before, before_step=before_step,
+                     files=files.write_group(folder, contents))
 
 
-def open_run(workdir: Path) -> ClassifierRun:
-    """Settings and vocabulary of a classifier's run.
-
-    Raises:
-      ConfigError: it is a language model's.
-      CheckpointError, DataError: it cannot be read.
-    """
-    config = read_config(workdir)
-    if not isinstance(config, ClassificationConfig):
-        raise ConfigError(f"{workdir} is a language model's run; explain takes text classifiers, which "
-                          "train.py --config configs/sst2.py trains")
-    require_x64(config)
-    return ClassifierRun(workdir=workdir, config=config, vocabulary=load_tokenizer(workdir / "tokenizer"))
+def _require_known(text: str, tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode(text)
+    if all(token == tokenizer.unk_id for token in tokens):
+        raise DataError(f"none of the {len(tokens)} words of the text is among the {tokenizer.vocab_size - 2} of the "
+                        "vocabulary, which are those of the training texts as they stand there; try their spelling and "
+                        "capitals, with spaces around punctuation")
 
 
-def _check_text(settings: ExplainSettings, run: ClassifierRun, before: ClassifierRun | None) -> None:
-    if before is not None and before.vocabulary.fingerprint() != run.vocabulary.fingerprint():
-        raise DataError(f"{before.workdir} has another vocabulary ({before.vocabulary.name}) than {run.workdir} "
-                        f"({run.vocabulary.name}); give a --before that was trained on the same texts")
-    tokens = run.vocabulary.encode(settings.text)
-    if all(token == run.vocabulary.unk_id for token in tokens):
-        raise DataError(
-            f"none of the {len(tokens)} words of the text is among the {run.vocabulary.vocab_size - 2} that the model "
-            "knows, which are those of the training texts as they stand there; try their spelling and capitals, with "
-            "spaces around punctuation")
-
-
-def _explained(run: ClassifierRun, settings: ExplainSettings, say: Callable[[str], None]) -> tuple[Explanation, int]:
-    params, step = restore_params(run.workdir, step=settings.step_for(run.config))
-    config = run.config.model_for(run.vocabulary.vocab_size)
-    tokens = run.vocabulary.encode(settings.text)
+def _explanation(run: Run, settings: ExplainSettings, say: Callable[[str], None]) -> Explanation:
+    config, tokens = run.model.config, run.tokenizer.encode(settings.text)
     if len(tokens) > config.max_length:
         say(f"the text has {len(tokens):,} tokens; {run.workdir} takes the first {config.max_length}")
-    classes = class_names(config)
-    words = shown_words(run.vocabulary, settings.text, tokens)
-    return explain(SafrClassifier(config), params, tokens, words, layer=settings.layer, stream=settings.stream,
-                   classes=classes, pad_id=run.vocabulary.pad_id), int(step)
+    return explain(run.model, run.params, tokens, shown_words(run.tokenizer, settings.text, tokens),
+                   layer=settings.layer, stream=settings.stream, classes=class_names(config),
+                   pad_id=run.tokenizer.pad_id)
 
 
 def slug(text: str) -> str:
@@ -126,83 +131,42 @@ def slug(text: str) -> str:
     return f"{words}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def contents(text: str, explanation: Explanation, step: int, before: Explanation | None, before_step: int | None,
-             conditions: Provenance) -> dict[str, bytes]:
+def file_contents(text: str, explanation: Explanation, step: int, before: Explanation | None, before_step: int | None,
+                  conditions: Provenance) -> dict[str, bytes]:
     """Every file of an explanation by name."""
-    allocation, interactions, *tables = explanation.panels()
-    panels: tuple[Panel, ...] = (allocation, interactions, *tables)
-    if before is not None:
-        allocation, interactions = side_by_side(before, explanation)
-        tables = [dataclasses.replace(x.panels()[2], title=f"Tokens, {name}")
+    if before is None:
+        pictures, tables = (allocation(explanation), interactions(explanation)), [token_grid(explanation)]
+    else:
+        pictures = side_by_side(before, explanation)
+        tables = [dataclasses.replace(token_grid(x), title=f"Tokens, {name}")
                   for x, name in ((before, "before"), (explanation, "after"))]
-        panels = (allocation, interactions, *tables)
     record = {"schema_version": SCHEMA_VERSION, "text": text, "step": step, "before_step": before_step,
               "provenance": dataclasses.asdict(conditions), "explanation": dataclasses.asdict(explanation),
               "before": None if before is None else dataclasses.asdict(before)}
-    figures = {"allocation": allocation, "interactions": interactions}
-    return {
-        **{f"{name}.{suffix}": content for name, panel in figures.items()
-           for suffix, content in figure_bytes(panel).items()},
-        "explanation.json": (json.dumps(record, allow_nan=False) + "\n").encode(),
-        "explanation.html": _page(explanation, step, before, before_step, panels, conditions).encode(),
-    }
-
-
-def _page(explanation: Explanation, step: int, before: Explanation | None, before_step: int | None,
-          panels: tuple[Panel, ...], conditions: Provenance) -> str:
-    said = [] if before is None else [(f"before, step {before_step:,}:", before.verdict)]
-    said.append((f"{'after, ' if before else ''}step {step:,}:", explanation.verdict))
-    shades, what = shares(explanation)
-    said.append(("shades:", what))
-    if any(map(is_unknown, explanation.words)):
-        said.append(("‹ ›:", "words that the model does not know; all are the same to it"))
-    line = (f"Revision {conditions.revision or 'unknown'}, {conditions.device}, "
-            f"jax {conditions.versions.get('jax', 'unknown')}, {conditions.date}.")
-    words = list(zip(explanation.words, shades, strict=True))
-    return explanation_page("Explanation of a text", said, words, panels, line)
-
-
-def shares(explanation: Explanation) -> tuple[tuple[float, ...], str]:
-    """The number in [0, 1] by which the words are shaded, and its name."""
-    if explanation.keep:
-        return explanation.keep, "probability of being kept by VMASK"
-    return explanation.capacity, "capacity"
-
-
-def write_all(folder: Path, files: dict[str, bytes]) -> tuple[Path, ...]:
-    """Writes files into a folder, made where missing: all of them or, where something fails, none.
-
-    Raises:
-      CheckpointError: the folder cannot be made or written to.
-    """
-    made = next((p for p in reversed((folder, *folder.parents)) if not p.exists()), None)
-    staging = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".", dir=folder))
-        for name, content in files.items():
-            write(staging / name, content)
-        for name in files:
-            os.replace(staging / name, folder / name)
-    except (OSError, CheckpointError) as e:
-        if made is not None and made.is_dir():
-            shutil.rmtree(made, ignore_errors=True)
-        if isinstance(e, CheckpointError):
-            raise
-        raise CheckpointError(f"{folder} cannot be written ({e.strerror}); choose another --out") from e
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-    return tuple(folder / name for name in files)
+    # Words are shaded by what the model itself says of them, where it has VMASK.
+    shades, shade_label = ((explanation.keep, "probability of being kept by VMASK") if explanation.keep
+                           else (explanation.capacity, "capacity"))
+    lines = [] if before is None else [(f"before, step {before_step:,}:", before.verdict)]
+    lines += [(f"{'after, ' if before else ''}step {step:,}:", explanation.verdict), ("shades:", shade_label)]
+    if any(word.startswith("‹") and word.endswith("›") for word in explanation.words):
+        lines.append(("‹ ›:", "words that the model does not know; all are the same to it"))
+    page = explanation_page(
+        "Explanation of a text", lines, list(zip(explanation.words, shades, strict=True)), (*pictures, *tables),
+        f"Revision {conditions.revision or 'unknown'}, {conditions.device}, "
+        f"jax {conditions.versions.get('jax', 'unknown')}, {conditions.date}.")
+    figures = {f"{name}.{suffix}": content for name, panel in zip(("allocation", "interactions"), pictures, strict=True)
+               for suffix, content in figure_bytes(panel).items()}
+    return {**figures, "explanation.json": (json.dumps(record, allow_nan=False) + "\n").encode(),
+            "explanation.html": page.encode()}
 
 
 def terminal_view(explained: Explained) -> Table:
     """The verdicts and a table of the tokens."""
     after, before = explained.explanation, explained.before
-    shown = {"kept": after.keep} if after.keep else {}
+    bars = {"kept": after.keep} if after.keep else {}
     if before is not None:
-        shown["capacity before"] = before.capacity
-    shown["capacity after" if before else "capacity"] = after.capacity
+        bars["capacity before"] = before.capacity
+    bars["capacity after" if before else "capacity"] = after.capacity
     partners = [after.partner(i, "alignment") for i in range(len(after.words))]
     facts = {
         "gradient x input": [f"{g:+.3f}" for g in after.gradient_x_input], "owned neurons": after.owned,
@@ -212,4 +176,4 @@ def terminal_view(explained: Explained) -> Table:
     title = f"step {explained.step:,}: {after.verdict}"
     if before is not None:
         title = f"before, step {explained.before_step:,}: {before.verdict}; after, {title}"
-    return token_table(title, after.words, shown, facts)
+    return token_table(title, after.words, bars, facts)

@@ -7,20 +7,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from jaxablate import stats
-from jaxablate.classifier.texts import by_text
+from jaxablate.classifier.measures import by_text
 from jaxablate.config import ClassifierConfig
-from jaxablate.intervals_old import (
-    RESAMPLES,
-    mean_interval,
-    percentile_interval,
-    ratio_resamples,
-    wilson,
-)
 from jaxablate.reports.panels import Curves, Grid, Panel, Series
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
+from jaxablate.stats import Estimate
 from jaxablate.suites.suite import Suite
 from jaxablate.types import Batch, Params
 
@@ -28,15 +23,6 @@ BINS = 15
 """Bins of equal width over (0, 1] of the probability of the predicted class (Guo et al. 2017)."""
 POLARITY = ("negative", "positive")
 """Classes of both sentiment sets, in the order of their labels."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """One number over the texts of a split."""
-
-    value: float
-    interval: tuple[float, float] | None
-    """95 %; None with fewer than two texts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,9 +54,9 @@ class ClassificationResult:
 
     texts: int
     accuracy: Estimate
-    """With Wilson's interval; the other intervals are bootstraps over texts."""
+    """With Wilson's interval; the intervals of other scores are bootstraps over texts."""
     accuracy_ablated: Estimate | None
-    """Of the gated stream's own logits; None without gates."""
+    """Accuracy of the gated stream's own logits; None without gates."""
     accuracy_dev: Estimate | None
     macro_f1: Estimate
     """Mean F1 of the classes that are in the split or were predicted."""
@@ -88,16 +74,16 @@ class ClassificationResult:
 
     def headline(self) -> tuple[Figure, ...]:
         """Accuracies, macro F1, cross-entropy and both calibration errors."""
-        figures = (
-            _figure("accuracy", self.accuracy, "fraction", "up"),
-            _figure("accuracy ablated", self.accuracy_ablated, "fraction", "up"),
-            _figure("accuracy dev", self.accuracy_dev, "fraction", "up"),
-            _figure("macro F1", self.macro_f1, "", "up"),
-            _figure("cross-entropy", self.cross_entropy, "nats", "down"),
-            _figure("ECE", self.ece, "", "down"),
-            _figure("Brier score", self.brier, "", "down"),
+        accuracies = (("accuracy", self.accuracy), ("accuracy ablated", self.accuracy_ablated),
+                      ("accuracy dev", self.accuracy_dev))
+        return (
+            *(Figure(name, estimate, unit="fraction", better="up", range=stats.FRACTION)
+              for name, estimate in accuracies if estimate is not None),
+            Figure("macro F1", self.macro_f1, better="up", range=stats.FRACTION),
+            Figure("cross-entropy", self.cross_entropy, unit="nats", better="down", range=stats.COUNT),
+            Figure("ECE", self.ece, better="down", range=stats.FRACTION),
+            Figure("Brier score", self.brier, better="down", range=(0.0, 2.0)),
         )
-        return tuple(figure for figure in figures if figure is not None)
 
     def panels(self) -> tuple[Panel, ...]:
         """Reliability diagram with the numbers behind it, classes, and the confusion matrix."""
@@ -114,22 +100,25 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, dev: Itera
       batches: the split; rows with weight 0 do not count.
       dev: the development split, of which the accuracy alone is reported.
       classes: names of the classes in the order of the logits; None takes their numbers.
-      seed: of the bootstrap over texts (`RESAMPLES` draws, percentile interval).
+      seed: seed of the bootstrap over texts.
     """
-    scored = by_text(batches, functools.partial(text_logits, model, params))
+    classify = functools.partial(text_logits, model, params)
+    scored, dev_scores = by_text(batches, classify), None if dev is None else by_text(dev, classify)
     label, log_p = scored["label"], _log_softmax(scored["logits"])
-    predicted = log_p.argmax(-1)
+    n, predicted = len(label), log_p.argmax(-1)
     names = tuple(classes) if classes else tuple(str(c) for c in range(log_p.shape[-1]))
-    counts = _confusion(label, predicted, len(names))
+    counts = np.zeros((len(names), len(names), n))  # one 1 for each text, at its class and predicted class
+    counts[label, predicted, np.arange(n)] = 1
     truth, p = np.eye(len(names))[label], np.exp(log_p)
-    loss = -np.take_along_axis(log_p, label[:, None], axis=-1)[:, 0]
     ece, bins = _calibration(p.max(-1), predicted == label, seed)
+    f1_draws = np.nanmean(f1_scores(stats.ratio_resamples(counts, np.ones(n), seed=seed)), axis=0)
     return ClassificationResult(
-        texts=len(label), accuracy=_accuracy(scored["logits"], label),
+        texts=n, accuracy=_accuracy(scored["logits"], label),
         accuracy_ablated=_accuracy(scored["logits_ablated"], label) if "logits_ablated" in scored else None,
-        accuracy_dev=None if dev is None else _split_accuracy(model, params, dev),
-        macro_f1=_macro_f1(counts, seed), cross_entropy=_mean(loss, seed), ece=ece,
-        brier=_mean(np.square(p - truth).sum(-1), seed), bins=bins,
+        accuracy_dev=None if dev_scores is None else _accuracy(dev_scores["logits"], dev_scores["label"]),
+        macro_f1=_bootstrap(float(np.nanmean(f1_scores(counts.sum(-1)))), f1_draws, n),
+        cross_entropy=stats.mean(-np.take_along_axis(log_p, label[:, None], axis=-1)[:, 0], seed=seed), ece=ece,
+        brier=stats.mean(np.square(p - truth).sum(-1), seed=seed), bins=bins,
         classes=_class_scores(names, counts.sum(-1)),
         confusion=tuple(tuple(int(x) for x in row) for row in counts.sum(-1)),
     )
@@ -139,18 +128,18 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, dev: Itera
 def text_logits(model: Any, params: Params, batch: Batch) -> dict[str, jax.Array]:
     """``logits`` [B, C] and, for gated models, ``logits_ablated``; ``label`` [B] beside them."""
     out = model.apply({"params": params}, batch["tokens"], batch["mask"])
-    found = {"logits": out.logits, "label": batch["labels"]}
-    return found if out.logits_ablated is None else found | {"logits_ablated": out.logits_ablated}
+    logits = {"logits": out.logits, "label": batch["labels"]}
+    return logits if out.logits_ablated is None else logits | {"logits_ablated": out.logits_ablated}
 
 
-def f1_scores(confusion: np.ndarray) -> np.ndarray:
+def f1_scores(confusion: Shaped[np.ndarray, "classes classes ..."]) -> Float[np.ndarray, "classes ..."]:
     """F1 of each class from counts or shares of texts by class and predicted class.
 
     Args:
-      confusion: [C, C, ...], class, predicted class, anything.
+      confusion: by class, predicted class and anything else.
 
     Returns:
-      [C, ...] 2 TP / (2 TP + FP + FN); NaN for a class that neither is there nor was predicted.
+      2 TP / (2 TP + FP + FN); NaN for a class that neither is there nor was predicted.
 
     >>> f1_scores(np.array([[3, 1, 0], [1, 5, 0], [0, 0, 0]])).round(4).tolist()
     [0.75, 0.8333, nan]
@@ -165,31 +154,13 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def _confusion(label: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """[C, C, texts]: one 1 for each text, at its class and predicted class."""
-    out = np.zeros((classes, classes, len(label)))
-    out[label, predicted, np.arange(len(label))] = 1
-    return out
-
-
 def _accuracy(logits: np.ndarray, label: np.ndarray) -> Estimate:
-    right = int((logits.argmax(-1) == label).sum())
-    return Estimate(value=right / len(label), interval=wilson(right, len(label)))
+    return stats.proportion(int((logits.argmax(-1) == label).sum()), len(label))
 
 
-def _split_accuracy(model: Any, params: Params, batches: Iterable[Batch]) -> Estimate:
-    scored = by_text(batches, functools.partial(text_logits, model, params))
-    return _accuracy(scored["logits"], scored["label"])
-
-
-def _mean(values: np.ndarray, seed: int) -> Estimate:
-    return Estimate(value=float(values.mean()), interval=mean_interval(values, seed=seed))
-
-
-def _macro_f1(counts: np.ndarray, seed: int) -> Estimate:
-    draws = ratio_resamples(counts, np.ones(counts.shape[-1]), seed=seed)
-    interval = percentile_interval(np.nanmean(f1_scores(draws), axis=0)) if counts.shape[-1] > 1 else None
-    return Estimate(value=float(np.nanmean(f1_scores(counts.sum(-1)))), interval=interval)
+def _bootstrap(value: float, draws: np.ndarray, texts: int) -> Estimate:
+    """Without an interval for a single text, whose draws are all the same."""
+    return stats.from_draws(value, draws if texts > 1 else draws[:0], n=texts)
 
 
 def _calibration(confidence: np.ndarray, right: np.ndarray, seed: int) -> tuple[Estimate, tuple[CalibrationBin, ...]]:
@@ -197,15 +168,13 @@ def _calibration(confidence: np.ndarray, right: np.ndarray, seed: int) -> tuple[
     place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     inside = place == np.arange(BINS)[:, None]
     gaps = np.where(inside, right - confidence, 0.0)
-    draws = np.abs(ratio_resamples(gaps, np.ones(len(right)), seed=seed)).sum(0)
-    value = float(np.abs(gaps.mean(-1)).sum())
-    bins = tuple(_bin(i, confidence[row], right[row]) for i, row in enumerate(inside))
-    return Estimate(value=value, interval=percentile_interval(draws) if len(right) > 1 else None), bins
-
-
-def _bin(i: int, confidence: np.ndarray, right: np.ndarray) -> CalibrationBin:
-    mean, accuracy = (float(confidence.mean()), float(right.mean())) if right.size else (None, None)
-    return CalibrationBin(low=i / BINS, high=(i + 1) / BINS, texts=right.size, confidence=mean, accuracy=accuracy)
+    draws = np.abs(stats.ratio_resamples(gaps, np.ones(len(right)), seed=seed)).sum(0)
+    bins = []
+    for i, row in enumerate(inside):
+        mean, accuracy = (float(confidence[row].mean()), float(right[row].mean())) if row.any() else (None, None)
+        bins.append(CalibrationBin(low=i / BINS, high=(i + 1) / BINS, texts=int(row.sum()), confidence=mean,
+                                   accuracy=accuracy))
+    return _bootstrap(float(np.abs(gaps.mean(-1)).sum()), draws, len(right)), tuple(bins)
 
 
 def _class_scores(names: Sequence[str], counts: np.ndarray) -> tuple[ClassScores, ...]:
@@ -216,12 +185,6 @@ def _class_scores(names: Sequence[str], counts: np.ndarray) -> tuple[ClassScores
                     recall=float(right[c] / max(there[c], 1)), f1=float(f1[c]))
         for c, name in enumerate(names)
     )
-
-
-def _figure(name: str, estimate: Estimate | None, unit: str, better: str) -> Figure | None:
-    if estimate is None:
-        return None
-    return Figure(name, stats.Estimate(estimate.value, *(estimate.interval or (None, None))), unit, better)
 
 
 def _reliability(result: ClassificationResult) -> Curves:
@@ -261,7 +224,7 @@ def class_names(config: ClassifierConfig) -> tuple[str, ...] | None:
 def _run(run: Run) -> tuple[ClassificationResult, dict[str, Any]]:
     result = evaluate(run.model, run.params, run.splits["test"].batches(), dev=run.splits["dev"].batches(),
                       classes=class_names(run.config.model), seed=run.seed)
-    return result, {"split": "test", "bins": BINS, "bootstrap_resamples": RESAMPLES, "seed": run.seed}
+    return result, {"split": "test", "bins": BINS, "bootstrap_resamples": stats.RESAMPLES, "seed": run.seed}
 
 
 SUITE = Suite(name="classification", run=_run, task="classification",

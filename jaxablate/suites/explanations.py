@@ -1,14 +1,15 @@
-"""Explanations of a few texts of the test split, for the report (docs/papers.md, Explanations)."""
+"""Explanations of a few texts of the test split, and the pictures of any explanation (docs/papers.md, Explanations)."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from jaxablate.classifier.explain import Explanation, explain, shown_words
+from jaxablate.classifier.explain import Explanation, explain
 from jaxablate.data.tokenizer import Tokenizer
-from jaxablate.reports.panels import Panel
+from jaxablate.reports.axes import short
+from jaxablate.reports.panels import Beside, Edge, Grid, Heatmap, Network, Node, Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
 from jaxablate.suites.classification import class_names
@@ -19,16 +20,20 @@ TEXTS = 3
 SHORTEST, LONGEST = 6, 20
 """Tokens of a text that is shown: long enough for tokens to share something, short enough for a picture."""
 SPLIT = "test"
+EDGES_PER_TOKEN = 2
+"""Arcs of an interaction picture, at most, for each token: the strongest."""
+LEAST_ALIGNMENT = 0.05
+"""Pairs below share next to nothing and get no arc."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExplanationsResult:
-    """Explanations in the order of the split; figures there are none, since three texts are no sample."""
+    """Explanations in the order of the split. There are no figures, since three texts are no sample."""
 
     explanations: tuple[Explanation, ...]
     texts: tuple[str, ...]
     labels: tuple[str, ...]
-    """The right class of each."""
+    """The right class of each text."""
 
     def headline(self) -> tuple[Figure, ...]:
         """None: three texts say nothing about others."""
@@ -36,16 +41,13 @@ class ExplanationsResult:
 
     def panels(self) -> tuple[Panel, ...]:
         """Allocation and interactions of each text, under the text and what the model makes of it."""
-        shown = zip(self.explanations, self.texts, self.labels, strict=True)
-        return tuple(panel for i, (x, text, label) in enumerate(shown, start=1) for panel in _panels(i, x, text, label))
-
-
-def _panels(number: int, explanation: Explanation, text: str, label: str) -> tuple[Panel, Panel]:
-    allocation, interactions, _ = explanation.panels()
-    verdict = f"“{text.strip()}” Predicted: {explanation.verdict}; labelled {label}."
-    return (dataclasses.replace(allocation, title=f"Text {number}: neuron allocation",
-                                caption=f"{verdict} {allocation.caption}"),
-            dataclasses.replace(interactions, title=f"Text {number}: token interactions"))
+        panels = []
+        for i, (x, text, label) in enumerate(zip(self.explanations, self.texts, self.labels, strict=True), start=1):
+            heatmap, network = allocation(x), interactions(x)
+            caption = f"“{text.strip()}” Predicted: {x.verdict}; labelled {label}. {heatmap.caption}"
+            panels += [dataclasses.replace(heatmap, title=f"Text {i}: neuron allocation", caption=caption),
+                       dataclasses.replace(network, title=f"Text {i}: token interactions")]
+        return tuple(panels)
 
 
 def evaluate(model: Any, params: Params, batches: Iterable[Batch], tokenizer: Tokenizer, texts: Sequence[str], *,
@@ -57,27 +59,107 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], tokenizer: To
       params: its parameters.
       batches: the split, with ``index``: each row's place in ``texts``.
       tokenizer: the run's.
-      texts: of the split, as they were read.
-      layer: whose neurons and attention.
+      texts: the split's texts, as they were read.
+      layer: number of the layer whose neurons are shown.
     """
-    classes = class_names(model.config)
-    chosen = choose(batches)
-    found = tuple(explain(model, params, tokens, shown_words(tokenizer, texts[place], tokens), layer=layer,
-                          classes=classes, pad_id=tokenizer.pad_id) for place, tokens, _ in chosen)
-    names = classes or [f"class {i}" for i in range(model.config.n_classes)]
-    return ExplanationsResult(explanations=found, texts=tuple(texts[i] for i, _, _ in chosen),
-                              labels=tuple(names[label] for _, _, label in chosen))
-
-
-def choose(batches: Iterable[Batch]) -> list[tuple[int, list[int], int]]:
-    """Place, tokens and label of the texts to show."""
     fitting = []
     for batch in batches:
         lengths = np.asarray(batch["mask"]).sum(axis=-1).astype(int)
         for row in np.flatnonzero((lengths >= SHORTEST) & (lengths <= LONGEST)):
             place, label = (int(np.asarray(batch[name])[row]) for name in ("index", "labels"))
             fitting.append((place, np.asarray(batch["tokens"])[row, : lengths[row]].tolist(), label))
-    return sorted(fitting)[:TEXTS]
+    chosen = sorted(fitting)[:TEXTS]
+    classes = class_names(model.config) or tuple(f"class {i}" for i in range(model.config.n_classes))
+    explanations = tuple(
+        explain(model, params, tokens, shown_words(tokenizer, texts[place], tokens), layer=layer, classes=classes,
+                pad_id=tokenizer.pad_id) for place, tokens, _ in chosen)
+    return ExplanationsResult(explanations=explanations, texts=tuple(texts[place] for place, _, _ in chosen),
+                              labels=tuple(classes[label] for _, _, label in chosen))
+
+
+def shown_words(tokenizer: Tokenizer, text: str, tokens: Sequence[int]) -> list[str]:
+    """How to show the tokens of a text: a word that the tokenizer does not know as it stands there, in angle quotes.
+
+    Args:
+      tokenizer: the run's.
+      text: the text.
+      tokens: its first ids, or all.
+    """
+    if tokenizer.unk_id is None:
+        return [tokenizer.decode([token]) for token in tokens]
+    words = zip(text.split(), tokens, strict=False)
+    return [f"‹{word}›" if token == tokenizer.unk_id else word for word, token in words]
+
+
+def allocation(x: Explanation) -> Heatmap:
+    """Tokens x neurons, with the capacity of each token."""
+    caption = (f"Activation of the neurons of {_place(x)}. Neurons stand under the token that drives them most, and "
+               "the diagonal is what tokens have to themselves. Capacity: 1 for a token that shares no direction, 1/m "
+               "where m tokens have the same.")
+    return Heatmap(title="Neuron allocation", caption=caption, rows=x.words, values=x.activations,
+                   x_label=f"{len(x.neurons):,} of {x.active_neurons:,} active neurons", value_label="activation",
+                   columns=tuple(f"neuron {n}" for n in x.neurons), bars=x.capacity, bar_label="capacity")
+
+
+def interactions(x: Explanation, floor: float | None = None) -> Network:
+    """Tokens in reading order, an arc for each pair whose alignment is at least ``floor`` (by default `edge_floor`)."""
+    floor = edge_floor(x) if floor is None else floor
+    pairs = _pairs(x)
+    edges = tuple(Edge(first=i, second=j, weight=weight) for i, j, weight in pairs if weight >= floor)
+    sizes, size_label = (x.keep, "probability of being kept") if x.keep else (x.capacity, "capacity")
+    caption = (f"Arcs join tokens that share neurons of {_place(x)}: |cos| of their activations, of {floor:.2f} or "
+               f"more ({len(edges)} of {len(pairs)} pairs). Dots: {size_label}.")
+    return Network(title="Token interactions", caption=caption, edges=edges, size_label=size_label,
+                   nodes=tuple(Node(label=word, size=size) for word, size in zip(x.words, sizes, strict=True)),
+                   weight_label="alignment")
+
+
+def edge_floor(x: Explanation) -> float:
+    """Least alignment drawn: that of the strongest `EDGES_PER_TOKEN` pairs a token (ties are all drawn)."""
+    weights = sorted((weight for _, _, weight in _pairs(x)), reverse=True)
+    most = EDGES_PER_TOKEN * len(x.words)
+    return max(LEAST_ALIGNMENT, weights[most - 1] if len(weights) >= most else 0.0)
+
+
+def token_grid(x: Explanation) -> Grid:
+    """The numbers of each token."""
+
+    def partner(i: int, pairs: Literal["alignment", "attention"]) -> str:
+        other = x.partner(i, pairs)
+        return "-" if other is None else f"{short(x.words[other], 16)} ({getattr(x, pairs)[i][other]:.2f})"
+
+    rows = tuple((short(word, 24), x.keep[i] if x.keep else None, x.gradient_x_input[i], x.capacity[i], x.owned[i],
+                  partner(i, "alignment"), partner(i, "attention")) for i, word in enumerate(x.words))
+    caption = ("Gradient x input: how the log-probability of the predicted class changes with the size of the token's "
+               "embedding. Owned: neurons that no other token drives more.")
+    return Grid(title="Tokens", caption=caption, rows=rows,
+                columns=("token", "kept", "gradient x input", "capacity", "owned", "shares most with",
+                         "attends most with"))
+
+
+def side_by_side(before: Explanation, after: Explanation, labels: tuple[str, str] = ("before", "after")
+                 ) -> tuple[Beside, Beside]:
+    """Allocation and interactions of one text in two models, each pair with one scale and one least alignment."""
+    allocations = allocation(before), allocation(after)
+    floor = max(edge_floor(before), edge_floor(after))
+    networks = interactions(before, floor), interactions(after, floor)
+    caption = f"{allocations[1].caption} Both have one scale; each model has neurons of its own: compare rows only."
+    counts = " and ".join(str(len(network.edges)) for network in networks)
+    return (
+        Beside(title=allocations[0].title, labels=labels, panels=allocations, caption=caption),
+        Beside(title=networks[0].title, labels=labels, panels=networks,
+               caption=f"Arcs join tokens whose activations have a |cos| of {floor:.2f} or more: {counts} pairs of "
+                       f"{len(_pairs(before))}. Dots: {networks[0].size_label}."),
+    )
+
+
+def _pairs(x: Explanation) -> list[tuple[int, int, float]]:
+    """Every pair of tokens once, with its alignment."""
+    return [(i, j, x.alignment[i][j]) for i in range(len(x.words)) for j in range(i + 1, len(x.words))]
+
+
+def _place(x: Explanation) -> str:
+    return f"layer {x.layer}" if x.stream == "clean" else f"layer {x.layer}, {x.stream} stream"
 
 
 def _run(run: Run) -> tuple[ExplanationsResult, dict[str, Any]]:

@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxablate.classifier.texts import TextMeasures, by_text, word_importance
-from jaxablate.intervals_old import RESAMPLES, both_ends, percentile_interval, ratio_resamples
+from jaxablate import stats
+from jaxablate.classifier.measures import TextMeasures, by_text, word_importance
 from jaxablate.reports.panels import Curves, Grid, Panel, Series
-from jaxablate.reports.results import Figure
+from jaxablate.reports.results import Better, Figure
 from jaxablate.runs.run import Run
 from jaxablate.stats import Estimate
 from jaxablate.suites.suite import Suite
@@ -33,11 +34,13 @@ SHARES = (1, 5, 10, 20, 50)
 """Percent of the words for comprehensiveness and sufficiency (DeYoung et al. 2020)."""
 MAX_TEXTS = 2_000
 MAX_WORDS = 80_000
-"""Of the texts measured, about: every word is read some fifty times over."""
+"""Words of all texts measured, about: every word is read some fifty times over."""
 ROWS = 32
+"""Texts of a batch."""
 MULTIPLE = 8
-"""Texts of a batch, and what its length is a multiple of."""
+"""The length of a batch is a multiple of this."""
 HEADLINE_K = 3
+"""Words kept in the post-hoc accuracies that tables show."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,9 +50,8 @@ class Measure:
     name: str
     ranking: str
     """One of `RANKINGS`, or two of them: the mean difference on the same texts."""
-    value: float
-    interval: tuple[float, float] | None
-    """95 %, bootstrap over texts, the same draws for every measure."""
+    mean: Estimate
+    """Bootstrap over texts, with the same draws for every measure."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class ImportanceResult:
     the drop of 0 with nothing deleted counts too, as in Samek et al. 2017), comprehensiveness and sufficiency at each
     of `SHARES` and their means."""
     differences: tuple[Measure, ...]
-    """Of the same measures: each ranking but the last minus random, VMASK minus gradient."""
+    """Differences of the same measures: each ranking but the last minus random, VMASK minus gradient."""
     texts: int
     of: int
     """Texts of the split."""
@@ -70,12 +72,12 @@ class ImportanceResult:
 
     def headline(self) -> tuple[Figure, ...]:
         """Post-hoc accuracy at three words, AOPC, comprehensiveness and sufficiency, each ranking; AOPC differences."""
-        better = {f"post-hoc accuracy@{HEADLINE_K}": "up", "AOPC": "up", "comprehensiveness": "up",
-                  "sufficiency": "down"}
-        shown = [(x, better[name]) for name in better for x in self.measures if x.name == name]
-        shown += [(x, "none") for x in self.differences if x.name == "AOPC"]
-        return tuple(Figure(f"{x.name} {x.ranking}", Estimate(x.value, *both_ends(x.interval)), better=way)
-                     for x, way in shown)
+        better: dict[str, Better] = {f"post-hoc accuracy@{HEADLINE_K}": "up", "AOPC": "up", "comprehensiveness": "up",
+                                     "sufficiency": "down"}
+        limits = {f"post-hoc accuracy@{HEADLINE_K}": stats.FRACTION}
+        means = [Figure(f"{name} {x.ranking}", x.mean, better=better[name], range=limits.get(name))
+                 for name in better for x in self.measures if x.name == name]
+        return (*means, *(Figure(f"AOPC {x.ranking}", x.mean) for x in self.differences if x.name == "AOPC"))
 
     def panels(self) -> tuple[Panel, ...]:
         """Curves over the number of words, and all numbers."""
@@ -96,19 +98,16 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, fixed_leng
       fixed_length: whether shorter texts are padded to the length they came in (``padding="paper"``, where padding is
         part of the result) or as little as possible.
       pad_id: token of the padding.
-      seed: of the choice of texts, of the random ranking and of the bootstrap over texts.
-      max_texts: measured at most; see `draw`.
-      max_words: measured at most, on average over choices.
-
-    Returns:
-      Means and differences, with percentile intervals of `RESAMPLES` draws.
+      seed: seed of the choice of texts, of the random ranking and of the bootstrap over texts.
+      max_texts: texts measured at most; see `draw`.
+      max_words: words measured at most, on average over choices.
     """
     texts = by_text(batches, _as_rows)
     chosen = draw(texts, max_texts=max_texts, max_words=max_words, seed=seed)
     padding = {"fixed_length": fixed_length, "pad_id": pad_id}
-    found = by_text(batches_of(chosen, **padding),
-                    functools.partial(text_measures, model, params, seed=seed, **padding))
-    measures, differences = _summarise(found, seed)
+    values = by_text(batches_of(chosen, **padding),
+                     functools.partial(text_measures, model, params, seed=seed, **padding))
+    measures, differences = _summarise(values, seed)
     return ImportanceResult(measures=measures, differences=differences, texts=len(chosen["label"]),
                             of=len(texts["label"]), words=int(np.sum(~np.isnan(chosen["tokens"]))))
 
@@ -118,15 +117,15 @@ def draw(texts: TextMeasures, *, max_texts: int, max_words: int, seed: int) -> T
 
     Args:
       texts: ``tokens`` [texts, L], NaN where a text has ended, and anything else by text.
-      max_texts: at most so many.
-      max_words: at most so many times the mean length.
-      seed: of the choice.
+      max_texts: texts chosen at most.
+      max_words: the number of texts times their mean length is at most this.
+      seed: seed of the choice.
     """
     count = len(texts["tokens"])
     words = np.sum(~np.isnan(texts["tokens"]))
     wanted = max(1, min(count, max_texts, int(max_words * count / words)))
-    kept = np.sort(np.random.default_rng(seed).choice(count, size=wanted, replace=False))
-    return {name: x[kept] for name, x in texts.items()}
+    rows = np.sort(np.random.default_rng(seed).choice(count, size=wanted, replace=False))
+    return {name: x[rows] for name, x in texts.items()}
 
 
 def batches_of(texts: TextMeasures, *, fixed_length: bool = False, pad_id: int = 0) -> Iterator[Batch]:
@@ -164,16 +163,16 @@ def text_measures(model: Any, params: Params, batch: Batch, *, fixed_length: boo
     words = mask.sum(-1)
     classify = functools.partial(_classify, model, params, np.asarray(batch["tokens"]), full["predicted"],
                                  least=mask.shape[-1] if fixed_length else 0, pad_id=pad_id)
-    found: dict[str, np.ndarray] = {}
+    measures: dict[str, np.ndarray] = {}
     for name, kept in _kept_words(ranks, words).items():
         chosen, probability = classify(kept)
         values = {name: full["probability"] - probability}
         if name.startswith("post-hoc"):
             values = {name: chosen == full["predicted"],
                       name.replace("accuracy", "gold accuracy"): chosen == np.asarray(batch["labels"])}
-        found |= {f"{key}/{ranking}": value[r].astype(np.float64)
-                  for key, value in values.items() for r, ranking in enumerate(rankings)}
-    return _averaged(found, rankings)
+        measures |= {f"{key}/{ranking}": value[r].astype(np.float64)
+                     for key, value in values.items() for r, ranking in enumerate(rankings)}
+    return _averaged(measures, rankings)
 
 
 @functools.partial(jax.jit, static_argnames=("length", "seed"))
@@ -186,7 +185,8 @@ def random_importance(index: jax.Array, *, length: int, seed: int) -> jax.Array:
     return jax.vmap(one)(index)
 
 
-def ranks_of(importance: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def ranks_of(importance: Float[np.ndarray, "batch tokens"], mask: Bool[np.ndarray, "batch tokens"]
+             ) -> Int[np.ndarray, "batch tokens"]:
     """Place of each token in the order of importance, 0 for the most important; equal ones by place, padding last.
 
     >>> ranks_of(np.array([[0.1, 0.7, 0.7, 0.9]]), np.array([[True, True, True, False]])).tolist()
@@ -196,16 +196,18 @@ def ranks_of(importance: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.argsort(order, axis=-1, kind="stable")
 
 
-def shortened(tokens: np.ndarray, kept: np.ndarray, length: int, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def shortened(tokens: Int[np.ndarray, "*rows tokens"], kept: Bool[np.ndarray, "*rows tokens"], length: int,
+              pad_id: int = 0) -> tuple[Int[np.ndarray, "*rows length"], Float[np.ndarray, "*rows length"]]:
     """The kept tokens in their order, the gaps closed.
 
     Args:
-      tokens: [..., L] ids.
-      kept: [..., L] bool.
-      length: of the result, at least the number of kept tokens of any row.
+      tokens: ids.
+      kept: which of them stay.
+      length: length of the result, at least the number of kept tokens of any row.
+      pad_id: token of padding.
 
     Returns:
-      Tokens int32 and mask float32, [..., length]; ``pad_id`` and 0 after the end.
+      Tokens int32 and mask float32; ``pad_id`` and 0 after the end.
 
     >>> shortened(np.array([[5, 6, 7]]), np.array([[True, False, True]]), 2)[0].tolist()
     [[5, 7]]
@@ -217,12 +219,14 @@ def shortened(tokens: np.ndarray, kept: np.ndarray, length: int, pad_id: int = 0
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def class_probability(model: Any, params: Params, tokens: jax.Array, mask: jax.Array, of: jax.Array
-                      ) -> tuple[jax.Array, jax.Array]:
-    """Predicted class [B] of each text, and the probability [B] of the class ``of`` [B]."""
+def class_probability(
+    model: Any, params: Params, tokens: Int[ArrayLike, "batch tokens"], mask: Float[ArrayLike, "batch tokens"],
+    of: Int[ArrayLike, " batch"]
+) -> tuple[Int[Array, " batch"], Float[Array, " batch"]]:
+    """Predicted class of each text, and the probability of the class ``of``."""
     logits = model.apply({"params": params}, tokens, mask).logits
     p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-    return jnp.argmax(logits, axis=-1), jnp.take_along_axis(p, of[:, None], axis=-1)[:, 0]
+    return jnp.argmax(logits, axis=-1), jnp.take_along_axis(p, jnp.asarray(of)[:, None], axis=-1)[:, 0]
 
 
 def _classify(model: Any, params: Params, tokens: np.ndarray, predicted: np.ndarray, kept: np.ndarray, *, least: int,
@@ -250,12 +254,12 @@ def _kept_words(ranks: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
         f"sufficiency@{r}%": there & (ranks < share[r]) for r in SHARES}
 
 
-def _averaged(found: Mapping[str, np.ndarray], rankings: Sequence[str]) -> dict[str, np.ndarray]:
+def _averaged(measures: Mapping[str, np.ndarray], rankings: Sequence[str]) -> dict[str, np.ndarray]:
     """All measures, drops and shares also as their means."""
     means = {"AOPC": [f"drop@{k}" for k in DELETED]}
     means |= {name: [f"{name}@{r}%" for r in SHARES] for name in ("comprehensiveness", "sufficiency")}
-    return {**found, **{f"{name}/{ranking}": np.mean([found[f"{part}/{ranking}"] for part in parts], axis=0)
-                        for name, parts in means.items() for ranking in rankings}}
+    return {**measures, **{f"{name}/{ranking}": np.mean([measures[f"{part}/{ranking}"] for part in parts], axis=0)
+                           for name, parts in means.items() for ranking in rankings}}
 
 
 def _as_rows(batch: Batch) -> dict[str, np.ndarray]:
@@ -270,25 +274,25 @@ def _rounded(length: int) -> int:
     return int(length + -length % MULTIPLE)
 
 
-def _summarise(found: TextMeasures, seed: int) -> tuple[tuple[Measure, ...], tuple[Measure, ...]]:
+def _summarise(values: TextMeasures, seed: int) -> tuple[tuple[Measure, ...], tuple[Measure, ...]]:
     """Means of all measures, and the differences between rankings, all over the same draws of texts."""
-    keys = list(found)
-    values = np.stack([found[key] for key in keys])
-    draws = ratio_resamples(values, np.ones(values.shape[-1]), seed=seed) if values.shape[-1] > 1 else values * np.nan
-    table: dict[str, dict[str, tuple[float, np.ndarray]]] = defaultdict(dict)
-    for key, mean, drawn in zip(keys, values.mean(-1), draws, strict=True):
+    table = np.stack(list(values.values()))
+    texts = table.shape[-1]
+    draws = stats.ratio_resamples(table, np.ones(texts), seed=seed) if texts > 1 else table[:, :0]
+    rows: dict[str, dict[str, tuple[float, np.ndarray]]] = defaultdict(dict)
+    for key, mean, drawn in zip(values, table.mean(-1), draws, strict=True):
         name, _, ranking = key.partition("/")
-        table[name][ranking] = mean, drawn
+        rows[name][ranking] = float(mean), drawn
+
+    def measure(name: str, ranking: str, mean: float, drawn: np.ndarray) -> Measure:
+        return Measure(name=name, ranking=ranking, mean=stats.from_draws(mean, drawn, n=texts))
+
     measures, differences = [], []
-    for name, row in table.items():
-        measures += [_measure(name, ranking, *of) for ranking, of in row.items()]
+    for name, row in rows.items():
+        measures += [measure(name, ranking, *numbers) for ranking, numbers in row.items()]
         pairs = [(a, b) for a, b in (("vmask", "random"), ("gradient", "random"), ("vmask", "gradient")) if a in row]
-        differences += [_measure(name, f"{a} - {b}", row[a][0] - row[b][0], row[a][1] - row[b][1]) for a, b in pairs]
+        differences += [measure(name, f"{a} - {b}", row[a][0] - row[b][0], row[a][1] - row[b][1]) for a, b in pairs]
     return tuple(measures), tuple(differences)
-
-
-def _measure(name: str, ranking: str, value: float, draws: np.ndarray) -> Measure:
-    return Measure(name=name, ranking=ranking, value=float(value), interval=percentile_interval(draws))
 
 
 def _accuracy_curves(result: ImportanceResult) -> Curves:
@@ -307,18 +311,16 @@ def _drop_curves(result: ImportanceResult) -> Curves:
 
 
 def _series(result: ImportanceResult, name: str, at: Sequence[int], suffix: str = "") -> list[Series]:
-    values = {(x.name, x.ranking): x.value for x in result.measures}
+    values = {(x.name, x.ranking): x.mean.value for x in result.measures}
     rankings = dict.fromkeys(x.ranking for x in result.measures)
     return [Series(label=f"{ranking}{suffix}", x=tuple(float(k) for k in at),
                    y=tuple(values[f"{name}@{k}", ranking] for k in at)) for ranking in rankings]
 
 
 def _tables(result: ImportanceResult) -> tuple[Grid, Grid]:
-    columns = ("measure", "ranking", "mean", "95 % from", "to")
-    measures, differences = (
-        tuple((x.name, x.ranking, x.value, *both_ends(x.interval)) for x in of)
-        for of in (result.measures, result.differences)
-    )
+    columns = ("measure", "ranking", "mean")
+    measures, differences = (tuple((x.name, x.ranking, x.mean) for x in group)
+                             for group in (result.measures, result.differences))
     caption = (f"Means over {result.texts:,} texts. Comprehensiveness: drop of the predicted class's probability when "
                "the top words are deleted; sufficiency: when only they are kept (small is good). AOPC is the mean of "
                "the drops; comprehensiveness and sufficiency without a number are the means over the shares.")
@@ -331,7 +333,7 @@ def _run(run: Run) -> tuple[ImportanceResult, dict[str, Any]]:
     result = evaluate(run.model, run.params, run.splits["test"].batches(), seed=run.seed,
                       fixed_length=run.config.model.padding == "paper", pad_id=run.tokenizer.pad_id)
     return result, {"split": "test", "texts": result.texts, "max_texts": MAX_TEXTS, "max_words": MAX_WORDS,
-                    "deletion_leaves": 1, "bootstrap_resamples": RESAMPLES, "seed": run.seed}
+                    "deletion_leaves": 1, "bootstrap_resamples": stats.RESAMPLES, "seed": run.seed}
 
 
 SUITE = Suite(name="importance", run=_run, task="classification",

@@ -11,22 +11,22 @@ Each part is compared with its null: importance shuffled over the tokens of each
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from jaxablate import stats
-from jaxablate.classifier.ranking import top_minus_rest
-from jaxablate.classifier.texts import TextMeasures, by_text, word_importance
-from jaxablate.intervals_old import RESAMPLES, Z_95, both_ends, percentile_interval, ratio_resamples
+from jaxablate.classifier.measures import TextMeasures, by_text, top_minus_rest, word_importance
 from jaxablate.ops.capacity import alignment, capacity
 from jaxablate.regularizers import interference, polysemanticity
 from jaxablate.reports.panels import Bar, Bars, Curves, Grid, Histogram, HistogramGrid, Panel, Series
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
+from jaxablate.stats import Estimate
 from jaxablate.suites.suite import Suite
 from jaxablate.types import STREAMS, Batch, Params
 
@@ -42,29 +42,15 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-    """One part of SRS: mean over texts of [mean of the top ones - mean of the others]."""
+class Null:
+    """What a part of SRS is where its ranking is shuffled within each text; the mean over shuffles is 0."""
 
-    value: float | None
-    """None where no text is long enough."""
-    interval: tuple[float, float] | None
-    """95 %, bootstrap over texts."""
-    texts: int
-    """Texts long enough to have it: 2 tokens for the importance part, 3 for the interaction part."""
-    null_interval: tuple[float, float] | None
-    """Middle 95 % over shuffles; their mean is 0."""
+    middle: Estimate
+    """0 with the middle 95 % over shuffles."""
     z: float | None
-    """value / standard deviation over shuffles; None where no shuffle changes anything."""
+    """The part divided by its standard deviation over shuffles; None where no shuffle changes anything."""
     p: float | None
     """Two-sided, of z under the normal law."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Share:
-    """A mean over the split with its bootstrap interval over texts."""
-
-    value: float
-    interval: tuple[float, float] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,19 +61,21 @@ class SiteSuperposition:
     """neurons: the MLP's activated units (of the ablated stream: times its gates); masked embeddings: what VMASK lets
     through, before the positions."""
     layer: int
-    """Whose neurons, and whose attention ranks the pairs; the first one's for the embeddings."""
+    """Layer of the neurons and of the attention that ranks the pairs; for the embeddings the first layer's."""
     stream: str
-    srs: float | None
-    """importance.value + interaction.value."""
-    srs_interval: tuple[float, float] | None
-    """The same texts drawn for both parts."""
-    importance: Part
-    interaction: Part
-    mean_capacity: Share
-    """Over tokens."""
-    over: Share
+    srs: Estimate
+    """Sum of both parts; the same texts are drawn for both. None where no text is long enough."""
+    importance: Estimate
+    """Mean over texts of [mean capacity of the top tokens - mean of the others]; a text needs 2 tokens."""
+    importance_null: Null
+    interaction: Estimate
+    """Mean over texts of [mean alignment of the top pairs - mean of the others]; a text needs 3 tokens."""
+    interaction_null: Null
+    mean_capacity: Estimate
+    """Mean over tokens."""
+    over: Estimate
     """Fraction of tokens with a capacity above `OVER`."""
-    represented: Share
+    represented: Estimate
     """Mean over texts of the sum of a text's capacities divided by its tokens: vectors the site tells apart, as a
     share of those it could."""
     zero_rows: float
@@ -97,7 +85,7 @@ class SiteSuperposition:
     interference: float
     """SAFR's interaction loss of this layer's and stream's attention."""
     quantiles: tuple[float, ...]
-    """Of the capacity over tokens, at `QUANTILES`."""
+    """Quantiles of the capacity over tokens, at `QUANTILES`."""
     fraction_over: tuple[float, ...]
     """Fraction of tokens with a capacity above i / `STEPS`, i = 0 .. `STEPS`."""
     counts: tuple[int, ...]
@@ -105,7 +93,7 @@ class SiteSuperposition:
 
     @property
     def name(self) -> str:
-        """One line for tables."""
+        """Name in tables."""
         where = f"{self.site}, layer {self.layer}" if self.site == "neurons" else self.site
         return where if self.stream == "clean" else f"{where}, {self.stream}"
 
@@ -116,7 +104,7 @@ class SuperpositionResult:
 
     sites: tuple[SiteSuperposition, ...]
     importance: str
-    """What ranks the tokens: vmask or gradient."""
+    """Ranking of the tokens: vmask or gradient."""
     texts: int
     tokens: int
 
@@ -124,13 +112,11 @@ class SuperpositionResult:
         """SRS and its parts, and the capacity of the tokens."""
         site = self.sites[0]
         return (
-            Figure("SRS", stats.Estimate(site.srs, *both_ends(site.srs_interval)), better="up"),
-            *(Figure(f"SRS {name} part", stats.Estimate(part.value, *both_ends(part.interval)), better="up")
-              for name, part in (("importance", site.importance), ("interaction", site.interaction))),
-            Figure(f"tokens with capacity > {OVER}", stats.Estimate(site.over.value, *both_ends(site.over.interval)),
-                   "fraction", range=stats.FRACTION),
-            Figure("mean capacity",
-                   stats.Estimate(site.mean_capacity.value, *both_ends(site.mean_capacity.interval))),
+            Figure("SRS", site.srs, better="up"),
+            Figure("SRS importance part", site.importance, better="up"),
+            Figure("SRS interaction part", site.interaction, better="up"),
+            Figure(f"tokens with capacity > {OVER}", site.over, unit="fraction", range=stats.FRACTION),
+            Figure("mean capacity", site.mean_capacity, range=stats.FRACTION),
         )
 
     def panels(self) -> tuple[Panel, ...]:
@@ -147,22 +133,22 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, layer: int
       model: a `SafrClassifier`. Tokens rank by VMASK's keep-probability, or by |gradient x input| without VMASK.
       params: its parameters.
       batches: the split; rows with weight 0 do not count.
-      layer: whose neurons are the headline; the other layers are measured beside it.
-      seed: of the bootstrap over texts (`RESAMPLES` draws, percentile interval).
+      layer: number of the layer whose neurons are the headline; the other layers are measured beside it.
+      seed: seed of the bootstrap over texts.
     """
-    found = by_text(batches, functools.partial(text_measures, model, params))
-    sites = sorted({key.rpartition("/")[0] for key in found if "/" in key})
-    described = [_site(key, {name.rpartition("/")[2]: x for name, x in found.items() if name.startswith(f"{key}/")},
-                       found["tokens"], seed) for key in sites]
-    layers = 1 + max(site.layer for site in described)
+    measures = by_text(batches, functools.partial(text_measures, model, params))
+    keys = sorted({key.rpartition("/")[0] for key in measures if "/" in key})
+    sites = [_site(key, {name.rpartition("/")[2]: x for name, x in measures.items() if name.startswith(f"{key}/")},
+                   measures["tokens"], seed) for key in keys]
+    layers = 1 + max(site.layer for site in sites)
 
     def place(site: SiteSuperposition) -> tuple[Any, ...]:
         first = site.layer == layer % layers and site.site == "neurons" and site.stream == "clean"
         return not first, site.site != "neurons", site.layer, STREAMS.index(site.stream)
 
     return SuperpositionResult(
-        sites=tuple(sorted(described, key=place)), importance="vmask" if "by_vmask" in found else "gradient",
-        texts=len(found["tokens"]), tokens=int(found["tokens"].sum()),
+        sites=tuple(sorted(sites, key=place)), importance="vmask" if "by_vmask" in measures else "gradient",
+        texts=len(measures["tokens"]), tokens=int(measures["tokens"].sum()),
     )
 
 
@@ -174,32 +160,31 @@ def text_measures(model: Any, params: Params, batch: Batch) -> dict[str, jax.Arr
     """
     mask = batch["mask"] > 0
     out = model.apply({"params": params}, batch["tokens"], batch["mask"])
-    found = {"tokens": jnp.sum(mask, axis=-1)}
-    ranking = out.keep
-    if ranking is None:
+    measures = {"tokens": jnp.sum(mask, axis=-1)}
+    if out.keep is None:
         ranking = word_importance(model, params, batch)["gradient"]
     else:
-        found["by_vmask"] = jnp.ones(mask.shape[0], bool)
+        ranking, measures["by_vmask"] = out.keep, jnp.ones(mask.shape[0], bool)
     sites = {"masked embeddings/0/clean": (out.masked, out.layers[0].clean.attention)}
     for i, layer in enumerate(out.layers):
-        sites[f"neurons/{i}/clean"] = layer.clean.mlp_post, layer.clean.attention
-        if layer.ablated is not None:
-            gated = layer.ablated.mlp_post * layer.neuron_gates.astype(layer.ablated.mlp_post.dtype)
-            sites[f"neurons/{i}/ablated"] = gated, layer.ablated.attention
+        for stream in STREAMS if layer.ablated is not None else STREAMS[:1]:
+            sites[f"neurons/{i}/{stream}"] = layer.neurons(stream), getattr(layer, stream).attention
     for key, (x, attention) in sites.items():
-        found |= {f"{key}/{name}": value for name, value in site_measures(x, attention, ranking, mask).items()}
-    return found
+        measures |= {f"{key}/{name}": value for name, value in site_measures(x, attention, ranking, mask).items()}
+    return measures
 
 
-def site_measures(x_BLF: jax.Array, attention_BNLL: jax.Array, ranking_BL: jax.Array, mask_BL: jax.Array
-                  ) -> dict[str, jax.Array]:
+def site_measures(
+    x_BLF: Float[Array, "batch tokens units"], attention_BNLL: Float[Array, "batch heads tokens tokens"],
+    ranking_BL: Float[Array, "batch tokens"], mask_BL: Bool[Array, "batch tokens"]
+) -> dict[str, jax.Array]:
     """Capacity of each token, and both parts of SRS with the variance of their nulls.
 
     Args:
       x_BLF: vectors of the tokens.
       attention_BNLL: attention weights; a pair i < j ranks by the mean over heads of (A_ij + A_ji) / 2.
       ranking_BL: importance of the tokens, not negative. Equal ones rank by place, the earlier first; so do pairs.
-      mask_BL: bool, whether a token is real.
+      mask_BL: whether a token is real.
 
     Returns:
       ``capacity`` [B, L], NaN at padding; ``zero`` [B], tokens with a zero vector; ``importance`` and ``interaction``
@@ -223,63 +208,57 @@ def site_measures(x_BLF: jax.Array, attention_BNLL: jax.Array, ranking_BL: jax.A
     }
 
 
-def _site(key: str, found: TextMeasures, tokens: np.ndarray, seed: int) -> SiteSuperposition:
+def _site(key: str, measures: TextMeasures, tokens: np.ndarray, seed: int) -> SiteSuperposition:
     site, layer, stream = key.split("/")
-    capacities = found["capacity"]
+    capacities = measures["capacity"]
     every = capacities[~np.isnan(capacities)]
-    sums = {"mean_capacity": np.nansum(capacities, -1), "over": np.sum(capacities > OVER, -1)}  # NaN > x is false
-    shares = {name: _share(x, tokens, seed) for name, x in sums.items()}
-    draws = {name: _part_draws(found[name], seed) for name in ("importance", "interaction")}
-    parts = {name: _part(found[name], found[f"{name}_variance"], draws[name]) for name in draws}
-    values = [part.value for part in parts.values()]
-    alive = every[every > 0]
+    total, over = np.nansum(capacities, -1), np.sum(capacities > OVER, -1)  # NaN > x is false
+    draws = {name: _part_draws(measures[name], seed) for name in ("importance", "interaction")}
+    parts = {name: _part(measures[name], draws[name]) for name in draws}
+    values = [part.value for part in parts.values() if part.value is not None]
+    srs = sum(values) if len(values) == len(parts) else None
     return SiteSuperposition(
-        site=site, layer=int(layer), stream=stream, srs=None if None in values else sum(values),
-        srs_interval=percentile_interval(draws["importance"] + draws["interaction"]), **parts, **shares,
-        represented=_share(sums["mean_capacity"] / tokens, np.ones(len(tokens)), seed),
-        zero_rows=float(found["zero"].sum() / tokens.sum()),
-        polysemanticity=float(found["polysemanticity"].mean()), interference=float(found["interference"].mean()),
+        site=site, layer=int(layer), stream=stream, **parts,
+        srs=stats.from_draws(srs, draws["importance"] + draws["interaction"], n=len(tokens)),
+        **{f"{name}_null": _null(part, measures[f"{name}_variance"]) for name, part in parts.items()},
+        mean_capacity=stats.ratio(total, tokens, seed=seed), over=stats.ratio(over, tokens, seed=seed),
+        represented=stats.mean(total / tokens, seed=seed),
+        zero_rows=float(measures["zero"].sum() / tokens.sum()),
+        polysemanticity=float(measures["polysemanticity"].mean()), interference=float(measures["interference"].mean()),
         quantiles=tuple(float(q) for q in np.quantile(every, QUANTILES)),
         fraction_over=tuple(float(np.mean(every > i / STEPS)) for i in range(STEPS + 1)),
-        counts=tuple(int(c) for c in np.histogram(alive, bins=STEPS, range=(0, 1))[0]),
+        counts=tuple(int(c) for c in np.histogram(every[every > 0], bins=STEPS, range=(0, 1))[0]),
     )
-
-
-def _share(sums: np.ndarray, counts: np.ndarray, seed: int) -> Share:
-    draws = ratio_resamples(sums, counts, seed=seed) if len(sums) > 1 else np.zeros(0)
-    return Share(value=float(sums.sum() / counts.sum()), interval=percentile_interval(draws))
 
 
 def _part_draws(values: np.ndarray, seed: int) -> np.ndarray:
     """Bootstrap of the mean over the texts that have the part; all texts are drawn, so that both parts are paired."""
     there = ~np.isnan(values)
     if there.sum() < 2:
-        return np.full(RESAMPLES, np.nan)
-    return ratio_resamples(np.where(there, values, 0.0), there.astype(float), seed=seed)
+        return np.full(stats.RESAMPLES, np.nan)
+    return stats.ratio_resamples(np.where(there, values, 0.0), there.astype(float), seed=seed)
 
 
-def _part(values: np.ndarray, variances: np.ndarray, draws: np.ndarray) -> Part:
-    there = ~np.isnan(values)
-    texts = int(there.sum())
-    if texts == 0:
-        return Part(value=None, interval=None, texts=0, null_interval=None, z=None, p=None)
-    value = float(values[there].mean())
-    deviation = math.sqrt(variances[there].sum()) / texts
-    z = value / deviation if deviation > 0 else None
-    return Part(value=value, interval=percentile_interval(draws), texts=texts,
-                null_interval=(-Z_95 * deviation, Z_95 * deviation), z=z,
+def _part(values: np.ndarray, draws: np.ndarray) -> Estimate:
+    values = values[~np.isnan(values)]
+    return stats.from_draws(float(values.mean()) if values.size else None, draws, n=values.size)
+
+
+def _null(part: Estimate, variances: np.ndarray) -> Null:
+    if part.value is None:
+        return Null(middle=Estimate(None), z=None, p=None)
+    variances = variances[~np.isnan(variances)]
+    deviation = math.sqrt(variances.sum()) / variances.size
+    half = stats.Z_95 * deviation
+    z = part.value / deviation if deviation > 0 else None
+    return Null(middle=Estimate(0.0, -half, half, n=variances.size, how="all shuffles"), z=z,
                 p=None if z is None else math.erfc(abs(z) / math.sqrt(2)))
 
 
-def _scores(site: SiteSuperposition) -> Mapping[str, tuple[float | None, tuple[float, float] | None]]:
-    return {"SRS": (site.srs, site.srs_interval),
-            "importance part": (site.importance.value, site.importance.interval),
-            "interaction part": (site.interaction.value, site.interaction.interval)}
-
-
 def _score_bars(result: SuperpositionResult) -> Bars:
-    bars = tuple(Bar(f"{site.name}: {name}", stats.Estimate(value, *both_ends(interval))) for site in result.sites
-                 for name, (value, interval) in _scores(site).items() if value is not None)
+    bars = tuple(Bar(f"{site.name}: {name}", estimate) for site in result.sites for name, estimate in (
+        ("SRS", site.srs), ("importance part", site.importance), ("interaction part", site.interaction))
+        if estimate.value is not None)
     caption = (f"Superposition regularization score over {result.texts:,} texts; important tokens by "
                f"{_RANKED_BY[result.importance]}. Whiskers: 95 % bootstrap interval over texts. Shuffled importance or "
                "attention gives 0 on average.")
@@ -295,18 +274,15 @@ def _p_value(p: float | None) -> float | str | None:
 
 
 def _score_table(result: SuperpositionResult) -> Grid:
-    rows = tuple(
-        (site.name, name, part.value, *both_ends(part.interval), *both_ends(part.null_interval), part.z,
-         _p_value(part.p), part.texts)
-        for site in result.sites
-        for name, part in (("importance", site.importance), ("interaction", site.interaction))
-    )
+    rows = tuple((site.name, name, part, null.middle, null.z, _p_value(null.p), part.n) for site in result.sites
+                 for name, part, null in (("importance", site.importance, site.importance_null),
+                                          ("interaction", site.interaction, site.interaction_null)))
     caption = (f"Importance: capacity of the {TOP_TOKENS}0 % most important tokens minus that of the others. "
                f"Interaction: |cosine| of the {TOP_PAIRS}0 % most attended pairs minus that of the others. Null: "
                "importance shuffled over the tokens of each text, attention over its pairs; mean 0, exact "
                "variance over all shuffles.")
     return Grid(title="Parts of SRS and their nulls", caption=caption, rows=rows,
-                columns=("site", "part", "value", "95 % from", "to", "null 95 % from", "to", "z", "p", "texts"))
+                columns=("site", "part", "value", "null", "z", "p", "texts"))
 
 
 def _histograms(result: SuperpositionResult) -> HistogramGrid:
@@ -330,13 +306,12 @@ def _threshold_curves(result: SuperpositionResult) -> Curves:
 
 
 def _capacity_table(result: SuperpositionResult) -> Grid:
-    rows = tuple((site.name, site.mean_capacity.value, *both_ends(site.mean_capacity.interval), site.over.value,
-                  *both_ends(site.over.interval), site.represented.value, site.zero_rows, *site.quantiles)
+    rows = tuple((site.name, site.mean_capacity, site.over, site.represented, site.zero_rows, *site.quantiles)
                  for site in result.sites)
     return Grid(title="Capacity by site", rows=rows,
                 caption="Represented: mean over texts of the sum of capacities divided by the number of tokens.",
-                columns=("site", "mean", "95 % from", "to", f"over {OVER}", "95 % from", "to", "represented",
-                         "zero rows", *(f"{q:.0%} quantile" for q in QUANTILES)))
+                columns=("site", "mean", f"over {OVER}", "represented", "zero rows",
+                         *(f"{q:.0%} quantile" for q in QUANTILES)))
 
 
 def _loss_table(result: SuperpositionResult) -> Grid:
@@ -352,7 +327,7 @@ def _run(run: Run) -> tuple[SuperpositionResult, dict[str, Any]]:
     result = evaluate(run.model, run.params, run.splits["test"].batches(), layer=layer, seed=run.seed)
     return result, {"split": "test", "layer": layer, "importance": result.importance, "top_tokens": TOP_TOKENS / 10,
                     "top_pairs": TOP_PAIRS / 10, "null": "exact moments over all shuffles",
-                    "bootstrap_resamples": RESAMPLES, "seed": run.seed}
+                    "bootstrap_resamples": stats.RESAMPLES, "seed": run.seed}
 
 
 SUITE = Suite(name="superposition", run=_run, task="classification",

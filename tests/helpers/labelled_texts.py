@@ -1,12 +1,14 @@
 """Batches of labelled texts as the data makes them, for the tests of the classifier's suites."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
 
 from jaxablate.reports import svg
 from jaxablate.reports.panels import panel_from_dict
+from jaxablate.runs.run import Split
 
 PAD = 0
 _DRAW = {"curves": svg.curves, "bars": svg.bars, "histograms": svg.histograms}
@@ -33,6 +35,11 @@ def draw(count, *, vocabulary=20, longest=12, classes=2, seed=0):
     rng = np.random.default_rng(seed)
     texts = [rng.integers(1, vocabulary, size=n).tolist() for n in rng.integers(1, longest + 1, size=count)]
     return texts, rng.integers(0, classes, size=count).tolist()
+
+
+def splits_of(**batches):
+    """Splits of a `Run` by name, from the list of each one's batches."""
+    return {name: Split(batches=functools.partial(iter, split)) for name, split in batches.items()}
 
 
 def check_plain(result):
