@@ -58,6 +58,16 @@ class Estimate:
         """Both ends, or None."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
+    def __float__(self) -> float:
+        """The number alone.
+
+        Raises:
+          ValueError: there is none.
+        """
+        if self.value is None:
+            raise ValueError("the estimate has no value")
+        return float(self.value)
+
     def overlaps(self, other: "Estimate") -> bool | None:
         """Whether the two intervals have a point in common; None where one has no interval."""
         if self.interval is None or other.interval is None:

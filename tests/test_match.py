@@ -8,19 +8,19 @@ import pathlib
 import shutil
 
 import pytest
+from helpers.runs import copy_run
 from helpers.scripts import load_script
 from rich.console import Console
 
-from jaxablate.commands import match as match_runner
+from jaxablate.commands import match as command
 from jaxablate.commands import score as runner
-from jaxablate.commands.match_nearest import measured_losses, nearest, passed
-from jaxablate.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from jaxablate.commands.match import measured_losses, nearest, passed
+from jaxablate.registry import Registry
+from jaxablate.reports import matched
 from jaxablate.reports import results as files
-from jaxablate.reports.comparison_page import matched_page, matched_texts
-from jaxablate.reports.matched import COLUMNS, Matched, MatchedRow, Side, cells, csv_text, latex, markdown, rich_view
+from jaxablate.reports.matched import Matched, MatchedRow, Side
 from jaxablate.runs.workdir import read_config
 from jaxablate.stats import Estimate
-from jaxablate.training.loop import train
 
 evaluation = load_script("eval")
 
@@ -66,11 +66,10 @@ def comparison(gap=0.01, rows=(), notes=()):
 
 
 def test_intervals_apart_overlapping_and_absent():
-    assert row((5.0, 4.0, 6.0), (7.0, 6.0, 8.0)).overlap is True
-    assert row((5.0, 4.0, 5.9), (7.0, 6.0, 8.0)).overlap is False
-    assert row((5.0, None, None), (7.0, 6.0, 8.0)).overlap is None
-    assert cells(row((5.0, 4.0, 6.0), (7.25, 6.0, 8.0)))[2:6] == ("5.0 [4.0, 6.0]", "7.2 [6.0, 8.0]", "-2.2", "yes")
-    assert cells(row((1.0, None, None), (1.0, None, None)))[4:6] == ("0", "-")
+    pairs = [((5.0, 4.0, 6.0), (7.25, 6.0, 8.0)), ((5.0, 4.0, 5.9), (7.0, 6.0, 8.0)), ((1.0, None, None),) * 2]
+    cells = matched.table(comparison(rows=[row(*pair) for pair in pairs])).rows[1:]
+    assert list(map(str, cells[0][2:])) == ["5.0 [4.0, 6.0]", "7.2 [6.0, 8.0]", "-2.2", "yes"]
+    assert cells[1][5] == "no" and cells[2][4:] == ("0", "-")
 
 
 def test_every_table_says_whether_the_losses_match():
@@ -78,53 +77,32 @@ def test_every_table_says_whether_the_losses_match():
     assert near.equal and not far.equal
     assert "Matched: the validation losses differ by 0.0190 nats, within the tolerance of 0.02" in near.verdict
     assert far.verdict.startswith("NOT matched") and "the better of the two" in far.verdict
-    for text in (markdown(far), matched_page(far)):
-        assert "NOT matched" in text and "keep more" in text
-    assert "NOT matched" in latex(far)
-    assert [r["matched"] for r in csv.DictReader(csv_text(far).splitlines())] == ["False"]
+    texts = matched.texts(far)
+    assert all("NOT matched" in texts[suffix] for suffix in (".md", ".html", ".tex"))
+    assert "keep more" in texts[".md"] and "keep more" in texts[".html"]
+    assert [r["matched"] for r in csv.DictReader(texts[".csv"].splitlines())] == ["False"]
 
 
 def test_tables_have_every_row_once_and_columns_that_align():
     compared = comparison(rows=[row((5.0, 4.0, 6.0), (7.0, 6.0, 8.0), name="|w|_1 %")])
-    assert set(matched_texts(compared)) == {".md", ".csv", ".tex", ".html"}
-    body = [line for line in latex(compared).splitlines() if line.endswith(r"\\")]
-    assert len(body) == 3 and {line.count(" & ") for line in body} == {len(COLUMNS) - 1}
-    table = [line for line in markdown(compared).splitlines() if line.startswith("|")]
+    texts = matched.texts(compared)
+    assert set(texts) == {".md", ".csv", ".tex", ".html"}
+    body = [line for line in texts[".tex"].splitlines() if line.endswith(r"\\")]
+    assert len(body) == 3 and {line.count(" & ") for line in body} == {5}
+    table = [line for line in texts[".md"].splitlines() if line.startswith("|")]
     assert len(table) == 4 and r"\|w\|_1 %" in table[-1]
-    rows = list(csv.DictReader(csv_text(compared).splitlines()))
+    rows = list(csv.DictReader(texts[".csv"].splitlines()))
     assert [(r["figure"], r["difference"], r["overlap"]) for r in rows][1] == ("|w|_1 %", "-2.0", "True")
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(rich_view(compared))
+    console.print(matched.terminal_view(compared))
     assert "|w|_1 %" in console.export_text()
 
 
-def tiny(folder, ablation, **changes):
-    return Config(
-        model=ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=1, n_heads=2, k_attention=3,
-                          k_neurons=5, ablation=ablation),
-        optimizer=OptimizerConfig(learning_rate=3e-3),
-        data=DataConfig(source="embedded", tokenizer="corpus", cache_dir=str(folder / "data"), embedded_stories=60,
-                        embedded_valid_stories=40, **changes),
-        train=TrainConfig(steps=6, batch_size=8, sequence_length=32, log_every=3, eval_every=2, eval_batches=1,
-                          checkpoint_every=2, keep_last=3, tensorboard=False),
-        mesh=MeshConfig(data=1),
-    )
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A gated run and a baseline with checkpoints at 2, 4 and 6 steps."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name, ablation in (("gated", "local"), ("base", "none")):
-        train(tiny(folder, ablation), folder / name)
-    return folder
-
-
 @pytest.fixture
-def runs(trained, tmp_path):
-    """Copies that a test may change."""
-    for name in ("gated", "base"):
-        shutil.copytree(trained / name, tmp_path / name)
+def runs(language_run, baseline_run, tmp_path):
+    """Copies that a test may change of a gated run and a baseline, with checkpoints at 2, 4 and 6 steps."""
+    copy_run(language_run, tmp_path / "gated")
+    copy_run(baseline_run, tmp_path / "base")
     return tmp_path
 
 
@@ -169,10 +147,9 @@ def test_match_end_to_end(runs, capsys, monkeypatch):
 def test_the_nearest_checkpoint_is_taken_and_the_distance_told(runs, capsys):
     losses = {}
     for step in (2, 4, 6):
-        settings = match_runner.MatchSettings(workdir=runs / "gated", baseline=runs / "base")
-        config = read_config(runs / "base")
-        opened = match_runner._open(settings.of(runs / "base", str(step)), config)
-        losses[step] = match_runner._with_loss(opened, lambda line: None).loss.value
+        settings = command.MatchSettings(workdir=runs / "gated", baseline=runs / "base")
+        opened = command._open(settings, runs / "base", str(step))
+        losses[step] = command._with_loss(opened, lambda line: None).loss.value
     assert losses[2] > losses[4] > losses[6]
     assert match(runs, "--suites", "weights", "--tolerance", 1e-6, "--out", runs / "out") == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -185,9 +162,9 @@ def test_the_nearest_checkpoint_is_taken_and_the_distance_told(runs, capsys):
 def test_suites_that_do_not_fit_both_are_left_out_or_refused(runs, capsys):
     assert "suite 'gates' does not fit: the model has no gates" in error_of(capsys, runs, "--suites", "gates")
     assert "did you mean 'weights'" in error_of(capsys, runs, "--suites", "weihgts")
-    settings = match_runner.MatchSettings(workdir=runs / "gated", baseline=runs / "base")
+    settings = command.MatchSettings(workdir=runs / "gated", baseline=runs / "base")
     configs = [read_config(path) for path in (runs / "gated", runs / "base")]
-    names = [s.name for s in match_runner.fitting_suites(settings, configs, lambda line: None)]
+    names = [s.name for s in command.fitting_suites(settings, configs, lambda line: None)]
     assert {"perplexity", "circuits", "weights"} <= set(names) and not {"gates", "leakage"} & set(names)
 
 
@@ -205,13 +182,13 @@ def test_other_data_another_tokenizer_and_wrong_runs_are_refused(runs, capsys):
     assert "is a working directory" in error_of(capsys, runs, "--out", runs / "base")
     assert "choose one of 2, 4, 6" in error_of(capsys, runs, "--checkpoint", 5)
     shutil.rmtree(runs / "base" / "checkpoints")
-    assert "holds no whole checkpoint" in error_of(capsys, runs)
+    assert "holds no undamaged checkpoint" in error_of(capsys, runs)
 
 
 def test_damaged_checkpoints_of_the_baseline_are_passed_over(runs, capsys):
     said = []
     (runs / "base" / "checkpoints" / "4" / "seal.json").unlink()
-    assert match_runner.whole_steps(runs / "base", said.append) == [2, 6]
+    assert command.undamaged_steps(runs / "base", said.append) == [2, 6]
     assert len(said) == 1 and "checkpoint 4" in said[0] and "passed over" in said[0]
 
 
@@ -226,12 +203,11 @@ def test_results_of_another_checkpoint_stay(runs, capsys):
 def test_a_suite_that_fails_for_one_of_the_runs_is_left_out_unless_asked_for(runs, capsys, monkeypatch):
     from jaxablate.errors import DataError
 
-    weights = next(s for s in runner.SUITES if s.name == "weights")
-
     def refuse(subject):
         raise DataError("nothing stored for this checkpoint")
 
-    monkeypatch.setattr(runner, "SUITES", (dataclasses.replace(weights, run=refuse),))
+    weights = dataclasses.replace(runner.SUITES["weights"], run=refuse)
+    monkeypatch.setattr(runner, "SUITES", Registry("suite", (weights,)))
     assert "nothing stored" in error_of(capsys, runs, "--suites", "weights")
     assert match(runs, "--tolerance", 5) == 0
     assert "weights is left out: nothing stored for this checkpoint" in " ".join(capsys.readouterr().out.split())

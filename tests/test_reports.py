@@ -6,7 +6,9 @@ import io
 import json
 import math
 import os
+import pathlib
 import re
+import shutil
 import stat
 
 import pytest
@@ -17,9 +19,9 @@ from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig, to_di
 from jaxablate.errors import CheckpointError, FileError
 from jaxablate.files import finite
 from jaxablate.provenance import Provenance
-from jaxablate.reports import comparison_page, table
+from jaxablate.reports import compare as comparisons
 from jaxablate.reports import results as files
-from jaxablate.reports.axes import Scale, linear_ticks
+from jaxablate.reports import tables
 from jaxablate.reports.compare import Run, compare
 from jaxablate.reports.html import page, read_history, training_curves
 from jaxablate.reports.panels import (
@@ -35,6 +37,7 @@ from jaxablate.reports.panels import (
     panel_from_dict,
 )
 from jaxablate.reports.results import Figure, Results, SuiteRecord
+from jaxablate.reports.svg import Scale, linear_ticks
 from jaxablate.stats import Estimate
 
 PANELS = (
@@ -131,6 +134,53 @@ def test_a_corrupt_file_is_named_with_the_command_to_run(tmp_path, text, complai
     assert "jaxablate score --workdir" in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.fixture
+def schema_1(tmp_path):
+    """A working directory with results of schema version 1, and the values in its file."""
+    path = pathlib.Path(__file__).parent / "golden" / "results_schema_1.json"
+    shutil.copy(path, tmp_path / "results.json")
+    return tmp_path, json.loads(path.read_text())
+
+
+def test_results_of_schema_1_are_read_and_written_as_schema_2(schema_1):
+    folder, old = schema_1
+    new = files.read(folder)
+    assert new.schema_version == 2 and list(new.suites) == list(old["suites"])
+    for name, suite in old["suites"].items():
+        for figure, before in zip(new.suites[name].figures, suite["figures"], strict=True):
+            e = figure.estimate
+            assert (figure.name, e.value, e.low, e.high) == tuple(before[k] for k in ("name", "value", "low", "high"))
+    files.write(folder, new)
+    assert files.read(folder) == new and json.loads((folder / "results.json").read_text())["schema_version"] == 2
+
+
+def test_tables_bars_and_details_of_schema_1_hold_estimates(schema_1):
+    folder, old = schema_1
+    new = files.read(folder)
+    panels = {p.title: p for record in new.suites.values() for p in record.panels}
+    before = {p["title"]: p for record in old["suites"].values() for p in record["panels"]}
+    assert not [c for p in panels.values() if isinstance(p, Grid) for c in p.columns if c in ("95 % from", "to")]
+    losses = panels["Losses"]
+    assert losses.columns == ("stream, targets", "loss", "perplexity", "targets")
+    label, value, low, high, *rest = before["Losses"]["rows"][0]
+    assert losses.rows[0] == (label, Estimate(value, low, high), *rest)
+    assert len(panels["Loss with gates replaced, in numbers"].columns) == 4  # two numbers with intervals
+    bar = before["Perplexity"]["bars"][0]
+    assert panels["Perplexity"].bars[0] == Bar(bar["label"], Estimate(bar["value"], bar["low"], bar["high"]))
+    loss = new.suites["perplexity"].details["losses"][0]
+    assert stats.from_json(loss["loss"]) == Estimate(value, low, high) and "loss_interval" not in loss
+    text = page(new, [], "old")
+    assert str(Estimate(value, low, high)) in text
+    edges = next(f for f in new.suites["circuits"].figures if f.unit == "edges")
+    assert edges.range == stats.COUNT and new.suites["ioi"].figures[0].range == stats.FRACTION
+
+
+def test_an_interval_over_seeds_ends_where_the_number_does():
+    figures = [Figure("edges", v, "edges", range=stats.COUNT) for v in (0.0, 9.0)]
+    (row,) = compare(runs(*(results(seed=s, suites={"c": record("c", [f])}) for s, f in enumerate(figures)))).rows
+    assert row.cells[0].low == 0 and row.cells[0].high > 9
+
+
 def test_missing_results_name_the_command(tmp_path):
     with pytest.raises(CheckpointError, match=re.escape(f"run: jaxablate score --workdir {tmp_path}")):
         files.read(tmp_path)
@@ -172,7 +222,7 @@ def test_embedded_corpora_of_different_seeds_are_repetitions():
 
 def test_the_same_checkpoint_twice_is_not_a_second_seed():
     comparison = compare(runs(results(), results()))
-    assert comparison.rows[0].counts == (1,)
+    assert comparison.rows[0].cells[0].n == 1
     assert "counted once" in comparison.notes[0]
 
 
@@ -180,9 +230,9 @@ def test_what_is_missing_is_a_dash_and_a_note():
     gates = record("gates", [Figure("live", 0.5)])
     both = results(suites={**results().suites, "gates": gates})
     comparison = compare(runs(both, results(seed=1), results("none")))
-    assert comparison.rows[1].cells[1] == Estimate(None)
-    assert comparison.notes == ("runs/1 lacks gates; run: python eval.py score --workdir runs/1 --suites gates",)
-    assert comparison.rows[0].counts[1] == 1
+    assert comparison.rows[1].cells[1] == Estimate(None, n=0)
+    assert comparison.notes == ("runs/1 lacks gates; run: jaxablate score --workdir runs/1 --suites gates",)
+    assert comparison.rows[0].cells[1].n == 1
 
 
 def test_different_options_are_noted():
@@ -195,7 +245,7 @@ def three():
 
 
 def test_markdown_has_one_line_a_row():
-    lines = table.markdown(three()).splitlines()
+    lines = tables.markdown(comparisons.table(three())).splitlines()
     assert lines[0] == "| ablation | n | checkpoint | perplexity clean ↓ |"
     assert lines[2] == "| none | 1 | 100 | 5.73 [5.23, 6.23] |"
     assert lines[3] == "| local | 2 | 100 | 6.5 [5.2, 7.8] |"
@@ -203,7 +253,7 @@ def test_markdown_has_one_line_a_row():
 
 
 def test_csv_keeps_full_precision():
-    rows = list(csv.DictReader(io.StringIO(table.csv_text(three()))))
+    rows = list(csv.DictReader(io.StringIO(tables.csv_text(comparisons.data_table(three())))))
     assert float(rows[1]["perplexity/perplexity clean"]) == 6.5
     assert rows[1]["perplexity/perplexity clean n"] == "2" and rows[1]["seeds"] == "0;1"
     low, high = stats.student([6.4, 6.6]).interval
@@ -213,7 +263,7 @@ def test_csv_keeps_full_precision():
 
 def test_latex_escapes_and_aligns():
     figure = Figure("a_b %", 1.0, better="up")
-    text = table.latex(compare(runs(results(suites={"s": record("s", [figure])}))))
+    text = tables.latex(comparisons.table(compare(runs(results(suites={"s": record("s", [figure])})))))
     assert r"a\_b \% $\uparrow$" in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len({line.count("&") for line in body}) == 1
@@ -223,7 +273,7 @@ def test_latex_escapes_and_aligns():
     ("t", ["t.csv", "t.html", "t.md", "t.tex"]), ("d/", ["d"]),
     ("v1.5", ["v1.5.csv", "v1.5.html", "v1.5.md", "v1.5.tex"])])
 def test_comparison_files(tmp_path, out, names):
-    paths = comparison_page.write_comparison(three(), f"{tmp_path}/{out}")
+    paths = comparisons.write(three(), f"{tmp_path}/{out}")
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     assert all(p.read_text() for p in paths) and len(paths) == 4
 
@@ -233,17 +283,17 @@ def test_terminal_tables_show_every_figure():
     wide = compare(runs(results(suites={"a": record("a", figures[:6]), "b": record("b", figures[6:])})))
     for width in (80, 300):
         console = Console(width=width, record=True, file=io.StringIO())
-        console.print(table.comparison_tables(wide, width))
+        console.print(comparisons.terminal_view(wide, width))
         text = " ".join(console.export_text().split())
         assert all(stats.number(i + 0.5) in text for i in range(12))
     one = compare(runs(results(suites={"a": record("a", figures)})))  # a suite too wide for one table
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(table.comparison_tables(one, 80))
+    console.print(comparisons.terminal_view(one, 80))
     shown = console.export_text()
-    assert "…" not in shown and shown.count("checkpoint") > 1
+    assert "…" not in shown
     assert all(stats.number(i + 0.5) in shown for i in range(12))
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(table.score_table(results(), "title"))
+    console.print(tables.score_table(results(), "title"))
     assert "6.00 [5.50, 6.50]" in console.export_text()
 
 
@@ -292,4 +342,4 @@ def test_terminal_shows_a_text_that_every_voice_goes_on_with():
     for chosen, lines in ((passages, ["clean: two b", "ablated: two c"]),
                           (passages[:1], ["clean: one a", "ablated: one (ends at once)"])):
         panel = Passages(title="P", caption="", passages=chosen)
-        assert [str(x) for x in table.first_passages(results(suites={"s": record("s", panels=[panel])}))] == lines
+        assert [str(x) for x in tables.first_passages(results(suites={"s": record("s", panels=[panel])}))] == lines

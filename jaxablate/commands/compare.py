@@ -11,9 +11,7 @@ from rich.console import Console
 from jaxablate.commands import base
 from jaxablate.errors import CheckpointError
 from jaxablate.reports import results as files
-from jaxablate.reports.compare import Run, compare
-from jaxablate.reports.comparison_page import write_comparison
-from jaxablate.reports.table import comparison_tables
+from jaxablate.reports.compare import Run, compare, terminal_view, write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +30,9 @@ class CompareSettings(base.Settings):
     def run(self, console: Console) -> None:
         """Joins the runs, prints the table and writes it."""
         comparison = compare(read_runs(self.runs, self.allow_missing, console))
-        console.print(comparison_tables(comparison, console.width))
+        console.print(terminal_view(comparison, console.width))
         if self.out:
-            base.say_paths(console, write_comparison(comparison, self.out, figures=self.figures))
+            base.say_paths(console, write(comparison, self.out, figures=self.figures))
 
 
 parse = partial(base.parse, CompareSettings)

@@ -20,10 +20,10 @@ from jaxablate.config import ClassificationConfig
 from jaxablate.data.tokenizer import Tokenizer
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.provenance import Provenance, provenance
-from jaxablate.reports.axes import short
+from jaxablate.reports.svg import short
 from jaxablate.reports.figures import figure_bytes
 from jaxablate.reports.html import explanation_page
-from jaxablate.reports.token_table import token_table
+from jaxablate.reports.tables import token_table
 from jaxablate.runs.run import Run, open_run
 from jaxablate.runs.workdir import read_config
 from jaxablate.suites.classification import class_names

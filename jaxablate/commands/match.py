@@ -1,26 +1,24 @@
-"""``eval.py match``: a run beside the checkpoint of a baseline whose validation loss is nearest."""
+"""``jaxablate match``: a run beside the checkpoint of a baseline whose validation loss is nearest."""
 
 import collections
 import dataclasses
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from jaxablate import files as files_
-from jaxablate import stats
-from jaxablate.commands import score as runner
-from jaxablate.commands.match_nearest import measured_losses, nearest, passed
-from jaxablate.commands.match_settings import MatchSettings
-from jaxablate.commands.score import ScoreSettings
+from rich.console import Console
+
+from jaxablate import files, stats
+from jaxablate.commands import base, score
 from jaxablate.config import Config
-from jaxablate.errors import CheckpointError, DataError, FileError, JaxablateError
-from jaxablate.reports import html
-from jaxablate.reports import results as files
-from jaxablate.reports.comparison_page import matched_texts, write_tables
-from jaxablate.reports.matched import Matched, MatchedRow, Side, match_rows
+from jaxablate.errors import CheckpointError, ConfigError, DataError, FileError, JaxablateError
+from jaxablate.reports import html, matched, results
+from jaxablate.reports.matched import Matched, MatchedRow, Side
 from jaxablate.reports.results import Results
 from jaxablate.runs.checkpoint import FOLDER, damage, saved_steps
-from jaxablate.runs.run import Run, require_language_model
+from jaxablate.runs.run import Run, open_run, require_language_model
 from jaxablate.runs.workdir import METRICS, read_run
 from jaxablate.stats import Estimate
 from jaxablate.suites import perplexity
@@ -28,36 +26,72 @@ from jaxablate.suites.suite import Suite
 
 Say = Callable[[str], None]
 LOSS = "validation loss clean"
+MEASURE_ALL = 8
+"""Up to so many checkpoints of the baseline are all measured; of more, those that bisection asks for."""
 CHECKPOINTS = 50
-"""How many checkpoints of a run a user is told to keep where those that there are do not suffice."""
+"""How many checkpoints of a run a user is advised to keep where those that there are do not suffice."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MatchReport:
-    """What `match` found and wrote."""
+class MatchSettings(base.RunSettings):
+    """Compare a gated model with that checkpoint of a baseline whose validation loss is nearest: fewer features or
+    edges may only mean a worse model."""
 
-    matched: Matched
-    files: tuple[Path, ...]
+    baseline: Path
+    """Working directory of the run whose checkpoints are searched; trained on the same data."""
+    suites: tuple[str, ...] = ()
+    """Suites to compare by, for example circuits weights; none given takes every one that fits both."""
+    tolerance: float = 0.02
+    """Nats a token by which the two validation losses may differ; beyond it the table says so."""
+    out: Path | None = None
+    """Folder of the tables and of the baseline's results; by default matched in the working directory."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.tolerance < math.inf:
+            raise ConfigError(f"tolerance={self.tolerance:g} must be a number above 0, in nats a token")
+        if self.workdir.resolve() == self.baseline.resolve():
+            raise ConfigError(f"--workdir and --baseline are both {self.workdir}; give another run as --baseline")
+        if (self.folder / "config.json").exists():
+            raise ConfigError(f"{self.folder} is a working directory, whose results would be overwritten; choose "
+                              "another --out")
+
+    @property
+    def folder(self) -> Path:
+        """Where the tables go."""
+        return self.out or self.workdir / "matched"
+
+    def run(self, console: Console) -> None:
+        """Finds the baseline's checkpoint of equal loss, prints both side by side and where the files are."""
+        comparison, paths = match(self, partial(base.say, console))
+        console.print(matched.terminal_view(comparison))
+        base.say_paths(console, paths)
+
+
+parse = partial(base.parse, MatchSettings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One opened checkpoint and what is known of it so far."""
+    """An opened checkpoint and what has been measured of it so far, over the whole split."""
 
-    workdir: Path
-    settings: ScoreSettings
-    subject: Run
+    run: Run
     results: Results
 
     @property
     def loss(self) -> Estimate:
         """Clean loss over the whole split, from the suite ``perplexity``."""
         losses = self.results.suites["perplexity"].details["losses"]
-        # A dictionary after a trip through the file, else a dataclass as a dictionary: the same.
         return stats.from_json(next(x["loss"] for x in losses if x["stream"] == "clean" and x["end_of_text"]))
 
+    @property
+    def side(self) -> Side:
+        """What the comparison says of it."""
+        return Side(name=html.run_name(self.run.workdir), step=self.run.step, summary=html.summary(self.results),
+                    loss=self.loss)
 
-def match(settings: MatchSettings, say: Say = lambda line: None) -> MatchReport:
+
+def match(settings: MatchSettings, say: Say = lambda line: None) -> tuple[Matched, tuple[Path, ...]]:
     """Finds the baseline's checkpoint of nearest loss, measures both, and writes tables and the baseline's results.
 
     What is measured of the run itself goes into its own ``results.json``, unless that is of another checkpoint.
@@ -66,36 +100,40 @@ def match(settings: MatchSettings, say: Say = lambda line: None) -> MatchReport:
       settings: which runs, suites, where to.
       say: receives lines of progress.
 
+    Returns:
+      The comparison, and the files it was written to.
+
     Raises:
-      ConfigError: a value is out of range, a run is none of a language model, or a suite does not fit one of them.
+      ConfigError: a run is none of a language model, or a suite does not fit one of them.
       DataError: the runs have other data or another tokenizer.
-      CheckpointError: a run cannot be read, or the files cannot be written.
+      CheckpointError: a run cannot be read.
+      FileError: the files cannot be written.
     """
-    settings.check()
     configs = [require_language_model(path, "match compares") for path in (settings.workdir, settings.baseline)]
     check_same_data(settings.workdir, settings.baseline)
     suites = fitting_suites(settings, configs, say)
-    steps = whole_steps(settings.baseline, say)
-    folder = settings.folder()
+    steps = undamaged_steps(settings.baseline, say)
     stored = stored_results(settings.workdir, say)
-    model = _with_loss(_open(settings.of(settings.workdir), configs[0], stored), say)
-    baseline, losses = _nearest(settings, configs[1], steps, model.loss.value, stored_results(folder, say), say)
-    keeps = stored is None or stored.same_checkpoint(model.results)
-    if not keeps:
-        say(f"{settings.workdir / files.FILE_NAME} is of another checkpoint and stays as it is")
+    model = _with_loss(_open(settings, settings.workdir, settings.checkpoint, stored), say)
+    baseline, losses = _nearest(settings, steps, float(model.loss), say)
+    same = stored is None or stored.same_checkpoint(model.results)
+    if not same:
+        say(f"{settings.workdir / results.FILE_NAME} is of another checkpoint and stays as it is")
     required = bool(settings.suites)
-    model = _completed(model, [perplexity.SUITE, *suites], settings.workdir if keeps else None, say, required)
+    model = _completed(model, [perplexity.SUITE, *suites], settings.workdir if same else None, say, required)
     baseline = _completed(baseline, suites, None, say, required)
-    if keeps:
-        html.write_report(settings.workdir, files.read(settings.workdir))
+    if same:
+        html.write_report(settings.workdir, results.read(settings.workdir))
     both = [s.name for s in suites if s.name in model.results.suites and s.name in baseline.results.suites]
-    rows, lacking = match_rows(model.results, baseline.results, both)
-    matched = Matched(
-        model=_side(model), baseline=_side(baseline), tolerance=settings.tolerance,
-        rows=(MatchedRow(suite="loss", name=LOSS, unit="nats", better="down", model=model.loss,
-                         baseline=baseline.loss), *rows),
-        notes=(*_how_to_get_nearer(settings, configs[1], model.loss.value, losses), *_left_out(lacking)))
-    return MatchReport(matched=matched, files=tuple(write_files(folder, matched, baseline)))
+    rows, lacking = matched.match_rows(model.results, baseline.results, both)
+    first = MatchedRow(suite="loss", name=LOSS, unit="nats", better="down", model=model.loss, baseline=baseline.loss)
+    notes = _how_to_get_nearer(settings, configs[1], float(model.loss), losses)
+    if lacking:
+        counts = ", ".join(f"{count} of {suite}" for suite, count in collections.Counter(lacking).items())
+        notes.append(f"figures that only one of the two has are left out: {counts}")
+    comparison = Matched(model=model.side, baseline=baseline.side, tolerance=settings.tolerance, rows=(first, *rows),
+                         notes=tuple(notes))
+    return comparison, _write(settings.folder, comparison, baseline)
 
 
 def check_same_data(workdir: Path, baseline: Path) -> None:
@@ -113,146 +151,173 @@ def check_same_data(workdir: Path, baseline: Path) -> None:
                             "give a --baseline of the same data")
 
 
-def fitting_suites(settings: MatchSettings, configs: list[Config], say: Say) -> list[Suite]:
+def fitting_suites(settings: MatchSettings, configs: Sequence[Config], say: Say) -> list[Suite]:
     """Suites by name, or all that fit both runs.
 
     Raises:
       ConfigError: a name is unknown, or the suite does not fit one of the runs or lacks what it measures.
     """
-    pairs = list(zip((settings.workdir, settings.baseline), configs, strict=True))
-    chosen = [runner.choose(settings.suites, config, workdir, lambda line, workdir=workdir: say(f"{workdir}: {line}"))
-              for workdir, config in pairs]
-    return [suite for suite in chosen[0] if suite in chosen[1]]
+    pairs = zip((settings.workdir, settings.baseline), configs, strict=True)
+    model, baseline = (score.choose(settings.suites, config, path, lambda line, path=path: say(f"{path}: {line}"))
+                       for path, config in pairs)
+    return [suite for suite in model if suite in baseline]
 
 
-def whole_steps(workdir: Path, say: Say) -> list[int]:
+def undamaged_steps(workdir: Path, say: Say) -> list[int]:
     """Steps of a run's undamaged checkpoints, ascending.
 
     Raises:
       CheckpointError: there is none.
     """
-    folder = workdir / FOLDER
-    steps = []
+    folder, steps = workdir / FOLDER, []
     for step in saved_steps(folder):
         if (reason := damage(folder / str(step))) is None:
             steps.append(step)
         else:
             say(f"checkpoint {step} of {workdir} is passed over: {reason}")
     if not steps:
-        raise CheckpointError(f"{folder} holds no whole checkpoint; train the baseline first, or check --baseline")
+        raise CheckpointError(f"{folder} holds no undamaged checkpoint; train the baseline first, or check --baseline")
     return steps
 
 
 def stored_results(folder: Path, say: Say) -> Results | None:
     """What a folder's ``results.json`` holds; None where there is none that can be read."""
-    if not (folder / files.FILE_NAME).exists():
+    if not (folder / results.FILE_NAME).exists():
         return None
     try:
-        return files.read(folder)
-    except FileError as e:
-        say(f"{e}; nothing of it is used")
+        return results.read(folder)
+    except FileError as error:
+        say(f"{error}; nothing of it is used")
         return None
 
 
-def write_files(folder: Path, matched: Matched, baseline: Checkpoint) -> list[Path]:
-    """Tables, and the baseline's results and report at the matched step.
-
-    Raises:
-      CheckpointError: the folder cannot be made or written to.
-    """
-    tables = write_tables(folder / "table", matched_texts(matched))
-    history = [e for e in html.read_history(baseline.workdir / METRICS) if e["step"] <= baseline.results.step]
-    report = folder / html.FILE_NAME
-    files_.write(report, html.page(baseline.results, history, f"{html.run_name(baseline.workdir)}, matched"))
-    return [*tables, files.write(folder, baseline.results), report]
-
-
-def _open(settings: ScoreSettings, config: Config, *stored: Results | None) -> Checkpoint:
+def _open(settings: MatchSettings, workdir: Path, checkpoint: str, *stored: Results | None) -> Checkpoint:
     """A checkpoint, with the suites that stored results of the same checkpoint hold of the whole split."""
-    subject, results = open_checkpoint(settings, config)
+    run = open_run(workdir, checkpoint, batch_size=settings.batch_size, seed=settings.seed)
+    known = score.empty_results(run)
     for old in stored:
-        results = files.merge(old, results)
-    whole = {name: x for name, x in results.suites.items() if "max_batches" not in x.options}
-    return Checkpoint(workdir=settings.workdir, settings=settings, subject=subject,
-                      results=dataclasses.replace(results, suites=whole))
+        known = results.merge(old, known)
+    entire = {name: record for name, record in known.suites.items() if "max_batches" not in record.options}
+    return Checkpoint(run=run, results=dataclasses.replace(known, suites=entire))
 
 
-def _with_loss(opened: Checkpoint, say: Say) -> Checkpoint:
-    opened = _completed(opened, [perplexity.SUITE], None, say, required=True)
-    say(f"{opened.workdir} at step {opened.results.step:,}: {LOSS} {opened.loss.value:.4f}")
-    return opened
+def _with_loss(checkpoint: Checkpoint, say: Say) -> Checkpoint:
+    checkpoint = _completed(checkpoint, [perplexity.SUITE], None, say, required=True)
+    say(f"{checkpoint.run.workdir} at step {checkpoint.run.step:,}: {LOSS} {float(checkpoint.loss):.4f}")
+    return checkpoint
 
 
-def _completed(opened: Checkpoint, suites: list[Suite], folder: Path | None, say: Say, required: bool) -> Checkpoint:
-    """With those suites run that it lacks, kept in a folder's ``results.json`` after each.
+def _completed(checkpoint: Checkpoint, suites: Sequence[Suite], folder: Path | None, say: Say, required: bool
+               ) -> Checkpoint:
+    """The checkpoint with those suites run that it lacks, kept in a folder's ``results.json`` after each.
 
     A suite that cannot measure this checkpoint is left out with a line, or, where it is required, raises.
     """
+    run = checkpoint.run
     for suite in suites:
-        if suite.name not in opened.results.suites:
-            say(f"{suite.name} of {opened.workdir} at step {opened.results.step:,} ...")
+        if suite.name not in checkpoint.results.suites:
+            say(f"{suite.name} of {run.workdir} at step {run.step:,} ...")
             try:
-                record = runner.run_suite(suite, opened.subject, opened.settings)
-            except JaxablateError as e:
+                record = score.run_suite(suite, run)
+            except JaxablateError as error:
                 if required:
                     raise
-                say(f"{suite.name} is left out: {e}")
+                say(f"{suite.name} is left out: {error}")
                 continue
-            opened = dataclasses.replace(opened, results=runner.with_record(opened.results, record))
+            checkpoint = Checkpoint(run=run, results=score.with_record(checkpoint.results, record))
         if folder is not None:
-            files.write(folder, files.merge(stored_results(folder, say), opened.results))
-    return opened
+            results.write(folder, results.merge(stored_results(folder, say), checkpoint.results))
+    return checkpoint
 
 
-def _nearest(settings: MatchSettings, config: Config, steps: list[int], target: float, earlier: Results | None, say: Say
+def _nearest(settings: MatchSettings, steps: Sequence[int], target: float, say: Say
              ) -> tuple[Checkpoint, dict[int, float]]:
     """The baseline's checkpoint whose loss is nearest to the target, and the losses of those that were measured."""
-    own = stored_results(settings.baseline, say)
-    found: dict[int, Results] = {}
-
-    def opened(step: int) -> Checkpoint:
-        return _open(settings.of(settings.baseline, str(step)), config, own, earlier, found.get(step))
+    stored = [stored_results(folder, say) for folder in (settings.baseline, settings.folder)]
+    measured: dict[int, Results] = {}
 
     def loss_of(step: int) -> float:
-        checkpoint = _with_loss(opened(step), say)
-        found[step] = checkpoint.results
-        return checkpoint.loss.value
+        checkpoint = _with_loss(_open(settings, settings.baseline, str(step), *stored), say)
+        measured[step] = checkpoint.results
+        return float(checkpoint.loss)
 
     losses = measured_losses(steps, loss_of, target)
-    return opened(nearest(losses, target)), losses
+    step = nearest(losses, target)
+    return _open(settings, settings.baseline, str(step), measured[step]), losses
 
 
-def _side(opened: Checkpoint) -> Side:
-    return Side(name=html.run_name(opened.workdir), step=opened.results.step, summary=html.summary(opened.results),
-                loss=opened.loss)
+def measured_losses(steps: Sequence[int], loss_of: Callable[[int], float], target: float, *, most: int = MEASURE_ALL
+                    ) -> dict[int, float]:
+    """Losses of the checkpoints that can be nearest to a target.
+
+    Args:
+      steps: of the checkpoints, ascending.
+      loss_of: measures one; it is asked once for each.
+      target: loss that is looked for.
+      most: up to so many are all measured. More are bisected, which takes the loss to fall from step to step; where it
+        does not, the checkpoint found is near the target, and others may be as near.
+
+    Returns:
+      step -> loss, in the order of the steps.
+
+    >>> sorted(measured_losses(range(100), lambda step: 100.0 - step, 30.2))
+    [0, 49, 61, 67, 68, 69, 70, 74, 99]
+    """
+    if len(steps) <= most:
+        return {step: loss_of(step) for step in steps}
+    low, high = 0, len(steps) - 1
+    losses = {steps[i]: loss_of(steps[i]) for i in (low, high)}
+    while high - low > 1 and losses[steps[low]] > target > losses[steps[high]]:
+        middle = (low + high) // 2
+        losses[steps[middle]] = loss_of(steps[middle])
+        low, high = (middle, high) if losses[steps[middle]] > target else (low, middle)
+    return dict(sorted(losses.items()))
 
 
-def _how_to_get_nearer(settings: MatchSettings, config: Config, target: float, losses: dict[int, float]
-                       ) -> tuple[str, ...]:
+def nearest(losses: Mapping[int, float], target: float) -> int:
+    """Step whose loss is nearest to the target; the later one of two that are equally near.
+
+    >>> nearest({10: 2.0, 20: 1.4, 30: 1.2}, 1.5)
+    20
+    """
+    return min(losses, key=lambda step: (abs(losses[step] - target), -step))
+
+
+def passed(curve: Sequence[tuple[int, float]], target: float) -> int | None:
+    """Step at which a curve of (step, loss) first falls to a target, between its points; None where it never does.
+
+    >>> passed([(100, 3.0), (200, 2.0), (300, 1.0)], 1.5)
+    250
+    """
+    for (a, before), (b, after) in itertools.pairwise(curve):
+        if before > target >= after:
+            return round(a + (b - a) * (before - target) / (before - after))
+    return None
+
+
+def _how_to_get_nearer(settings: MatchSettings, config: Config, target: float, losses: Mapping[int, float]
+                       ) -> list[str]:
     """A line where no checkpoint is within the tolerance."""
     if min(abs(x - target) for x in losses.values()) <= settings.tolerance:
-        return ()
-    known = ", ".join(f"{loss:.4f} at step {step:,}" for step, loss in losses.items())
+        return []
+    listed = ", ".join(f"{loss:.4f} at step {step:,}" for step, loss in losses.items())
     if target < min(losses.values()):
-        return (f"all measured checkpoints of the baseline are worse ({known}); train it longer, or take an earlier "
-                "--checkpoint of the model",)
+        return [f"all measured checkpoints of the baseline are worse ({listed}); train it longer, or take an earlier "
+                "--checkpoint of the model"]
     every = max(1, config.train.steps // CHECKPOINTS)
-    step = passed(_curve(settings.baseline), target)
+    log = html.read_history(settings.baseline / METRICS)
+    curve = {e["step"]: e["loss_clean"] for e in log if e.get("split") == "valid" and "loss_clean" in e}
+    step = passed(sorted(curve.items()), target)
     where = "" if step is None else f"; its log passes the model's loss near step {step:,}"
-    return (f"the baseline's checkpoints have losses {known}{where}. Keep more of them: train it again from its start "
+    return [f"the baseline's checkpoints have losses {listed}{where}. Keep more of them: train it again from its start "
             f"into another --workdir with --train.checkpoint-every {every} --train.keep-last {CHECKPOINTS} (the same "
-            "seed gives the same losses; the run may be stopped and resumed), then give that as --baseline",)
+            "seed gives the same losses; the run may be stopped and resumed), then give that as --baseline"]
 
 
-def _curve(workdir: Path) -> list[tuple[int, float]]:
-    history: list[dict[str, Any]] = html.read_history(workdir / METRICS)
-    points = {e["step"]: e["loss_clean"] for e in history if e.get("split") == "valid" and "loss_clean" in e}
-    return sorted(points.items())
-
-
-def _left_out(lacking: tuple[str, ...]) -> tuple[str, ...]:
-    if not lacking:
-        return ()
-    of_suite = collections.Counter(lacking)
-    return ("figures that only one of the two has are left out: "
-            f"{', '.join(f'{count} of {suite}' for suite, count in of_suite.items())}",)
+def _write(folder: Path, comparison: Matched, baseline: Checkpoint) -> tuple[Path, ...]:
+    """Tables, and the baseline's results and report at the matched step."""
+    log = [e for e in html.read_history(baseline.run.workdir / METRICS) if e["step"] <= baseline.run.step]
+    report = html.page(baseline.results, log, f"{html.run_name(baseline.run.workdir)}, matched")
+    tables = [files.write(folder / f"table{suffix}", text, otherwise="choose another --out")
+              for suffix, text in matched.texts(comparison).items()]
+    return (*tables, results.write(folder, baseline.results), files.write(folder / html.FILE_NAME, report))

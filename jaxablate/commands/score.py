@@ -18,7 +18,7 @@ from jaxablate.provenance import provenance
 from jaxablate.reports import results as files
 from jaxablate.reports.html import write_report
 from jaxablate.reports.results import Results, SuiteRecord
-from jaxablate.reports.table import first_passages, score_table
+from jaxablate.reports.tables import first_passages, score_table
 from jaxablate.runs.run import Run, open_run
 from jaxablate.runs.workdir import read_config
 from jaxablate.suites import SUITES, Suite
@@ -48,8 +48,10 @@ class ScoreSettings(base.RunSettings):
     def run(self, console: Console) -> None:
         """Runs the suites and prints their figures."""
         results = score(self, partial(base.say, console))
-        console.print(score_table(results, f"{self.workdir} at step {results.step:,}"))
-        for passage in first_passages(results):
+        asked = {name: record for name, record in results.suites.items() if name in self.suites or not self.suites}
+        shown = dataclasses.replace(results, suites=asked)
+        console.print(score_table(shown, f"{self.workdir} at step {results.step:,}"))
+        for passage in first_passages(shown):
             console.print(passage)
         base.say_paths(console, (self.workdir / files.FILE_NAME, self.workdir / "report.html"))
 

@@ -1,17 +1,30 @@
-"""Joins results of several runs into one table: seeds of one configuration become a mean and a 95 % interval."""
+"""Several runs in one table: seeds of one configuration become a mean with a 95 % interval.
+
+`compare` joins the runs; the rest shows the comparison in a terminal, as a page, and in files.
+"""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from jaxablate import stats
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from jaxablate import files, stats
 from jaxablate.config import INCIDENTAL, flatten
+from jaxablate.reports.html import template
+from jaxablate.reports.panels import Bar, Bars, Cell, Grid
 from jaxablate.reports.results import Better, Figure, Results
+from jaxablate.reports.tables import csv_text, heading, latex, markdown, terminal
 from jaxablate.stats import Estimate
 
 SEED_FIELDS = ("train.seed", "data.embedded_seed")
 """Repetitions: runs that differ in nothing else are one row."""
+LABEL_WIDTHS = (40, 30, 22)
+"""Characters of the names of figures beside several runs in a terminal; the widest that fits is taken."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +44,11 @@ class Column:
     unit: str
     better: Better
 
+    @property
+    def heading(self) -> str:
+        """The figure's name with its unit and an arrow to what is better."""
+        return heading(self.name, self.unit, self.better)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
@@ -43,9 +61,13 @@ class Row:
     steps: tuple[int, ...]
     """Distinct steps of the checkpoints, ascending."""
     cells: tuple[Estimate, ...]
-    """One for each of `Comparison.columns`, without a value where no run has it."""
-    counts: tuple[int, ...]
-    """Number of runs behind each cell."""
+    """One for each of `Comparison.columns`; its n is the number of runs that have the figure, and may be 0."""
+
+    @property
+    def steps_text(self) -> str:
+        """Step of the checkpoints, or the range over the runs."""
+        low, high = self.steps[0], self.steps[-1]
+        return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,11 +75,36 @@ class Comparison:
     """The whole table."""
 
     fields: tuple[str, ...]
-    """What differs between the rows' configurations, dotted names; ``run`` where nothing does."""
+    """Settings that differ between the rows' configurations, dotted names; ``run`` where none does."""
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     """What a reader should know: runs left out, suites that some runs lack, settings that differ."""
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """Names of the suites that any run has."""
+        return tuple(dict.fromkeys(c.suite for c in self.columns))
+
+    @property
+    def short_fields(self) -> tuple[str, ...]:
+        """Last parts of the dotted names: a reader seldom needs to know where a setting lives."""
+        return tuple(field.rsplit(".", 1)[-1] for field in self.fields)
+
+    @property
+    def explanation(self) -> str:
+        """What the numbers are, for a caption."""
+        single = "a run alone: value and, where its suite gives one, the 95 % interval within the run"
+        better = "↑: larger is better, ↓: smaller is better."
+        if all(len(row.runs) == 1 for row in self.rows):
+            return f"One run a row ({single}). {better}"
+        return f"n runs of a configuration: mean and its 95 % interval (Student t over the runs); {single}. {better}"
+
+    def label(self, row: Row) -> str:
+        """A row's configuration, or its name where that is all that differs."""
+        if self.fields == ("run",):
+            return row.labels[0]
+        return ", ".join(f"{name} {value}" for name, value in zip(self.short_fields, row.labels, strict=True))
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -73,8 +120,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
     runs, notes = _without_copies(runs)
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(_identity(run.results), []).append(run)
-    fields = _differing_fields([g[0].results for g in groups.values()])
+        groups.setdefault(json.dumps(_settings(run.results), sort_keys=True), []).append(run)
+    fields = _differing_fields([group[0].results for group in groups.values()])
     columns = _columns(runs)
     rows = tuple(_row(group, fields, columns) for group in groups.values())
     return Comparison(fields=fields or ("run",), columns=columns, rows=rows, notes=(*notes, *_gaps(runs)))
@@ -82,14 +129,14 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 def _without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Drops a run whose parameters were met before: the same checkpoint twice is not a second seed."""
-    kept, notes, seen = [], [], {}
+    distinct, notes, seen = [], [], {}
     for run in runs:
         first = seen.setdefault((run.results.params_digest, run.results.step), run.name)
         if first == run.name:
-            kept.append(run)
+            distinct.append(run)
         else:
             notes.append(f"{run.name} holds the same parameters as {first} and is counted once")
-    return kept, notes
+    return distinct, notes
 
 
 def _settings(results: Results) -> dict[str, Any]:
@@ -97,8 +144,6 @@ def _settings(results: Results) -> dict[str, Any]:
     flat = flatten(results.config)
     skip = SEED_FIELDS + INCIDENTAL
     out = {k: v for k, v in flat.items() if k not in skip and not k.startswith(tuple(f"{s}." for s in skip))}
-    if not out.get("objective.regularizers"):  # older results have no such field
-        out.pop("objective.regularizers", None)
     if flat.get("model.ablation") == "none":
         inert = ("model.k_", "model.gate", "model.surrogate", "model.temperature_", *_inert_objective(results))
         out = {k: v for k, v in out.items() if not k.startswith(inert)}
@@ -114,12 +159,8 @@ def _inert_objective(results: Results) -> tuple[str, ...]:
     if results.config.get("task") == "classification":
         return (*streams, "objective.stream")
     objective = results.config["objective"]
-    regularized = any(objective.get(name) for name in ("importance", "interaction", "regularizers"))
+    regularized = objective.get("importance") or objective.get("interaction")
     return (*streams, "objective.regularized_stream") if regularized else ("objective.",)
-
-
-def _identity(results: Results) -> str:
-    return json.dumps(_settings(results), sort_keys=True)
 
 
 def _differing_fields(results: Sequence[Results]) -> tuple[str, ...]:
@@ -144,11 +185,9 @@ def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
 def _row(group: Sequence[Run], fields: Sequence[str], columns: Sequence[Column]) -> Row:
     settings = _settings(group[0].results)
     labels = tuple(_label(settings.get(name)) for name in fields) or (group[0].name if len(group) == 1 else "all",)
-    figures = [_figures(group, column) for column in columns]
     return Row(
         labels=labels, runs=tuple(r.name for r in group), seeds=tuple(r.results.seed for r in group),
-        steps=tuple(sorted({r.results.step for r in group})),
-        cells=tuple(_cell(found) for found in figures), counts=tuple(map(len, figures)))
+        steps=tuple(sorted({r.results.step for r in group})), cells=tuple(_cell(group, column) for column in columns))
 
 
 def _label(value: Any) -> str:
@@ -157,18 +196,14 @@ def _label(value: Any) -> str:
     return " ".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
 
 
-def _figures(group: Sequence[Run], column: Column) -> list[Figure]:
-    """A column's figure of each run that has its number."""
+def _cell(group: Sequence[Run], column: Column) -> Estimate:
+    """The only run's own estimate, or the mean over several runs."""
     records = [run.results.suites[column.suite] for run in group if column.suite in run.results.suites]
-    return [f for record in records for f in record.figures if f.name == column.name and f.estimate.value is not None]
-
-
-def _cell(figures: Sequence[Figure]) -> Estimate:
-    """One run's own estimate, or the mean over several runs."""
-    values = [f.estimate.value for f in figures if f.estimate.value is not None]
-    if len(values) < 2:
-        return figures[0].estimate if figures else Estimate(None)
-    return stats.student(values, within=figures[0].range or stats.UNBOUNDED)
+    figures = [f for record in records for f in record.figures
+               if f.name == column.name and f.estimate.value is not None]
+    if len(figures) < 2:
+        return dataclasses.replace(figures[0].estimate, n=1) if figures else Estimate(None, n=0)
+    return stats.student([float(f.estimate) for f in figures], within=figures[0].range or stats.UNBOUNDED)
 
 
 def _gaps(runs: Sequence[Run]) -> list[str]:
@@ -179,8 +214,120 @@ def _gaps(runs: Sequence[Run]) -> list[str]:
         have = [r for r in runs if suite in r.results.suites]
         kinds = {r.name in gated for r in have}
         lacking = [r.name for r in runs if r not in have and (r.name in gated) in kinds]
-        notes += [f"{x} lacks {suite}; run: python eval.py score --workdir {x} --suites {suite}" for x in lacking]
+        notes += [f"{x} lacks {suite}; run: jaxablate score --workdir {x} --suites {suite}" for x in lacking]
         options = {json.dumps(r.results.suites[suite].options, sort_keys=True) for r in have}
         if len(options) > 1:
             notes.append(f"{suite} was run with different options: {'; '.join(sorted(options))}")
     return notes
+
+
+def table(comparison: Comparison) -> Grid:
+    """The comparison for readers: a row for each configuration, a column for each figure."""
+    rows = tuple((*row.labels, len(row.runs), row.steps_text, *row.cells) for row in comparison.rows)
+    columns = (*comparison.short_fields, "n", "checkpoint", *(c.heading for c in comparison.columns))
+    return Grid(title="", caption=comparison.explanation, columns=columns, rows=rows)
+
+
+def data_table(comparison: Comparison) -> Grid:
+    """The comparison for programs: all names in full, every run and seed."""
+    rows = tuple((*row.labels, ";".join(row.runs), ";".join(map(str, row.seeds)), ";".join(map(str, row.steps)),
+                  *row.cells) for row in comparison.rows)
+    columns = (*comparison.fields, "runs", "seeds", "steps", *(f"{c.suite}/{c.name}" for c in comparison.columns))
+    return Grid(title="", caption="", columns=columns, rows=rows)
+
+
+def figures_table(comparison: Comparison, rows: Sequence[Row]) -> Grid:
+    """Some configurations side by side: the suite's name and the figure, then a column for each."""
+    about: list[tuple[str, Callable[[Row], Cell]]] = [
+        ("n", lambda row: len(row.runs)), ("checkpoint", lambda row: row.steps_text)]
+    lines: list[tuple[Cell, ...]] = [("runs", name, *(value(row) for row in rows)) for name, value in about]
+    lines += [(c.suite, c.heading, *(row.cells[i] for row in rows)) for i, c in enumerate(comparison.columns)]
+    return Grid(title="", caption="", columns=("suite", "figure", *map(comparison.label, rows)), rows=tuple(lines))
+
+
+def terminal_view(comparison: Comparison, width: int) -> Group:
+    """The comparison for a terminal of ``width`` columns: one row for each configuration where that fits, else
+    figures below each other and as many configurations side by side as fit."""
+    notes = [Text(comparison.explanation, style="dim"), *(Text(f"note: {x}", style="yellow") for x in comparison.notes)]
+    broad = terminal(dataclasses.replace(table(comparison), caption=""))
+    if _width(broad) <= width:
+        return Group(broad, *notes)
+    parts: list[list[Row]] = []
+    for row in comparison.rows:
+        if parts and _width(_beside(comparison, [*parts[-1], row], LABEL_WIDTHS[-1])) <= width:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    tables = []
+    for part in parts:
+        choice = [_beside(comparison, part, most) for most in LABEL_WIDTHS]
+        tables.append(next((x for x in choice if _width(x) <= width), choice[-1]))
+    return Group(*tables, *notes)
+
+
+def _beside(comparison: Comparison, rows: Sequence[Row], most: int) -> Table:
+    return terminal(figures_table(comparison, rows), grouped=True, most=most)
+
+
+def _width(renderable: Table) -> int:
+    return Console(width=10_000).measure(renderable).maximum
+
+
+def page(comparison: Comparison) -> str:
+    """The comparison as one page: which runs, then for each suite its figures as a table and as bars."""
+    runs = Grid(title="", caption="", columns=("configuration", "n", "checkpoint", "seeds", "runs"), rows=tuple(
+        (comparison.label(row), len(row.runs), row.steps_text, " ".join(map(str, row.seeds)), ", ".join(row.runs))
+        for row in comparison.rows))
+    whole = figures_table(comparison, comparison.rows)
+    sections: list[tuple[str, Grid, tuple[Bars, ...]]] = [("runs", runs, ())]
+    for suite in comparison.suites:
+        rows = tuple(row[1:] for row in whole.rows[2:] if row[0] == suite)
+        grid = dataclasses.replace(whole, columns=whole.columns[1:], rows=rows)
+        sections.append((suite, grid, suite_bars(comparison, suite)))
+    lines = [("shown:", f"{comparison.explanation} Bars have the same intervals as whiskers.")]
+    return template("comparison.html").render(title="Comparison of runs", lines=lines, sections=sections,
+                                              notes=comparison.notes)
+
+
+def suite_bars(comparison: Comparison, suite: str) -> tuple[Bars, ...]:
+    """A picture for each figure of a suite that two rows or more have."""
+    pictures = []
+    for i, column in enumerate(comparison.columns):
+        bars = tuple(Bar(comparison.label(row), row.cells[i]) for row in comparison.rows
+                     if row.cells[i].value is not None)
+        if column.suite == suite and len(bars) > 1:
+            pictures.append(Bars(title=heading(column.name, "", column.better), caption="", bars=bars,
+                                 unit=column.unit))
+    return tuple(pictures)
+
+
+def write(comparison: Comparison, out: str, *, figures: bool = False) -> list[Path]:
+    """Writes Markdown, CSV, LaTeX and HTML, and for print a picture of each figure.
+
+    Args:
+      comparison: what to write.
+      out: an existing folder or a name that ends in ``/`` (files ``table.*`` inside), else the files' common prefix.
+      figures: whether to draw each figure that two rows have as PNG and SVG, into a folder ``...-figures``.
+
+    Returns:
+      The files' paths; of the figures their folder.
+
+    Raises:
+      FileError: a folder cannot be made or written to.
+    """
+    from jaxablate.reports.figures import write_figure
+
+    prefix = Path(out) / "table" if out.endswith("/") or Path(out).is_dir() else Path(out)
+    grid = table(comparison)
+    texts = {".md": markdown(grid, comparison.notes), ".csv": csv_text(data_table(comparison)), ".tex": latex(grid),
+             ".html": page(comparison)}
+    paths = [files.write(prefix.with_name(prefix.name + suffix), text, otherwise="choose another --out")
+             for suffix, text in texts.items()]
+    if figures:
+        paths.append(prefix.with_name(f"{prefix.name}-figures"))
+        for suite in comparison.suites:
+            for bars in suite_bars(comparison, suite):
+                name = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-"
+                               for c in bars.title.rstrip(" ↑↓"))
+                write_figure(bars, paths[-1] / f"{suite}-{name}")
+    return paths

@@ -14,9 +14,8 @@ from typing import Any
 
 from jaxablate import files
 from jaxablate.reports import circuit_figure
-from jaxablate.reports.axes import short
 from jaxablate.reports.panels import Bars, Beside, CircuitGraph, Curves, Heatmap, HistogramGrid, Network, Panel
-from jaxablate.reports.token_pictures import MOST_BESIDE, Range, arcs, heaviest, one_set_of_labels, shade_range
+from jaxablate.reports.svg import MOST_BESIDE, Range, arcs, heaviest, one_set_of_labels, shade_range, short
 
 COLUMN, PAGE = 3.4, 7.0
 """Inches."""

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from jaxablate import files
 from jaxablate.config import flatten
-from jaxablate.reports import circuit_svg, svg, token_pictures
+from jaxablate.reports import circuit_svg, svg
 from jaxablate.reports.panels import (
     Bars,
     Beside,
@@ -25,7 +25,7 @@ from jaxablate.reports.panels import (
     Series,
 )
 from jaxablate.reports.results import Results
-from jaxablate.reports.table import ARROWS, cell_text, prose
+from jaxablate.reports.tables import cell_text, headline, prose, text_columns
 from jaxablate.stats import number
 
 FILE_NAME = "report.html"
@@ -34,8 +34,8 @@ ACCURACIES = (("accuracy", ""), ("accuracy_ablated", "ablated"))
 TERMS = (("loss", "loss"), ("cross_entropy", "cross-entropy"))
 """Pairs (key in the log, name in the legend) of each picture of a training run."""
 _DRAWINGS: dict[type, Callable[[Any], str]] = {
-    HistogramGrid: svg.histograms, Bars: svg.bars, Curves: svg.curves, Heatmap: token_pictures.heatmap,
-    Network: token_pictures.network, CircuitGraph: circuit_svg.circuit, Beside: token_pictures.beside,
+    HistogramGrid: svg.histograms, Bars: svg.bars, Curves: svg.curves, Heatmap: svg.heatmap,
+    Network: svg.network, CircuitGraph: circuit_svg.circuit, Beside: svg.beside,
 }
 MOST_POINTS = 300
 """Points of a training curve; longer logs are averaged over equal stretches."""
@@ -89,8 +89,8 @@ def template(name: str) -> jinja2.Template:
     loader = jinja2.PackageLoader("jaxablate.reports", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
-    environment.filters |= {"number": number, "cell": cell_text, "draw": draw, "prose": prose}
-    environment.globals |= {"arrows": ARROWS}
+    environment.filters |= {"number": number, "cell": cell_text, "draw": draw, "headline": headline, "prose": prose,
+                            "text_columns": text_columns}
     return environment.get_template(name)
 
 

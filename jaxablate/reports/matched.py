@@ -1,27 +1,26 @@
 """Two checkpoints of equal quality side by side: every figure of one beside the other's."""
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Sequence
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
+from jaxablate.reports.html import template
+from jaxablate.reports.panels import Bar, Bars, Grid
 from jaxablate.reports.results import Better, Results
-from jaxablate.reports.table import ARROWS, LATEX_ARROWS, latex_escape, markdown_row
+from jaxablate.reports.tables import csv_text, heading, latex, markdown, terminal
 from jaxablate.stats import Estimate, number
 
-COLUMNS = ("suite", "figure", "model", "baseline", "difference", "intervals overlap", "unit", "better")
-_WORDS = ("suite", "figure", "unit")
-"""Columns of words, to the left; the others are to the right."""
+EXPLANATION = ("Each interval is that of the suite, within one run. Intervals apart mean that the figures differ "
+               "between these two checkpoints; overlapping ones do not mean that they are equal. One run each says "
+               "nothing of other seeds.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatchedRow:
-    """One figure of both."""
+    """One figure of both; neither number is missing."""
 
     suite: str
     name: str
@@ -33,13 +32,15 @@ class MatchedRow:
     @property
     def difference(self) -> float:
         """Model minus baseline."""
-        return self.model.value - self.baseline.value
+        return float(self.model) - float(self.baseline)
 
     @property
-    def overlap(self) -> bool | None:
-        """Whether the two 95 % intervals overlap; None where one has none. Apart means different; overlapping ones do
-        not mean equal."""
-        return self.model.overlaps(self.baseline)
+    def difference_text(self) -> str:
+        """The difference with a sign, and as many decimals as the wider of the two intervals warrants."""
+        ends = [x.interval for x in (self.model, self.baseline) if x.interval is not None]
+        half = max([high - low for low, high in ends if math.isfinite(high - low)], default=0) / 2
+        size = number(abs(self.difference), *((-half, half) if half else ()))
+        return f"{'-' if self.difference < 0 else '+'}{size}" if self.difference else "0"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Side:
     """One of the two."""
 
     name: str
-    """Of the run."""
+    """Name of the run."""
     step: int
     summary: str
     """The model in one line."""
@@ -70,7 +71,7 @@ class Matched:
     @property
     def gap(self) -> float:
         """Loss of the model minus that of the baseline, nats."""
-        return self.model.loss.value - self.baseline.loss.value
+        return float(self.model.loss) - float(self.baseline.loss)
 
     @property
     def equal(self) -> bool:
@@ -93,84 +94,62 @@ def match_rows(model: Results, baseline: Results, suites: Sequence[str]
     """Figures that both have, in the order of the model's suites, and the suite of each that only the model has."""
     rows, lacking = [], []
     for suite in suites:
-        others = {f.name: f for f in baseline.suites[suite].figures if f.estimate.value is not None}
+        others = {f.name: f.estimate for f in baseline.suites[suite].figures if f.estimate.value is not None}
         for f in model.suites[suite].figures:
             if f.estimate.value is None or f.name not in others:
                 lacking.append(suite)
             else:
                 rows.append(MatchedRow(suite=suite, name=f.name, unit=f.unit, better=f.better, model=f.estimate,
-                                       baseline=others[f.name].estimate))
+                                       baseline=others[f.name]))
     return tuple(rows), tuple(lacking)
 
 
-def cells(row: MatchedRow) -> tuple[str, ...]:
-    """The texts of a row, one for each of `COLUMNS`."""
-    overlap = {True: "yes", False: "no", None: "-"}[row.overlap]
-    return row.suite, row.name, str(row.model), str(row.baseline), _signed(row), overlap, row.unit, ARROWS[row.better]
-
-
-def _signed(row: MatchedRow) -> str:
-    """The difference with a sign, and as many decimals as the wider of the two intervals warrants."""
-    ends = [x.interval for x in (row.model, row.baseline) if x.interval is not None]
-    half = max([high - low for low, high in ends if math.isfinite(high - low)], default=0) / 2
-    size = number(abs(row.difference), *((-half, half) if half else ()))
-    return f"{'-' if row.difference < 0 else '+'}{size}" if row.difference else "0"
-
-
-def rich_view(matched: Matched) -> Group:
-    """The comparison for a terminal."""
-    table = Table(title=_title(matched), title_justify="left", header_style="bold")
-    for name in COLUMNS:
-        table.add_column(name.replace(" ", "\n"), justify="left" if name in _WORDS else "right")
-    last = None
-    for row in matched.rows:
-        suite, *others = cells(row)
-        if last not in (None, suite):
-            table.add_section()
-        table.add_row("" if suite == last else suite, *others)
-        last = suite
-    verdict = Text(matched.verdict, style="green" if matched.equal else "bold red")
-    return Group(table, verdict, *(Text(f"note: {note}", style="yellow") for note in matched.notes))
-
-
-def _title(matched: Matched) -> str:
+def table(matched: Matched) -> Grid:
+    """The comparison for readers."""
     m, b = matched.model, matched.baseline
-    return f"model: {m.name} at step {m.step:,}; baseline: {b.name} at step {b.step:,}"
+    overlap = {True: "yes", False: "no", None: "-"}
+    rows = tuple((x.suite, heading(x.name, x.unit, x.better), x.model, x.baseline, x.difference_text,
+                  overlap[x.model.overlaps(x.baseline)]) for x in matched.rows)
+    return Grid(title=f"model: {m.name} at step {m.step:,}; baseline: {b.name} at step {b.step:,}", rows=rows,
+                caption=f"{matched.verdict} {EXPLANATION}",
+                columns=("suite", "figure", "model", "baseline", "difference", "intervals overlap"))
 
 
-def markdown(matched: Matched) -> str:
-    """The comparison as a Markdown table with its notes."""
-    rule = ["---" if name in _WORDS else "---:" for name in COLUMNS]
-    lines = [f"{_title(matched)}.", "", matched.verdict, "", markdown_row(COLUMNS), markdown_row(rule)]
-    lines += [markdown_row(cells(row)) for row in matched.rows]
-    notes = [f"- {note}" for note in matched.notes]
-    return "\n".join([*lines, "", EXPLANATION, *([""] if notes else []), *notes, ""])
+def data_table(matched: Matched) -> Grid:
+    """The comparison for programs."""
+    rows = tuple((x.suite, x.name, x.unit, x.better, x.model, x.baseline, x.difference, x.model.overlaps(x.baseline),
+                  matched.model.step, matched.baseline.step, matched.equal) for x in matched.rows)
+    return Grid(title="", caption="", rows=rows, columns=(
+        "suite", "figure", "unit", "better", "model", "baseline", "difference", "overlap", "model step",
+        "baseline step", "matched"))
 
 
-EXPLANATION = ("Each interval is that of the suite, within one run. Intervals apart mean that the figures differ "
-               "between these two checkpoints; overlapping ones do not mean that they are equal. One run each says "
-               "nothing of other seeds.")
+def terminal_view(matched: Matched) -> Group:
+    """The comparison for a terminal."""
+    verdict = Text(matched.verdict, style="green" if matched.equal else "bold red")
+    return Group(terminal(dataclasses.replace(table(matched), caption=EXPLANATION), grouped=True), verdict,
+                 *(Text(f"note: {note}", style="yellow") for note in matched.notes))
 
 
-def csv_text(matched: Matched) -> str:
-    """The comparison as CSV in full precision."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["suite", "figure", "unit", "better", *(f"{side}{end}" for side in ("model", "baseline")
-                                                            for end in ("", " low", " high")),
-                     "difference", "overlap", "model step", "baseline step", "matched"])
-    for row in matched.rows:
-        ends = [v for f in (row.model, row.baseline) for v in (f.value, f.low, f.high)]
-        writer.writerow([row.suite, row.name, row.unit, row.better, *ends, row.difference, row.overlap,
-                         matched.model.step, matched.baseline.step, matched.equal])
-    return out.getvalue()
+def page(matched: Matched) -> str:
+    """The comparison as one page: the losses, then for each suite both figures as a table and as bars."""
+    whole, sections = table(matched), []
+    for suite in dict.fromkeys(row.suite for row in matched.rows):
+        grid = dataclasses.replace(whole, columns=whole.columns[1:], rows=tuple(
+            row[1:] for row in whole.rows if row[0] == suite))
+        pictures = [Bars(title=heading(row.name, "", row.better), caption="", unit=row.unit,
+                         bars=(Bar("model", row.model), Bar("baseline", row.baseline)))
+                    for row in matched.rows if row.suite == suite]
+        sections.append((suite, grid, pictures))
+    lines = [(f"{name}:", f"{side.name} at step {side.step:,}, {side.summary}")
+             for name, side in (("model", matched.model), ("baseline", matched.baseline))]
+    return template("comparison.html").render(
+        title="At equal validation loss" if matched.equal else "At the nearest validation loss",
+        lines=[*lines, ("losses:", matched.verdict), ("shown:", EXPLANATION)], sections=sections, notes=matched.notes)
 
 
-def latex(matched: Matched) -> str:
-    """The comparison as a LaTeX ``tabular`` (package booktabs)."""
-    head = " & ".join(latex_escape(name) for name in COLUMNS) + r" \\"
-    rows = [" & ".join([*(latex_escape(x) for x in cells(row)[:-1]), LATEX_ARROWS[row.better]]) + r" \\"
-            for row in matched.rows]
-    top = [f"% {_title(matched)}", f"% {matched.verdict}", f"% {EXPLANATION}", r"\begin{tabular}{llrrrrll}",
-           r"\toprule", head, r"\midrule"]
-    return "\n".join([*top, *rows, r"\bottomrule", r"\end{tabular}", ""])
+def texts(matched: Matched) -> dict[str, str]:
+    """Content of every file of the comparison, by suffix."""
+    grid = table(matched)
+    return {".md": markdown(grid, matched.notes), ".csv": csv_text(data_table(matched)), ".tex": latex(grid),
+            ".html": page(matched)}

@@ -90,6 +90,10 @@ class Curves:
     kind: str = "curves"
 
 
+Cell = str | int | float | Estimate | None
+"""What a table may hold: words, a number, an `Estimate`, or nothing."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
     """A small table. A number is written with four significant digits, an `Estimate` with its interval."""
@@ -97,7 +101,7 @@ class Grid:
     title: str
     caption: str
     columns: tuple[str, ...]
-    rows: tuple[tuple["str | int | float | Estimate | None", ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
     kind: str = "grid"
 
 

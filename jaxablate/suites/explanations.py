@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxablate.classifier.explain import Explanation, explain
 from jaxablate.data.tokenizer import Tokenizer
-from jaxablate.reports.axes import short
+from jaxablate.reports.svg import short
 from jaxablate.reports.panels import Beside, Edge, Grid, Heatmap, Network, Node, Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
