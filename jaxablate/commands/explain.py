@@ -20,9 +20,9 @@ from jaxablate.config import ClassificationConfig
 from jaxablate.data.tokenizer import Tokenizer
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.provenance import Provenance, provenance
-from jaxablate.reports.svg import short
 from jaxablate.reports.figures import figure_bytes
 from jaxablate.reports.html import explanation_page
+from jaxablate.reports.svg import short
 from jaxablate.reports.tables import token_table
 from jaxablate.runs.run import Run, open_run
 from jaxablate.runs.workdir import read_config

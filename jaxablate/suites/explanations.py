@@ -8,9 +8,9 @@ import numpy as np
 
 from jaxablate.classifier.explain import Explanation, explain
 from jaxablate.data.tokenizer import Tokenizer
-from jaxablate.reports.svg import short
 from jaxablate.reports.panels import Beside, Edge, Grid, Heatmap, Network, Node, Panel
 from jaxablate.reports.results import Figure
+from jaxablate.reports.svg import short
 from jaxablate.runs.run import Run
 from jaxablate.suites.classification import class_names
 from jaxablate.suites.suite import Suite
