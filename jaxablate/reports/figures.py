@@ -3,27 +3,38 @@
 Widths are those of one column or of the whole page of a paper. matplotlib is imported by what draws, not by this file.
 """
 
+import contextlib
 import io
 import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxablate import files
-from jaxablate.reports import circuit_figure
+from jaxablate.reports.circuit_graph import NARROW, PORT, WIDTH, Band, Box, Drawing, curve, place, size_text, widest_row
 from jaxablate.reports.panels import Bars, Beside, CircuitGraph, Curves, Heatmap, HistogramGrid, Network, Panel
 from jaxablate.reports.svg import MOST_BESIDE, Range, arcs, heaviest, one_set_of_labels, shade_range, short
 
 COLUMN, PAGE = 3.4, 7.0
-"""Inches."""
+"""Width in inches of one column, and of the page, of a paper."""
 DPI = 300
+"""Dots an inch of PNG files."""
 FORMATS = ("png", "svg", "pdf")
 HUES = ("#2f6db5", "#d0682a", "#7aa8db", "#eaa97e", "#3d8a63", "#8a5aa8")
 SHADES = ("#ffffff", "#9dc0e3", "#2f6db5", "#12325e")
-"""Of a heat map, from the least value to the greatest."""
+"""Colours of a heat map, from the least value to the greatest."""
+POSITIVE, NEGATIVE = "#2f6db5", "#d0682a"
+PORT_HUES = {"Q": "#3d8a63", "K": "#8a5aa8", "V": "#a07a16"}
+INK, SOFT, GROUND = "#1d2128", "#5d6570", "#f4f5f4"
+MOST_NARROW = 6
+"""Heads in a row that still fit one column of a paper."""
+LEGEND = 30.0
+"""Height of the explanation under the picture, in the units of the drawing."""
+TALLEST = 8.6
+"""Inches; higher drawings are squeezed to the page."""
 _STYLE = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7, "axes.titlesize": 7.5,
     "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5,
@@ -86,16 +97,16 @@ def draw_figure(panel: Panel) -> Any:
     return _DRAWINGS[type(panel)](panel)
 
 
-class _quiet:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """No remarks of matplotlib's and fontTools' loggers while fonts are embedded."""
-
-    def __enter__(self):
-        self._levels = {name: logging.getLogger(name).level for name in ("matplotlib", "fontTools")}
-        for name in self._levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-
-    def __exit__(self, *error):
-        for name, level in self._levels.items():
+    levels = {name: logging.getLogger(name).level for name in ("matplotlib", "fontTools")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
 
@@ -116,8 +127,24 @@ def _heatmap(panel: Heatmap) -> Any:
     return _shades([panel], ("",), _figure(PAGE if columns > 24 else COLUMN, _height(panel)))
 
 
-def _heatmaps_beside(panel: Beside) -> Any:
-    return _shades(panel.panels, panel.labels, _figure(PAGE, _height(panel.panels[0]) + 0.15))
+def _network(panel: Network) -> Any:
+    wide = len(panel.nodes) > 9
+    figure = _figure(PAGE if wide else COLUMN, 2.6 if wide else 1.9)
+    _arcs(figure.add_subplot(), panel, heaviest([panel]))
+    return figure
+
+
+def _beside(panel: Beside) -> Any:
+    maps = [p for p in panel.panels if isinstance(p, Heatmap)]
+    if maps:
+        return _shades(maps, panel.labels, _figure(PAGE, _height(maps[0]) + 0.15))
+    networks = [p for p in panel.panels if isinstance(p, Network)]
+    rows = len(networks) if max(len(p.nodes) for p in networks) > MOST_BESIDE else 1
+    figure = _figure(PAGE, 2.2 * rows if rows > 1 else 2.3)
+    axes = figure.subplots(rows, len(networks) if rows == 1 else 1, sharey=True)
+    for part, title, own in zip(networks, panel.labels, axes, strict=True):
+        _arcs(own, part, heaviest(networks), title)
+    return figure
 
 
 def _shades(panels: Sequence[Heatmap], titles: Sequence[str], figure: Any) -> Any:
@@ -178,22 +205,6 @@ def _scale(figure: Any, image: Any, panel: Heatmap) -> None:
     bar.ax.locator_params(nbins=5)
 
 
-def _network(panel: Network) -> Any:
-    wide = len(panel.nodes) > 9
-    figure = _figure(PAGE if wide else COLUMN, 2.6 if wide else 1.9)
-    _arcs(figure.add_subplot(), panel, heaviest([panel]))
-    return figure
-
-
-def _networks_beside(panel: Beside) -> Any:
-    rows = len(panel.panels) if max(len(p.nodes) for p in panel.panels) > MOST_BESIDE else 1
-    figure = _figure(PAGE, 2.2 * rows if rows > 1 else 2.3)
-    axes = figure.subplots(rows, len(panel.panels) if rows == 1 else 1, sharey=True)
-    for part, title, place in zip(panel.panels, panel.labels, axes, strict=True):
-        _arcs(place, part, heaviest(panel.panels), title)
-    return figure
-
-
 def _arcs(axes: Any, panel: Network, most: float, title: str = "") -> None:
     """Half ellipses over the nodes, all of one shape, so that a tie twice as far reaches twice as high."""
     from matplotlib.collections import LineCollection
@@ -220,14 +231,6 @@ def _arcs(axes: Any, panel: Network, most: float, title: str = "") -> None:
     axes.spines[:].set_visible(False)
     axes.set_title(title, loc="left", fontweight="bold")
     _plain(axes.get_xticklabels())
-
-
-def _circuit(panel: CircuitGraph) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=circuit_figure.size(panel, PAGE, COLUMN))
-    circuit_figure.draw(figure.add_axes((0, 0, 1, 1)), panel)
-    return figure
 
 
 def _bars(panel: Bars) -> Any:
@@ -281,8 +284,106 @@ def _histograms(panel: HistogramGrid) -> Any:
     return figure
 
 
-def _beside(panel: Beside) -> Any:
-    return _heatmaps_beside(panel) if panel.panels[0].kind == "heatmap" else _networks_beside(panel)
+def _narrow(panel: CircuitGraph) -> bool:
+    """Whether a circuit fits one column of a paper."""
+    return widest_row(panel) <= MOST_NARROW and len(panel.edges) <= 60
+
+
+def _circuit(panel: CircuitGraph) -> Any:
+    """A circuit over the whole of a figure: the places of `circuit_graph.place`."""
+    from matplotlib.figure import Figure
+
+    if not panel.edges:
+        figure = Figure(figsize=(COLUMN, 1.05))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no edge is kept", ha="center", va="center")
+        return figure
+    drawing = place(panel, NARROW if _narrow(panel) else WIDTH)
+    width, height = COLUMN if _narrow(panel) else PAGE, drawing.height + LEGEND * (2 if _narrow(panel) else 1)
+    figure = Figure(figsize=(width, min(TALLEST, max(1.05, height * width / drawing.width))))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(0, drawing.width)
+    axes.set_ylim(height, 0)
+    for band in drawing.bands:
+        _band(axes, band, drawing.width)
+    _wires(axes, drawing)
+    for box in drawing.boxes:
+        _box(axes, box)
+    _circuit_legend(axes, panel, drawing)
+    return figure
+
+
+def _band(axes: Any, band: Band, width: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    if band.label:
+        axes.add_patch(Rectangle((0, band.top), width, band.bottom - band.top, color=GROUND, lw=0, zorder=0))
+        axes.text(5, (band.top + band.bottom) / 2, band.label, color=SOFT, va="center", fontsize=5.5)
+    if band.note:
+        axes.text(5, band.bottom + 17, f"{band.note}: no edge", color=SOFT, va="center", fontsize=5.5)
+
+
+def _wires(axes: Any, drawing: Drawing) -> None:
+    """All edges, weak ones first; widths are those of the page, whose 900 units are 7 inches here."""
+    from matplotlib.collections import LineCollection
+
+    wires = drawing.wires
+    axes.add_collection(LineCollection(
+        [curve(wire.points) for wire in wires], linewidths=[0.56 * wire.width for wire in wires], capstyle="round",
+        colors=[NEGATIVE if wire.edge.negative else POSITIVE for wire in wires], zorder=1,
+        alpha=[wire.opacity for wire in wires]))
+
+
+def _box(axes: Any, box: Box) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    left, top = box.x - box.width / 2, box.y - box.height / 2
+    fill = "white" if box.node.kind == "head" else "#e9eaea"
+    axes.add_patch(FancyBboxPatch((left + 3, top + 3), box.width - 6, box.height - 6, fc=fill, ec=SOFT, lw=0.5,
+                                  boxstyle="round,pad=3", mutation_aspect=1.0, zorder=2))
+    axes.text(box.x, box.y, box.node.name, color=INK, ha="center", va="center_baseline", fontsize=5, zorder=3)
+    for port in box.ports:
+        _port(axes, port, box.port_x(port), box.y + box.height / 2)
+
+
+def _port(axes: Any, port: str, x: float, top: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    if port:
+        axes.add_patch(Rectangle((x - PORT / 2, top + 1), PORT, PORT - 1, color=PORT_HUES[port], lw=0, zorder=2))
+        axes.text(x, top + PORT / 2 + 0.5, port, color="white", ha="center", va="center_baseline", fontsize=4,
+                  fontweight="bold", zorder=3)
+
+
+def _circuit_legend(axes: Any, panel: CircuitGraph, drawing: Drawing) -> None:
+    """Scores of the strongest, the middle and the weakest edge; what colours and letters mean."""
+    wires, y = drawing.wires, drawing.height + 0.6 * LEGEND
+    samples = {w.edge.weight: w for w in (wires[-1], wires[len(wires) // 2], wires[0])}
+    marks = [(size_text(w.edge), POSITIVE, w.width, w.opacity) for w in samples.values()]
+    at = _samples(axes, 8.0, y, marks)
+    axes.text(at, y, f"size of {panel.score_label}", color=SOFT, va="center", fontsize=5.5)
+    at += 24 + 5.6 * (8 + len(panel.score_label))
+    if _narrow(panel):
+        at, y = 8.0, y + LEGEND
+    if any(e.negative for e in panel.edges):
+        strong = wires[-1].width, wires[-1].opacity
+        at = _samples(axes, at, y, [("positive", POSITIVE, *strong), ("negative", NEGATIVE, *strong)])
+    if any(e.port for e in panel.edges):
+        for port, word in (("Q", "queries"), ("K", "keys"), ("V", "values")):
+            _port(axes, port, at + PORT / 2, y - PORT / 2)
+            axes.text(at + PORT + 4, y, word, color=SOFT, va="center", fontsize=5.5)
+            at += PORT + 16 + 5.6 * len(word)
+
+
+def _samples(axes: Any, at: float, y: float, marks: Sequence[tuple[str, str, float, float]]) -> float:
+    """Short lines with a word each; returns where the next thing may stand."""
+    for word, hue, width, opacity in marks:
+        axes.plot([at, at + 22], [y, y], color=hue, lw=0.56 * width, alpha=opacity)
+        axes.text(at + 28, y, word, color=SOFT, va="center", fontsize=5.5)
+        at += 42 + 5.6 * len(word)
+    return at
 
 
 _DRAWINGS: dict[type, Callable[[Any], Any]] = {

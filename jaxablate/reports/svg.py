@@ -171,7 +171,8 @@ def bars(panel: Bars, width: int = 900) -> str:
         reach = end
         if bar.estimate.interval is not None:
             low, high = map(x, bar.estimate.interval)
-            parts.append(_whisker(low, high, y + 14))
+            ends = f"M{low:g} {y + 14}H{high:g}M{low:g} {y + 10}v8M{high:g} {y + 10}v8"
+            parts.append(f'<path class="whisker" d="{ends}"/>')
             reach = max(end, high)
         parts.append(text(reach + 8, y + 18, str(bar.estimate), "value", "start"))
     if panel.mark is not None:
@@ -188,7 +189,9 @@ def histograms(panel: HistogramGrid, columns: int = 4, cell: tuple[int, int] = (
     width, height = columns * cell[0], rows * cell[1] + 16
     edges = [e for h in panel.histograms for e in h.edges]
     span = min(edges), max(edges)
-    most = _tallest(panel)
+    # A bar apart that is much taller than the counts is cut off; its number is written on it.
+    counts = max([c for h in panel.histograms for c in h.counts] + [1])
+    most = min(max([counts, *(h.apart or 0 for h in panel.histograms)]), 1.5 * counts)
     parts = []
     for i, histogram in enumerate(panel.histograms):
         at = (i % columns) * cell[0], (i // columns) * cell[1]
@@ -196,12 +199,6 @@ def histograms(panel: HistogramGrid, columns: int = 4, cell: tuple[int, int] = (
         parts.append(f'<g transform="translate({at[0]},{at[1]})">{"".join(inner)}</g>')
     parts.append(text(width / 2, height - 3, panel.x_label, "axis", "middle"))
     return picture(width, height, panel.title, parts)
-
-
-def _tallest(panel: HistogramGrid) -> float:
-    """Upper end of the counts' axis. A bar apart that is much taller is cut off there; its number is written on it."""
-    counts = max([c for h in panel.histograms for c in h.counts] + [1])
-    return min(max([counts, *(h.apart or 0 for h in panel.histograms)]), 1.5 * counts)
 
 
 def _histogram(h: Histogram, span: tuple[float, float], most: float, log: bool, cell: tuple[int, int]) -> list[str]:
@@ -231,10 +228,6 @@ def _bar(start: float, end: float, top: float, base: float, style: str, what: st
     return f'<rect class="{style}" {size}><title>{html.escape(what)}</title></rect>'
 
 
-def _whisker(start: float, end: float, y: float) -> str:
-    return (f'<path class="whisker" d="M{start:g} {y}H{end:g}M{start:g} {y - 4}v8M{end:g} {y - 4}v8"/>')
-
-
 def _grid_y(y: Scale, start: float, end: float, about: int = 5) -> list[str]:
     lines = [f'<line class="grid" x1="{start}" x2="{end}" y1="{y(t)}" y2="{y(t)}"/>' for t in y.ticks(about)]
     return lines + [text(start - 6, y(t) + 3.5, tick_label(t), "tick", "end") for t in y.ticks(about)]
@@ -257,19 +250,19 @@ def _spread(positions: list[float], apart: float, low: float, high: float) -> li
 
 def heatmap(panel: Heatmap) -> str:
     """Shaded cells, a row for each label, with bars at the right."""
-    parts, height = _heatmap(panel, WIDTH, shade_range([panel]), labelled=True)
-    return picture(WIDTH, height + 34, panel.title, parts + _legend(panel, shade_range([panel]), height))
+    return _heatmaps(panel.title, [panel], [""])
 
 
 def network(panel: Network) -> str:
     """Nodes in their order on a line, an arc above it for each edge."""
-    parts, height = _network(panel, WIDTH, heaviest([panel]), widest([panel]))
-    return picture(WIDTH, height, panel.title, parts)
+    return _networks(panel.title, [panel], [""])
 
 
 def beside(panel: Beside) -> str:
     """Pictures of one kind in a row, or in a column where they are wide; each under its label."""
-    return _heatmaps_beside(panel) if panel.panels[0].kind == "heatmap" else _networks_beside(panel)
+    maps = [p for p in panel.panels if isinstance(p, Heatmap)]
+    networks = [p for p in panel.panels if isinstance(p, Network)]
+    return _heatmaps(panel.title, maps, panel.labels) if maps else _networks(panel.title, networks, panel.labels)
 
 
 def shade_range(panels: Sequence[Heatmap]) -> Range:
@@ -299,35 +292,34 @@ def one_set_of_labels(panels: Sequence[Heatmap]) -> bool:
     return len({panel.rows for panel in panels}) == 1
 
 
-def _heatmaps_beside(panel: Beside) -> str:
-    shared, span = one_set_of_labels(panel.panels), shade_range(panel.panels)
-    label = _label_width(panel.panels[0])
-    room = WIDTH - GAP * (len(panel.panels) - 1) - (label if shared else 0)
-    parts, at, tallest = [], 0.0, 0.0
-    for i, (title, part) in enumerate(zip(panel.labels, panel.panels, strict=True)):
+def _heatmaps(title: str, panels: Sequence[Heatmap], labels: Sequence[str]) -> str:
+    """Heat maps in a row with one scale, each under its label, if it has one."""
+    shared, span, label = one_set_of_labels(panels), shade_range(panels), _label_width(panels[0])
+    room = WIDTH - GAP * (len(panels) - 1) - (label if shared else 0)
+    parts, at, tallest, down = [], 0.0, 0.0, 18 if any(labels) else 0
+    for i, (name, panel) in enumerate(zip(labels, panels, strict=True)):
         labelled = i == 0 or not shared
-        width = room / len(panel.panels) + (label if labelled and shared else 0)
-        inner, height = _heatmap(part, width, span, labelled)
-        parts += [text(at + (_label_width(part) if labelled else 0), 14, title, "cell-title", "start"),
-                  _moved(inner, at, 18)]
-        at, tallest = at + width + GAP, max(tallest, height + 18)
-    parts += _legend(panel.panels[0], span, tallest)
-    return picture(WIDTH, tallest + 34, panel.title, parts)
+        width = room / len(panels) + (label if labelled and shared else 0)
+        inner, height = _heatmap(panel, width, span, labelled)
+        parts += [text(at + (_label_width(panel) if labelled else 0), 14, name, "cell-title", "start"),
+                  _moved(inner, at, down)]
+        at, tallest = at + width + GAP, max(tallest, height + down)
+    return picture(WIDTH, tallest + 34, title, parts + _legend(panels[0], span, tallest))
 
 
-def _networks_beside(panel: Beside) -> str:
-    columns = 1 if max(len(p.nodes) for p in panel.panels) > MOST_BESIDE else len(panel.panels)
+def _networks(title: str, panels: Sequence[Network], labels: Sequence[str]) -> str:
+    """Arc diagrams with one scale, in a row or, where they are wide, in a column."""
+    columns = 1 if max(len(p.nodes) for p in panels) > MOST_BESIDE else len(panels)
     width = (WIDTH - GAP * (columns - 1)) / columns
-    most, reach = heaviest(panel.panels), widest(panel.panels)
-    parts, down, tallest = [], 0.0, 0.0
-    for i, (title, part) in enumerate(zip(panel.labels, panel.panels, strict=True)):
-        inner, height = _network(part, width, most, reach)
-        if columns == 1 and i:
-            down, tallest = down + tallest, 0.0
+    parts, top, tallest, down = [], 0.0, 0.0, 18 if any(labels) else 0
+    for i, (name, panel) in enumerate(zip(labels, panels, strict=True)):
+        inner, height = _network(panel, width, heaviest(panels), widest(panels))
+        if columns == 1:
+            top, tallest = top + tallest, 0.0
         at = (width + GAP) * i if columns > 1 else 0.0
-        parts += [text(at, down + 14, title, "cell-title", "start"), _moved(inner, at, down + 18)]
-        tallest = max(tallest, height + 18)
-    return picture(WIDTH, down + tallest, panel.title, parts)
+        parts += [text(at, top + 14, name, "cell-title", "start"), _moved(inner, at, top + down)]
+        tallest = max(tallest, height + down)
+    return picture(WIDTH, top + tallest, title, parts)
 
 
 def _moved(parts: Sequence[str], right: float, down: float) -> str:
