@@ -1,19 +1,20 @@
 """Losses: a model's output to a scalar and metrics."""
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxablate.config import ClassificationObjective, ModelConfig, ObjectiveConfig, RegularizedObjective
 from jaxablate.errors import ConfigError
 from jaxablate.models.classifier import ClassifierOutput, SafrClassifier
-from jaxablate.models.decoder import DecoderOutput, Gates, LayerActivations, SelfAblatingTransformer
+from jaxablate.models.decoder import DecoderOutput, Gates, SelfAblatingTransformer
 from jaxablate.ops.attention import attention_weights
 from jaxablate.ops.cross_entropy import linear_cross_entropy
 from jaxablate.regularizers import REGULARIZERS, Site, mean_over_texts, reconstruction
-from jaxablate.types import Batch, Params
+from jaxablate.types import STREAMS, Batch, Params
 
 Metrics = dict[str, jax.Array]
 
@@ -21,10 +22,10 @@ Metrics = dict[str, jax.Array]
 def language_model_loss(
     model: SelfAblatingTransformer,
     params: Params,
-    inputs_BT: Int[Array, "batch time"],
-    targets_BT: Int[Array, "batch time"],
+    inputs_BT: Int[ArrayLike, "batch time"],
+    targets_BT: Int[ArrayLike, "batch time"],
     objective: ObjectiveConfig,
-    mask_BT: Float[Array, "batch time"] | None = None,
+    mask_BT: Float[ArrayLike, "batch time"] | None = None,
     gates: Gates | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """clean * CE(clean) + ablated * CE(ablated) + reconstruction * R (docs/papers.md, Losses), and regularisers.
@@ -47,12 +48,13 @@ def language_model_loss(
     Raises:
       ConfigError: a regulariser is not registered, or reads what the model does not have.
     """
-    out = model.apply({"params": params}, inputs_BT, gates=gates)
+    out = cast(DecoderOutput, model.apply({"params": params}, inputs_BT, gates=gates))
     dtype = jnp.dtype(model.config.compute_dtype)
     embedding = params["embed"]["embedding"].astype(dtype)
     streams = [out.final_clean] + ([] if out.final_ablated is None else [out.final_ablated])
     losses = linear_cross_entropy(
-        tuple(s.astype(dtype) for s in streams), embedding, targets_BT, mask_BT, chunk=objective.ce_chunk
+        tuple(s.astype(dtype) for s in streams), embedding, jnp.asarray(targets_BT),
+        None if mask_BT is None else jnp.asarray(mask_BT), chunk=objective.ce_chunk
     )
     metrics = {"loss_clean": losses[0]}
     if out.final_ablated is None:
@@ -93,7 +95,7 @@ def _regularizers(objective: RegularizedObjective, names: list[str], arrays: Cal
         regularizer = REGULARIZERS[name]
         values = [regularizer.term(x, mask) for x in arrays(regularizer.reads)]
         if values:
-            terms[name] = sum(values) / len(values)
+            terms[name] = jnp.asarray(sum(values)) / len(values)
         elif objective.coefficients[name]:
             raise ConfigError(f"regularizer {name!r} reads {regularizer.reads}, which the model does not have; set its "
                               "coefficient to 0")
@@ -111,30 +113,24 @@ def _decoder_arrays(out: DecoderOutput, config: ModelConfig, objective: Objectiv
                     ) -> list[jax.Array]:
     """What regularisers read in the chosen layers and streams: neurons as they reach the down-projection (gated ones
     in the ablated stream), or attention weights made anew from queries and keys."""
-    chosen = objective.regularized_layers or range(config.n_layers)
-    kinds = ("clean", "ablated") if objective.regularized_stream == "both" else (objective.regularized_stream,)
-    places = [(i, kind) for i in chosen for kind in kinds if getattr(out.layers[i], kind) is not None]
-    if site == "vectors":
-        return [_neurons(out.layers[i], kind) for i, kind in places]
-    return [_attention(out.layers[i], kind, config, i) for i, kind in places] if site == "attention" else []
-
-
-def _neurons(layer: LayerActivations, stream: str) -> jax.Array:
-    return layer.clean.mlp_post if stream == "clean" else layer.ablated.mlp_post * layer.neuron_gates
-
-
-def _attention(layer: LayerActivations, stream: str, config: ModelConfig, index: int) -> jax.Array:
-    options = {"window": config.layer_window(index), "scale": config.attention_scale}
-    if stream == "clean":
-        return attention_weights(layer.clean.query, layer.clean.key, **options)
-    return attention_weights(layer.ablated.query, layer.clean.key, layer.ablated.key, **options)
+    arrays = []
+    for i in objective.regularized_layers or range(config.n_layers):
+        layer, options = out.layers[i], {"window": config.layer_window(i), "scale": config.attention_scale}
+        for kind in STREAMS if objective.regularized_stream == "both" else (objective.regularized_stream,):
+            stream = getattr(layer, kind)
+            if stream is not None and site == "vectors":
+                arrays.append(stream.mlp_post if kind == "clean" else stream.mlp_post * layer.neuron_gates)
+            elif stream is not None and site == "attention":
+                own_key = None if kind == "clean" else stream.key
+                arrays.append(attention_weights(stream.query, layer.clean.key, own_key, **options))
+    return arrays
 
 
 def stream_reconstruction(out: DecoderOutput) -> Float[Array, ""]:
     """R: the mean over the L block outputs and the final norm's output of `regularizers.reconstruction`."""
-    sites = [(layer.clean.resid_post, layer.ablated.resid_post) for layer in out.layers]
-    sites.append((out.final_clean, out.final_ablated))
-    return sum(reconstruction(c, a) for c, a in sites) / len(sites)
+    pairs = [(layer.clean.resid_post, layer.ablated.resid_post) for layer in out.layers if layer.ablated is not None]
+    pairs += [] if out.final_ablated is None else [(out.final_clean, out.final_ablated)]
+    return jnp.asarray(sum(reconstruction(clean, ablated) for clean, ablated in pairs)) / len(pairs)
 
 
 def live_fractions(out: DecoderOutput) -> Metrics:
@@ -177,15 +173,17 @@ def classification_loss(
     Raises:
       ConfigError: a regulariser is not registered, or reads what the model does not have.
     """
-    out = model.apply({"params": params}, batch["tokens"], batch["mask"], train=train, noise_BL2=noise_BL2, rngs=rngs)
-    weight = batch["weight"]
-    real = batch["mask"] * weight[:, None]
+    tokens, mask, labels, weight = (jnp.asarray(batch[name]) for name in ("tokens", "mask", "labels", "weight"))
+    rngs = None if rngs is None else dict(rngs)
+    out = cast(ClassifierOutput,
+               model.apply({"params": params}, tokens, mask, train=train, noise_BL2=noise_BL2, rngs=rngs))
+    real = mask * weight[:, None]
     # The released code counts padding like any token.
     counted = jnp.ones_like(real) * weight[:, None] if model.config.padding == "paper" else real
-    metrics = _class_metrics(out.logits, batch["labels"], weight)
+    metrics = _class_metrics(out.logits, labels, weight)
     loss = (objective.clean if model.config.gated else 1.0) * metrics["cross_entropy"]
     if out.logits_ablated is not None:
-        ablated = _class_metrics(out.logits_ablated, batch["labels"], weight)
+        ablated = _class_metrics(out.logits_ablated, labels, weight)
         loss += objective.ablated * ablated["cross_entropy"]
         metrics |= {f"{name}_ablated": value for name, value in ablated.items()}
     if out.vmask is not None:
@@ -198,7 +196,7 @@ def classification_loss(
 
 def _classifier_arrays(out: ClassifierOutput, objective: ClassificationObjective, site: Site) -> list[jax.Array]:
     """What regularisers read in the chosen layers and streams."""
-    kinds = ("clean", "ablated") if objective.stream == "both" else (objective.stream,)
+    kinds = STREAMS if objective.stream == "both" else (objective.stream,)
     layers = [out.layers[layer] for layer in objective.layers]
     blocks = [(layer, kind) for layer in layers for kind in kinds if getattr(layer, kind) is not None]
     if site == "vmask":

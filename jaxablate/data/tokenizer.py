@@ -91,7 +91,7 @@ class BytePairTokenizer:
         self.name = name
         self.vocab_size = len(ranks) + 1
         self.eot_id = self.pad_id = len(ranks)
-        self.unk_id = None
+        self.unk_id: int | None = None
         self._kind = kind
         self._ranks = dict(ranks)
         self._fingerprint: str | None = None
@@ -151,7 +151,7 @@ class WordTokenizer:
 
     eot_id: int = 0
     pad_id: int = 0
-    unk_id: int = 1
+    unk_id: int | None = 1
 
     def __init__(self, words: Iterable[str]):
         ordinary = list(words)
@@ -175,7 +175,7 @@ class WordTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text's words."""
-        return [self._ids.get(word, self.unk_id) for word in text.split()]
+        return [self._ids.get(word, 1) for word in text.split()]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of every text's words."""

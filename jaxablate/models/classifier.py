@@ -100,7 +100,7 @@ class Vmask(nn.Module):
           noise_BL2: Gumbel noise; a token is then kept where its logit plus noise is the larger, with the gradient of
             softmax(logits + noise)[1] (straight through, temperature 1). None takes the probability itself.
         """
-        dtype = jnp.promote_types(x_BLD.dtype, jnp.float32)
+        dtype = jnp.promote_types(x_BLD.dtype, jnp.float32).name
         hidden = jnp.tanh(torch_dense(self.width, x_BLD.shape[-1], dtype, self.param_dtype, name="hidden")(x_BLD))
         logits = torch_dense(2, self.width, dtype, self.param_dtype, name="out")(hidden)
         keep = jax.nn.softmax(logits, axis=-1)[..., 1]
@@ -158,8 +158,8 @@ class Attention(nn.Module):
         c = self.config
         self.query, self.key, self.value = (HeadProjection(c) for _ in range(3))
         init = torch_linear_init(c.d_model)
-        types = {"dtype": c.compute_dtype, "param_dtype": c.param_dtype}
-        self.out = nn.DenseGeneral(c.d_model, axis=(-2, -1), kernel_init=init, bias_init=init, **types)
+        self.out = nn.DenseGeneral(c.d_model, axis=(-2, -1), kernel_init=init, bias_init=init, dtype=c.compute_dtype,
+                                   param_dtype=c.param_dtype)
 
     def project(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, each [B, N, L, H]."""
@@ -169,7 +169,8 @@ class Attention(nn.Module):
         qkv = jnp.einsum("bld,dcnh->cbnlh", x_BLD.astype(dtype), kernel) + bias[:, None, :, None, :]
         return qkv[0], qkv[1], qkv[2]
 
-    def weights(self, q_BNLH: jax.Array, k_BNLH: jax.Array, own_BNLH: jax.Array | None, mask_BL: jax.Array):
+    def weights(self, q_BNLH: jax.Array, k_BNLH: jax.Array, own_BNLH: jax.Array | None, mask_BL: jax.Array
+                ) -> jax.Array:
         """Attention weights [B, N, L, L]; `own` are keys that each token sees at its own position in place of k's."""
         wide = jnp.promote_types(q_BNLH.dtype, jnp.float32)
         scores = jnp.einsum("bnih,bnjh->bnij", q_BNLH, k_BNLH, preferred_element_type=wide)
@@ -204,14 +205,15 @@ class Block(nn.Module):
             self.attention_scores = ScoreHead(c.d_model, c)
             self.neuron_scores = ScoreHead(c.mlp_width, c)
 
-    def clean(self, x_BLD: jax.Array, mask_BL: jax.Array):
+    def clean(self, x_BLD: jax.Array, mask_BL: jax.Array) -> tuple[BlockActivations, jax.Array, jax.Array]:
         """The ordinary stream: `BlockActivations`, and the keys and values [B, N, L, H] for the gated stream."""
         q, k, v = self.attention.project(x_BLD)
         weights = self.attention.weights(q, k, None, mask_BL)
         head_out = jnp.einsum("bnij,bnjh->binh", weights.astype(v.dtype), v)
         return self._finish(x_BLD, weights, head_out, None), k, v
 
-    def ablated(self, y_BLD: jax.Array, k: jax.Array, v: jax.Array, gates: BlockGates, mask_BL: jax.Array):
+    def ablated(self, y_BLD: jax.Array, k: jax.Array, v: jax.Array, gates: BlockGates, mask_BL: jax.Array
+                ) -> BlockActivations:
         """The gated stream; other tokens are seen through the clean stream, as in the self-ablating transformer."""
         q, k_self, v_self = self.attention.project(y_BLD)
         weights = self.attention.weights(q, k, k_self, mask_BL)
@@ -224,7 +226,8 @@ class Block(nn.Module):
         return BlockGates(gate(self.config, "attention", self.layer)(self.attention_scores(x_BLD)),
                           gate(self.config, "neurons", self.layer)(self.neuron_scores(x_BLD)))
 
-    def _finish(self, x, weights, head_out, gates: BlockGates | None) -> BlockActivations:
+    def _finish(self, x: jax.Array, weights: jax.Array, head_out: jax.Array, gates: BlockGates | None
+                ) -> BlockActivations:
         attended = self.attention.output(head_out, None if gates is None else gates.attention)
         mid = self.ln_1(x + attended.astype(x.dtype))
         pre, post, out = self.mlp(mid, None if gates is None else gates.neurons)

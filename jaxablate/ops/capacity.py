@@ -2,9 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Shaped
+
+from jaxablate.config.checks import require
 
 
-def capacity(x: jax.typing.ArrayLike, mask: jax.typing.ArrayLike | None = None) -> jax.Array:
+def capacity(x: Shaped[ArrayLike, "*texts rows columns"], mask: Shaped[ArrayLike, "*texts rows"] | None = None
+             ) -> Float[Array, "*texts rows"]:
     """Share of a dimension that each row has to itself.
 
     ``C_i = (x_i . x_i)^2 / sum_j (x_i . x_j)^2`` over the real rows of one text (Scherlis et al. 2022, with
@@ -12,17 +16,20 @@ def capacity(x: jax.typing.ArrayLike, mask: jax.typing.ArrayLike | None = None) 
     over the rows is at most the number of columns.
 
     Args:
-      x: ``[..., L, F]``, real floating, any scale.
-      mask: ``[..., L]``, positive for a real row, 0 for padding; padding has no part in any sum. None: all are real.
+      x: real rows of any scale.
+      mask: positive for a real row, 0 for padding; padding has no part in any sum. None: all are real.
 
     Returns:
-      ``[..., L]`` in [0, 1], at least float32; 0 for padding and for a row of zeros, which has no direction to share.
+      Capacities in [0, 1], at least float32; 0 for padding and for a row of zeros, which has no direction to share.
       Gradients are finite everywhere, 0 with respect to those rows.
 
-    >>> x = [[1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
+    Raises:
+      ConfigError: x has fewer than two axes, or the mask is not of its rows' shape.
+
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     >>> capacity(x).tolist()
     [0.5, 0.5, 1.0, 0.0]
-    >>> capacity(x, mask=[1.0, 0.0, 1.0, 1.0]).tolist()
+    >>> capacity(x, mask=jnp.array([1.0, 0.0, 1.0, 1.0])).tolist()
     [1.0, 0.0, 1.0, 0.0]
     """
     x_LF = _scaled(x, mask)
@@ -33,30 +40,38 @@ def capacity(x: jax.typing.ArrayLike, mask: jax.typing.ArrayLike | None = None) 
     return jnp.where(alive_L, jnp.minimum(square_L / jnp.where(alive_L, total_L, 1.0), 1.0), 0.0)
 
 
-def alignment(x: jax.typing.ArrayLike) -> jax.Array:
+def alignment(x: Shaped[ArrayLike, "*texts rows columns"]) -> Float[Array, "*texts rows rows"]:
     """Absolute cosine of each pair of rows, ``|x_i . x_j| / (|x_i| |x_j|)``.
 
     Args:
-      x: ``[..., L, F]``, real floating, any scale.
+      x: real rows of any scale.
 
     Returns:
-      ``[..., L, L]`` in [0, 1], at least float32, symmetric; 0 wherever one of the rows is zero, its own place on the
+      Absolute cosines in [0, 1], at least float32, symmetric; 0 wherever one of the rows is zero, its own place on the
       diagonal included. Gradients are finite everywhere.
 
-    >>> [[round(float(v), 4) for v in row] for row in alignment([[2.0, 0.0], [-3.0, 4.0], [0.0, 0.0]])]
-    [[1.0, 0.6, 0.0], [0.6, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    Raises:
+      ConfigError: x has fewer than two axes.
+
+    >>> print(alignment(jnp.array([[2.0, 0.0], [-3.0, 4.0], [0.0, 0.0]])))
+    [[1.  0.6 0. ]
+     [0.6 1.  0. ]
+     [0.  0.  0. ]]
     """
     unit_LF = _unit(_scaled(x, None))
     return jnp.minimum(jnp.abs(jnp.einsum("...lf,...mf->...lm", unit_LF, unit_LF, precision="highest")), 1.0)
 
 
-def _scaled(x: jax.typing.ArrayLike, mask: jax.typing.ArrayLike | None) -> jax.Array:
+def _scaled(x: ArrayLike, mask: ArrayLike | None) -> jax.Array:
     """Real rows divided by the greatest entry of their text: neither measure changes, and no square over- or
     underflows."""
     x_LF = jnp.asarray(x)
+    require(x_LF.ndim >= 2, f"x has the shape {x_LF.shape}; give rows of columns [..., rows, columns]")
     x_LF = x_LF.astype(jnp.promote_types(x_LF.dtype, jnp.float32))
     if mask is not None:
-        x_LF = jnp.where(jnp.asarray(mask)[..., None] > 0, x_LF, 0.0)
+        mask = jnp.asarray(mask)
+        require(mask.shape == x_LF.shape[:-1], f"mask has the shape {mask.shape}, but x has rows {x_LF.shape[:-1]}")
+        x_LF = jnp.where(mask[..., None] > 0, x_LF, 0.0)
     most = jax.lax.stop_gradient(jnp.max(jnp.abs(x_LF), axis=(-2, -1), keepdims=True, initial=0.0))
     return x_LF / jnp.where(most > 0, most, 1.0)
 

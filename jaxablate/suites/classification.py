@@ -11,7 +11,6 @@ from jaxtyping import Float, Shaped
 
 from jaxablate import stats
 from jaxablate.classifier.measures import by_text
-from jaxablate.config import ClassifierConfig
 from jaxablate.reports.panels import Curves, Grid, Panel, Series
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
@@ -188,8 +187,8 @@ def _class_scores(names: Sequence[str], counts: np.ndarray) -> tuple[ClassScores
 
 
 def _reliability(result: ClassificationResult) -> Curves:
-    filled = [x for x in result.bins if x.texts]
-    model = Series(label="model", x=tuple(x.confidence for x in filled), y=tuple(x.accuracy for x in filled))
+    filled = [(x.confidence, x.accuracy) for x in result.bins if x.confidence is not None and x.accuracy is not None]
+    model = Series(label="model", x=tuple(x for x, _ in filled), y=tuple(y for _, y in filled))
     ends = (min(model.x), 1.0)
     caption = (f"Accuracy of the {result.texts:,} texts by the probability of the predicted class, {BINS} bins of "
                "equal width. Below the diagonal the model is too sure of itself.")
@@ -216,8 +215,8 @@ def _confusion_table(result: ClassificationResult) -> Grid:
                 columns=("class", *(f"predicted {name}" for name in names)))
 
 
-def class_names(config: ClassifierConfig) -> tuple[str, ...] | None:
-    """Names of a model's classes; None where they have only numbers."""
+def class_names(config: Any) -> tuple[str, ...] | None:
+    """Names of a classifier's classes; None where they have only numbers."""
     return POLARITY if config.n_classes == len(POLARITY) else None
 
 

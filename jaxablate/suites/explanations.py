@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from jaxablate.classifier.explain import Explanation, explain
+from jaxablate.config import ClassificationConfig
 from jaxablate.data.tokenizer import Tokenizer
 from jaxablate.reports.panels import Beside, Edge, Grid, Heatmap, Network, Node, Panel
 from jaxablate.reports.results import Figure
@@ -62,7 +63,7 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], tokenizer: To
       texts: the split's texts, as they were read.
       layer: number of the layer whose neurons are shown.
     """
-    fitting = []
+    fitting: list[tuple[int, list[int], int]] = []
     for batch in batches:
         lengths = np.asarray(batch["mask"]).sum(axis=-1).astype(int)
         for row in np.flatnonzero((lengths >= SHORTEST) & (lengths <= LONGEST)):
@@ -163,7 +164,7 @@ def _place(x: Explanation) -> str:
 
 
 def _run(run: Run) -> tuple[ExplanationsResult, dict[str, Any]]:
-    layer = run.config.objective.layers[-1]
+    layer = cast(ClassificationConfig, run.config).objective.layers[-1]
     result = evaluate(run.model, run.params, run.splits[SPLIT].batches(), run.tokenizer, run.splits[SPLIT].texts,
                       layer=layer)
     return result, {"split": SPLIT, "layer": layer, "shortest": SHORTEST, "longest": LONGEST}

@@ -311,7 +311,7 @@ def _drop_curves(result: ImportanceResult) -> Curves:
 
 
 def _series(result: ImportanceResult, name: str, at: Sequence[int], suffix: str = "") -> list[Series]:
-    values = {(x.name, x.ranking): x.mean.value for x in result.measures}
+    values = {(x.name, x.ranking): x.mean.value for x in result.measures if x.mean.value is not None}
     rankings = dict.fromkeys(x.ranking for x in result.measures)
     return [Series(label=f"{ranking}{suffix}", x=tuple(float(k) for k in at),
                    y=tuple(values[f"{name}@{k}", ranking] for k in at)) for ranking in rankings]
@@ -331,7 +331,7 @@ def _tables(result: ImportanceResult) -> tuple[Grid, Grid]:
 
 def _run(run: Run) -> tuple[ImportanceResult, dict[str, Any]]:
     result = evaluate(run.model, run.params, run.splits["test"].batches(), seed=run.seed,
-                      fixed_length=run.config.model.padding == "paper", pad_id=run.tokenizer.pad_id)
+                      fixed_length=run.model.config.padding == "paper", pad_id=run.tokenizer.pad_id)
     return result, {"split": "test", "texts": result.texts, "max_texts": MAX_TEXTS, "max_words": MAX_WORDS,
                     "deletion_leaves": 1, "bootstrap_resamples": stats.RESAMPLES, "seed": run.seed}
 

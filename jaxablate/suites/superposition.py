@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxablate import stats
 from jaxablate.classifier.measures import TextMeasures, by_text, top_minus_rest, word_importance
+from jaxablate.config import ClassificationConfig
 from jaxablate.ops.capacity import alignment, capacity
 from jaxablate.regularizers import interference, polysemanticity
 from jaxablate.reports.panels import Bar, Bars, Curves, Grid, Histogram, HistogramGrid, Panel, Series
@@ -158,7 +159,7 @@ def text_measures(model: Any, params: Params, batch: Batch) -> dict[str, jax.Arr
 
     Beside them ``tokens`` [B], each text's length, and ``by_vmask`` [B] where it is VMASK that ranks the tokens.
     """
-    mask = batch["mask"] > 0
+    mask = jnp.asarray(batch["mask"]) > 0
     out = model.apply({"params": params}, batch["tokens"], batch["mask"])
     measures = {"tokens": jnp.sum(mask, axis=-1)}
     if out.keep is None:
@@ -196,8 +197,8 @@ def site_measures(
     attention = attention_BNLL.astype(x_BLF.dtype)
     together = jnp.mean(attention + attention.swapaxes(-1, -2), axis=1) / 2
     pairs_BLL = mask_BL[:, :, None] & mask_BL[:, None, :] & jnp.triu(jnp.ones(together.shape[-2:], bool), k=1)
-    interaction, interaction_variance = top_minus_rest(
-        *(a.reshape(len(a), -1) for a in (alignment(x_BLF), together, pairs_BLL)), TOP_PAIRS)
+    aligned, ranked, allowed = (a.reshape(len(a), -1) for a in (alignment(x_BLF), together, pairs_BLL))
+    interaction, interaction_variance = top_minus_rest(aligned, ranked, allowed, TOP_PAIRS)
     return {
         "capacity": jnp.where(mask_BL, capacity_BL, jnp.nan),
         "zero": jnp.sum(mask_BL & jnp.all(x_BLF == 0, axis=-1), axis=-1),
@@ -217,10 +218,11 @@ def _site(key: str, measures: TextMeasures, tokens: np.ndarray, seed: int) -> Si
     parts = {name: _part(measures[name], draws[name]) for name in draws}
     values = [part.value for part in parts.values() if part.value is not None]
     srs = sum(values) if len(values) == len(parts) else None
+    nulls = {name: _null(part, measures[f"{name}_variance"]) for name, part in parts.items()}
     return SiteSuperposition(
-        site=site, layer=int(layer), stream=stream, **parts,
+        site=site, layer=int(layer), stream=stream, importance=parts["importance"], interaction=parts["interaction"],
+        importance_null=nulls["importance"], interaction_null=nulls["interaction"],
         srs=stats.from_draws(srs, draws["importance"] + draws["interaction"], n=len(tokens)),
-        **{f"{name}_null": _null(part, measures[f"{name}_variance"]) for name, part in parts.items()},
         mean_capacity=stats.ratio(total, tokens, seed=seed), over=stats.ratio(over, tokens, seed=seed),
         represented=stats.mean(total / tokens, seed=seed),
         zero_rows=float(measures["zero"].sum() / tokens.sum()),
@@ -323,7 +325,7 @@ def _loss_table(result: SuperpositionResult) -> Grid:
 
 
 def _run(run: Run) -> tuple[SuperpositionResult, dict[str, Any]]:
-    layer = run.config.objective.layers[-1]
+    layer = cast(ClassificationConfig, run.config).objective.layers[-1]
     result = evaluate(run.model, run.params, run.splits["test"].batches(), layer=layer, seed=run.seed)
     return result, {"split": "test", "layer": layer, "importance": result.importance, "top_tokens": TOP_TOKENS / 10,
                     "top_pairs": TOP_PAIRS / 10, "null": "exact moments over all shuffles",

@@ -12,7 +12,7 @@ from jaxablate.data.pipeline import train_batches, validation_batches
 from jaxablate.data.prepare import PreparedData, prepare
 from jaxablate.data.progress import progress_report
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.objectives import language_model_loss
+from jaxablate.objectives import check_regularizers, language_model_loss
 from jaxablate.sharding import fitting_parts
 from jaxablate.training.program import Learner, Metrics
 from jaxablate.training.task import Pace, Task
@@ -63,7 +63,12 @@ def _facts(data: PreparedData) -> Mapping[str, Any]:
 
 
 def language_learner(config: Config, mesh: Mesh) -> Learner:
-    """The self-ablating transformer with `jaxablate.objectives.language_model_loss`."""
+    """The self-ablating transformer with `jaxablate.objectives.language_model_loss`.
+
+    Raises:
+      ConfigError: a regulariser is not registered.
+    """
+    check_regularizers(config.objective, vmask=False)
     model = SelfAblatingTransformer(config.model)
     tokens = jnp.zeros((1, min(8, config.model.context_length)), jnp.int32)  # parameters do not depend on them
 

@@ -40,7 +40,7 @@ Reviews = dict[str, dict[int, str]]
 """Folder such as ``train/pos`` -> id -> review."""
 
 
-def download_imdb(cache_dir: str | os.PathLike, *, report: Report = silent, url: str = IMDB_URL) -> Path:
+def download_imdb(cache_dir: str | os.PathLike[str], *, report: Report = silent, url: str = IMDB_URL) -> Path:
     """Download the review archive into `cache_dir`, unless it is there.
 
     Returns:

@@ -83,7 +83,7 @@ def parse_tree(line: str) -> tuple[int, str]:
     return int(tree[1]), " ".join(_LEAF.findall(tree))
 
 
-def download_trees(cache_dir: str | os.PathLike, *, report: Report = silent, url: str = TREES_URL) -> Path:
+def download_trees(cache_dir: str | os.PathLike[str], *, report: Report = silent, url: str = TREES_URL) -> Path:
     """Download the zip file of the trees into `cache_dir` and unpack its three files, unless they are there.
 
     Returns:
