@@ -234,7 +234,7 @@ def read_jsonl(path: StrPath) -> list[dict[str, Any]]:
     """Lines of a log that parse, up to the first that does not: a killed writer may have left half of the last one."""
     values = []
     if Path(path).exists():
-        for line in Path(path).read_text().splitlines():
+        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 values.append(json.loads(line))
             except ValueError:

@@ -37,6 +37,8 @@ _NAME = re.compile(r"(?:(?P<start>Resid Start)|(?P<end>Resid End)|MLP (?P<mlp>\d
 
 Key = tuple[int, int]
 """A node: its layer, and its head in it."""
+Points = tuple[tuple[float, float], ...]
+"""Start, two control points and end of a cubic Bezier curve."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +69,7 @@ class Wire:
     """Where an edge is drawn: a cubic Bezier curve."""
 
     edge: CircuitEdge
-    points: tuple[tuple[float, float], ...]
-    """Start, two control points, end."""
+    points: Points
     width: float
     opacity: float
 
@@ -175,9 +176,10 @@ def place(panel: CircuitGraph, width: float = WIDTH) -> Drawing:
             heights[node.layer], *NODE[node.kind], tuple(p for p in ("Q", "K", "V") if p in ports.get(i, ())))
         for i, node in enumerate(panel.nodes))
     order = sorted(range(len(panel.edges)), key=lambda i: panel.edges[i].weight)
-    router = _Router(boxes, width)
+    # The more there is to draw, the thinner and the more translucent.
     crowd = min(1.0, (16 / max(sum(e.weight for e in panel.edges), 1.0)) ** 0.55)
-    wires = tuple(_wire(panel.edges[i], router, crowd) for i in order)
+    wires = tuple(Wire(e, _route(e, boxes, (_LEFT - 12, width - 4)), round(0.75 + 4.0 * crowd * e.weight, 2),
+                       round((0.4 + 0.5 * e.weight) * (0.5 + 0.5 * crowd), 3)) for e in (panel.edges[i] for i in order))
     return Drawing(width, height, boxes, wires, bands)
 
 
@@ -250,7 +252,11 @@ def _across(heads: Sequence[Key], edges: Sequence[tuple[Key, Key]]) -> dict[Key,
     for key in heads:
         rows.setdefault(key[0], []).append(key)
     x = {key: at for layer, row in rows.items() for key, at in _spread(row, layer).items()}
-    below, above = _neighbours(edges)
+    below: dict[Key, list[Key]] = {}
+    above: dict[Key, list[Key]] = {}
+    for source, destination in edges:
+        below.setdefault(destination, []).append(source)
+        above.setdefault(source, []).append(destination)
     best = (_disorder(edges, x), dict(x))
     for sweep in range(2 * _SWEEPS):
         towards = above if sweep % 2 else below
@@ -263,16 +269,6 @@ def _across(heads: Sequence[Key], edges: Sequence[tuple[Key, Key]]) -> dict[Key,
 
 def _mean(places: Sequence[float], otherwise: float) -> float:
     return round(math.fsum(places) / len(places), 9) if places else otherwise
-
-
-def _neighbours(edges: Sequence[tuple[Key, Key]]) -> tuple[dict[Key, list[Key]], dict[Key, list[Key]]]:
-    """Of each node, what it reads and what reads it."""
-    below: dict[Key, list[Key]] = {}
-    above: dict[Key, list[Key]] = {}
-    for source, destination in edges:
-        below.setdefault(destination, []).append(source)
-        above.setdefault(source, []).append(destination)
-    return below, above
 
 
 def _spread(row: Sequence[Key], layer: int) -> dict[Key, float]:
@@ -328,46 +324,35 @@ def _rows(panel: CircuitGraph, room: float) -> tuple[dict[int, float], tuple[Ban
     return y, (*bands, *over), height
 
 
-class _Router:
-    """Bends edges around nodes that they only pass."""
-
-    def __init__(self, boxes: Sequence[Box], width: float):
-        self.boxes, self.frame = boxes, (_LEFT - 12, width - 4)
-        rows: dict[int, list[Box]] = {}
-        for box in boxes:
+def _route(edge: CircuitEdge, boxes: Sequence[Box], frame: tuple[float, float]) -> Points:
+    """Control points of a curve that is bent around nodes it only passes: of several bends the first of those that
+    pass over fewest nodes."""
+    source, destination = boxes[edge.source], boxes[edge.destination]
+    rows: dict[int, list[Box]] = {}
+    for box in boxes:
+        if source.node.layer < box.node.layer < destination.node.layer:
             rows.setdefault(box.node.layer, []).append(box)
-        self.rows = dict(sorted(rows.items()))
-
-    def points(self, edge: CircuitEdge) -> tuple[tuple[float, float], ...]:
-        """Control points of the curve that passes over fewest nodes, of those the least bent."""
-        source, destination = self.boxes[edge.source], self.boxes[edge.destination]
-        found = [self._bent(edge, source, destination, bend) for bend in self._bends(source, destination)]
-        if len(found) == 1:
-            return found[0]
-        between = [row for layer, row in self.rows.items() if source.node.layer < layer < destination.node.layer]
-        return min(found, key=lambda points: _passed(points, between, self.frame))  # the first of equal ones
-
-    def _bends(self, source: Box, destination: Box) -> list[float]:
-        """Sideways shifts to try, the preferred ones first."""
-        span = sum(source.node.layer < layer < destination.node.layer for layer in self.rows)
-        if not span:
-            return [0.0]
-        if source.x != destination.x:
-            return [0.0, 24.0, -24.0, 48.0, -48.0, 80.0, -80.0]
+    if not rows:
+        bends = [0.0]
+    elif source.x != destination.x:
+        bends = [0.0, 24.0, -24.0, 48.0, -48.0, 80.0, -80.0]
+    else:  # straight up would run behind every node of the column; sides take turns
         first = 1.0 if (source.node.layer + destination.node.layer) % 4 < 2 else -1.0
-        shift = 30.0 + 60.0 * (1 - math.exp(-span / 6))
-        return [shift * sign * more for more in (1.0, 1.2) for sign in (first, -first)]
-
-    @staticmethod
-    def _bent(edge: CircuitEdge, source: Box, destination: Box, bend: float) -> tuple[tuple[float, float], ...]:
-        x1, y1 = source.x, source.y - source.height / 2
-        x2, y2 = destination.port_x(edge.port), destination.entry
-        reach = min(0.5 * (y1 - y2), 26.0 + 0.12 * (y1 - y2))
-        points = ((x1, y1), (x1 + bend, y1 - reach), (x2 + bend, y2 + reach), (x2, y2))
-        return tuple((round(x, 1), round(y, 1)) for x, y in points)
+        shift = 30.0 + 60.0 * (1 - math.exp(-len(rows) / 6))
+        bends = [shift * sign * more for more in (1.0, 1.2) for sign in (first, -first)]
+    curves = [_bent(edge, source, destination, bend) for bend in bends]
+    return min(curves, key=lambda points: _passed(points, [*rows.values()], frame)) if rows else curves[0]
 
 
-def _passed(points: Sequence[tuple[float, float]], rows: Sequence[Sequence[Box]], frame: tuple[float, float]) -> int:
+def _bent(edge: CircuitEdge, source: Box, destination: Box, bend: float) -> Points:
+    x1, y1 = source.x, source.y - source.height / 2
+    x2, y2 = destination.port_x(edge.port), destination.entry
+    reach = min(0.5 * (y1 - y2), 26.0 + 0.12 * (y1 - y2))
+    points = ((x1, y1), (x1 + bend, y1 - reach), (x2 + bend, y2 + reach), (x2, y2))
+    return tuple((round(x, 1), round(y, 1)) for x, y in points)
+
+
+def _passed(points: Points, rows: Sequence[Sequence[Box]], frame: tuple[float, float]) -> int:
     """Nodes of the rows that a curve runs behind; one that leaves the frame counts as running behind many."""
     line = curve(points)[::-1]
     count = 0 if frame[0] <= line[:, 0].min() and line[:, 0].max() <= frame[1] else 100
@@ -377,10 +362,3 @@ def _passed(points: Sequence[tuple[float, float]], rows: Sequence[Sequence[Box]]
         at = np.interp(heights, line[:, 1], line[:, 0])
         count += sum(bool((np.abs(at - b.x) < b.width / 2 + 3).any()) for b in row)
     return count
-
-
-def _wire(edge: CircuitEdge, router: _Router, crowd: float) -> Wire:
-    """A curve, the thinner and the more translucent the more there is to draw (the smaller ``crowd``)."""
-    width = 0.75 + (4.0 * crowd) * edge.weight
-    opacity = (0.4 + 0.5 * edge.weight) * (0.5 + 0.5 * crowd)
-    return Wire(edge, router.points(edge), round(width, 2), round(opacity, 3))

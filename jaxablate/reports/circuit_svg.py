@@ -42,12 +42,9 @@ def _wire(wire: Wire, level: int) -> str:
     path = f"M{a:g} {b:g}C" + " ".join(f"{x:g} {y:g}" for x, y in rest)
     data = f'data-from="{edge.source}" data-to="{edge.destination}" data-level="{level}" data-size="{size_text(edge)}"'
     look = f'stroke-width="{wire.width:g}" stroke-opacity="{wire.opacity:g}"'
-    return (f'<path class="{_style(edge)}" d="{path}" {look} {data} role="img" tabindex="-1">'
+    style = "wire minus" if edge.negative else "wire"
+    return (f'<path class="{style}" d="{path}" {look} {data} role="img" tabindex="-1">'
             f"<title>{html.escape(edge.label)}</title></path>")
-
-
-def _style(edge: CircuitEdge) -> str:
-    return "wire minus" if edge.negative else "wire"
 
 
 def _unit(index: int, box: Box, edges: Sequence[CircuitEdge]) -> str:
@@ -78,36 +75,20 @@ def _counts(index: int, name: str, edges: Sequence[CircuitEdge]) -> str:
 
 def _legend(panel: CircuitGraph, drawing: Drawing) -> list[str]:
     """The strongest, the middle and the weakest edge with their scores, what colours and letters mean."""
-    parts, at, y = [], 8.0, drawing.height + LEGEND - 14
-    wires = drawing.wires
-    samples = [wires[-1], wires[len(wires) // 2], wires[0]]
-    seen = set()
-    for wire in samples:
-        if wire.edge.weight not in seen:
-            said = size_text(wire.edge)
-            parts += [_sample(at, y, "wire", wire), text(at + 34, y + 4, said, "tick", "start")]
-            at += 48 + 6.6 * len(said)
-        seen.add(wire.edge.weight)
-    said = f"size of {panel.score_label}"
-    parts.append(text(at, y + 4, said, "tick", "start"))
-    at += 24 + 6.4 * len(said)
-    if any(e.negative for e in panel.edges):
-        for style, word in (("wire", "positive"), ("wire minus", "negative")):
-            parts += [_sample(at, y, style, wires[-1]), text(at + 34, y + 4, word, "tick", "start")]
-            at += 96
+    wires, parts, at, y = drawing.wires, [], 8.0, drawing.height + LEGEND - 14
+    by_weight = {wire.edge.weight: wire for wire in (wires[0], wires[len(wires) // 2], wires[-1])}
+    samples = [("wire", wire, size_text(wire.edge)) for _, wire in sorted(by_weight.items(), reverse=True)]
+    size = [("", wires[-1], f"size of {panel.score_label}")]
+    signs = [("wire", wires[-1], "positive"), ("wire minus", wires[-1], "negative")]
+    for style, wire, words in samples + size + (signs if any(e.negative for e in panel.edges) else []):
+        if style:
+            look = f'stroke-width="{wire.width:g}" stroke-opacity="{wire.opacity:g}"'
+            parts.append(f'<path class="{style}" d="M{at:g} {y:g}h28" {look}/>')
+            at += 34
+        parts.append(text(at, y + 4, words, "tick", "start"))
+        at += 14 + 6.6 * len(words)
     if any(e.port for e in panel.edges):
-        parts += _port_legend(at, y)
-    return parts
-
-
-def _sample(at: float, y: float, style: str, wire: Wire) -> str:
-    look = f'stroke-width="{wire.width:g}" stroke-opacity="{wire.opacity:g}"'
-    return f'<path class="{style}" d="M{at:g} {y:g}h28" {look}/>'
-
-
-def _port_legend(at: float, y: float) -> list[str]:
-    parts = []
-    for port, word, room in (("Q", "queries", 62), ("K", "keys", 48), ("V", "values", 0)):
-        parts += [*_port(port, at, y - PORT / 2), text(at + PORT + 4, y + 4, word, "tick", "start")]
-        at += room
+        for port, words in (("Q", "queries"), ("K", "keys"), ("V", "values")):
+            parts += [*_port(port, at, y - PORT / 2), text(at + PORT + 4, y + 4, words, "tick", "start")]
+            at += PORT + 10 + 6.4 * len(words)
     return parts

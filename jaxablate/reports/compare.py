@@ -154,12 +154,12 @@ def _settings(results: Results) -> dict[str, Any]:
 
 def _inert_objective(results: Results) -> tuple[str, ...]:
     """Settings of the loss that a model without gates does not use: those of two streams, and a language model's
-    regularisers where both coefficients are 0 (as in results of versions that had none)."""
+    regularisers where all coefficients are 0 (as in results of versions that had none)."""
     streams = ("objective.clean", "objective.ablated", "objective.reconstruction")
     if results.config.get("task") == "classification":
         return (*streams, "objective.stream")
     objective = results.config["objective"]
-    regularized = objective.get("importance") or objective.get("interaction")
+    regularized = any(objective.get(name) for name in ("importance", "interaction", "regularizers"))
     return (*streams, "objective.regularized_stream") if regularized else ("objective.",)
 
 

@@ -55,8 +55,7 @@ def write_report(workdir: str | os.PathLike[str], results: Results) -> Path:
       FileError: the folder cannot be written to.
     """
     folder = Path(workdir)
-    path = folder / FILE_NAME
-    return files.write(path, page(results, read_history(folder / "metrics.jsonl"), run_name(folder)))
+    return files.write(folder / FILE_NAME, page(results, read_history(folder / "metrics.jsonl"), run_name(folder)))
 
 
 def run_name(folder: Path) -> str:
@@ -78,10 +77,13 @@ def page(results: Results, history: Sequence[Mapping[str, Any]], name: str) -> s
       name: of the run, for the title.
     """
     curves = training_curves(history, regularizers(results))
+    tiles = [(suite, f) for suite, record in results.suites.items() for f in record.figures[:2]
+             if f.estimate.value is not None]
+    conditions = {json.dumps([p.revision, dict(p.versions), p.device], sort_keys=True)
+                  for p in (record.provenance for record in results.suites.values())}
     return template("report.html").render(
-        name=name, results=results, summary=summary(results), curves=curves, tiles=_tiles(results),
-        settings=flatten(results.config), shared=_shared_provenance(results),
-    )
+        name=name, results=results, summary=summary(results), curves=curves, tiles=tiles[:8],
+        settings=flatten(results.config), shared=len(conditions) <= 1)
 
 
 def template(name: str) -> jinja2.Template:
@@ -94,30 +96,24 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def explanation_page(title: str, said: Sequence[tuple[str, str]], words: Sequence[tuple[str, float]],
+def explanation_page(title: str, lines: Sequence[tuple[str, str]], words: Sequence[tuple[str, float]],
                      panels: Sequence[Panel], conditions: str) -> str:
     """A page about one text.
 
     Args:
-      title: of the page.
-      said: pairs (what or who, text), for the lines under the title.
-      words: of the text, each with a shade in [0, 1]; may be empty.
+      title: title of the page.
+      lines: pairs (what or who, text) under the title.
+      words: words of the text, each with a shade in [0, 1]; may be empty.
       panels: what else is to be seen.
       conditions: one line on the checkpoint and its surroundings.
     """
-    return template("explanation.html").render(title=title, said=said, words=words, panels=panels,
+    return template("explanation.html").render(title=title, lines=lines, words=words, panels=panels,
                                                conditions=conditions)
 
 
-def circuit_page(panel: CircuitGraph, said: Sequence[tuple[str, str]], conditions: str) -> str:
-    """A page of one circuit: nodes and edges to point at, and a slider that hides weak edges.
-
-    Args:
-      panel: see ``circuit_graph.circuit_panel``.
-      said: pairs (what, text), for the lines under the title: model, task, method.
-      conditions: one line on the checkpoint and its surroundings.
-    """
-    return explanation_page(panel.title, said, (), [dataclasses.replace(panel, title="Circuit")], conditions)
+def circuit_page(panel: CircuitGraph, lines: Sequence[tuple[str, str]], conditions: str) -> str:
+    """A page of one circuit, see `explanation_page`: nodes and edges to point at, and a slider for weak edges."""
+    return explanation_page(panel.title, lines, (), [dataclasses.replace(panel, title="Circuit")], conditions)
 
 
 def draw(panel: Panel) -> str:
@@ -133,8 +129,8 @@ def summary(results: Results) -> str:
              f"{results.parameters:,} parameters")
     gates = "no ablation"
     if m["ablation"] != "none":
-        k = f"k {_one(m['k_attention'])} attention / {_one(m['k_neurons'])} neurons"
-        gates = f"{m['ablation']} ablation, {m['gate']} gates, {k}"
+        k, neurons = (x if isinstance(x, int) else " ".join(map(str, x)) for x in (m["k_attention"], m["k_neurons"]))
+        gates = f"{m['ablation']} ablation, {m['gate']} gates, k {k} attention / {neurons} neurons"
     if results.config.get("task") != "classification":
         return f"{shape}, {gates}"
     weights = results.config["objective"]
@@ -144,36 +140,9 @@ def summary(results: Results) -> str:
     return ", ".join(parts if m["ablation"] == "none" else [*parts, gates])
 
 
-def _one(k: int | Sequence[int]) -> str:
-    return str(k) if isinstance(k, int) else " ".join(map(str, k))
-
-
-def _tiles(results: Results) -> list[tuple[str, Any]]:
-    """First figures of each suite, for the top of the page."""
-    return [(name, f) for name, record in results.suites.items() for f in record.figures[:2]
-            if f.estimate.value is not None][:8]
-
-
-def _shared_provenance(results: Results) -> bool:
-    """Whether all suites ran under the same revision, versions and device."""
-    found = {json.dumps([p.revision, dict(p.versions), p.device], sort_keys=True)
-             for p in (r.provenance for r in results.suites.values())}
-    return len(found) <= 1
-
-
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Lines of ``metrics.jsonl``; a line cut off by a crash is left out, a missing file is an empty history."""
-    if not path.exists():
-        return []
-    out = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            out.append(entry)
-    return out
+    """Lines of ``metrics.jsonl`` up to one cut off by a crash; a missing file is an empty history."""
+    return [entry for entry in files.read_jsonl(path) if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
 
 
 def regularizers(results: Results) -> tuple[str, ...]:
