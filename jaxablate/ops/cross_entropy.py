@@ -3,13 +3,17 @@
 At the paper's shape the two 50,257-way heads are three quarters of a training step's arithmetic. A scan over chunks
 of positions holds the logits of one chunk, and computes the gradient in the forward pass from the same exponentials:
 three matrix products a chunk (logits, gradient of the hidden states, gradient of the matrix), the least there can be.
-Chunks are cut from the positions and never from the batch, which may be sharded.
+JAX's derivative of a rematerialised scan makes four. Chunks are cut from the positions and never from the batch, which
+may be sharded.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxablate.config.checks import require
 
 # Tokens whose logits are held at once: on CPU 256 to 512 were fastest (the chunk's logits still fit the caches).
 _CHUNK_TOKENS = {"cpu": 512}
@@ -17,50 +21,64 @@ _CHUNK_TOKENS_ELSEWHERE = 8192
 
 
 def linear_cross_entropy(
-    hidden: tuple[jax.Array, ...],
-    embedding: jax.Array,
-    targets: jax.Array,
-    mask: jax.Array | None = None,
+    hidden: tuple[Float[Array, "batch time d"], ...],
+    embedding: Float[Array, "vocabulary d"],
+    targets: Int[Array, "batch time"],
+    mask: Shaped[Array, "batch time"] | None = None,
     *,
     chunk: int = 0,
-) -> tuple[jax.Array, ...]:
+) -> tuple[Float[Array, ""], ...]:
     """Mean cross-entropy over unmasked targets, for one or several streams that share the head.
 
     Args:
-      hidden: streams, each [B, T, D], after the final norm.
-      embedding: [V, D] output matrix.
-      targets: [B, T] int in [0, V).
-      mask: [B, T], 1 where the target counts; None counts all. With no target at all the loss is 0.
+      hidden: the streams, after the final norm.
+      embedding: output matrix.
+      targets: token ids in [0, vocabulary).
+      mask: 1 where the target counts; None counts all. With no target at all the loss is 0.
       chunk: tokens whose logits are held at once; 0 lets the backend choose.
 
     Returns:
       One scalar a stream, in nats a token, at least float32.
+
+    Raises:
+      ConfigError: the shapes do not fit each other.
     """
+    for stream in hidden:
+        _check_shapes(stream, embedding, targets, mask)
     wide = _wide(embedding)
     weights = jnp.ones(targets.shape, wide) if mask is None else mask.astype(wide)
     count = jnp.maximum(jnp.sum(weights), 1)
-    return tuple(_weighted_loss(h, embedding, targets, weights, chunk) / count for h in hidden)
+    sums: list[Array] = [_weighted_loss(stream, embedding, targets, weights, chunk) for stream in hidden]
+    return tuple(total / count for total in sums)
 
 
 def per_token_cross_entropy(
-    hidden: jax.Array, embedding: jax.Array, targets: jax.Array, *, chunk: int = 0
-) -> jax.Array:
+    hidden: Float[Array, "batch time d"],
+    embedding: Float[Array, "vocabulary d"],
+    targets: Int[Array, "batch time"],
+    *,
+    chunk: int = 0,
+) -> Float[Array, "batch time"]:
     """-log softmax(hidden @ embedding.T)[target] for each token, with the same bound on memory; not for training.
 
     Args:
-      hidden: [B, T, D].
-      embedding: [V, D].
-      targets: [B, T] int.
+      hidden: a stream, after the final norm.
+      embedding: output matrix.
+      targets: token ids in [0, vocabulary).
       chunk: tokens whose logits are held at once; 0 lets the backend choose.
 
     Returns:
-      [B, T] losses in nats, at least float32.
+      Losses in nats, at least float32.
+
+    Raises:
+      ConfigError: the shapes do not fit each other.
     """
+    _check_shapes(hidden, embedding, targets, None)
     length = targets.shape[1]
 
-    def body(_, part):
+    def body(_: None, part: tuple[Array, ...]) -> tuple[None, Array]:
         h, t = part
-        _, total, top = _exponentials(h, embedding)
+        total, top = _exponentials(h, embedding)[1:]
         return None, _losses(h, embedding, t, total, top)
 
     _, losses = jax.lax.scan(body, None, _chunks((hidden, targets), chunk))
@@ -68,15 +86,17 @@ def per_token_cross_entropy(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _weighted_loss(hidden, embedding, targets, weights, chunk):
+def _weighted_loss(hidden: Array, embedding: Array, targets: Array, weights: Array, chunk: int) -> Array:
     """sum over tokens of weight * loss. Weights get no gradient."""
     return jnp.sum(weights * per_token_cross_entropy(hidden, embedding, targets, chunk=chunk))
 
 
-def _weighted_loss_fwd(hidden, embedding, targets, weights, chunk):
+def _weighted_loss_fwd(
+    hidden: Array, embedding: Array, targets: Array, weights: Array, chunk: int
+) -> tuple[Array, tuple[Array, Array]]:
     wide = _wide(embedding)
 
-    def body(carry, part):
+    def body(carry: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         loss, d_embedding = carry
         h, t, w = part
         exps, total, top = _exponentials(h, embedding)
@@ -96,7 +116,9 @@ def _weighted_loss_fwd(hidden, embedding, targets, weights, chunk):
     return loss, (_joined(d_hidden, targets.shape[1]), d_embedding.T)
 
 
-def _weighted_loss_bwd(chunk, residuals, cotangent):
+def _weighted_loss_bwd(
+    _chunk: int, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array, None, None]:
     d_hidden, d_embedding = residuals
     return d_hidden * cotangent.astype(d_hidden.dtype), d_embedding * cotangent, None, None
 
@@ -104,11 +126,18 @@ def _weighted_loss_bwd(chunk, residuals, cotangent):
 _weighted_loss.defvjp(_weighted_loss_fwd, _weighted_loss_bwd)
 
 
-def _wide(x: jax.Array) -> jnp.dtype:
+def _check_shapes(hidden: Array, embedding: Array, targets: Array, mask: Array | None) -> None:
+    fits = hidden.ndim == 3 and embedding.ndim == 2 and hidden.shape[-1] == embedding.shape[-1]
+    fits &= targets.shape == hidden.shape[:2] and (mask is None or mask.shape == targets.shape)
+    require(fits, f"shapes are hidden {hidden.shape}, embedding {embedding.shape}, targets {targets.shape}, mask "
+            f"{None if mask is None else mask.shape}; give [batch, time, d], [vocabulary, d] and twice [batch, time]")
+
+
+def _wide(x: Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _exponentials(hidden, embedding):
+def _exponentials(hidden: Array, embedding: Array) -> tuple[Array, Array, Array]:
     """exp(logits - top) [b, t, V], its sum and the row maximum, both [b, t]."""
     hidden = hidden.astype(embedding.dtype)
     logits = jnp.einsum("btd,vd->btv", hidden, embedding, preferred_element_type=_wide(embedding))
@@ -117,7 +146,7 @@ def _exponentials(hidden, embedding):
     return exps, jnp.sum(exps, axis=-1), top
 
 
-def _losses(hidden, embedding, targets, total, top):
+def _losses(hidden: Array, embedding: Array, targets: Array, total: Array, top: Array) -> Array:
     """[b, t] losses; the target's logit is a product of its own, so that the logits are read no further time."""
     target = jnp.sum(hidden.astype(total.dtype) * embedding[targets].astype(total.dtype), axis=-1)
     return top + jnp.log(total) - target
@@ -131,20 +160,20 @@ def _chunk_length(shape: tuple[int, int], chunk: int) -> int:
     return max(1, -(-length // parts))
 
 
-def _chunks(arrays: tuple[jax.Array, ...], chunk: int) -> tuple[jax.Array, ...]:
+def _chunks(arrays: tuple[Array, ...], chunk: int) -> tuple[Array, ...]:
     """[B, T, ...] -> [n, B, t, ...], zero-padded at the end (weight 0)."""
     batch, length = arrays[0].shape[:2]
     size = _chunk_length((batch, length), chunk)
     count = -(-length // size)
 
-    def split(x):
+    def split(x: Array) -> Array:
         pad = [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2)
         return jnp.moveaxis(jnp.pad(x, pad).reshape(batch, count, size, *x.shape[2:]), 1, 0)
 
     return tuple(split(x) for x in arrays)
 
 
-def _joined(x: jax.Array, length: int) -> jax.Array:
+def _joined(x: Array, length: int) -> Array:
     """Inverse of `_chunks`."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

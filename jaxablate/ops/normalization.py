@@ -1,51 +1,37 @@
-"""Layer normalisation with its own derivative."""
-
-import functools
+"""Layer normalisation."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxablate.config.checks import require
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-5) -> jax.Array:
+def layer_norm(
+    x: Float[Array, "*rows d"], scale: Float[Array, " d"], bias: Float[Array, " d"], eps: float = 1e-5
+) -> Float[Array, "*rows d"]:
     """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis, biased variance in two passes.
 
     Args:
-      x: [..., D].
-      scale, bias: [D].
+      x: any rows.
+      scale: factor of each entry.
+      bias: added to each entry.
       eps: added to the variance.
 
     Returns:
-      [..., D], at least float32, as is all arithmetic inside.
+      At least float32, as is all arithmetic inside.
+
+    Raises:
+      ConfigError: the shapes do not fit each other.
 
     Example:
       >>> layer_norm(jnp.array([1., 3.]), jnp.ones(2), jnp.zeros(2)).round(3).tolist()
       [-1.0, 1.0]
     """
-    return _forward(x, scale, bias, eps)[0]
-
-
-def _forward(x, scale, bias, eps):
+    require(x.shape[-1:] == scale.shape == bias.shape,
+            f"shapes are x {x.shape}, scale {scale.shape}, bias {bias.shape}; give [..., d], [d] and [d]")
+    # A derivative by hand was no faster than JAX's: 1.6 and 1.4 ms for 6,144 rows of 128 on CPU.
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True) + eps)
-    return (x - mean) * inverse * scale + bias, mean, inverse
-
-
-def _layer_norm_fwd(x, scale, bias, eps):
-    y, mean, inverse = _forward(x, scale, bias, eps)
-    return y, (x, mean, inverse, scale)
-
-
-def _layer_norm_bwd(eps, residuals, d_y):
-    x, mean, inverse, scale = residuals
-    normal = (x.astype(mean.dtype) - mean) * inverse
-    d_normal = d_y * scale
-    mean_d = jnp.mean(d_normal, axis=-1, keepdims=True)
-    mean_dn = jnp.mean(d_normal * normal, axis=-1, keepdims=True)
-    d_x = inverse * (d_normal - mean_d - normal * mean_dn)
-    rows = tuple(range(x.ndim - 1))
-    return d_x.astype(x.dtype), jnp.sum(d_y * normal, axis=rows), jnp.sum(d_y, axis=rows)
-
-
-layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
+    return centred * inverse * scale + bias
