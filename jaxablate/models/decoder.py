@@ -1,7 +1,7 @@
 """The self-ablating transformer (Ferrao et al. 2025): a GPT-Neo style decoder with a gated second stream."""
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxablate.config import ModelConfig
+from jaxablate.config.checks import require
+from jaxablate.errors import ConfigError
 from jaxablate.gating import gate
 from jaxablate.models.layers import (
     Attention,
@@ -21,6 +23,7 @@ from jaxablate.models.layers import (
     unchanged,
 )
 from jaxablate.ops.attention import causal_attention, two_stream_attention
+from jaxablate.types import Stream
 
 Edit = Callable[[str, jax.Array], jax.Array]
 """(site, activation) -> the activation that the rest of the model goes on with, of the same shape.
@@ -81,6 +84,14 @@ class LayerActivations:
     neuron_gates: jax.Array | None = None
     """[B, T, F]."""
 
+    def neurons(self, stream: Stream) -> jax.Array:
+        """[B, T, F] neurons of a stream as they reach the down-projection: in the ablated one times their gates."""
+        if stream == "clean":
+            return self.clean.mlp_post
+        if self.ablated is None or self.neuron_gates is None:
+            raise ConfigError("the model has no ablated stream; take stream='clean'")
+        return self.ablated.mlp_post * self.neuron_gates.astype(self.ablated.mlp_post.dtype)
+
 
 @flax.struct.dataclass
 class CleanOutput:
@@ -108,24 +119,26 @@ class DecoderOutput:
     @property
     def attention_gates(self) -> jax.Array | None:
         """[B, T, L, D], or None without an ablated stream."""
-        return self._stacked("attention_gates")
+        return None if self.gates is None else self.gates.attention
 
     @property
     def neuron_gates(self) -> jax.Array | None:
         """[B, T, L, F], or None without an ablated stream."""
-        return self._stacked("neuron_gates")
+        return None if self.gates is None else self.gates.neuron
 
     @property
     def gates(self) -> Gates | None:
         """Both kinds of gates, in the form `SelfAblatingTransformer` takes them back."""
-        if self.final_ablated is None:
-            return None
-        return Gates(attention=self.attention_gates, neuron=self.neuron_gates)
+        pairs = [(layer.attention_gates, layer.neuron_gates) for layer in self.layers]
+        attention, neuron = ([x for x in gates if x is not None] for gates in zip(*pairs, strict=True))
+        return Gates(jnp.stack(attention, axis=2), jnp.stack(neuron, axis=2)) if attention else None
 
-    def _stacked(self, name: str) -> jax.Array | None:
-        arrays = [getattr(layer, name) for layer in self.layers]
-        return None if arrays[0] is None else jnp.stack(arrays, axis=2)
 
+Attend = Callable[..., jax.Array]
+"""Queries, keys and values [B, T, N, H] -> head outputs."""
+
+Scores = tuple[jax.Array, jax.Array]
+"""Relevance scores of a layer before top-k: attention channels [B, T, D], neurons [B, T, F]."""
 
 KeyValueCache = tuple[tuple[jax.Array, jax.Array], ...]
 """For each layer the clean stream's keys and values, [B, S, N, H] with room for S positions."""
@@ -145,25 +158,38 @@ class Block(nn.Module):
             self.attention_scores = ScoreHead(c.d_model, c)
             self.neuron_scores = ScoreHead(c.mlp_width, c)
 
-    def clean(self, x_BTD: jax.Array, attend=None, edit: FieldEdit = unchanged):
-        """The ordinary stream.
+    def clean(self, x_BTD: jax.Array, attend: Attend | None = None, edit: FieldEdit = unchanged) -> StreamActivations:
+        """The ordinary stream, whose keys and values the ablated stream reads.
 
         Args:
           x_BTD: residual stream.
           attend: (q, k, v) -> head outputs; None attends causally over this very sequence.
           edit: what to change within the block.
-
-        Returns:
-          `StreamActivations`, with the keys and values for the ablated stream.
         """
         x_BTD = edit("resid_pre", x_BTD)
         q, k, v = self.attention.project(self.ln_1(x_BTD))
         head_out = causal_attention(q, k, v, **self._attention_options()) if attend is None else attend(q, k, v)
         return self._finish(x_BTD, (q, k, v), head_out, (None, None), edit)
 
-    def ablated(self, x_BTD: jax.Array, k: jax.Array, v: jax.Array, gates: tuple[jax.Array, jax.Array], attend=None,
-                edit: FieldEdit = unchanged):
-        """The gated stream; earlier positions are seen through the clean stream's keys k and values v."""
+    def ablated(
+        self,
+        x_BTD: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        gates: tuple[jax.Array, jax.Array],
+        attend: Attend | None = None,
+        edit: FieldEdit = unchanged,
+    ) -> StreamActivations:
+        """The gated stream; earlier positions are seen through the clean stream's keys k and values v.
+
+        Args:
+          x_BTD: residual stream.
+          k: [B, T, N, H] keys of the clean stream.
+          v: [B, T, N, H] values of the clean stream.
+          gates: of attention channels [B, T, D] and of neurons [B, T, F].
+          attend: (q, k, v, k_self, v_self) -> head outputs; None attends over this very sequence.
+          edit: what to change within the block.
+        """
         x_BTD = edit("resid_pre", x_BTD)
         q, k_self, v_self = self.attention.project(self.ln_1(x_BTD))
         if attend is None:
@@ -172,19 +198,30 @@ class Block(nn.Module):
             head_out = attend(q, k, v, k_self, v_self)
         return self._finish(x_BTD, (q, k_self, v_self), head_out, gates, edit)
 
-    def scores(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Local relevance scores ([B,T,D], [B,T,F]) read from the block's incoming clean residual, not normalised."""
+    def scores(self, x_BTD: jax.Array) -> Scores:
+        """Local relevance scores, read from the block's incoming clean residual, not normalised."""
         return self.attention_scores(x_BTD), self.neuron_scores(x_BTD)
 
-    def _attention_options(self):
+    def _attention_options(self) -> dict[str, Any]:
         return {"window": self.config.layer_window(self.layer), "scale": self.config.attention_scale}
 
-    def _finish(self, x, qkv, head_out, gates, edit: FieldEdit) -> StreamActivations:
+    def _finish(
+        self,
+        x: jax.Array,
+        qkv: tuple[jax.Array, jax.Array, jax.Array],
+        head_out: jax.Array,
+        gates: tuple[jax.Array | None, jax.Array | None],
+        edit: FieldEdit,
+    ) -> StreamActivations:
+        """The block after its heads: gate and output projection, MLP, both residual sums."""
         attention_gate, neuron_gate = gates
         head_out = edit("head_out", head_out)
         mid = edit("resid_mid", x + edit("attn_out", self.attention.output(head_out, attention_gate)).astype(x.dtype))
         pre, post, out = self.mlp(self.ln_2(mid), neuron_gate, edit)
-        return StreamActivations(x, *qkv, head_out, mid, pre, post, edit("resid_post", mid + out.astype(x.dtype)))
+        after = edit("resid_post", mid + out.astype(x.dtype))
+        query, key, value = qkv
+        return StreamActivations(resid_pre=x, query=query, key=key, value=value, head_out=head_out, resid_mid=mid,
+                                 mlp_pre=pre, mlp_post=post, resid_post=after)
 
 
 class SelfAblatingTransformer(nn.Module):
@@ -233,27 +270,35 @@ class SelfAblatingTransformer(nn.Module):
           `DecoderOutput`; without gates of either kind its ablated fields are None.
 
         Raises:
-          ValueError: more positions than the model has, or an edit of a model that rematerialises its blocks.
+          ConfigError: more positions than the model has, or an edit of a model that rematerialises its blocks.
         """
         x = self._embedded(tokens_BT)
-        clean, keys_values, final_clean = self._clean_stream(x, edit=edit)
+        clean, final_clean = self._clean_stream(x, edit=edit)
+        logits_clean = self._logits(final_clean)
         if gates is None and not self.config.gated:
-            layers = tuple(LayerActivations(clean=a) for a in clean)
-            return DecoderOutput(final_clean, None, self._logits(final_clean), None, layers)
+            return DecoderOutput(final_clean, None, logits_clean, None, tuple(LayerActivations(a) for a in clean))
         scores = self._scores(clean, final_clean)
         layers, y = [], x
-        for i, (block, activations, (k, v)) in enumerate(zip(self.blocks, clean, keys_values, strict=True)):
-            gate = self._gates(i, scores[i]) if gates is None else (gates.attention[:, :, i], gates.neuron[:, :, i])
-            ablated = block.ablated(y, k, v, gate, **self._edits(edit, f"ablated.layer_{i}"))
-            layers.append(LayerActivations(activations, ablated, *scores[i], *gate))
+        for i, (block, activations) in enumerate(zip(self.blocks, clean, strict=True)):
+            pair = self._gates(i, scores[i]) if gates is None else (gates.attention[:, :, i], gates.neuron[:, :, i])
+            edits = self._edits(edit, f"ablated.layer_{i}")
+            ablated = block.ablated(y, activations.key, activations.value, pair, **edits)
+            layers.append(LayerActivations(activations, ablated, scores[i][0], scores[i][1], pair[0], pair[1]))
             y = ablated.resid_post
         final_ablated = self.ln_f(y)
-        logits = self._logits(final_clean), self._logits(final_ablated)
-        return DecoderOutput(final_clean, final_ablated, *logits, tuple(layers))
+        return DecoderOutput(final_clean, final_ablated, logits_clean, self._logits(final_ablated), tuple(layers))
 
     def clean(self, tokens_BT: jax.Array, *, edit: Edit | None = None) -> CleanOutput:
-        """The clean stream alone: an ordinary transformer, which is what the paper evaluates; `edit` as above."""
-        layers, _, final = self._clean_stream(self._embedded(tokens_BT), edit=edit)
+        """The clean stream alone: an ordinary transformer, which is what the paper evaluates.
+
+        Args:
+          tokens_BT: int token ids, T <= context_length.
+          edit: what to change at which site.
+
+        Raises:
+          ConfigError: more positions than the model has, or an edit of a model that rematerialises its blocks.
+        """
+        layers, final = self._clean_stream(self._embedded(tokens_BT), edit=edit)
         return CleanOutput(final, self._logits(final), layers)
 
     def prefill(self, tokens_BT: jax.Array, length: int) -> KeyValueCache:
@@ -263,10 +308,12 @@ class SelfAblatingTransformer(nn.Module):
             empty = jnp.zeros((batch, length, c.n_heads, c.head_width), c.compute_dtype)
             return ((empty, empty),) * c.n_layers
         pad = ((0, 0), (0, length - filled), (0, 0), (0, 0))
-        _, keys_values, _ = self._clean_stream(self._embedded(tokens_BT))
-        return tuple((jnp.pad(k, pad), jnp.pad(v, pad)) for k, v in keys_values)
+        layers, _ = self._clean_stream(self._embedded(tokens_BT))
+        return tuple((jnp.pad(layer.key, pad), jnp.pad(layer.value, pad)) for layer in layers)
 
-    def decode(self, tokens_B: jax.Array, position: jax.Array, cache: KeyValueCache, ablated: bool):
+    def decode(
+        self, tokens_B: jax.Array, position: jax.Array, cache: KeyValueCache, ablated: bool
+    ) -> tuple[jax.Array, KeyValueCache]:
         """One token further, with the cached keys and values of the clean stream.
 
         Args:
@@ -280,52 +327,58 @@ class SelfAblatingTransformer(nn.Module):
         """
         x = y = self.embed(tokens_B)[:, None] + self.pos_embed(position)[None, None]
         attends = [CachedAttention(self.config, i, position, *kv) for i, kv in enumerate(cache)]
-        clean, keys_values, final = self._clean_stream(x, [a.clean for a in attends])
-        cache = tuple(a.written(k, v) for a, (k, v) in zip(attends, keys_values, strict=True))
+        clean, final = self._clean_stream(x, [a.clean for a in attends])
+        cache = tuple(a.written(layer.key, layer.value) for a, layer in zip(attends, clean, strict=True))
         if not ablated:
             return self._logits(final)[:, 0], cache
         scores = self._scores(clean, final)
         for i, (block, attend) in enumerate(zip(self.blocks, attends, strict=True)):
-            y = block.ablated(y, *keys_values[i], self._gates(i, scores[i]), attend.ablated).resid_post
+            keys, values = clean[i].key, clean[i].value
+            y = block.ablated(y, keys, values, self._gates(i, scores[i]), attend.ablated).resid_post
         return self._logits(self.ln_f(y))[:, 0], cache
 
     def _embedded(self, tokens_BT: jax.Array) -> jax.Array:
-        length, limit = tokens_BT.shape[1], self.config.context_length
-        if length > limit:
-            raise ValueError(f"{length} tokens exceed the model's context_length={limit}; shorten the input")
-        return self.embed(tokens_BT) + self.pos_embed(jnp.arange(length))[None]
+        shape, limit = jnp.shape(tokens_BT), self.config.context_length
+        require(len(shape) == 2, f"tokens have the shape {shape}; give [batch, time], a single text as tokens[None]")
+        require(shape[1] <= limit, f"{shape[1]} tokens exceed the model's context_length={limit}; shorten the input")
+        return self.embed(tokens_BT) + self.pos_embed(jnp.arange(shape[1]))[None]
 
     def _edits(self, edit: Edit | None, block: str) -> dict[str, FieldEdit]:
         """The keyword argument that edits one block; none without an edit, for `jax.checkpoint` takes no functions."""
         if edit is None:
             return {}
-        if self.config.remat != "none":
-            raise ValueError(f"edit needs remat='none', not {self.config.remat!r}; the same parameters fit")
-        return {"edit": functools.partial(_edit_field, edit, block)}
+        remat = self.config.remat
+        require(remat == "none", f"edit needs remat='none', not {remat!r}; the same parameters fit")
+        return {"edit": lambda field, x: edit(f"{block}.{field}", x)}
 
-    def _clean_stream(self, x_BTD: jax.Array, attends=None, edit: Edit | None = None):
-        activations, keys_values = [], []
+    def _clean_stream(
+        self, x_BTD: jax.Array, attends: Sequence[Attend] | None = None, edit: Edit | None = None
+    ) -> tuple[tuple[StreamActivations, ...], jax.Array]:
+        """Every block's activations, and the final norm's output."""
+        activations = []
         for i, (block, attend) in enumerate(zip(self.blocks, attends or [None] * len(self.blocks), strict=True)):
             layer = block.clean(x_BTD, attend, **self._edits(edit, f"clean.layer_{i}"))
             activations.append(layer)
-            keys_values.append((layer.key, layer.value))
             x_BTD = layer.resid_post
-        return tuple(activations), keys_values, self.ln_f(x_BTD)
+        return tuple(activations), self.ln_f(x_BTD)
 
-    def _scores(self, clean: tuple[StreamActivations, ...], final_BTD: jax.Array):
-        """Relevance scores of every layer; (None, None) for a model without score heads."""
+    def _scores(self, clean: tuple[StreamActivations, ...], final_BTD: jax.Array) -> list[Any]:
+        """`Scores` of every layer; (None, None) for a model without score heads, whose gates are given."""
         c = self.config
-        local, overall = c.ablation in ("local", "both"), c.ablation in ("global", "both")
-        blocks = zip(self.blocks, clean, strict=True)
-        scores = [block.scores(a.resid_pre) if local else (None, None) for block, a in blocks]
-        if overall:
+        local: list[Scores] = []
+        overall: list[Scores] = []
+        if c.ablation in ("local", "both"):
+            local = [block.scores(layer.resid_pre) for block, layer in zip(self.blocks, clean, strict=True)]
+        if c.ablation in ("global", "both"):
             attention = jnp.split(self.attention_scores(final_BTD), c.n_layers, axis=-1)
             neuron = jnp.split(self.neuron_scores(final_BTD), c.n_layers, axis=-1)
-            pairs = zip(attention, neuron, strict=True)
-            scores = [(a + s[0], n + s[1]) if local else (a, n) for s, (a, n) in zip(scores, pairs, strict=True)]
-        return scores
+            overall = list(zip(attention, neuron, strict=True))
+        if local and overall:
+            pairs = zip(local, overall, strict=True)
+            return [(attention + a, neuron + n) for (a, n), (attention, neuron) in pairs]
+        return local or overall or [(None, None)] * c.n_layers
 
-    def _gates(self, layer: int, scores: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def _gates(self, layer: int, scores: Scores) -> tuple[jax.Array, jax.Array]:
         return gate(self.config, "attention", layer)(scores[0]), gate(self.config, "neurons", layer)(scores[1])
 
     def _logits(self, final_BTD: jax.Array) -> jax.Array:
@@ -333,7 +386,3 @@ class SelfAblatingTransformer(nn.Module):
         wide = jnp.promote_types(dtype, jnp.float32)
         embedding = self.embed.embedding.astype(dtype)
         return jnp.einsum("btd,vd->btv", final_BTD.astype(dtype), embedding, preferred_element_type=wide)
-
-
-def _edit_field(edit: Edit, block: str, field: str, x: jax.Array) -> jax.Array:
-    return edit(f"{block}.{field}", x)

@@ -1,28 +1,28 @@
 """Text from either stream of a trained decoder, one cached step a token."""
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
-from jaxablate.errors import ConfigError
+from jaxablate.config.checks import require
 from jaxablate.models.decoder import SelfAblatingTransformer
-
-Stream = Literal["clean", "ablated"]
+from jaxablate.types import STREAMS, Params, Stream
 
 
 def generate(
     model: SelfAblatingTransformer,
-    params: Any,
-    prompt_BT: jax.Array,
+    params: Params,
+    prompt_BT: Int[jax.typing.ArrayLike, "batch time"],
     *,
     steps: int,
     stream: Stream = "clean",
     temperature: float = 1.0,
     top_k: int | None = None,
     key: jax.Array | None = None,
-) -> jax.Array:
+) -> Int[Array, "batch longer"]:
     """Continues prompts of one length.
 
     Both streams read the clean stream's cached keys and values, as in training; a token of the ablated stream costs a
@@ -31,7 +31,7 @@ def generate(
     Args:
       model: the decoder.
       params: its parameters.
-      prompt_BT: int32 tokens, T >= 1.
+      prompt_BT: token ids, T >= 1.
       steps: tokens to add, T + steps <= context_length.
       stream: the stream whose logits choose the next token.
       temperature: 0 is greedy, otherwise logits are divided by it.
@@ -42,45 +42,40 @@ def generate(
       int32 [B, T + steps], the prompt included.
 
     Raises:
-      ConfigError: no room in the context, no such stream in the model, or a bad sampling option.
+      ConfigError: the prompt has another rank, no room in the context, no such stream in the model, or a bad sampling
+        option.
     """
-    _check(model, prompt_BT, steps, stream, temperature, top_k, key)
-    key = jax.random.key(0) if key is None else key
-    prompt_BT = jnp.asarray(prompt_BT, jnp.int32)
+    c, prompt_BT = model.config, jnp.asarray(prompt_BT, jnp.int32)
+    require(prompt_BT.ndim == 2, f"the prompt has the shape {prompt_BT.shape}; give [batch, time], one as prompt[None]")
+    length = prompt_BT.shape[1]
+    require(length >= 1 and steps >= 1, f"a prompt of {length} tokens and {steps} steps; give at least 1 of each")
+    require(length + steps <= c.context_length, f"a prompt of {length} tokens and {steps} steps exceed context_length="
+            f"{c.context_length}; generate at most {max(0, c.context_length - length)} tokens")
+    require(stream in (STREAMS if c.gated else STREAMS[:1]),
+            f"stream={stream!r}: this model has {'clean and ablated' if c.gated else 'clean only'}")
+    require(temperature >= 0, f"temperature={temperature} must not be negative; 0 is greedy")
+    require(temperature == 0 or key is not None,
+            "sampling needs a PRNG key; pass key=jax.random.key(seed), or temperature=0")
+    require(top_k is None or 1 <= top_k <= c.vocab_size, f"top_k={top_k} must be in 1..{c.vocab_size}")
     greedy = temperature == 0
     scale = jnp.float32(1.0 if greedy else temperature)
-    return _generate(model, params, prompt_BT, key, scale, steps, stream, greedy, top_k)
-
-
-def _check(model, prompt, steps, stream, temperature, top_k, key) -> None:
-    c = model.config
-    length = prompt.shape[1]
-    if length < 1 or steps < 1:
-        raise ConfigError(f"a prompt of {length} tokens and {steps} steps; give at least 1 of each")
-    if length + steps > c.context_length:
-        raise ConfigError(
-            f"a prompt of {length} tokens and {steps} steps exceed context_length={c.context_length}; "
-            f"generate at most {max(0, c.context_length - length)} tokens"
-        )
-    if stream not in ("clean", "ablated") or (stream == "ablated" and not c.gated):
-        raise ConfigError(f"stream={stream!r}: this model has {'clean and ablated' if c.gated else 'clean only'}")
-    if temperature < 0:
-        raise ConfigError(f"temperature={temperature} must not be negative; 0 is greedy")
-    if temperature > 0 and key is None:
-        raise ConfigError("sampling needs a PRNG key; pass key=jax.random.key(seed), or temperature=0")
-    if top_k is not None and not 1 <= top_k <= c.vocab_size:
-        raise ConfigError(f"top_k={top_k} must be in 1..{c.vocab_size}")
+    return _generate(model, params, prompt_BT, jax.random.key(0) if key is None else key, scale, steps, stream, greedy,
+                     top_k)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7, 8))
-def _generate(model, params, prompt_BT, key, temperature, steps, stream, greedy, top_k):
+def _generate(
+    model: SelfAblatingTransformer, params: Params, prompt_BT: Array, key: Array, temperature: Array, steps: int,
+    stream: Stream, greedy: bool, top_k: int | None,
+) -> Array:
     variables = {"params": params}
     length = prompt_BT.shape[1]
     cache = model.apply(variables, prompt_BT[:, :-1], length + steps, method=model.prefill)
 
-    def body(carry, step_key):
+    def body(carry: tuple[Array, Array, Any], step_key: Array) -> tuple[tuple[Array, Array, Any], Array]:
         token, position, cache = carry
-        logits, cache = model.apply(variables, token, position, cache, stream == "ablated", method=model.decode)
+        decoded: Any = model.apply(variables, token, position, cache, stream == "ablated", method=model.decode)
+        logits, cache = decoded
         token = _choose(logits, step_key, temperature, greedy, top_k)
         return (token, position + 1, cache), token
 
@@ -89,7 +84,7 @@ def _generate(model, params, prompt_BT, key, temperature, steps, stream, greedy,
     return jnp.concatenate([prompt_BT, tokens.T], axis=1)
 
 
-def _choose(logits, key, temperature, greedy, top_k):
+def _choose(logits: Array, key: Array, temperature: Array, greedy: bool, top_k: int | None) -> Array:
     if greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if top_k is not None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,25 +16,25 @@ FieldEdit = Callable[[str, jax.Array], jax.Array]
 """(name of an activation within its block, its value) -> the value to go on with."""
 
 
-def unchanged(name: str, x: jax.Array) -> jax.Array:
+def unchanged(_name: str, x: jax.Array) -> jax.Array:
     """The `FieldEdit` that edits nothing."""
     return x
 
 
 def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for weights and biases of a linear layer."""
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for weights and biases of a linear layer."""
     bound = fan_in**-0.5
 
-    def init(key, shape, dtype=jnp.float32):
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
 
 
-def torch_dense(features: int, fan_in: int, dtype: str, param_dtype: str, **options) -> nn.Dense:
+def torch_dense(features: int, fan_in: int, dtype: Any, param_dtype: str, name: str | None = None) -> nn.Dense:
     """`flax.linen.Dense` with PyTorch's default initialisation."""
     init = torch_linear_init(fan_in)
-    return nn.Dense(features, dtype=dtype, param_dtype=param_dtype, kernel_init=init, bias_init=init, **options)
+    return nn.Dense(features, dtype=dtype, param_dtype=param_dtype, kernel_init=init, bias_init=init, name=name)
 
 
 class LayerNorm(nn.Module):
@@ -71,13 +72,13 @@ class ScoreHead(nn.Module):
 
 
 class HeadKernel(nn.Module):
-    """The kernel [D, N, H] of a projection to heads, without bias."""
+    """The kernel [D, N, H] of a projection to heads, without bias, as a module that returns it."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        """The parameter itself."""
+        """[D, N, H]."""
         c = self.config
         return self.param("kernel", torch_linear_init(c.d_model), (c.d_model, c.n_heads, c.head_width), c.param_dtype)
 
@@ -90,9 +91,9 @@ class Attention(nn.Module):
     def setup(self):
         c = self.config
         init = torch_linear_init(c.d_model)
-        types = {"dtype": c.compute_dtype, "param_dtype": c.param_dtype, "kernel_init": init}
         self.query, self.key, self.value = (HeadKernel(c) for _ in range(3))
-        self.out = nn.DenseGeneral(c.d_model, axis=(-2, -1), bias_init=init, **types)
+        self.out = nn.DenseGeneral(c.d_model, axis=(-2, -1), dtype=c.compute_dtype, param_dtype=c.param_dtype,
+                                   kernel_init=init, bias_init=init)
 
     def project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, each [B, T, N, H]."""
@@ -111,19 +112,16 @@ class Attention(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class CachedAttention:
-    """Attention of one new position over cached keys and values, for generating text.
-
-    Attributes:
-      config, layer: the model's and the layer's number, for window and scale.
-      position: int scalar, index of the new position.
-      keys, values: [B, S, N, H] of the clean stream, filled below `position`.
-    """
+    """Attention of one new position over cached keys and values, for generating text."""
 
     config: ModelConfig
     layer: int
     position: jax.Array
+    """int scalar, index of the new position."""
     keys: jax.Array
+    """[B, S, N, H] of the clean stream, filled below `position`."""
     values: jax.Array
+    """[B, S, N, H] of the clean stream, filled below `position`."""
 
     def written(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The cache with the new position's keys and values [B, 1, N, H] put in."""
@@ -134,11 +132,13 @@ class CachedAttention:
         """Head outputs [B, 1, N, H] of the clean stream."""
         return self._attend(q, *self.written(k, v))
 
-    def ablated(self, q, k, v, k_self: jax.Array, v_self: jax.Array) -> jax.Array:
+    def ablated(
+        self, q: jax.Array, _k: jax.Array, _v: jax.Array, k_self: jax.Array, v_self: jax.Array
+    ) -> jax.Array:
         """Head outputs [B, 1, N, H] of the ablated stream, which sees its own key and value at its own position."""
         return self._attend(q, *self.written(k_self, v_self))
 
-    def _attend(self, q, keys, values):
+    def _attend(self, q: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         wide = jnp.promote_types(q.dtype, jnp.float32)
         scores = jnp.einsum("btnh,bsnh->bnts", q, keys, preferred_element_type=wide) * self.config.attention_scale
         age = self.position - jnp.arange(keys.shape[1])
@@ -159,8 +159,13 @@ class Mlp(nn.Module):
         self.up = torch_dense(c.mlp_width, c.d_model, c.compute_dtype, c.param_dtype)
         self.down = torch_dense(c.d_model, c.mlp_width, c.compute_dtype, c.param_dtype)
 
-    def __call__(self, x_BTD: jax.Array, gate_BTF: jax.Array | None = None, edit: FieldEdit = unchanged):
-        """Returns (mlp_pre [B,T,F], mlp_post [B,T,F] before the gate, output [B,T,D]), each as `edit` leaves it."""
+    def __call__(
+        self, x_BTD: jax.Array, gate_BTF: jax.Array | None = None, edit: FieldEdit = unchanged
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Neurons [B, T, F] before and after the activation function (not yet gated), and the output [B, T, D].
+
+        Each is what `edit` makes of it.
+        """
         pre = edit("mlp_pre", self.up(x_BTD))
         post = edit("mlp_post", self.activation(pre))
         gated = post if gate_BTF is None else post * gate_BTF.astype(post.dtype)
