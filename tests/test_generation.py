@@ -55,7 +55,7 @@ def test_a_prompt_of_one_token():
         ({"steps": 2, "top_k": 99, "temperature": 0}, "1..31"),
     ],
 )
-def test_bad_requests_say_the_fix(options, message):
+def test_bad_requests_say_the_fix(unchecked_types, options, message):
     model, params, prompt = _model()
     with pytest.raises(ConfigError, match=message):
         generate(model, params, prompt, **options)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import jaxtyping
 import pytest
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintException
 
 ROOMS = ("ops", "gating", "regularizers", "models.generation", "features", "circuits")
@@ -24,7 +24,7 @@ def check(function: Callable) -> Callable:
     if not shapes or function.__name__ == "__init__":
         return function
     try:
-        return beartype(function)
+        return beartype(function, conf=BeartypeConf(is_pep484_tower=True))  # an int is a float
     except BeartypeDecorHintException:  # a type beside the shapes that cannot be checked: Self, a plain protocol
         return function
 
