@@ -1,7 +1,7 @@
 """SAFR on the Large Movie Review Dataset at the second paper's shape.
 
-    python train.py --config configs/imdb.py --workdir runs/imdb-l11
-    python train.py --config configs/imdb.py --workdir runs/imdb-l00 --objective.importance 0 --objective.interaction 0
+    jaxablate train --config imdb --workdir runs/imdb-l11
+    jaxablate train --config imdb --workdir runs/imdb-l00 --objective.importance 0 --objective.interaction 0
 
 It reads data/aclImdb_v1.tar.gz, downloaded where a network allows, or the archive or folder named by --data.path.
 Reviews are cut to 256 words. On one core of an AMD EPYC (Zen 4), shared with other work, an epoch took about a quarter

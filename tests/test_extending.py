@@ -1,5 +1,6 @@
 """docs/extending.md, done by a package of a user's own that is installed beside this one."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.scripts import run_command
 
 from jaxablate.reports import results
 
@@ -54,3 +56,18 @@ def test_a_circuit_method_from_outside_finds_circuits_and_is_ranked(installed, l
     assert list((language_run / "circuits").glob("*later*/*.json"))
     jaxablate(installed, "score", "--workdir", language_run, "--suites", "circuits")
     assert "later" in (language_run / "report.html").read_text()
+
+
+def test_a_regulariser_from_outside_is_trained_with_logged_and_drawn(installed, language_run, tmp_path):
+    values = json.loads((language_run / "config.json").read_text())
+    values["train"] |= {"steps": 2, "eval_every": 2, "checkpoint_every": 2}
+    config = tmp_path / "small.py"
+    config.write_text("import json\nfrom jaxablate.config import run_from_dict\n\n"
+                      f"def get_config():\n    return run_from_dict(json.loads({json.dumps(values)!r}))\n")
+    run = tmp_path / "run"
+    jaxablate(installed, "train", "--config", config, "--workdir", run, "--objective.regularizers", "sparsity", 0.5)
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    terms = [first[name] for name in ("loss_clean", "loss_ablated", "sparsity")]
+    assert first["sparsity"] > 0 and first["loss"] == pytest.approx(sum(terms) / 2, rel=1e-4)
+    run_command("score", "--workdir", run, "--suites", "weights")  # without the package: nothing trains here
+    assert "training, sparsity" in (run / "report.html").read_text()
