@@ -25,15 +25,13 @@ import tyro
 
 from benchmarks.training_step import peak_bytes
 from configs import quickstart
-from jaxablate.circuits import acdc, eap, tokenise
-from jaxablate.circuits.prompts import PromptPairs
+from jaxablate.circuits import PromptPairs, acdc, eap, problem, tokenise
 from jaxablate.circuits.tasks import from_corpus
 from jaxablate.config import Config, ModelConfig
 from jaxablate.data import corpus
 from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.runs.checkpoint import restore_params
-from jaxablate.suites.circuits_streams import prepare_pairs
 from jaxablate.training.loop import train
 
 SHAPE = ModelConfig(vocab_size=50257, context_length=256, d_model=128, n_layers=8, n_heads=16, ablation="none")
@@ -56,10 +54,10 @@ class Options:
 def measure(options: Options) -> dict[str, float]:
     """One row of the table, as plain numbers: times in s, memory in bytes. The first search also compiles."""
     model, params, pairs = trained(options) if options.weights == "trained" else drawn(options)
-    searches = [acdc(model, params, pairs, taus=options.taus) for _ in range(1 + options.repeats)]
-    known = prepare_pairs(model, params, pairs, "clean")
-    eap(*known.arguments)
-    eap_seconds = [_timed(lambda: eap(*known.arguments)) for _ in range(options.repeats)]
+    task = problem(model, params, pairs)
+    searches = [acdc(task, options.taus) for _ in range(1 + options.repeats)]
+    eap(task)
+    eap_seconds = [_timed(lambda: eap(task)) for _ in range(options.repeats)]
     last = searches[-1]
     return {
         "first_s": searches[0].seconds,

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxablate.circuits import attribution, effects, metrics, patching
+from jaxablate import circuits
+from jaxablate.circuits import PromptPairs, effects, random_scores
 from jaxablate.circuits.faithfulness import (
     PERCENTS,
     Completeness,
@@ -20,8 +21,7 @@ from jaxablate.circuits.faithfulness import (
     prompt_draws,
     roc,
 )
-from jaxablate.circuits.graph import Graph
-from jaxablate.circuits.prompts import PromptPairs
+from jaxablate.circuits.patching import patched_final, source_run
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
@@ -36,22 +36,17 @@ def problem(stream="clean", metric="logit_difference", kind="resample"):
     rng = np.random.default_rng(0)
     clean, corrupt = ([rng.integers(0, 13, n).tolist() for n in (5, 3, 4)] for _ in range(2))
     pairs = PromptPairs.from_ids(clean, corrupt, [[1], [2], [4]], [[5], [7], [8]], name="toy")
-    inputs, other = patching.pair_inputs(config, params, pairs, stream)
-    replacement = patching.make_replacement(kind, patching.run(config, params, other), inputs.valid,
-                                            stream == "ablated")
-    target = metrics.make_target(metric, params, pairs, patching.run(config, params, inputs).final)
-    return config, params, inputs, replacement, target
+    return circuits.problem(config, params, pairs, stream=stream, metric=metric, ablation=kind)
 
 
 def n_edges():
-    return Graph.of(problem()[0]).n_edges
+    return problem().graph.n_edges
 
 
-def metric_of(kept, *given):
-    given = given or problem()
-    config, params, inputs, replacement, target = given
-    patched = jnp.asarray(~kept, jnp.float32)
-    return np.asarray(target.values(patching.patched_final(config, params, inputs, patched, replacement)))
+def metric_of(kept, task=None):
+    task, patched = task or problem(), jnp.asarray(~kept, jnp.float32)
+    return np.asarray(task.target.values(patched_final(task.decoder, task.params, task.inputs, patched,
+                                                       task.replacement)))
 
 
 def curve(values, percents=(0.0, 50.0, 100.0)):
@@ -94,52 +89,51 @@ def test_draws_are_reproducible():
     ("clean", "logit_difference", "resample", "top"), ("ablated", "logit_difference", "mean_per_position", "greedy"),
     ("clean", "kl", "zero", "greedy"), ("ablated", "kl", "mean", "top")])
 def test_faithfulness_is_exactly_one_with_all_edges_and_zero_without(stream, metric, kind, search):
-    given = problem(stream, metric, kind)
-    scores = attribution.random_scores(Graph.of(given[0]), 0)
-    found = faithfulness(*given, scores, search=search, percents=(0.0, 5.0, 50.0, 100.0), batch_size=2)
+    task = problem(stream, metric, kind)
+    found = faithfulness(task, random_scores(task.graph, 0), search=search, percents=(0.0, 5.0, 50.0, 100.0))
     for c in (found.signed, found.absolute):
         assert c.faithfulness()[0] == 0 and c.faithfulness()[-1] == 1
         assert c.edges[0] == 0 and c.edges[-1] == n_edges()
-        np.testing.assert_allclose(c.model, metric_of(np.ones(n_edges(), bool), *given), atol=1e-5)
+        np.testing.assert_allclose(c.model, metric_of(np.ones(n_edges(), bool), task), atol=1e-5)
     rows = np.array([2, 2, 0])
     assert found.signed.faithfulness(rows)[-1] == 1 and np.isfinite([found.cpr(rows), found.cmd(rows)]).all()
 
 
 def test_values_are_those_of_patched_runs():
     kept = np.random.default_rng(0).random((3, n_edges())) < [[0.2], [0.8], [0.5]]
-    got = metric_values(*problem(), kept[[0, 1, 0, 2]], batch_size=2)
+    got = metric_values(problem(), kept[[0, 1, 0, 2]])
     np.testing.assert_array_equal(got[0], got[2])
     np.testing.assert_allclose(got[[0, 1, 3]], [metric_of(k) for k in kept], atol=1e-5)
-    assert got.shape == (4, 3) and metric_values(*problem(), kept[:0]).shape == (0, 3)
+    assert got.shape == (4, 3) and metric_values(problem(), kept[:0]).shape == (0, 3)
 
 
 def test_sizes_are_the_stated_shares_and_ranking_turns_with_the_metric():
     """An edge that lowers the logit difference when patched comes first."""
-    scores = effects.single_edge_effects(*problem())
-    found = faithfulness(*problem(), scores, search="greedy")
+    scores = effects(problem())
+    found = faithfulness(problem(), scores, search="greedy")
     assert found.signed.percents == PERCENTS
     limits = [int(q * n_edges() / 100) for q in PERCENTS]
     assert all(e <= limit for e, limit in zip(found.signed.edges, limits, strict=True))
-    worst = faithfulness(*problem(), -scores, search="greedy")
+    worst = faithfulness(problem(), -scores, search="greedy")
     assert found.signed.values[5].mean() > worst.signed.values[5].mean()  # 5 %: two edges
     assert found.absolute.edges == worst.absolute.edges and found.cmd() == worst.cmd()
 
 
 def test_completeness_compares_the_circuit_and_the_model_without_the_same_edges():
     kept = np.random.default_rng(1).random(n_edges()) < 0.5
-    found = completeness(*problem(), kept, samples=4, seed=3)
+    found = completeness(problem(), kept, samples=4, seed=3)
     assert found.circuit.shape == found.without.shape == (5, 3)
     np.testing.assert_array_equal(found.circuit[0], found.empty)
     np.testing.assert_allclose(found.without[0], metric_of(~kept), atol=1e-5)
     f = (found.without[0].mean() - found.empty.mean()) / (found.model.mean() - found.empty.mean())
     assert found.complement() == pytest.approx(f) and found.incompleteness()[0] == pytest.approx(abs(f))
-    again = completeness(*problem(), kept, samples=4, seed=3)
+    again = completeness(problem(), kept, samples=4, seed=3)
     np.testing.assert_array_equal(found.without, again.without)
     assert (np.ptp(found.without[1:], axis=0) > 0).all()  # the subsets differ
 
 
 def test_the_whole_model_is_complete_and_no_edge_at_all_is_not():
-    whole, none = (completeness(*problem(), np.full(n_edges(), x), samples=2) for x in (True, False))
+    whole, none = (completeness(problem(), np.full(n_edges(), x), samples=2) for x in (True, False))
     np.testing.assert_array_equal(whole.incompleteness(), 0)
     assert whole.complement() == 0
     assert none.complement() == 1 and (none.incompleteness() == 1).all()
@@ -150,17 +144,17 @@ def test_the_whole_model_is_complete_and_no_edge_at_all_is_not():
 
 def test_minimality_takes_each_edge_out_of_the_circuit():
     kept = np.random.default_rng(2).random(n_edges()) < 0.4
-    found = minimality(*problem(), kept)
+    found = minimality(problem(), kept)
     np.testing.assert_array_equal(found.edges, np.flatnonzero(kept))
     without = kept.copy()
     without[found.edges[3]] = False
     change = metric_of(without).mean() - metric_of(kept).mean()
     assert found.changes()[3] == pytest.approx(change, abs=1e-5)
-    drawn, again = (minimality(*problem(), kept, count=4, seed=5) for _ in range(2))
+    drawn, again = (minimality(problem(), kept, count=4, seed=5) for _ in range(2))
     np.testing.assert_array_equal(drawn.edges, again.edges)
     assert drawn.edges.size == 4 and drawn.changes(np.array([1, 1])).shape == (4,)
-    of_model = minimality(*problem(), np.ones(n_edges(), bool))
-    np.testing.assert_allclose(of_model.changes(), effects.single_edge_effects(*problem()), atol=1e-5)
+    of_model = minimality(problem(), np.ones(n_edges(), bool))
+    np.testing.assert_allclose(of_model.changes(), effects(problem()), atol=1e-5)
 
 
 def test_roc_of_perfect_reversed_equal_and_infinite_scores():
@@ -182,13 +176,13 @@ def test_auc_counts_pairs_and_ties_half():
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [
-    (lambda: faithfulness(*problem(), np.zeros(n_edges()), percents=(5.0, 1.0)), ConfigError, "must ascend within 0"),
-    (lambda: faithfulness(*problem(), np.zeros(n_edges()), percents=(1.0, 101.0)), ConfigError, "must ascend within 0"),
-    (lambda: faithfulness(*problem(), np.zeros(3)), DataError, "one number for each of the graph's"),
-    (lambda: metric_values(*problem(), np.ones(n_edges(), bool)), DataError, r"give bool \[circuits, "),
-    (lambda: completeness(*problem(), np.ones(n_edges())), DataError, "give one bool for each of"),
-    (lambda: minimality(*problem(), np.zeros(n_edges(), bool)), DataError, "keeps no edge"),
-    (lambda: minimality(*problem(), np.ones(n_edges(), bool), count=0), ConfigError, "count=0 must be at least 1"),
+    (lambda: faithfulness(problem(), np.zeros(n_edges()), percents=(5.0, 1.0)), ConfigError, "must ascend within 0"),
+    (lambda: faithfulness(problem(), np.zeros(n_edges()), percents=(1.0, 101.0)), ConfigError, "must ascend within 0"),
+    (lambda: faithfulness(problem(), np.zeros(3)), DataError, "one number for each of the graph's"),
+    (lambda: metric_values(problem(), np.ones(n_edges(), bool)), DataError, r"give bool \[circuits, "),
+    (lambda: completeness(problem(), np.ones(n_edges())), DataError, "give one bool for each of"),
+    (lambda: minimality(problem(), np.zeros(n_edges(), bool)), DataError, "keeps no edge"),
+    (lambda: minimality(problem(), np.ones(n_edges(), bool), count=0), ConfigError, "count=0 must be at least 1"),
     (lambda: roc(np.zeros(3), np.ones(3, bool)), DataError, "has 3 of 3 edges"),
     (lambda: roc(np.full(3, np.nan), np.array([True, False, True])), DataError, "none of them NaN"),
 ])
@@ -198,7 +192,7 @@ def test_bad_input_is_refused(call, error, message):
 
 
 def test_a_corrupt_run_that_is_the_clean_one_leaves_nothing_to_explain():
-    config, params, inputs, _, target = problem()
-    same = patching.run(config, params, inputs).sources
-    with pytest.raises(DataError, match="a circuit has nothing to explain; take other corrupt prompts"):
-        faithfulness(config, params, inputs, same, target, np.zeros(n_edges()))
+    task = circuits.Problem(config=problem().config, params=problem().params, pairs=problem().pairs)
+    task.__dict__["replacement"] = source_run(task.decoder, task.params, task.inputs).sources
+    with pytest.raises(DataError, match="nothing to explain"):
+        faithfulness(task, np.zeros(n_edges()))

@@ -9,13 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxablate.circuits import patching
-from jaxablate.circuits.acdc import acdc, shuffled_order
-from jaxablate.circuits.attribution import eap, eap_ig, mask_gradient, random_scores
-from jaxablate.circuits.effects import single_edge_effects
-from jaxablate.circuits.known import known_model
-from jaxablate.circuits.metrics import importance, make_target
-from jaxablate.circuits.search import edge_order, first_edges
+from jaxablate.circuits import (
+    acdc,
+    eap,
+    eap_ig,
+    edge_order,
+    effects,
+    first_edges,
+    importance,
+    known_model,
+    mask_gradient,
+    problem,
+    random_scores,
+    shuffled_order,
+)
+from jaxablate.circuits.patching import patched_final, source_run
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
 
@@ -24,7 +32,7 @@ TAUS = (0.1, 0.03, 0.01)
 CASES = [(0, 3, 4, "clean"), (2, 3, 4, "clean"), (3, 2, 3, "ablated")]
 METHODS = {"eap": eap, "eap_ig": eap_ig, "mask_gradient": mask_gradient,
            "mask_gradient_path": functools.partial(mask_gradient, masks=(0.125, 0.375, 0.625, 0.875)),
-           "single_edge_effects": single_edge_effects}
+           "effects": effects}
 
 
 class Known:
@@ -32,28 +40,30 @@ class Known:
 
     def __init__(self, seed, n_layers, n_heads, stream):
         self.model = known_model(seed, n_layers, n_heads, gated=stream == "ablated")
-        self.config, self.params, self.graph = self.model.config, self.model.params, self.model.graph
-        self.stream, self.truth = stream, self.model.mask(stream)
+        self.graph, self.stream, self.truth = self.model.graph, stream, self.model.mask(stream)
         self.pairs = self.model.pairs(12, seed=seed)
-        self.inputs, corrupt = patching.pair_inputs(self.config, self.params, self.pairs, stream)
-        self.clean, self.corrupt = (patching.run(self.config, self.params, x) for x in (self.inputs, corrupt))
-        self.replacement = patching.make_replacement("resample", self.corrupt, corrupt.valid, stream == "ablated")
+        self.task = problem(self.model.config, self.model.params, self.pairs, stream=stream)
+        self.clean, self.corrupt = (source_run(self.task.decoder, self.task.params, x)
+                                    for x in (self.task.inputs, self.task.corrupt))
+
+    def logits(self, final):
+        return final @ self.task.decoder.unembedding(self.task.params).T
 
     @functools.cached_property
     def kl(self):
         """Compiled [E] -> KL(clean || patched), by the definition."""
-        log_p = jax.nn.log_softmax(self.clean.logits(self.params))
+        log_p, task = jax.nn.log_softmax(self.logits(self.clean.final)), self.task
 
         @jax.jit
         def kl(patched):
-            logits = patching.patched_logits(self.config, self.params, self.inputs, patched, self.replacement)
-            return (jnp.exp(log_p) * (log_p - jax.nn.log_softmax(logits))).sum(-1).mean()
+            final = patched_final(task.decoder, task.params, task.inputs, patched, task.replacement)
+            return (jnp.exp(log_p) * (log_p - jax.nn.log_softmax(self.logits(final)))).sum(-1).mean()
 
         return lambda patched: float(kl(np.asarray(patched, np.float32)))
 
     def importance(self, method, metric="logit_difference"):
-        target = make_target(metric, self.params, self.pairs, self.clean.final)
-        return importance(target, METHODS[method](self.config, self.params, self.inputs, self.replacement, target))
+        task = self.task.with_metric(metric)
+        return importance(task.target, METHODS[method](task))
 
     def assert_found(self, kept):
         names = np.array(self.graph.edge_names)
@@ -114,24 +124,25 @@ def test_the_model_solves_its_task_without_padding_and_with():
 
 def test_the_task_is_solved(case):
     for run, answers in ((case.clean, case.pairs.answers), (case.corrupt, case.pairs.wrong_answers)):
-        probabilities = jax.nn.softmax(run.logits(case.params))
+        probabilities = jax.nn.softmax(case.logits(run.final))
         assert np.take_along_axis(np.asarray(probabilities), answers, axis=1).min() > 0.98
 
 
 def test_positions_matter_to_the_model_though_not_under_resampling():
     k = known(*CASES[0])
     block, head = map(int, k.model.roles["previous"][1:].split("."))
-    params = jax.tree.map(lambda x: x, k.params)
+    params = jax.tree.map(lambda x: x, k.task.params)
     kernel = params[f"layer_{block}"]["attention"]["query"]["kernel"]
     params[f"layer_{block}"]["attention"]["query"]["kernel"] = kernel.at[:, head].set(0)
-    probabilities = np.asarray(jax.nn.softmax(patching.run(k.config, params, k.inputs).logits(params)))
+    final = source_run(k.task.decoder, params, k.task.inputs).final
+    probabilities = np.asarray(jax.nn.softmax(k.logits(final)))
     assert np.take_along_axis(probabilities, k.pairs.answers, axis=1).mean() < 0.7
     for port in "QK":
         assert not k.truth[k.graph.edge(f"Resid Start->{k.model.roles['previous']}.{port}")]
 
 
 def test_the_circuit_by_definition(case):
-    oracle = case.importance("single_edge_effects", "kl")
+    oracle = case.importance("effects", "kl")
     assert oracle[case.truth].min() > 0.5
     assert np.abs(oracle[~case.truth]).max() < (1e-6 if case.stream == "clean" else 1e-4)
     assert case.kl(~case.truth) < 2e-4  # the circuit alone is the model
@@ -143,7 +154,7 @@ def test_the_circuit_by_definition(case):
 
 def test_distractors_are_alive(case):
     """They carry values that differ between clean and corrupt, and the shadow attends as the induction head does."""
-    change = np.asarray(case.clean.sources - case.corrupt.sources) * np.asarray(case.inputs.valid)[..., None]
+    change = np.asarray(case.clean.sources - case.corrupt.sources) * case.pairs.valid[..., None]
     size = dict(zip(case.graph.source_names, np.linalg.norm(change, axis=-1).max((1, 2)), strict=True))
     distractors = set(size) - set(case.model.roles.values())
     # The gates of the ablated stream close the other heads of the last block, at the last position; they act before it.
@@ -155,7 +166,7 @@ def test_distractors_are_alive(case):
 
 
 def test_acdc_finds_the_circuit(case):
-    found = acdc(case.config, case.params, case.pairs, taus=TAUS, stream=case.stream)
+    found = acdc(case.task, taus=TAUS)
     for tau in TAUS:
         case.assert_found(found.runs[tau].kept)
         assert found.runs[tau].final_kl < 2e-4
@@ -164,7 +175,7 @@ def test_acdc_finds_the_circuit(case):
 def test_acdc_finds_it_in_any_order():
     k = known(*CASES[0])
     for seed in range(2):
-        found = acdc(k.config, k.params, k.pairs, taus=[0.03], order=shuffled_order(k.graph, seed))
+        found = acdc(k.task, taus=[0.03], order=shuffled_order(k.graph, seed))
         k.assert_found(found.runs[0.03].kept)
 
 
@@ -191,7 +202,7 @@ def test_scores_put_the_circuit_first(case, method):
         case.assert_found(first_edges(case.graph, order, int(case.truth.sum()), prune=False))
 
 
-@pytest.mark.parametrize("method", ["eap_ig", "mask_gradient_path", "single_edge_effects"])
+@pytest.mark.parametrize("method", ["eap_ig", "mask_gradient_path", "effects"])
 def test_scores_of_the_divergence_put_the_circuit_first(method):
     k = known(*CASES[0])
     scores = k.importance(method, "kl")

@@ -7,11 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxablate.circuits import patching
-from jaxablate.circuits.acdc import acdc
-from jaxablate.circuits.exact_divergence import ExactDivergence
-from jaxablate.circuits.graph import Graph
-from jaxablate.circuits.prompts import PromptPairs
+from jaxablate.circuits import Graph, PromptPairs, acdc, problem
+from jaxablate.circuits.acdc import ExactDivergence
+from jaxablate.circuits.patching import source_run
 from jaxablate.interop import transformer_from_reference
 
 pytestmark = pytest.mark.parity
@@ -34,7 +32,7 @@ def loaded(acdc_file):
                         valid=data["attention_mask"].astype(bool), answers=data["answer_ids"].astype(np.int32)[:, None],
                         wrong_answers=data["wrong_answer_ids"].astype(np.int32)[:, None],
                         groups=("",) * len(data["clean_ids"]), name="fixture")
-    return data, config, params, pairs
+    return data, problem(config, params, pairs)
 
 
 def orders(data):
@@ -47,29 +45,26 @@ def orders(data):
 
 
 def test_graph_is_the_reference_s(loaded):
-    data, config, _, _ = loaded
-    graph = Graph.of(config)
+    data, task = loaded
+    graph = Graph.of(task.config)
     assert list(graph.edge_names) == data["edge_names"].tolist()
     assert list(graph.source_names) == data["src_names"].tolist()
     np.testing.assert_array_equal(graph.edge_source, data["edge_src_idx"])
 
 
 def test_runs_and_source_norms(loaded):
-    data, config, params, pairs = loaded
-    same = patching.circuit_config(config)
-    clean, corrupt = patching.pair_inputs(same, params, pairs)
-    for inputs, which in ((clean, "clean"), (corrupt, "corrupt")):
-        run = patching.run(same, params, inputs)
-        log_probs = jax.nn.log_softmax(run.logits(params), axis=-1)
+    data, task = loaded
+    for inputs, which in ((task.inputs, "clean"), (task.corrupt, "corrupt")):
+        run = source_run(task.decoder, task.params, inputs)
+        log_probs = jax.nn.log_softmax(run.final @ task.decoder.unembedding(task.params).T, axis=-1)
         np.testing.assert_allclose(log_probs, data[f"{which}_logprobs_last"], atol=2e-5)
         centred = np.asarray(run.sources - run.sources.mean(-1, keepdims=True)).reshape(len(run.sources), -1)
         np.testing.assert_allclose(np.linalg.norm(centred, axis=1), data[f"src_out_norm_{which}"], rtol=1e-5)
 
 
 def test_single_edges_and_all_edges(loaded):
-    data, config, params, pairs = loaded
-    same = patching.circuit_config(config)
-    exact = ExactDivergence(config, params, [patching.pair_inputs(same, params, pairs)], "resample")
+    data, task = loaded
+    exact = ExactDivergence(task)
     edges = len(data["edge_names"])
     np.testing.assert_allclose([exact(one) for one in np.eye(edges, dtype=bool)], data["single_edge_kl"], atol=1e-5)
     np.testing.assert_allclose(exact(np.ones(edges, bool)), data["all_patched_kl"], atol=1e-5)
@@ -77,10 +72,10 @@ def test_single_edges_and_all_edges(loaded):
 
 
 def test_every_decision(loaded):
-    data, config, params, pairs = loaded
+    data, task = loaded
     for name, taus in orders(data):
         order = data[f"run/{name}/tau_{taus[0]}/order"]
-        found = acdc(config, params, pairs, taus=[float(t) for t in taus], order=order)
+        found = acdc(task, taus=[float(t) for t in taus], order=order)
         for tau in taus:
             run, prefix = found.runs[float(tau)], f"run/{name}/tau_{tau}/"
             np.testing.assert_array_equal(run.removed, data[prefix + "removed"], err_msg=prefix)
@@ -92,8 +87,8 @@ def test_every_decision(loaded):
 
 
 def test_scores_of_several_thresholds(loaded):
-    data, config, params, pairs = loaded
+    data, task = loaded
     for name, taus in orders(data):
         order = data[f"run/{name}/tau_{taus[0]}/order"]
-        found = acdc(config, params, pairs, taus=(0.1, 0.01, 0.001), order=order)
+        found = acdc(task, taus=(0.1, 0.01, 0.001), order=order)
         np.testing.assert_allclose(found.scores, data[f"scores/{name}"], rtol=1e-6)

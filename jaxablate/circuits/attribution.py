@@ -1,31 +1,58 @@
-"""Scores of edges by derivatives: EAP, EAP-IG, mask gradient; and random scores as their control.
+"""Scores of edges, nodes, neurons and attention channels by derivatives, and random scores as their control.
 
-Formulas: docs/papers.md, Attribution and later methods.
-
-A score estimates by how much the metric changes when the edge alone is patched (`effects.single_edge_effects` computes
-that exactly). Its sign is the change's: an edge that matters lowers the logit difference and raises the divergence.
+A score estimates by how much the metric changes when the edge alone is patched (`effects.effects` computes that
+exactly). Its sign is the change's: an edge that matters lowers the logit difference and raises the divergence.
 `metrics.importance` turns both the same way.
+
+In the clean run all copies of the residual stream within a layer are equal, so nothing needs 3 N copies of it: the pass
+back stops at queries, keys and values, and the way from there to a head's own input is a small linear map for each.
+
+Scores of edges, nodes and units are consistent. The derivative with respect to what a node writes is the sum of those
+with respect to what its readers read, so a node's score is the sum of EAP over its outgoing edges; and as output
+matrices are linear, a head's is the sum over its channels and an MLP's over its neurons (not under zero ablation, which
+takes the MLP's output bias away too).
 """
 
 import functools
 from collections.abc import Sequence
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from jaxablate.circuits.batches import Batch, batches
-from jaxablate.circuits.gradients import gradients
+from jaxablate.circuits.blocks import Decoder, Inputs, blocks, exact
 from jaxablate.circuits.graph import Graph
-from jaxablate.circuits.metrics import Target
-from jaxablate.circuits.nodes import Inputs, Params
-from jaxablate.circuits.patching import exact, patched_final, run
-from jaxablate.config import ModelConfig
+from jaxablate.circuits.patching import (
+    Activations,
+    Edits,
+    ablated_values,
+    no_edits,
+    ordinary_run,
+    patched_final,
+    source_run,
+)
+from jaxablate.circuits.problem import Batch, Problem, take_prompts, takes_problem
 from jaxablate.errors import ConfigError
+from jaxablate.types import Params
 
 
-def eap(config: ModelConfig, params: Params, inputs: Inputs, replacement: jax.Array, target: Target, *,
-        batch_size: int = 64) -> np.ndarray:
+@flax.struct.dataclass
+class UnitScores:
+    """Scores of the units inside nodes; means over prompts, in the metric's unit, signed as those of edges."""
+
+    neurons: Float[np.ndarray, "layers neurons"]
+    """MLP neurons, as the down-projection reads them."""
+    channels: Float[np.ndarray, "layers heads width"]
+    """Attention channels, as the heads' output matrices read them."""
+
+    def __repr__(self) -> str:
+        return f"UnitScores(neurons float64{list(self.neurons.shape)}, channels float64{list(self.channels.shape)})"
+
+
+@takes_problem
+def eap(problem: Problem, *, batch_size: int | None = None) -> Float[np.ndarray, " edges"]:
     """Edge attribution patching (Syed et al. 2023): first-order estimate of what patching each edge does.
 
     s(u -> v) = sum over positions and channels of (replacement(u) - clean(u)) . dm / d in(v) at the clean run. The
@@ -33,29 +60,21 @@ def eap(config: ModelConfig, params: Params, inputs: Inputs, replacement: jax.Ar
     mask where nothing is patched.
 
     Args:
-      config: of the model (`patching.circuit_config`).
-      params: its weights.
-      inputs: clean prompts [n, T], with gates for the ablated stream.
-      replacement: [S, n or 1, T or 1, D] what patched edges carry (`patching.make_replacement`).
-      target: metric of these prompts (`metrics.make_target`).
+      problem: the model and its prompts.
       batch_size: prompts at once. 64 prompts of 20 tokens take 0.6 GB at the paper's shape.
 
     Returns:
-      [E] float64 in the graph's order, mean over prompts, in the metric's unit.
+      Mean over prompts, in the metric's unit, float64 in the graph's order.
 
     Raises:
       ConfigError: the metric is the divergence, whose derivative at the clean run is zero; or batch_size is below 1.
     """
-    check_slope(target, "EAP")
-    total = np.zeros(Graph.of(config).n_edges)
-    for batch, _ in batches(inputs, replacement, target, batch_size):
-        start, change = start_and_change(config, params, batch)
-        total += np.asarray(_edge_scores(config, params, batch, start, change), np.float64)
-    return total
+    _check_slope(problem, "EAP")
+    return _attribute(problem, None, batch_size)
 
 
-def eap_ig(config: ModelConfig, params: Params, inputs: Inputs, replacement: jax.Array, target: Target, *,
-           steps: int = 5, batch_size: int = 64) -> np.ndarray:
+@takes_problem
+def eap_ig(problem: Problem, *, steps: int = 5, batch_size: int | None = None) -> Float[np.ndarray, " edges"]:
     """EAP with integrated gradients over the model's input (Hanna et al. 2024).
 
     As `eap`, with the derivative averaged over ordinary runs from the embeddings x' + (j / steps) (x - x'), j = 0 ..
@@ -63,113 +82,173 @@ def eap_ig(config: ModelConfig, params: Params, inputs: Inputs, replacement: jax
     mean under the others. Never at the clean run itself, so it serves the divergence too.
 
     Args:
-      config, params, inputs, replacement, target, batch_size: as for `eap`.
+      problem: the model and its prompts.
       steps: points of the path; the time grows with it.
-
-    Returns:
-      [E] float64 as `eap`.
+      batch_size: prompts at once.
 
     Raises:
       ConfigError: steps or batch_size is below 1.
     """
-    check_steps(steps)
-    total = np.zeros(Graph.of(config).n_edges)
-    for batch, _ in batches(inputs, replacement, target, batch_size):
-        start, change = start_and_change(config, params, batch)
-        for point in path(start, batch.replacement, steps):
-            total += np.asarray(_edge_scores(config, params, batch, point, change), np.float64) / steps
-    return total
+    _check_steps(steps)
+    return _attribute(problem, steps, batch_size)
 
 
-def mask_gradient(config: ModelConfig, params: Params, inputs: Inputs, replacement: jax.Array, target: Target, *,
-                  masks: Sequence[float | np.ndarray] = (0.0,), batch_size: int = 16) -> np.ndarray:
+@takes_problem
+def mask_gradient(problem: Problem, *, masks: Sequence[float | np.ndarray] = (0.0,), batch_size: int = 16
+                  ) -> Float[np.ndarray, " edges"]:
     """Derivative of the metric with respect to the edge mask, averaged over points of it.
 
     At 0, nothing patched, it is `eap`. Over ((1/2) / k, (3/2) / k, ...) it integrates from nothing to everything
     patched, and the scores then sum up to the change of the metric between the two, but for the error of the sum.
 
     Args:
-      config, params, inputs, replacement, target: as for `eap`.
+      problem: the model and its prompts.
       masks: each a number in 0 .. 1 for all edges, or [E]: by how much edges are patched where the derivative is taken.
       batch_size: prompts at once. 16 prompts of 20 tokens take about 1 GB at the paper's shape.
-
-    Returns:
-      [E] float64 as `eap`.
 
     Raises:
       ConfigError: no masks, one out of 0 .. 1, the divergence at nothing but masks of 0, or batch_size below 1.
     """
-    points = _mask_points(Graph.of(config).n_edges, masks)
+    points = _mask_points(problem.graph.n_edges, masks)
     if not any(point.any() for point in points):
-        check_slope(target, "mask gradient where nothing is patched")
-    total = np.zeros(Graph.of(config).n_edges)
-    for batch, _ in batches(inputs, replacement, target, batch_size):
+        _check_slope(problem, "mask gradient where nothing is patched")
+    total = np.zeros(problem.graph.n_edges)
+    for batch, _ in problem.batches(batch_size):
         for point in points:
-            mask = jnp.asarray(point, replacement.dtype)
-            total += np.asarray(_mask_gradient(config, params, batch, mask), np.float64) / len(points)
+            mask = jnp.asarray(point, batch.weight.dtype)
+            total += np.asarray(_mask_gradient(batch, mask), np.float64) / len(points)
     return total
 
 
-def random_scores(graph: Graph, seed: int) -> np.ndarray:
+def random_scores(graph: Graph, seed: int) -> Float[np.ndarray, " edges"]:
     """Scores drawn from the standard normal distribution: what a method without knowledge of the model gives.
 
     Args:
-      graph: whose edges they are.
+      graph: the graph whose edges are scored.
       seed: the same seed gives the same scores.
-
-    Returns:
-      [E] float64.
     """
     return np.random.default_rng(seed).standard_normal(graph.n_edges)
 
 
-def check_slope(target: Target, method: str) -> None:
-    """Refuses a metric that has no slope at the clean run.
+@takes_problem
+def node_eap(problem: Problem, *, steps: int | None = None, batch_size: int | None = None
+             ) -> Float[np.ndarray, " sources"]:
+    """First-order estimate of what patching all outgoing edges of a node does.
+
+    Args:
+      problem: the model and its prompts.
+      steps: None takes the derivative at the clean run; a number averages it as `eap_ig` does.
+      batch_size: prompts at once.
 
     Raises:
-      ConfigError: it has none.
+      ConfigError: as `eap`, or as `eap_ig` with steps.
     """
-    if target.flat_at_model:
+    _check_slope(problem, "EAP") if steps is None else _check_steps(steps)
+    return _attribute(problem, steps, batch_size, of_nodes=True)
+
+
+@takes_problem
+def neuron_eap(problem: Problem, *, steps: int | None = None, batch_size: int | None = None) -> UnitScores:
+    """First-order estimate of what ablating a single neuron or attention channel does.
+
+    Units are given what the problem's ablation makes of their values in the corrupt run.
+
+    Args:
+      problem: the model and its prompts.
+      steps: None takes the derivative at the clean run; a number averages it from the embeddings that the ablation
+        gives to the clean ones, as `eap_ig` does.
+      batch_size: prompts at once.
+
+    Raises:
+      ConfigError: as `eap`, or as `eap_ig` with steps.
+    """
+    _check_slope(problem, "EAP") if steps is None else _check_steps(steps)
+    values = _unit_values(problem.decoder, problem.params, problem.corrupt)
+    start, channels, neurons = (
+        ablated_values(problem.ablation, x, problem.corrupt.valid, problem.stream == "ablated") for x in values)
+    total, done = None, 0
+    for batch, real in problem.batches(batch_size, start):
+        rows = np.minimum(np.arange(done, done + batch.weight.size), len(problem.pairs) - 1)
+        clean, *units = _unit_values(batch.decoder, batch.params, batch.inputs)
+        changes = [take_prompts(new, rows) - old for new, old in zip((channels, neurons), units, strict=True)]
+        points = _points(clean[0], batch.replacement, steps)
+        for point in points:
+            found = [np.asarray(x, np.float64) / len(points) for x in _unit_scores(batch, point, *changes)]
+            total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+        done += real
+    assert total is not None  # there is at least one prompt
+    return UnitScores(channels=total[0], neurons=total[1])
+
+
+def _check_slope(problem: Problem, method: str) -> None:
+    if problem.target.flat_at_model:
         raise ConfigError(f"metric='kl' gives zeros everywhere for {method}: the divergence is least at the clean run "
                           "itself, so its derivative there is zero; take metric='logit_difference', EAP-IG, or the "
                           "mask gradient at masks above 0")
 
 
-def check_steps(steps: int) -> None:
-    """Refuses a path without points.
-
-    Raises:
-      ConfigError: steps is below 1.
-    """
+def _check_steps(steps: int) -> None:
     if steps < 1:
         raise ConfigError(f"steps={steps} must be at least 1; it is the number of points between the ablated and the "
                           "clean embedding, 5 by default")
 
 
-def path(start: jax.Array, replacement: jax.Array, steps: int) -> list[jax.Array]:
-    """Embeddings [n, T, D] from the replaced ones, included, towards the clean ones ``start`` [n, T, D], excluded."""
+def _attribute(problem: Problem, steps: int | None, batch_size: int | None, of_nodes: bool = False) -> np.ndarray:
+    """Scores of edges [E], or of nodes [S], with the derivative at the clean run or averaged over a path."""
+    graph, scores_of = problem.graph, _node_scores if of_nodes else _edge_scores
+    total = np.zeros(graph.n_sources if of_nodes else graph.n_edges)
+    for batch, _ in problem.batches(batch_size):
+        start, change = _start_and_change(batch)
+        points = _points(start, batch.replacement, steps)
+        for point in points:
+            total += np.asarray(scores_of(batch, point, change), np.float64) / len(points)
+    return total
+
+
+def _points(start: jax.Array, replacement: jax.Array, steps: int | None) -> list[jax.Array]:
+    """Embeddings [n, T, D] where derivatives are taken: the clean ones ``start``, or a path that ends before them."""
+    if steps is None:
+        return [start]
     return [replacement[0] + (j / steps) * (start - replacement[0]) for j in range(steps)]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def start_and_change(config: ModelConfig, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+@jax.jit
+def _start_and_change(batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Clean embeddings [m, T, D], and what patching changes in each source [S, m, T, D]."""
-    sources = run(config, params, batch.inputs).sources
+    sources = source_run(batch.decoder, batch.params, batch.inputs).sources
     return sources[0], batch.replacement - sources
 
 
-@functools.partial(jax.jit, static_argnums=0)
+def _gradients(batch: Batch, start: jax.Array) -> tuple[Edits, Activations]:
+    """Derivatives of the mean metric at the ordinary run from ``start``, laid out as edits, and that run."""
+
+    def score(edits: Edits) -> tuple[jax.Array, Activations]:
+        run = ordinary_run(batch.decoder, batch.params, batch.inputs, start, edits)
+        return jnp.sum(batch.target.values(run.final) * batch.weight), run
+
+    return jax.grad(score, has_aux=True)(no_edits(batch.decoder, batch.inputs, start.dtype))
+
+
+@jax.jit
 @exact
-def _edge_scores(config: ModelConfig, params: Params, batch: Batch, start: jax.Array, change: jax.Array) -> jax.Array:
+def _edge_scores(batch: Batch, start: jax.Array, change: jax.Array) -> jax.Array:
     """[E]: changes [S, m, T, D] of sources times derivatives of what destinations read, at a run from ``start``."""
-    graph = Graph.of(config)
-    grads, clean = gradients(config, params, batch.inputs, start, batch.target, batch.weight)
+    decoder, graph = batch.decoder, batch.decoder.graph
+    grads, clean = _gradients(batch, start)
     scores = [jnp.einsum("sbd,bd->s", change[:, :, -1], grads.streams[-1][:, -1])]
-    for i in reversed(range(config.n_layers)):
+    for i, block in reversed(list(enumerate(blocks(decoder, batch.params, batch.inputs)))):
         scores.append(jnp.einsum("sbtd,btd->s", change[: graph.mlp(i)], grads.mlp_inputs[i]))
-        ports = grads.input_gradients(config, params, clean.streams[2 * i], i)
-        heads = _products(ports, change[: graph.head(i, 0)])
-        scores.append(heads.reshape(3, config.n_heads, -1).swapaxes(0, 1).reshape(-1))
+        stream = clean.streams[2 * i]
+        normed = decoder.read(block.weights, stream)
+        pull_norm = jax.vjp(lambda x, w=block.weights: decoder.read(w, x), stream)[1]
+        ports = []
+        for port in range(3):
+            # Each head reads a stream of its own, all equal here; projections are linear, so this keeps nothing.
+            own = jnp.broadcast_to(normed, (graph.n_heads, *normed.shape))
+            pull = jax.vjp(lambda x, b=block, p=port: b.project(p, x), own)[1]
+            ports.append(jax.vmap(lambda d: pull_norm(d)[0])(pull(grads.ports[i][port])[0]))
+        heads = _products(jnp.stack(ports), change[: graph.head(i, 0)])
+        scores.append(heads.reshape(3, graph.n_heads, -1).swapaxes(0, 1).reshape(-1))
     return jnp.concatenate(scores)
 
 
@@ -181,14 +260,41 @@ def _products(ports: jax.Array, change: jax.Array) -> jax.Array:
     return (change.reshape(change.shape[0], -1) @ ports.reshape(-1, change[0].size).T).T
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 @exact
-def _mask_gradient(config: ModelConfig, params: Params, batch: Batch, mask: jax.Array) -> jax.Array:
-    def score(mask):
-        final = patched_final(config, params, batch.inputs, mask, batch.replacement)
+def _node_scores(batch: Batch, start: jax.Array, change: jax.Array) -> jax.Array:
+    """[S]; a source of layer j of the graph writes into the stream that enters layer j + 1."""
+    grads, _ = _gradients(batch, start)
+    entered = batch.decoder.graph.source_layers + 1
+    return jnp.concatenate([jnp.einsum("sbtd,btd->s", change[entered == i], g) for i, g in enumerate(grads.streams)])
+
+
+@jax.jit
+@exact
+def _mask_gradient(batch: Batch, mask: Float[Array, " edges"]) -> Float[Array, " edges"]:
+    def score(mask: jax.Array) -> jax.Array:
+        final = patched_final(batch.decoder, batch.params, batch.inputs, mask, batch.replacement)
         return jnp.sum(batch.target.values(final) * batch.weight)
 
     return jax.grad(score)(mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+@exact
+def _unit_values(decoder: Decoder, params: Params, inputs: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Embeddings [1, n, T, D], channels [L N, n, T, H] and neurons [L, n, T, F] of an ordinary run."""
+    run = ordinary_run(decoder, params, inputs)
+    return run.streams[0][None], jnp.concatenate(run.channels), jnp.stack(run.neurons)
+
+
+@jax.jit
+@exact
+def _unit_scores(batch: Batch, start: jax.Array, channels: jax.Array, neurons: jax.Array
+                 ) -> tuple[jax.Array, jax.Array]:
+    """[L, N, H] and [L, F] from the changes of units and the derivatives at a run from ``start``."""
+    grads, _ = _gradients(batch, start)
+    slopes = jnp.stack(grads.channels)
+    return ((channels.reshape(slopes.shape) * slopes).sum((2, 3)), (neurons * jnp.stack(grads.neurons)).sum((1, 2)))
 
 
 def _mask_points(n_edges: int, masks: Sequence[float | np.ndarray]) -> list[np.ndarray]:

@@ -1,21 +1,29 @@
-"""A circuit: which edges of a graph are kept, with a score for every edge and how they came about."""
+"""A circuit: which edges of a graph are kept, with a score for every edge; and how scores become circuits.
+
+A circuit from scores has the edges of greatest importance, or those that a greedy walk from the end meets first. Both
+are orders of all edges, and a circuit of n edges is the first n of them, so circuits of one order are nested.
+"""
 
 import dataclasses
 import functools
+import heapq
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from jaxablate.circuits.graph import Graph
-from jaxablate.errors import DataError
+from jaxablate.errors import ConfigError, DataError
 
+Search = Literal["top", "greedy"]
+SEARCHES: tuple[Search, ...] = ("top", "greedy")
 Side = Literal["both", "end", "start"]
 Ranking = Literal["magnitude", "signed"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Circuit:
     """Edges of a graph that are kept; the others carry an ablated value.
 
@@ -50,6 +58,10 @@ class Circuit:
         for name, array in (("kept", kept), ("scores", scores.astype(np.float64))):
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+
+    def __repr__(self) -> str:
+        how = f", {self.about['method']}" if "method" in self.about else ""
+        return f"Circuit({self.n_kept:,} of {self.graph.n_edges:,} edges{how})"
 
     @classmethod
     def of_edges(cls, graph: Graph, edges: Mapping[str, float] | Iterable[str],
@@ -165,3 +177,77 @@ class Circuit:
 
     def _ranked(self, ranking: Ranking) -> np.ndarray:
         return np.abs(self.scores) if ranking == "magnitude" else self.scores
+
+
+def edge_order(graph: Graph, importance: Float[np.ndarray, " edges"], *, search: Search = "top",
+               absolute: bool = False) -> Int[np.ndarray, " edges"]:
+    """In which order edges enter a circuit.
+
+    "top": by importance, the greatest first. "greedy" (Hanna et al. 2024; the search of MIB): begins with the edges
+    into the end, takes the most important of those at hand, and then has the edges into its source at hand too. So a
+    circuit of any size hangs together up to the end.
+
+    Args:
+      graph: the graph of the edges.
+      importance: greater for edges that matter more (`metrics.importance`; ACDC's scores as they are).
+      search: the kind of order.
+      absolute: rank by |importance|, so that edges which work against the answer count too.
+
+    Returns:
+      Indices of edges. Of equal ones the first in the graph's order comes first.
+
+    Raises:
+      ConfigError: there is no such search.
+      DataError: not one number for each edge.
+    """
+    values = np.asarray(importance, np.float64)
+    if values.shape != (graph.n_edges,) or np.isnan(values).any():
+        raise DataError(f"importance has shape {values.shape} and {int(np.isnan(values).sum())} values that are no "
+                        f"number; give one number for each of the graph's {graph.n_edges} edges")
+    values = np.abs(values) if absolute else values
+    if search == "top":
+        return np.argsort(-values, kind="stable")
+    if search != "greedy":
+        raise ConfigError(f"search={search!r} is unknown; choose among {', '.join(SEARCHES)}")
+    into: dict[int | None, list[int]] = {}
+    for d in graph.destinations:
+        into.setdefault(d.source, []).extend(range(d.offset, d.offset + d.fan_in))
+    at_hand = [(-values[e], e) for e in into.pop(None)]
+    heapq.heapify(at_hand)
+    order = []
+    while at_hand:
+        _, edge = heapq.heappop(at_hand)
+        order.append(edge)
+        for e in into.pop(int(graph.edge_source[edge]), ()):
+            heapq.heappush(at_hand, (-values[e], e))
+    return np.array(order)
+
+
+def first_edges(graph: Graph, order: np.ndarray, count: int, *, prune: bool = True) -> Bool[np.ndarray, " edges"]:
+    """The circuit of the first edges of an order.
+
+    Args:
+      graph: the graph of the edges.
+      order: [E] of `edge_order`.
+      count: edges taken, 0 .. E.
+      prune: leave out those of them that dangle (`without_dangling`).
+
+    Raises:
+      ConfigError: the count is not in 0 .. E.
+    """
+    if not 0 <= count <= graph.n_edges:
+        raise ConfigError(f"a circuit of {count} edges cannot be made; the graph has {graph.n_edges}, choose 0 .. "
+                          f"{graph.n_edges}")
+    kept = np.zeros(graph.n_edges, bool)
+    kept[order[:count]] = True
+    return without_dangling(graph, kept) if prune else kept
+
+
+def without_dangling(graph: Graph, kept: Bool[np.ndarray, " edges"]) -> Bool[np.ndarray, " edges"]:
+    """Those kept edges that lie on a path of kept edges from the start to the end.
+
+    An edge whose destination leads nowhere changes nothing, whatever it carries. An edge whose source nothing reaches
+    carries what its source computes from replaced inputs alone: under resample ablation of the clean stream that is the
+    replacement itself, so again nothing changes; otherwise leaving it out is a choice, the usual one.
+    """
+    return Circuit(graph=graph, kept=kept, scores=np.full(graph.n_edges, np.nan)).connected().kept

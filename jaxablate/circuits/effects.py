@@ -5,122 +5,96 @@ the model. So many edges into one layer run together from that layer on, as if t
 and of the last block only the last position is computed.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from jaxablate.circuits import nodes
-from jaxablate.circuits.batches import Batch, batches
-from jaxablate.circuits.gradients import no_edits, norm, ordinary_run
+from jaxablate.circuits.blocks import Block, blocks, exact, stack
 from jaxablate.circuits.graph import PORTS, Graph
-from jaxablate.circuits.metrics import Target
-from jaxablate.circuits.nodes import Inputs, Params
-from jaxablate.circuits.patching import exact, head_gate, neuron_gate, run
-from jaxablate.config import ModelConfig
+from jaxablate.circuits.patching import ordinary_run, source_run
+from jaxablate.circuits.problem import Batch, Problem, takes_problem
 from jaxablate.errors import ConfigError
-from jaxablate.ops.attention import masked_attention
 
 Progress = Callable[[int, int], None]
 """Called with the number of edges done and of all edges."""
 
 _MEBI = 2**20
-_VOCABULARY_PART = 4096
-"""Logits of one prompt that the divergence holds at a time."""
+_VOCABULARY_PART = 4096  # logits of one prompt that the divergence holds at a time
 
 
 @flax.struct.dataclass
-class _Known:
+class _Clean:
     """A batch of prompts and its clean run, by layer along a leading axis, so that one program serves every layer."""
 
+    batch: Batch
     change: jax.Array
     """[S, m, T, D] replacement minus clean."""
-    sources: jax.Array
-    """[S, m, T, D]."""
     streams: jax.Array
     """[2 L + 1, m, T, D]."""
     ports: jax.Array
     """[L, 3, N, m, T, H] queries, keys and values."""
-    blocks: Params
-    """Weights [L, ...]."""
-    kernels: jax.Array
-    """[L, 3, D, N, H] of the ports."""
-    visible: jax.Array
-    """[L, m, T, T] bool."""
-    head_gates: jax.Array | None
-    """[L, N, m, T, H], or None."""
-    neuron_gates: jax.Array | None
-    """[L, m, T, F], or None."""
-    target: Target
-    weight: jax.Array
-    """[m]."""
+    blocks: Block
+    """Stacked."""
+
+    def metric(self, x: jax.Array) -> jax.Array:
+        """[b] metric of runs whose last position is [b, m, D] before the final norm."""
+        final = self.batch.decoder.final_norm(self.batch.params, x)
+        return self.batch.target.values(final) @ self.batch.weight
 
 
-def single_edge_effects(
-    config: ModelConfig, params: Params, inputs: Inputs, replacement: jax.Array, target: Target, *,
-    edges: Sequence[int] | np.ndarray | None = None, batch_size: int = 64, memory_mb: int = 256,
-    progress: Progress | None = None,
-) -> np.ndarray:
+@takes_problem
+def effects(problem: Problem, *, edges: Sequence[int] | np.ndarray | None = None, batch_size: int | None = None,
+            memory_mb: int = 256, progress: Progress | None = None) -> Float[np.ndarray, " chosen"]:
     """What patching each edge alone does to the metric, exactly.
 
     Args:
-      config: of the model (`patching.circuit_config`).
-      params: its weights.
-      inputs: clean prompts [n, T], with gates for the ablated stream.
-      replacement: [S, n or 1, T or 1, D] what patched edges carry (`patching.make_replacement`).
-      target: metric of these prompts (`metrics.make_target`).
+      problem: the model and its prompts.
       edges: indices of the edges looked at, in any order; all by default.
       batch_size: prompts at once.
       memory_mb: about how many MiB the edges that run together may take, beside what the clean run takes.
       progress: told after every call how many edges are done.
 
     Returns:
-      [edges] float64: mean over prompts of the metric with the edge patched, less that of the model.
+      float64, for each chosen edge: mean over prompts of the metric with it patched, less that of the model.
 
     Raises:
       ConfigError: an edge is not in the graph, or batch_size or memory_mb is below 1.
     """
-    graph = Graph.of(config)
+    graph = problem.graph
     chosen = np.arange(graph.n_edges) if edges is None else np.asarray(edges, int)
-    _check(graph, chosen, memory_mb)
-    n = inputs.tokens.shape[0]
-    out, done = np.zeros(len(chosen)), 0
-    for batch, real in batches(inputs, replacement, target, batch_size):
-        known, base = _known(config, params, batch)
-        count = _edges_at_once(config, batch, memory_mb)
-        for places, effect in _by_layer(config, params, known, chosen, count):
-            out[places] += np.asarray(effect, np.float64)[: len(places)] - float(base)
+    if memory_mb < 1:
+        raise ConfigError(f"memory_mb={memory_mb} must be at least 1; 256 is the default")
+    wrong = chosen[(chosen < 0) | (chosen >= graph.n_edges)]
+    if wrong.size:
+        raise ConfigError(f"edge {int(wrong[0])} is not in the graph; its edges are 0 .. {graph.n_edges - 1}")
+    out, done, n = np.zeros(len(chosen)), 0, len(problem.pairs)
+    for batch, real in problem.batches(batch_size):
+        clean, base = _clean_run(batch)
+        for places, values in _by_layer(graph, clean, chosen, _edges_at_once(batch, memory_mb)):
+            out[places] += np.asarray(values, np.float64)[: len(places)] - float(base)
             done += len(places) * real
             if progress is not None:
                 progress(done // n, len(chosen))
     return out
 
 
-def _check(graph: Graph, edges: np.ndarray, memory_mb: int) -> None:
-    if memory_mb < 1:
-        raise ConfigError(f"memory_mb={memory_mb} must be at least 1; 256 is the default")
-    wrong = edges[(edges < 0) | (edges >= graph.n_edges)]
-    if wrong.size:
-        raise ConfigError(f"edge {int(wrong[0])} is not in the graph; its edges are 0 .. {graph.n_edges - 1}")
-
-
-def _edges_at_once(config: ModelConfig, batch: Batch, memory_mb: int) -> int:
+def _edges_at_once(batch: Batch, memory_mb: int) -> int:
     """Edges that fit: streams and ports, neurons before and after activation, attention weights, some logits."""
-    m, t = batch.inputs.tokens.shape
-    per_prompt = t * (8 * config.d_model + 3 * config.mlp_width) + 3 * config.n_heads * t * t + 3 * _VOCABULARY_PART
+    (m, t), (width, neurons, _) = batch.inputs.tokens.shape, batch.decoder.sizes
+    heads = batch.decoder.graph.n_heads
+    per_prompt = t * (8 * width + 3 * neurons) + 3 * heads * t * t + 3 * _VOCABULARY_PART
     return max(1, memory_mb * _MEBI // (m * per_prompt * batch.replacement.dtype.itemsize))
 
 
-def _by_layer(config: ModelConfig, params: Params, known: _Known, edges: np.ndarray, count: int
-              ) -> Iterator[tuple[np.ndarray, jax.Array]]:
+def _by_layer(graph: Graph, clean: _Clean, edges: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, jax.Array]]:
     """(places in ``edges``, their metric) of edges into one layer, at most ``count`` at a time.
 
     All calls are filled up to the same number of edges, so that each kind of destination is compiled once.
     """
-    graph = Graph.of(config)
     layers = graph.edge_layer[edges]
     heads = np.array([0 if d.head is None else d.head for d in graph.destinations])
     ports = np.array([0 if d.port is None else PORTS.index(d.port) for d in graph.destinations])
@@ -131,126 +105,81 @@ def _by_layer(config: ModelConfig, params: Params, known: _Known, edges: np.ndar
             places = of_layer[start : start + size]
             filled = edges[np.concatenate([places, np.repeat(places[-1:], size - len(places))])]
             source, destination = graph.edge_source[filled], graph.edge_destination[filled]
-            if layer == 2 * config.n_layers:
-                yield places, _into_end(config, params, known, source)
+            if layer == 2 * graph.n_layers:
+                yield places, _into_end(clean, source)
             elif layer % 2:
-                yield places, _into_mlp(config, params, known, layer // 2, source)
+                yield places, _into_mlp(clean, layer // 2, source)
             else:
-                yield places, _into_heads(config, params, known, layer // 2, source, heads[destination],
-                                          ports[destination])
+                yield places, _into_heads(clean, layer // 2, source, heads[destination], ports[destination])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 @exact
-def _known(config: ModelConfig, params: Params, batch: Batch) -> tuple[_Known, jax.Array]:
-    """What is known of the prompts, and the metric [] of the clean run."""
-    inputs, length = batch.inputs, batch.inputs.tokens.shape[1]
-    clean, blocks = run(config, params, inputs), nodes.stack_blocks(config, params)
-    entering = ordinary_run(config, params, inputs, clean.sources[0], no_edits(config, clean.sources[0]))
-    gated = inputs.attention_gates is not None
-    layers = range(config.n_layers)
-    known = _Known(
-        change=batch.replacement - clean.sources, sources=clean.sources, streams=clean.streams,
-        ports=jnp.stack(entering.ports), blocks=blocks,
-        kernels=jnp.stack([blocks["attention"][name]["kernel"] for name in nodes.PORT_NAMES], axis=1),
-        visible=jnp.stack(nodes.visible(config, inputs.valid)),
-        head_gates=jnp.stack([head_gate(inputs, i, length) for i in layers]) if gated else None,
-        neuron_gates=jnp.stack([neuron_gate(inputs, i, length) for i in layers]) if gated else None,
-        target=batch.target, weight=batch.weight,
-    )
-    return known, _metric(known, clean.final)
+def _clean_run(batch: Batch) -> tuple[_Clean, jax.Array]:
+    """The clean run of a batch, and its metric []."""
+    run = source_run(batch.decoder, batch.params, batch.inputs)
+    ports = ordinary_run(batch.decoder, batch.params, batch.inputs).ports
+    clean = _Clean(batch=batch, change=batch.replacement - run.sources, streams=run.streams,
+                   ports=jnp.stack([jnp.stack(p) for p in ports]),
+                   blocks=stack(blocks(batch.decoder, batch.params, batch.inputs)))
+    return clean, batch.target.values(run.final) @ batch.weight
 
 
-def _metric(known: _Known, final: jax.Array) -> jax.Array:
-    """Weighted sum over prompts [...] of runs that end in ``final`` [..., m, D]."""
-    return known.target.values(final) @ known.weight
-
-
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 @exact
-def _into_end(config: ModelConfig, params: Params, known: _Known, source: jax.Array) -> jax.Array:
+def _into_end(clean: _Clean, source: jax.Array) -> jax.Array:
     """Metric [b] with edges patched from sources [b] to the end."""
-    x = known.streams[-1][:, -1] + known.change[:, :, -1][source]
-    return _metric(known, nodes.final_norm(config, params, x))
+    return clean.metric(clean.streams[-1][:, -1] + clean.change[:, :, -1][source])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 @exact
-def _into_mlp(config: ModelConfig, params: Params, known: _Known, block: jax.Array, source: jax.Array) -> jax.Array:
+def _into_mlp(clean: _Clean, index: jax.Array, source: jax.Array) -> jax.Array:
     """Metric [b] with edges patched from sources [b] to the MLP of a block."""
-    stream = known.streams[2 * block + 1]
+    stream, block = clean.streams[2 * index + 1], clean.blocks.take(index)
 
-    def last():
-        return stream[:, -1] + _mlp(config, known, block, stream[:, -1] + known.change[:, :, -1][source], at_end=True)
+    def last() -> jax.Array:
+        end = stream[:, -1:]
+        return (end + block.mlp(end + clean.change[:, :, -1:][source]))[:, :, 0]
 
-    def earlier():
-        return _blocks(config, known, stream + _mlp(config, known, block, stream + known.change[source]), block + 1)
+    def earlier() -> jax.Array:
+        return _blocks_from(clean, stream + block.mlp(stream + clean.change[source]), index + 1)
 
-    x = jax.lax.cond(block == config.n_layers - 1, last, earlier)
-    return _metric(known, nodes.final_norm(config, params, x))
+    return clean.metric(jax.lax.cond(index == clean.batch.decoder.graph.n_layers - 1, last, earlier))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 @exact
-def _into_heads(config: ModelConfig, params: Params, known: _Known, block: jax.Array, source: jax.Array,
-                head: jax.Array, port: jax.Array) -> jax.Array:
+def _into_heads(clean: _Clean, index: jax.Array, source: jax.Array, head: jax.Array, port: jax.Array) -> jax.Array:
     """Metric [b] with edges patched from sources [b] to the ports [b] of heads [b] of a block."""
-    x = known.streams[2 * block + 1] + _head_change(config, known, block, source, head, port)
+    block, decoder = clean.blocks.take(index), clean.batch.decoder
+    normed = decoder.read(block.weights, clean.streams[2 * index] + clean.change[source])
+    read = jax.vmap(block.project)(port, normed, head)
+    before = clean.ports[index][:, head]
+    q, k, v = (jnp.where((port == i)[:, None, None, None], read, before[i]) for i in range(3))
+    change = block.channels(q, k, v, head) - block.channels(before[0], before[1], before[2], head)
+    written = jax.vmap(lambda x, h: decoder.write(block.weights, x, h))(change, head)
+    x = clean.streams[2 * index + 1] + written
 
-    def last():
-        return x[:, :, -1] + _mlp(config, known, block, x[:, :, -1], at_end=True)
+    def last() -> jax.Array:
+        return (x[:, :, -1:] + block.mlp(x[:, :, -1:]))[:, :, 0]
 
-    def earlier():
-        return _blocks(config, known, x + _mlp(config, known, block, x), block + 1)
+    def earlier() -> jax.Array:
+        return _blocks_from(clean, x + block.mlp(x), index + 1)
 
-    x = jax.lax.cond(block == config.n_layers - 1, last, earlier)
-    return _metric(known, nodes.final_norm(config, params, x))
-
-
-def _head_change(config, known, block, source, head, port):
-    """[b, m, T, D] what changes in what heads [b] write when their ports [b] read changes of sources [b]."""
-    weights = jax.tree.map(lambda x: x[block], known.blocks)
-    normed = norm(config, weights["ln_1"], known.streams[2 * block] + known.change[source])
-    kernel = known.kernels[block][port, :, head]
-    read = jnp.einsum("bmtd,bdh->bmth", normed, kernel)
-    clean = known.ports[block][:, head]
-    q, k, v = (jnp.where((port == i)[:, None, None, None], read, clean[i]) for i in range(3))
-    out = masked_attention(q, k, v, known.visible[block], scale=config.attention_scale)
-    before = masked_attention(*clean, known.visible[block], scale=config.attention_scale)
-    change = out - before if known.head_gates is None else (out - before) * known.head_gates[block][head]
-    return jnp.einsum("bmth,bhd->bmtd", change, weights["attention"]["out"]["kernel"][head])
+    return clean.metric(jax.lax.cond(index == decoder.graph.n_layers - 1, last, earlier))
 
 
-def _blocks(config: ModelConfig, known: _Known, x: jax.Array, first: jax.Array) -> jax.Array:
+def _blocks_from(clean: _Clean, x: jax.Array, first: jax.Array) -> jax.Array:
     """[b, m, D] stream of the last position at the end, from the stream [b, m, T, D] that enters block ``first``."""
-    last = config.n_layers - 1
+    last = clean.batch.decoder.graph.n_layers - 1
 
-    def block(i, x):
-        x = x + _attention(config, known, i, x)
-        return x + _mlp(config, known, i, x)
+    def step(i: jax.Array, x: jax.Array) -> jax.Array:
+        block = clean.blocks.take(i)
+        x = x + block.attention(x)
+        return x + block.mlp(x)
 
-    x = jax.lax.fori_loop(first, last, block, x)
-    x = x[:, :, -1] + _attention(config, known, last, x, at_end=True)[:, :, 0]
-    return x + _mlp(config, known, last, x, at_end=True)
-
-
-def _attention(config: ModelConfig, known: _Known, block: jax.Array, x: jax.Array, at_end: bool = False) -> jax.Array:
-    """What attention adds to streams [b, m, T, D]: [b, m, T, D], or [b, m, 1, D] for the last position alone."""
-    weights, rows = jax.tree.map(lambda w: w[block], known.blocks), slice(-1 if at_end else 0, None)
-    normed = norm(config, weights["ln_1"], x)
-    queries = normed[:, :, rows]
-    q, k, v = (jnp.einsum("bmtd,dnh->nbmth", y, kernel)
-               for y, kernel in zip((queries, normed, normed), known.kernels[block], strict=True))
-    out = masked_attention(q, k, v, known.visible[block][:, rows], scale=config.attention_scale)
-    if known.head_gates is not None:
-        out = out * known.head_gates[block][:, None, :, rows]
-    attention = weights["attention"]["out"]
-    return jnp.einsum("nbmth,nhd->bmtd", out, attention["kernel"]) + attention["bias"]
-
-
-def _mlp(config: ModelConfig, known: _Known, block: jax.Array, x: jax.Array, at_end: bool = False) -> jax.Array:
-    """What an MLP adds to streams [b, m, T, D], or to those of the last position [b, m, D]."""
-    weights, gate = jax.tree.map(lambda w: w[block], known.blocks), None
-    if known.neuron_gates is not None:
-        gate = known.neuron_gates[block][:, -1] if at_end else known.neuron_gates[block]
-    return nodes.mlp(config, weights, x, gate)
+    x = jax.lax.fori_loop(first, last, step, x)
+    block = clean.blocks.take(last)
+    x = x[:, :, -1:] + block.attention(x, at_end=True)
+    return (x + block.mlp(x))[:, :, 0]

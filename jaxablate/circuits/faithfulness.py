@@ -5,30 +5,39 @@ interval draws prompts (`rows`) and asks again; nothing is computed twice.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
-from jaxablate.circuits.batches import Batch, batches
-from jaxablate.circuits.graph import Graph
-from jaxablate.circuits.metrics import Target, importance
-from jaxablate.circuits.nodes import Inputs, Params
+from jaxablate.circuits.circuit import Search, edge_order, first_edges
+from jaxablate.circuits.metrics import importance
 from jaxablate.circuits.patching import patched_final
-from jaxablate.circuits.search import Search, edge_order, first_edges
-from jaxablate.config import ModelConfig
+from jaxablate.circuits.problem import Batch, Problem, takes_problem
 from jaxablate.errors import ConfigError, DataError
 
 PERCENTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
-"""Sizes of circuits, in percent of all edges (docs/papers.md, Attribution and later methods)."""
+"""Sizes of circuits, in percent of all edges, as MIB takes them."""
 Rows = np.ndarray | None
 """[m] int: prompts, repeated as drawn; None means each once."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Curve:
+class _Brief:
+    """A dataclass printed without its arrays' values: ``Curve(percents=(1.0, 5.0), values=float64[2, 64])``."""
+
+    def __repr__(self) -> str:
+        def brief(x: Any) -> str:
+            return f"{x.dtype}{list(x.shape)}" if isinstance(x, np.ndarray) else repr(x)
+
+        fields = (f"{f.name}={brief(getattr(self, f.name))}" for f in dataclasses.fields(self))  # pyright: ignore
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Curve(_Brief):
     """Circuits of growing size along one order of edges."""
 
     percents: tuple[float, ...]
@@ -58,8 +67,8 @@ class Curve:
         return _area(self.percents, np.abs(1 - self.faithfulness(rows)))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Faithfulness:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Faithfulness(_Brief):
     """Curves of the two rankings that MIB looks at (Mueller et al. 2025)."""
 
     signed: Curve
@@ -77,8 +86,8 @@ class Faithfulness:
         return self.absolute.distance(rows)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Completeness:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Completeness(_Brief):
     """What is left without the circuit, or without parts of it (Wang et al. 2022, section 4).
 
     A complete circuit C behaves like the model M under every removal of edges K from C: m(C \\ K) = m(M \\ K). The
@@ -104,8 +113,8 @@ class Completeness:
         return np.abs(np.subtract(*both))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Minimality:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Minimality(_Brief):
     """What each edge of a circuit does there (Wang et al. 2022, section 4, with K empty)."""
 
     edges: np.ndarray
@@ -121,8 +130,8 @@ class Minimality:
         return _mean(self.values, rows) - _mean(self.circuit, rows)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Roc:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Roc(_Brief):
     """How well scores find a known circuit, threshold by threshold."""
 
     false_positive: np.ndarray
@@ -133,118 +142,97 @@ class Roc:
     """Probability that an edge of the circuit has a greater score than another edge, equal ones counted half."""
 
 
-def metric_values(config: ModelConfig, params: Params, inputs: Inputs, replacement: jax.Array, target: Target,
-                  kept: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
-    """The metric of circuits, prompt by prompt.
+@takes_problem
+def metric_values(problem: Problem, kept: Bool[np.ndarray, "circuits edges"]) -> Float[np.ndarray, "circuits n"]:
+    """The metric of circuits, prompt by prompt; all edges that a circuit does not keep are patched.
 
-    Args:
-      config: of the model (`patching.circuit_config`).
-      params: its weights.
-      inputs: clean prompts [n, T], with gates for the ablated stream.
-      replacement: [S, n or 1, T or 1, D] what patched edges carry (`patching.make_replacement`).
-      target: metric of these prompts (`metrics.make_target`).
-      kept: [k, E] bool: circuits; all other edges are patched.
-      batch_size: prompts at once.
-
-    Returns:
-      [k, n] float64. Equal circuits have equal values to the last bit, and are computed once.
+    Equal circuits have equal values to the last bit, and are computed once.
 
     Raises:
       DataError: a circuit does not have one bool for each edge.
-      ConfigError: batch_size is below 1.
     """
-    kept = np.asarray(kept)
-    edges = Graph.of(config).n_edges
+    kept, edges = np.asarray(kept), problem.graph.n_edges
     if kept.ndim != 2 or kept.shape[1] != edges or kept.dtype != bool:
         raise DataError(f"kept edges are {kept.dtype}{list(kept.shape)}; give bool [circuits, {edges}]")
     places: dict[bytes, int] = {}
     which = [places.setdefault(row.tobytes(), len(places)) for row in kept]
     distinct = kept[[which.index(i) for i in range(len(places))]]
     parts = []
-    for batch, real in batches(inputs, replacement, target, batch_size):
-        rows = [np.asarray(_values(config, params, batch, jnp.asarray(~row, replacement.dtype)))[:real]
-                for row in distinct]
+    for batch, real in problem.batches():
+        rows = [np.asarray(_values(batch, jnp.asarray(~row, batch.weight.dtype)))[:real] for row in distinct]
         parts.append(np.stack(rows).astype(np.float64) if rows else np.zeros((0, real)))
     return np.concatenate(parts, axis=1)[which]
 
 
-def faithfulness(
-    config: ModelConfig, params: Params, inputs: Inputs, replacement: jax.Array, target: Target, scores: np.ndarray, *,
-    search: Search = "top", percents: Sequence[float] = PERCENTS, batch_size: int = 64,
-) -> Faithfulness:
+@takes_problem
+def faithfulness(problem: Problem, scores: Float[np.ndarray, " edges"], *, search: Search = "top",
+                 percents: Sequence[float] = PERCENTS) -> Faithfulness:
     """Curves of circuits made from scores, in both rankings.
 
     A circuit of q % has floor(q / 100 * E) edges of the order, less those that dangle. f is 1 at 100 % and 0 at 0 %
     exactly, whatever the scores.
 
     Args:
-      config, params, inputs, replacement, target, batch_size: as for `metric_values`.
-      scores: [E] how the metric changes when an edge is patched (`attribution`, `effects`).
-      search: how circuits are made from scores (`search.edge_order`).
+      problem: the model and its prompts.
+      scores: how the metric changes when an edge is patched (`attribution`, `effects`).
+      search: how circuits are made from scores (`circuit.edge_order`).
       percents: sizes, ascending, in 0 .. 100.
 
     Raises:
-      ConfigError: percents are not ascending in 0 .. 100, or as `search.edge_order`.
+      ConfigError: percents are not ascending in 0 .. 100, or as `circuit.edge_order`.
       DataError: scores are not one number for each edge, or patching everything changes nothing: f is 0 / 0.
     """
-    graph = Graph.of(config)
-    _check_percents(percents)
-    orders = [edge_order(graph, importance(target, scores), search=search, absolute=a) for a in (False, True)]
+    graph = problem.graph
+    if not percents or list(percents) != sorted(set(percents)) or percents[0] < 0 or percents[-1] > 100:
+        raise ConfigError(f"percents={tuple(percents)} must ascend within 0 .. 100")
+    orders = [edge_order(graph, importance(problem.target, scores), search=search, absolute=a) for a in (False, True)]
     counts = [int(q * graph.n_edges / 100 + 1e-6) for q in percents]
     circuits = [first_edges(graph, order, count) for order in orders for count in counts]
-    ends = [np.ones(graph.n_edges, bool), np.zeros(graph.n_edges, bool)]
-    found = metric_values(config, params, inputs, replacement, target, np.array(ends + circuits),
-                          batch_size=batch_size)
-    model, empty, values = found[0], found[1], found[2:]
-    _check_ends(model, empty)
-    sizes = [int(kept.sum()) for kept in circuits]
-    n = len(counts)
+    model, empty, values = _with_ends(problem, np.array(circuits))
+    sizes, n = [int(kept.sum()) for kept in circuits], len(counts)
     curves = [Curve(percents=tuple(percents), edges=tuple(sizes[i : i + n]), values=values[i : i + n], model=model,
                     empty=empty) for i in (0, n)]
     return Faithfulness(signed=curves[0], absolute=curves[1])
 
 
-def completeness(config: ModelConfig, params: Params, inputs: Inputs, replacement: jax.Array, target: Target,
-                 kept: np.ndarray, *, samples: int = 0, seed: int = 0, batch_size: int = 64) -> Completeness:
+@takes_problem
+def completeness(problem: Problem, kept: Bool[np.ndarray, " edges"], *, samples: int = 0, seed: int = 0
+                 ) -> Completeness:
     """What the model still does without the circuit, and without random parts of it.
 
     Args:
-      config, params, inputs, replacement, target, batch_size: as for `metric_values`.
-      kept: [E] bool, the circuit.
+      problem: the model and its prompts.
+      kept: the circuit.
       samples: random subsets K of the circuit looked at besides all of it; each edge is in K with probability 1/2.
-      seed: of the subsets.
+      seed: seed of the subsets.
 
     Raises:
       DataError: the circuit does not have one bool for each edge, or patching everything changes nothing.
     """
-    kept = np.asarray(kept)
-    _check_circuit(kept, Graph.of(config).n_edges)
+    kept = _checked_circuit(problem, kept)
     rng = np.random.default_rng(seed)
     taken = np.concatenate([np.ones((1, kept.size), bool), rng.random((samples, kept.size)) < 0.5]) & kept
-    ends = np.stack([np.ones(kept.size, bool), np.zeros(kept.size, bool)])
-    found = metric_values(config, params, inputs, replacement, target, np.concatenate([ends, kept & ~taken, ~taken]),
-                          batch_size=batch_size)
-    _check_ends(found[0], found[1])
-    circuit, without = np.split(found[2:], 2)
-    return Completeness(circuit=circuit, without=without, model=found[0], empty=found[1])
+    model, empty, values = _with_ends(problem, np.concatenate([kept & ~taken, ~taken]))
+    circuit, without = np.split(values, 2)
+    return Completeness(circuit=circuit, without=without, model=model, empty=empty)
 
 
-def minimality(config: ModelConfig, params: Params, inputs: Inputs, replacement: jax.Array, target: Target,
-               kept: np.ndarray, *, count: int | None = None, seed: int = 0, batch_size: int = 64) -> Minimality:
+@takes_problem
+def minimality(problem: Problem, kept: Bool[np.ndarray, " edges"], *, count: int | None = None, seed: int = 0
+               ) -> Minimality:
     """What each edge of a circuit contributes: the circuit without it, against the circuit.
 
     Args:
-      config, params, inputs, replacement, target, batch_size: as for `metric_values`.
-      kept: [E] bool, the circuit.
+      problem: the model and its prompts.
+      kept: the circuit.
       count: how many of its edges are looked at, drawn without replacement; all by default. Each costs one run.
-      seed: of the draw.
+      seed: seed of the draw.
 
     Raises:
       ConfigError: count is below 1.
       DataError: the circuit does not have one bool for each edge, or keeps none.
     """
-    kept = np.asarray(kept)
-    _check_circuit(kept, Graph.of(config).n_edges)
+    kept = _checked_circuit(problem, kept)
     edges = np.flatnonzero(kept)
     if not edges.size:
         raise DataError("the circuit keeps no edge, so none can be taken out; give one with edges")
@@ -254,17 +242,17 @@ def minimality(config: ModelConfig, params: Params, inputs: Inputs, replacement:
         edges = np.sort(np.random.default_rng(seed).choice(edges, count, replace=False))
     circuits = np.tile(kept, (len(edges) + 1, 1))
     circuits[np.arange(1, len(edges) + 1), edges] = False
-    found = metric_values(config, params, inputs, replacement, target, circuits, batch_size=batch_size)
-    return Minimality(edges=edges, values=found[1:], circuit=found[0])
+    values = metric_values(problem, circuits)
+    return Minimality(edges=edges, values=values[1:], circuit=values[0])
 
 
-def roc(scores: np.ndarray, truth: np.ndarray) -> Roc:
+def roc(scores: Float[np.ndarray, " edges"], truth: Bool[np.ndarray, " edges"]) -> Roc:
     """Receiver operating characteristic of scores against a known circuit.
 
     Args:
-      scores: [E], greater for edges thought to be in the circuit (`metrics.importance`, or its absolute value; ACDC's
+      scores: greater for edges thought to be in the circuit (`metrics.importance`, or its absolute value; ACDC's
         scores as they are, with inf for edges never removed).
-      truth: [E] bool, edges of the circuit.
+      truth: edges of the circuit.
 
     Raises:
       DataError: not one number for each edge, or the circuit has all edges or none.
@@ -305,9 +293,20 @@ def prompt_draws(n: int, *, draws: int = 1000, seed: int = 0) -> Iterator[np.nda
         yield rng.integers(0, n, n)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _values(config: ModelConfig, params: Params, batch: Batch, patched: jax.Array) -> jax.Array:
-    return batch.target.values(patched_final(config, params, batch.inputs, patched, batch.replacement))
+@jax.jit
+def _values(batch: Batch, patched: jax.Array) -> jax.Array:
+    final = patched_final(batch.decoder, batch.params, batch.inputs, patched, batch.replacement)
+    return batch.target.values(final)
+
+
+def _with_ends(problem: Problem, circuits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Metric [n] of the model, [n] with everything patched, and [k, n] of circuits [k, E]."""
+    ends = np.stack([np.ones(problem.graph.n_edges, bool), np.zeros(problem.graph.n_edges, bool)])
+    model, empty, *values = metric_values(problem, np.concatenate([ends, circuits]))
+    if model.mean() == empty.mean():
+        raise DataError(f"the metric is {model.mean():g} in the model and with everything patched alike, so a circuit "
+                        "has nothing to explain; take other corrupt prompts or another ablation")
+    return model, empty, np.array(values)
 
 
 def _mean(values: np.ndarray, rows: Rows) -> np.ndarray:
@@ -323,17 +322,8 @@ def _area(percents: Sequence[float], heights: np.ndarray) -> float:
     return float(np.trapezoid(heights, np.array(percents) / 100))
 
 
-def _check_percents(percents: Sequence[float]) -> None:
-    if not percents or list(percents) != sorted(set(percents)) or percents[0] < 0 or percents[-1] > 100:
-        raise ConfigError(f"percents={tuple(percents)} must ascend within 0 .. 100")
-
-
-def _check_circuit(kept: np.ndarray, n_edges: int) -> None:
-    if kept.shape != (n_edges,) or kept.dtype != bool:
-        raise DataError(f"a circuit is {kept.dtype}{list(kept.shape)}; give one bool for each of {n_edges} edges")
-
-
-def _check_ends(model: np.ndarray, empty: np.ndarray) -> None:
-    if model.mean() == empty.mean():
-        raise DataError(f"the metric is {model.mean():g} in the model and with everything patched alike, so a circuit "
-                        "has nothing to explain; take other corrupt prompts or another ablation")
+def _checked_circuit(problem: Problem, kept: np.ndarray) -> np.ndarray:
+    kept, edges = np.asarray(kept), problem.graph.n_edges
+    if kept.shape != (edges,) or kept.dtype != bool:
+        raise DataError(f"a circuit is {kept.dtype}{list(kept.shape)}; give one bool for each of {edges} edges")
+    return kept

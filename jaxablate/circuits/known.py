@@ -49,7 +49,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate.circuits.graph import END, START, Graph
-from jaxablate.circuits.patching import Stream
+from jaxablate.types import Stream
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError

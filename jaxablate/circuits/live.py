@@ -9,34 +9,39 @@ When the edges into one layer are tested, three things are known exactly, and no
 So the state is what the live nodes of the later layers read and write now. To test a set of patched edges, the changes
 they make to what their destinations read are followed along surviving edges to the end. Many nested sets are followed
 at once. A node that only the last position of anything reads is computed at its last position alone.
+
+This is the one forward pass that does not loop over blocks; `tests/test_acdc.py` holds it against `patching`.
 """
 
+import copy
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.circuits import nodes
-from jaxablate.circuits.divergence import Readout, divergence, readout
+from jaxablate.circuits.blocks import Block, Decoder, Inputs, blocks, exact, stack
 from jaxablate.circuits.graph import PORTS, Destination, Graph
-from jaxablate.circuits.nodes import Inputs, Params
-from jaxablate.circuits.patching import Run, exact
-from jaxablate.config import ModelConfig
-from jaxablate.ops.attention import masked_attention
+from jaxablate.circuits.metrics import Divergence
+from jaxablate.circuits.patching import Run
+from jaxablate.types import Params
 
 Arrays = dict[int, jax.Array]
-_MOST_TERMS = 4
+Rows = dict[int, np.ndarray]
+_MOST_TERMS = 4  # arrays added in one compiled call
 
 
 @flax.struct.dataclass
 class Prepared:
     """A batch of prompts: the clean run, and what patching changes in what every source writes."""
 
+    decoder: Decoder = flax.struct.field(pytree_node=False)
+    params: Params
+    blocks: Block
+    """Stacked."""
     sources: jax.Array
     """[S, n, T, D] of the clean run."""
     change: jax.Array
@@ -45,30 +50,18 @@ class Prepared:
     """[S, n, 1, D] the same at the last position."""
     streams: jax.Array
     """[2 L + 1, n, T, D] of the clean run."""
-    visible: jax.Array
-    """[L, n, T, T] bool."""
-    head_gates: jax.Array | None
-    """[L, N, n, T, H], or None."""
-    neuron_gates: jax.Array | None
-    """[L, n, T, F], or None."""
-    readout: Readout
+    divergence: Divergence
+    """KL from the clean run."""
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def prepare(config: ModelConfig, params: Params, inputs: Inputs, clean: Run, replacement: jax.Array) -> Prepared:
+def prepare(decoder: Decoder, params: Params, inputs: Inputs, clean: Run, replacement: jax.Array) -> Prepared:
     """What testing edges on these prompts needs."""
-    length, head_gates, neuron_gates = inputs.tokens.shape[1], None, None
-    if inputs.attention_gates is not None:
-        gate = inputs.attention_gates
-        spread = jax.vmap(lambda g: nodes.spread_gate(g.reshape(g.shape[0], -1), length), 1)(gate)
-        head_gates = spread.reshape(*spread.shape[:3], *gate.shape[2:]).transpose(0, 3, 1, 2, 4)
-        neuron_gates = jax.vmap(lambda g: nodes.spread_gate(g, length), 1)(inputs.neuron_gates)
     change = replacement - clean.sources
     return Prepared(
-        sources=clean.sources, change=change, change_at_end=change[:, :, -1:], streams=clean.streams,
-        visible=jnp.stack(nodes.visible(config, inputs.valid)), head_gates=head_gates, neuron_gates=neuron_gates,
-        readout=readout(params, clean.final),
-    )
+        decoder=decoder, params=params, blocks=stack(blocks(decoder, params, inputs)), sources=clean.sources,
+        change=change, change_at_end=change[:, :, -1:], streams=clean.streams,
+        divergence=Divergence.of(decoder.unembedding(params), clean.final))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,20 +82,20 @@ class LiveGraph:
     Attributes:
       kept: [destinations, S] bool, edges not yet patched, those never tested included.
       live: [S] bool, sources with a kept edge into a live destination of a layer that is done.
-      whole: [S] bool, sources that are read at every position; the others at the last alone.
+      read_everywhere: [S] bool, sources that are read at every position; the others at the last alone.
     """
 
     def __init__(self, graph: Graph, removed: np.ndarray):
         self.graph = graph
         self.kept = graph.matrix(~removed).astype(bool)
         self.live = np.zeros(graph.n_sources, bool)
-        self.whole = np.zeros(graph.n_sources, bool)
+        self.read_everywhere = np.zeros(graph.n_sources, bool)
 
     def copy(self) -> "LiveGraph":
-        """One that goes its own way."""
-        other = object.__new__(LiveGraph)
-        other.graph = self.graph
-        other.kept, other.live, other.whole = self.kept.copy(), self.live.copy(), self.whole.copy()
+        """A copy that shares no array."""
+        other = copy.copy(self)
+        other.kept, other.live, other.read_everywhere = (
+            self.kept.copy(), self.live.copy(), self.read_everywhere.copy())
         return other
 
     def remove(self, edges: np.ndarray) -> None:
@@ -117,7 +110,7 @@ class LiveGraph:
             readers = [r for r in np.flatnonzero(self.kept[:, d.source])
                        if self.graph.destinations[r].layer > layer and self.reads(self.graph.destinations[r])]
             self.live[d.source] = bool(readers)
-            self.whole[d.source] = any(self.everywhere(self.graph.destinations[r]) for r in readers)
+            self.read_everywhere[d.source] = any(self.everywhere(self.graph.destinations[r]) for r in readers)
 
     def reads(self, d: Destination) -> bool:
         """Whether what a destination reads can matter."""
@@ -125,22 +118,14 @@ class LiveGraph:
 
     def everywhere(self, d: Destination) -> bool:
         """Whether it matters at every position; at the last alone otherwise."""
-        return d.port in ("K", "V") or (d.source is not None and bool(self.whole[d.source]))
+        return d.port in ("K", "V") or (d.source is not None and bool(self.read_everywhere[d.source]))
 
 
 class Follower:
-    """Follows changes through the live graph on one batch of prompts; the arithmetic of `jaxablate.circuits.acdc`.
+    """Follows changes through the live graph on one batch of prompts; the arithmetic of `jaxablate.circuits.acdc`."""
 
-    Args:
-      config: of the model, in the type of the arithmetic (`patching.circuit_config`).
-      params: its weights in that type.
-      blocks: the same, stacked (`nodes.stack_blocks`).
-      prepared: the prompts.
-    """
-
-    def __init__(self, config: ModelConfig, params: Params, blocks: Params, prepared: Prepared):
-        self.config, self.params, self.blocks, self.prepared = config, params, blocks, prepared
-        self.graph = Graph.of(config)
+    def __init__(self, prepared: Prepared):
+        self.prepared, self.graph = prepared, prepared.decoder.graph
 
     def enter(self, values: Values, live: LiveGraph, layer: int) -> Values:
         """Adds the live nodes of a layer as they are in the clean run."""
@@ -151,7 +136,7 @@ class Follower:
                 continue
             reads[index] = self._stream(layer, live.everywhere(d))
             if d.source is not None and d.port in (None, "Q"):
-                writes[d.source] = _cut(self.prepared.sources[d.source], live.whole[d.source])
+                writes[d.source] = _cut(self.prepared.sources[d.source], live.read_everywhere[d.source])
             if d.port is not None:
                 ports[index] = self._project(d, reads[index][None])[0]
         return Values(reads, ports, writes)
@@ -167,15 +152,15 @@ class Follower:
         position = np.arange(width)
         rows = {} if alone else {i: np.searchsorted(at, position, side="right") for i, at in touched.items()}
         end = self._follow(values, live, reads, rows, None)
-        return _divergences(self.config, self.params, self.prepared.readout, end)
+        return _divergences(self.prepared, end)
 
     def patch(self, values: Values, live: LiveGraph, edges: np.ndarray) -> Values:
         """Values with edges patched for good; they may lead into any layers that are in ``values``."""
         reads = {i: self._together(values, live, i, edges[at]) for i, at in self._touched(edges).items()}
-        found = Values({}, {}, {})
-        self._follow(values, live, reads, {}, found)
-        return Values({**values.reads, **found.reads}, {**values.ports, **found.ports},
-                      {**values.writes, **found.writes})
+        changed = Values({}, {}, {})
+        self._follow(values, live, reads, {}, changed)
+        return Values({**values.reads, **changed.reads}, {**values.ports, **changed.ports},
+                      {**values.writes, **changed.writes})
 
     def _touched(self, edges: np.ndarray) -> dict[int, np.ndarray]:
         """destination index -> positions in ``edges`` of its edges."""
@@ -203,79 +188,79 @@ class Follower:
     def _change(self, everywhere: bool) -> jax.Array:
         return self.prepared.change if everywhere else self.prepared.change_at_end
 
-    def _follow(self, values: Values, live: LiveGraph, reads: Arrays, rows: dict[int, np.ndarray],
-                found: Values | None) -> jax.Array | None:
-        """From changed reads to what the end reads, [m, n, D]; None where nothing reaches it.
+    def _follow(self, values: Values, live: LiveGraph, reads: Arrays, rows: Rows, changed: Values | None
+                ) -> jax.Array:
+        """From changed reads to what the end reads, [m, n, D].
 
         Args:
           values: as they are.
           live: the live graph.
           reads: destination index -> [v, n, T or 1, D], changed ones; filled up on the way.
           rows: destination index -> [m], which of the v holds in each of the m runs; v = m where it is missing.
-          found: receives the new values on the way; only for m = 1.
+          changed: receives the new values on the way; only for m = 1.
         """
         first = min(self.graph.destinations[index].layer for index in reads)
+        # Source index, or None for the end, -> what the node changes in what it writes, [m, n, T or 1, D].
         changes: dict[int | None, jax.Array] = {}
         for layer in range(first, 2 * self.graph.n_layers + 1):
             for node, ports in self._nodes_of(layer, live):
-                self._arrive(values, live, ports, changes, reads)
+                # First the changes of earlier nodes arrive at this node's destinations over surviving edges ...
+                for index in ports:
+                    coming = [s for s in changes if live.kept[index, s]]
+                    if coming:
+                        everywhere = live.everywhere(self.graph.destinations[index])
+                        base = reads.get(index, values.reads[index])
+                        reads[index] = _add(base, [_cut(changes[s], everywhere) for s in coming])
+                # ... then, where any of them has changed, the node is computed anew.
                 if any(index in reads for index in ports):
-                    changes[node] = self._node(values, node, ports, reads, rows, found)
-        return changes.get(None)
+                    changes[node] = self._node(values, node, ports, reads, rows, changed)
+        return changes[None] if None in changes else jnp.zeros(())
 
-    def _nodes_of(self, layer: int, live: LiveGraph):
+    def _nodes_of(self, layer: int, live: LiveGraph) -> Iterable[tuple[int | None, list[int]]]:
         """(source index or None for the end, indices of its destinations) of a layer's live nodes."""
-        by_node: dict[Any, list[int]] = {}
+        by_node: dict[int | None, list[int]] = {}
         for index in self.graph.by_layer[layer]:
             d = self.graph.destinations[index]
             if live.reads(d):
                 by_node.setdefault(d.source, []).append(index)
         return by_node.items()
 
-    def _arrive(self, values: Values, live: LiveGraph, ports: Sequence[int], changes: dict, reads: Arrays) -> None:
-        """Adds what changed sources bring to the destinations of one node."""
-        for index in ports:
-            coming = [s for s in changes if live.kept[index, s]]
-            if coming:
-                everywhere = live.everywhere(self.graph.destinations[index])
-                base = reads.get(index, values.reads[index])
-                reads[index] = _add(base, [_cut(changes[s], everywhere) for s in coming])
-
-    def _node(self, values, node, ports, reads, rows, found):
+    def _node(self, values: Values, node: int | None, ports: Sequence[int], reads: Arrays, rows: Rows,
+              changed: Values | None) -> jax.Array:
         """What a node changes in what it writes, [m, n, T or 1, D]; for the end what it reads, [m, n, D]."""
-        if found is not None:
-            found.reads.update({index: reads[index][0] for index in ports if index in reads})
+        if changed is not None:
+            changed.reads.update({index: reads[index][0] for index in ports if index in reads})
         if node is None:
             return _rows(reads[ports[0]], rows.get(ports[0]))[:, :, -1]
         d = self.graph.destinations[ports[0]]
         if d.port is None:
-            change = self._mlp(values, d, _rows(reads[ports[0]], rows.get(ports[0])))
+            read = _rows(reads[ports[0]], rows.get(ports[0]))
+            change = _mlp_change(self.prepared.blocks, d.block, read, values.writes[node])
         else:
-            change = self._head(values, d, ports, reads, rows, found)
-        if found is not None:
-            found.writes[node] = values.writes[node] + change[0]
+            change = self._head(values, d, ports, reads, rows, changed)
+        if changed is not None:
+            changed.writes[node] = values.writes[node] + change[0]
         return change
 
-    def _mlp(self, values, d, read):
-        gates = self.prepared.neuron_gates
-        return _mlp_change(self.config, self.blocks, d.block, read, gates, values.writes[d.source])
-
-    def _head(self, values, d, ports, reads, rows, found):
+    def _head(self, values: Values, d: Destination, ports: Sequence[int], reads: Arrays, rows: Rows,
+              changed: Values | None) -> jax.Array:
         projected = []
         for index in ports:
-            old = values.ports[index][None]
+            now = values.ports[index][None]
             if index in reads:
                 new = self._project(self.graph.destinations[index], reads[index])
-                if found is not None:
-                    found.ports[index] = new[0]
-                old = _rows(new, rows.get(index))
-            projected.append(old)
-        gates = self.prepared.head_gates
-        return _head_change(self.config, self.blocks, d.block, d.head, *_common(projected), self.prepared.visible,
-                            gates, values.writes[d.source])
+                if changed is not None:
+                    changed.ports[index] = new[0]
+                now = _rows(new, rows.get(index))
+            projected.append(now)
+        runs = max(x.shape[0] for x in projected)
+        q, k, v = (jnp.broadcast_to(x, (runs, *x.shape[1:])) for x in projected)
+        assert d.source is not None  # a head writes
+        return _head_change(self.prepared.blocks, d.block, d.head, q, k, v, values.writes[d.source])
 
     def _project(self, d: Destination, read: jax.Array) -> jax.Array:
-        return _project(self.config, PORTS.index(d.port), self.blocks, d.block, d.head, read)
+        assert d.port is not None  # only heads project
+        return _project(self.prepared.blocks, PORTS.index(d.port), d.block, d.head, read)
 
     def _stream(self, layer: int, everywhere: bool) -> jax.Array:
         return _cut(self.prepared.streams[layer], everywhere)
@@ -286,19 +271,13 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _cut(x: jax.Array, everywhere: Any) -> jax.Array:
+def _cut(x: jax.Array, everywhere: bool | np.bool_) -> jax.Array:
     """All positions, or the last alone."""
     return x if everywhere or x.shape[-2] == 1 else x[..., -1:, :]
 
 
 def _rows(x: jax.Array, rows: np.ndarray | None) -> jax.Array:
     return x if rows is None else jnp.take(x, rows, axis=0)
-
-
-def _common(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """The same number of runs for each."""
-    runs = max(x.shape[0] for x in arrays)
-    return [jnp.broadcast_to(x, (runs, *x.shape[1:])) for x in arrays]
 
 
 def _add(base: jax.Array, terms: Sequence[jax.Array]) -> jax.Array:
@@ -308,15 +287,15 @@ def _add(base: jax.Array, terms: Sequence[jax.Array]) -> jax.Array:
 
 
 @jax.jit
-def _sum(base, *terms):
+def _sum(base: jax.Array, *terms: jax.Array) -> jax.Array:
     for term in terms:
         base = base + term
     return base
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _nested_reads(change, read, sources, with_none):
-    def step(read, source):
+def _nested_reads(change: jax.Array, read: jax.Array, sources: jax.Array, with_none: bool) -> jax.Array:
+    def step(read: jax.Array, source: jax.Array) -> tuple[jax.Array, jax.Array]:
         read = read + change[source]
         return read, read
 
@@ -325,42 +304,38 @@ def _nested_reads(change, read, sources, with_none):
 
 
 @jax.jit
-def _patched_read(change, read, sources, weights):
-    def step(read, term):
+def _patched_read(change: jax.Array, read: jax.Array, sources: jax.Array, weights: jax.Array) -> jax.Array:
+    def step(read: jax.Array, term: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         source, weight = term
         return read + weight.astype(read.dtype) * change[source], None
 
     return jax.lax.scan(step, read, (sources, weights))[0][None]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=1)
 @exact
-def _project(config, port, blocks, block, head, read):
+def _project(blocks: Block, port: int, index: int, head: int, read: jax.Array) -> jax.Array:
     """Queries, keys or values [m, n, T or 1, H] of one head."""
-    kernel = blocks["attention"][nodes.PORT_NAMES[port]]["kernel"][block, :, head]
-    return nodes.project_head(config, jax.tree.map(lambda x: x[block], blocks["ln_1"]), kernel, read)
+    block = blocks.take(index)
+    return block.project(port, block.decoder.read(block.weights, read), head)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 @exact
-def _head_change(config, blocks, block, head, q, k, v, visible, gates, written):
+def _head_change(blocks: Block, index: int, head: int, q: jax.Array, k: jax.Array, v: jax.Array, written: jax.Array
+                 ) -> jax.Array:
     """What a head writes now minus what it wrote, [m, n, T or 1, D]."""
-    queries = q.shape[-2]
-    out = masked_attention(q, k, v, visible[block][:, -queries:], scale=config.attention_scale)
-    if gates is not None:
-        out = out * gates[block, head][:, -queries:]
-    return out @ blocks["attention"]["out"]["kernel"][block, head] - written
+    block = blocks.take(index)
+    return block.decoder.write(block.weights, block.channels(q, k, v, head), head) - written
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 @exact
-def _mlp_change(config, blocks, block, read, gates, written):
-    gate = None if gates is None else gates[block][:, -read.shape[-2] :]
-    weights = jax.tree.map(lambda x: x[block], {name: blocks[name] for name in ("ln_2", "mlp")})
-    return nodes.mlp(config, weights, read, gate) - written
+def _mlp_change(blocks: Block, index: int, read: jax.Array, written: jax.Array) -> jax.Array:
+    return blocks.take(index).mlp(read) - written
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 @exact
-def _divergences(config, params, clean, end):
-    return divergence(clean, nodes.final_norm(config, params, end)).sum(-1)
+def _divergences(prepared: Prepared, end: jax.Array) -> jax.Array:
+    return prepared.divergence.values(prepared.decoder.final_norm(prepared.params, end)).sum(-1)

@@ -1,4 +1,4 @@
-"""Pairs of tokenised prompts, clean and corrupt, with the right and the wrong next tokens: what every circuit is of.
+"""Pairs of tokenised prompts, clean and corrupt, with the right and the wrong next tokens.
 
 Prompts are padded at the left, so the last position of the arrays is the last token of every prompt, whatever its
 length. A pair has one length, so clean and corrupt activations meet position by position.
@@ -20,12 +20,14 @@ NO_ANSWER = -1
 _LARGEST_ID = 2**31 - 1
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PromptPairs:
     """Prompt pairs of a task, ready for a model. Two of them are the same if their `digest` is.
 
     Example:
       >>> pairs = PromptPairs.from_ids([[5, 6, 7], [8, 9]], [[5, 4, 7], [3, 9]], [[1], [2]], [[2], [1, 3]], name="toy")
+      >>> pairs
+      PromptPairs('toy': 2 prompts of 2 to 3 tokens)
       >>> pairs.clean.tolist(), pairs.valid.tolist()
       ([[5, 6, 7], [0, 8, 9]], [[True, True, True], [False, True, True]])
       >>> pairs.wrong_answers.tolist(), pairs.lengths.tolist(), len(pairs.take([1]))
@@ -48,11 +50,19 @@ class PromptPairs:
     groups: tuple[str, ...]
     """[n] kind of prompt, "" where there are none."""
     name: str
-    """Of the task."""
+    """Name of the task."""
 
     def __post_init__(self) -> None:
         _check_shapes(self)
         _check_values(self)
+
+    def __repr__(self) -> str:
+        return f"PromptPairs({self.name!r}: {self.describe()})"
+
+    def describe(self) -> str:
+        """Number and lengths of the prompts."""
+        shortest, longest = int(self.lengths.min()), int(self.lengths.max())
+        return f"{len(self):,} prompts of {shortest if shortest == longest else f'{shortest} to {longest}'} tokens"
 
     @classmethod
     def from_ids(cls, clean: Sequence[Sequence[int]], corrupt: Sequence[Sequence[int]],
@@ -65,7 +75,7 @@ class PromptPairs:
           corrupt: token ids of each corrupt prompt, as many as its clean one has.
           answers: right next tokens of each prompt.
           wrong_answers: wrong next tokens of each prompt.
-          name: of the task.
+          name: name of the task.
           groups: kind of each prompt; none by default.
           source: what messages call the prompts, for example the file they are from; ``name`` by default.
 

@@ -1,0 +1,346 @@
+"""What a block of a decoder computes on given prompts: the one place that every run of a circuit is made from.
+
+`Decoder` is a protocol of small steps: embed, norm and project for one head or for all, attend, combine heads, MLP,
+final norm and output matrix. `SelfAblatingDecoder` takes these steps with the parts of `jaxablate.models`; another
+family of models adds another class and `decoder_for` chooses it. A `Block` is one block of a decoder with the masks
+and gates of certain prompts. The ordinary run and the patched run (`patching`), derivatives (`attribution`) and effects
+of single edges (`effects`) are loops over blocks; the search (`live`) calls single steps.
+
+Positions: arrays have T of them, or 1, the last alone, where nothing else is read. Prompts are padded at the left.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxablate.circuits.graph import Graph
+from jaxablate.config import ModelConfig
+from jaxablate.errors import ConfigError
+from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.models.layers import Mlp
+from jaxablate.ops.attention import masked_attention, visible_keys
+from jaxablate.ops.normalization import layer_norm
+from jaxablate.types import Params
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def exact(function: Callable[P, R]) -> Callable[P, R]:
+    """Matrix products in the full precision of their type, on accelerators too: an edge's effect may be tiny."""
+
+    @functools.wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return inner
+
+
+@flax.struct.dataclass
+class Inputs:
+    """Prompts of one padded length as the blocks take them."""
+
+    tokens: jax.Array
+    """[n, T] int."""
+    valid: jax.Array
+    """[n, T] bool, False at padding. The last position is a real token."""
+    attention_gates: jax.Array | None = None
+    """[n, L, N, H] at the last position, for the ablated stream; None for the clean one."""
+    neuron_gates: jax.Array | None = None
+    """[n, L, F] at the last position, likewise."""
+
+    @property
+    def positions(self) -> jax.Array:
+        """[n, T] int, counted from each prompt's first real token; 0 at padding."""
+        return jnp.maximum(jnp.cumsum(self.valid, axis=-1) - 1, 0)
+
+    def take(self, rows: np.ndarray) -> "Inputs":
+        """The prompts ``rows`` [m] int."""
+        return jax.tree.map(lambda x: x[rows], self)
+
+
+class Decoder(Protocol):
+    """Steps of a family of decoders. An instance is hashable: compiled functions take it as a static argument.
+
+    D is the width of the residual stream, N the number of heads, H their width, F the number of neurons of a block.
+    Weights of a block are a pytree whose structure and shapes are those of every other block, so that blocks can be
+    stacked and indexed within a compiled function. A family whose heads share keys and values returns fewer of those
+    than queries, and `attend` repeats them. `positions` [n, T or 1] are for rotary embeddings.
+    """
+
+    @property
+    def graph(self) -> Graph:
+        """Its edge graph."""
+        ...
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(D, F, H)."""
+        ...
+
+    def in_type(self, dtype: str) -> "Decoder":
+        """The same decoder with all arithmetic in ``float32`` or ``float64``."""
+        ...
+
+    def embed(self, params: Params, inputs: Inputs) -> jax.Array:
+        """[n, T, D] what enters the first block; a learned position is part of it."""
+        ...
+
+    def block(self, params: Params, index: int) -> Params:
+        """Weights of a block."""
+        ...
+
+    def visible(self, valid: jax.Array, index: int) -> jax.Array:
+        """[n, T, T] bool: the keys that each query of a block sees."""
+        ...
+
+    def read(self, weights: Params, x: jax.Array) -> jax.Array:
+        """Streams [..., D] after the norm before attention."""
+        ...
+
+    def project(self, weights: Params, port: int | jax.Array, normed: jax.Array, positions: jax.Array,
+                head: int | jax.Array | None = None) -> jax.Array:
+        """Queries, keys or values (port 0, 1, 2) of normed streams.
+
+        With a ``head``, [..., T, H] of that head from [..., T, D]; port and head may then be traced. Without, of all
+        heads [N, ..., T, H], from streams of their own [N, ..., T, D] or from one [1, ..., T, D].
+        """
+        ...
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+        """Head outputs [..., Q, H] from queries [..., Q, H], keys and values [..., T, H] and a mask [n, Q, T]."""
+        ...
+
+    def write(self, weights: Params, channels: jax.Array, head: int | jax.Array | None = None) -> jax.Array:
+        """What heads add to the stream: [N, ..., D] from head outputs [N, ..., H], or [..., D] of one head."""
+        ...
+
+    def bias(self, weights: Params) -> jax.Array:
+        """[D] what attention adds that belongs to no head; 0 in families without."""
+        ...
+
+    def combine(self, weights: Params, channels: jax.Array) -> jax.Array:
+        """[..., D] what all heads [N, ..., H] and the bias add to the stream together."""
+        ...
+
+    def neurons(self, weights: Params, x: jax.Array) -> jax.Array:
+        """Activated neurons [..., F] of an MLP from the stream [..., D] before its norm."""
+        ...
+
+    def write_neurons(self, weights: Params, neurons: jax.Array) -> jax.Array:
+        """What an MLP adds to the stream [..., D], its bias included, from neurons [..., F]."""
+        ...
+
+    def final_norm(self, params: Params, x: jax.Array) -> jax.Array:
+        """The stream [..., D] as the output matrix reads it."""
+        ...
+
+    def unembedding(self, params: Params) -> jax.Array:
+        """[V, D] rows of the output matrix: logits are their products with the normed stream."""
+        ...
+
+    def last_gates(self, params: Params, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+        """Gates of the ablated stream at the last position, [n, L, N, H] and [n, L, F].
+
+        Raises:
+          ConfigError: there is no such stream.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfAblatingDecoder:
+    """The `Decoder` of `jaxablate.models.decoder.SelfAblatingTransformer`: pre-norm blocks with learned positions."""
+
+    config: ModelConfig
+
+    @property
+    def graph(self) -> Graph:
+        return Graph.of(self.config)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.config.d_model, self.config.mlp_width, self.config.head_width
+
+    def in_type(self, dtype: str) -> "SelfAblatingDecoder":
+        return SelfAblatingDecoder(dataclasses.replace(self.config, compute_dtype=dtype, param_dtype=dtype))
+
+    def embed(self, params: Params, inputs: Inputs) -> jax.Array:
+        places = params["pos_embed"]["embedding"][inputs.positions] * inputs.valid[..., None]
+        return params["embed"]["embedding"][inputs.tokens] + places
+
+    def block(self, params: Params, index: int) -> Params:
+        block = params[f"layer_{index}"]  # without its score heads
+        return {name: block[name] for name in ("ln_1", "ln_2", "attention", "mlp")}
+
+    def visible(self, valid: jax.Array, index: int) -> jax.Array:
+        return visible_keys(valid, self.config.layer_window(index))
+
+    def read(self, weights: Params, x: jax.Array) -> jax.Array:
+        return self._norm(weights["ln_1"], x)
+
+    def project(self, weights: Params, port: int | jax.Array, normed: jax.Array, positions: jax.Array,
+                head: int | jax.Array | None = None) -> jax.Array:
+        del positions  # they are in the embedding
+        kernels = [weights["attention"][name]["kernel"] for name in ("query", "key", "value")]
+        if head is not None:
+            one = kernels[port][:, head] if isinstance(port, int) else jnp.stack(kernels)[port, :, head]
+            return normed @ one
+        if normed.shape[0] == 1:
+            return jnp.einsum("...d,dnh->n...h", normed[0], kernels[port])
+        return jnp.einsum("n...d,dnh->n...h", normed, kernels[port])
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+        return masked_attention(q, k, v, visible, scale=self.config.attention_scale)
+
+    def write(self, weights: Params, channels: jax.Array, head: int | jax.Array | None = None) -> jax.Array:
+        kernel = weights["attention"]["out"]["kernel"]
+        return jnp.einsum("n...h,nhd->n...d", channels, kernel) if head is None else channels @ kernel[head]
+
+    def bias(self, weights: Params) -> jax.Array:
+        return weights["attention"]["out"]["bias"]
+
+    def combine(self, weights: Params, channels: jax.Array) -> jax.Array:
+        return jnp.einsum("n...h,nhd->...d", channels, weights["attention"]["out"]["kernel"]) + self.bias(weights)
+
+    def neurons(self, weights: Params, x: jax.Array) -> jax.Array:
+        normed = self._norm(weights["ln_2"], x)
+        return self._mlp(weights, normed, lambda mlp, x: mlp.activation(mlp.up(x)))
+
+    def write_neurons(self, weights: Params, neurons: jax.Array) -> jax.Array:
+        return self._mlp(weights, neurons, lambda mlp, x: mlp.down(x))
+
+    def final_norm(self, params: Params, x: jax.Array) -> jax.Array:
+        return self._norm(params["ln_f"], x)
+
+    def unembedding(self, params: Params) -> jax.Array:
+        return params["embed"]["embedding"]
+
+    def last_gates(self, params: Params, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+        if not self.config.gated:
+            raise ConfigError("stream='ablated' needs a model with gates, this one has ablation='none'; take 'clean'")
+        return _last_gates(self, params, inputs)
+
+    def _norm(self, weights: Params, x: jax.Array) -> jax.Array:
+        return layer_norm(x, weights["scale"], weights["bias"], self.config.layer_norm_eps)
+
+    def _mlp(self, weights: Params, x: jax.Array, method: Callable[[Mlp, jax.Array], jax.Array]) -> jax.Array:
+        return Mlp(self.config).apply({"params": weights["mlp"]}, x, method=method)  # pyright: ignore[reportReturnType]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+@exact
+def _last_gates(decoder: SelfAblatingDecoder, params: Params, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    """Gates by the model's own run, which wants the padding at the right."""
+    config, lengths = decoder.config, inputs.valid.sum(-1)
+    place = (jnp.arange(inputs.valid.shape[1]) - lengths[:, None]) % inputs.valid.shape[1]
+    tokens = jnp.take_along_axis(inputs.tokens, place, axis=1)
+    gates: Any = SelfAblatingTransformer(config).apply({"params": params}, tokens)
+    rows = jnp.arange(len(lengths))
+    attention, neuron = (g[rows, lengths - 1] for g in (gates.gates.attention, gates.gates.neuron))
+    return attention.reshape(*attention.shape[:2], config.n_heads, config.head_width), neuron
+
+
+def decoder_for(config: ModelConfig) -> Decoder:
+    """The decoder of a config, in float32: the one place that tells families of models apart."""
+    return SelfAblatingDecoder(config).in_type("float32")
+
+
+@flax.struct.dataclass
+class Block:
+    """One block with the masks and gates of certain prompts.
+
+    All fields of the blocks of a decoder have the same shapes, so blocks can be stacked (`stack`) and indexed (`take`).
+    Streams may have more axes before the prompts: [..., n, T or 1, D].
+    """
+
+    decoder: Decoder = flax.struct.field(pytree_node=False)
+    weights: Params
+    positions: jax.Array
+    """[n, T] int."""
+    visible: jax.Array
+    """[n, T, T] bool."""
+    head_gate: jax.Array | None
+    """[N, n, T, H] factors of head outputs."""
+    neuron_gate: jax.Array | None
+    """[n, T, F] factors of neurons."""
+
+    def ports(self, x: jax.Array, at_end: bool = False) -> tuple[jax.Array, ...]:
+        """Queries, keys and values [N, ..., n, T, H] of all heads from one stream; at the end queries [..., 1, H]."""
+        normed = self.decoder.read(self.weights, x)[None]
+        queries = normed[..., -1:, :] if at_end else normed
+        return tuple(self.project(port, queries if port == 0 else normed) for port in range(3))
+
+    def project(self, port: int | jax.Array, normed: jax.Array, head: int | jax.Array | None = None) -> jax.Array:
+        """`Decoder.project` of this block at the last positions, as many as there are."""
+        return self.decoder.project(self.weights, port, normed, self.positions[:, -normed.shape[-2] :], head)
+
+    def channels(self, q: jax.Array, k: jax.Array, v: jax.Array, head: int | jax.Array | None = None) -> jax.Array:
+        """Head outputs as the output matrix reads them: [N, ..., n, Q, H], or [..., n, Q, H] of one head."""
+        count = q.shape[-2]
+        out = self.decoder.attend(q, k, v, self.visible[:, -count:])
+        if self.head_gate is None:
+            return out
+        gate = self.head_gate[..., -count:, :] if head is None else self.head_gate[head][..., -count:, :]
+        return out * (gate if head is not None else _spread_axes(gate, out.ndim))
+
+    def attention(self, x: jax.Array, at_end: bool = False) -> jax.Array:
+        """What attention adds to a stream; at the end to its last position alone."""
+        return self.decoder.combine(self.weights, self.channels(*self.ports(x, at_end)))
+
+    def neurons(self, x: jax.Array) -> jax.Array:
+        """Neurons [..., n, T or 1, F] as the down-projection reads them."""
+        neurons = self.decoder.neurons(self.weights, x)
+        return neurons if self.neuron_gate is None else neurons * self.neuron_gate[:, -x.shape[-2] :]
+
+    def mlp(self, x: jax.Array) -> jax.Array:
+        """What the MLP adds to a stream."""
+        return self.decoder.write_neurons(self.weights, self.neurons(x))
+
+    def take(self, index: int | jax.Array) -> "Block":
+        """One of stacked blocks."""
+        return jax.tree.map(lambda x: x[index], self)
+
+
+def blocks(decoder: Decoder, params: Params, inputs: Inputs) -> list[Block]:
+    """All blocks of a decoder on prompts."""
+    positions, length = inputs.positions, inputs.tokens.shape[1]
+
+    def gates(values: jax.Array | None, index: int) -> jax.Array | None:
+        return None if values is None else _spread_gate(values[:, index], length)
+
+    out = []
+    for i in range(decoder.graph.n_layers):
+        heads = gates(inputs.attention_gates, i)
+        out.append(Block(
+            decoder=decoder, weights=decoder.block(params, i), positions=positions,
+            visible=decoder.visible(inputs.valid, i), head_gate=None if heads is None else heads.transpose(2, 0, 1, 3),
+            neuron_gate=gates(inputs.neuron_gates, i)))
+    return out
+
+
+def stack(blocks: Sequence[Block]) -> Block:
+    """Blocks along a leading axis, for compiled functions that serve every layer."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+
+
+def _spread_gate(gate: jax.Array, positions: int) -> jax.Array:
+    """A gate [n, ...] of the last position as factors [n, positions, ...] that are 1 before it.
+
+    A token's gates act on that token alone, and later tokens read its clean stream. So where only the last position is
+    read, the ablated stream is a stream that is gated there and clean before.
+    """
+    before = jnp.ones((gate.shape[0], positions - 1, *gate.shape[1:]), gate.dtype)
+    return jnp.concatenate([before, gate[:, None]], axis=1)
+
+
+def _spread_axes(gate: jax.Array, ndim: int) -> jax.Array:
+    """[N, n, T, H] with axes of size 1 after the heads, up to ``ndim`` axes."""
+    return gate.reshape(gate.shape[0], *(1,) * (ndim - gate.ndim), *gate.shape[1:])

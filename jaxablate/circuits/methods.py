@@ -1,0 +1,94 @@
+"""`METHODS`: every way to score edges, by name. The command line, the suite and the docs read it.
+
+A method from another package is registered by a call, or by an entry point of the group ``jaxablate.circuit_methods``;
+``jaxablate circuit --method NAME`` then takes it, and the suite ranks it beside the others:
+
+    METHODS.register(Method("distance", "distance", "how far an edge reaches", lambda problem, **_: ...))
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxablate.circuits.acdc import TAU, acdc, shuffled_order
+from jaxablate.circuits.attribution import eap, eap_ig, mask_gradient, random_scores
+from jaxablate.circuits.effects import effects
+from jaxablate.circuits.problem import Problem
+from jaxablate.errors import DataError
+from jaxablate.registry import Registry
+
+ORACLE_EDGES = 3000
+"""Largest graph whose edges the suite patches one by one as a standard for the estimates."""
+_MASKS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Middles of five equal stretches from nothing to everything patched."""
+_MASK_GRADIENT_PROMPTS = 16
+"""Prompts at once: its derivative keeps much more than a run."""
+Progress = Callable[[int, int, int], None]
+"""(edges done, edges in all, edges evaluated)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to score all edges of a problem."""
+
+    name: str
+    """Name on the command line."""
+    label: str
+    """Name in tables."""
+    about: str
+    """One line: what a score is."""
+    run: Callable[..., np.ndarray]
+    """(problem, **options) -> [E] by how much the metric changes when each edge alone is patched, or an estimate of
+    it. It ignores options that it does not know; ``seed`` and ``progress`` are always given."""
+    score_label: str = ""
+    """What pictures call a score; the label and "score" by default."""
+    most_edges: int | None = None
+    """The suite leaves the method out on larger graphs."""
+    ranked: bool = True
+    """Whether the suite ranks circuits made from its scores. ACDC makes circuits of its own."""
+
+    def scores(self, problem: Problem, *, seed: int = 0, progress: Progress = lambda done, total, evaluated: None,
+               **options: Any) -> np.ndarray:
+        """[E] float64 scores, checked.
+
+        Raises:
+          DataError: the method did not give one number for each edge.
+        """
+        scores = np.asarray(self.run(problem, seed=seed, progress=progress, **options), np.float64)
+        if scores.shape != (problem.graph.n_edges,) or np.isnan(scores).any():
+            raise DataError(f"method {self.name!r} gave scores of shape {list(scores.shape)}, "
+                            f"{int(np.isnan(scores).sum())} of them NaN; it must give one number for each of "
+                            f"{problem.graph.n_edges} edges")
+        return scores
+
+
+def acdc_scores(problem: Problem, *, tau: float = TAU, order_seed: int | None = None,
+                progress: Progress = lambda done, total, evaluated: None, **_: Any) -> np.ndarray:
+    """[E] nats: rise of KL when ACDC cut, or refused to cut, each edge."""
+    order = None if order_seed is None else shuffled_order(problem.graph, order_seed)
+    return acdc(problem, (tau,), order=order, progress=progress).runs[tau].rises
+
+
+def _oracle(problem: Problem, *, progress: Progress, **_: Any) -> np.ndarray:
+    return effects(problem, progress=lambda done, total: progress(done, total, done))
+
+
+def _mask_gradient(problem: Problem, **_: Any) -> np.ndarray:
+    return mask_gradient(problem, masks=_MASKS, batch_size=min(problem.batch_size, _MASK_GRADIENT_PROMPTS))
+
+
+METHODS: Registry[Method] = Registry("circuit method", (
+    Method("acdc", "ACDC", "rise of KL when the search came to the edge", acdc_scores, "rise of KL", ranked=False),
+    Method("eap", "EAP", "derivative at the clean run times the change of the source", lambda problem, **_: eap(problem)),
+    Method("eap-ig", "EAP-IG", "the same, averaged from the replaced to the clean embedding",
+           lambda problem, **_: eap_ig(problem)),
+    Method("mask-gradient", "mask gradient", "integrated derivative with respect to the edge mask", _mask_gradient,
+           "mask gradient"),
+    Method("oracle", "single edges", "each edge patched alone, exactly", _oracle, "effect on logit difference",
+           most_edges=ORACLE_EDGES),
+    Method("random", "random", "standard normal numbers, as a control",
+           lambda problem, *, seed, **_: random_scores(problem.graph, seed)),
+))
+register = METHODS.register
