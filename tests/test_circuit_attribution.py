@@ -154,8 +154,8 @@ def test_oracle_matches_the_fixtures(acdc_file):
     weights = {k.removeprefix("param/"): data[k] for k in data.files if k.startswith("param/")}
     kind = {} if any("ablation_head" in name for name in weights) else {"ablation": "none"}  # golden: heads left out
     config, params = transformer_from_reference(weights, reference_config=json.loads(str(data["config_json"])), **kind)
-    names = {"clean": "clean_ids", "corrupt": "corrupt_ids", "answers": "answer_ids", "wrong_answers": "wrong_answer_ids"}
-    ids = {name: data[key].astype(np.int32) for name, key in names.items()}
+    ids = {name: data[f"{name.removesuffix('s')}_ids"].astype(np.int32)
+           for name in ("clean", "corrupt", "answers", "wrong_answers")}
     ids = {name: x if x.ndim == 2 else x[:, None] for name, x in ids.items()}
     prompts = PromptPairs(**ids, valid=data["attention_mask"].astype(bool), groups=("",) * len(ids["clean"]), name="x")
     got = effects(circuits.problem(config, params, prompts, metric="kl"))

@@ -1,4 +1,4 @@
-"""eval.py circuit: end to end on a really trained tiny model, killed and resumed, and with every kind of bad input."""
+"""jaxablate circuit: end to end on a really trained tiny model, killed, resumed, and with bad input."""
 
 import io
 import json
@@ -12,41 +12,23 @@ import typing
 
 import numpy as np
 import pytest
-from helpers.scripts import load_script
 from rich.console import Console
 
-from jaxablate.circuits import patching
-from jaxablate.circuits.acdc import AcdcRun
-from jaxablate.circuits.formats import load_circuit, load_mib
-from jaxablate.circuits.graph import Graph
-from jaxablate.commands import circuit as circuit_runner
-from jaxablate.commands import circuit_measures, circuit_search, circuit_view
-from jaxablate.commands.circuit_settings import CircuitSettings
-from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from jaxablate.circuits import AcdcRun, Graph, load_circuit, load_mib, patching
+from jaxablate.circuits.competence import nodes_within
+from jaxablate.commands import circuit as command
+from jaxablate.commands.circuit import CircuitSettings
+from jaxablate.commands.main import main
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.training.loop import train
+from jaxablate.types import STREAMS
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = ["circuit.html", "circuit.json", "circuit.mib.json", "circuit.png", "circuit.svg"]
 
-evaluation = load_script("eval")
-
-
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(language_run):
     """A run of two blocks of two heads, 46 edges."""
-    folder = tmp_path_factory.mktemp("runs")
-    config = Config(
-        model=ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2, n_heads=2, k_attention=3,
-                          k_neurons=5, ablation="local"),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
-        data=DataConfig(source="embedded", tokenizer="corpus", cache_dir=str(folder / "data"), embedded_stories=60,
-                        embedded_valid_stories=40),
-        train=TrainConfig(steps=6, batch_size=8, sequence_length=32, eval_every=6, eval_batches=1, checkpoint_every=3,
-                          tensorboard=False),
-    )
-    train(config, folder / "run")
-    return folder / "run"
+    return language_run
 
 
 GRAPH = Graph(2, 2)
@@ -55,11 +37,11 @@ ACDC = ("--prompts", "12", "--tau", "1e-6")
 
 
 def circuit(workdir, *arguments):
-    return evaluation.main(["circuit", "--workdir", str(workdir), *map(str, arguments)])
+    return main(["circuit", "--workdir", str(workdir), *map(str, arguments)])
 
 
 def error_of(capsys, workdir, *arguments):
-    """Runs eval.py circuit, which must fail as a user's error does, and gives its one line."""
+    """Runs the command, which must fail as a user's error does, and gives its one line."""
     assert circuit(workdir, *arguments) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
@@ -88,9 +70,9 @@ def test_acdc_writes_a_circuit_with_its_conditions(found):
     assert len(about["prompts_digest"]) == 64 and len(about["params_digest"]) == 16 and "revision" in about
     assert about["model"]["d_model"] == 16
     measured = about["measured"]
-    assert measured["kept"] == of.n_kept and measured["model"]["kl"] == pytest.approx(0, abs=1e-6)
-    low, high = measured["circuit"]["accuracy_interval"]
-    assert low <= measured["circuit"]["accuracy"] <= high
+    assert measured["kept"] == of.n_kept and measured["model"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
+    accuracy = measured["circuit"]["accuracy"]
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
     np.testing.assert_array_equal(load_mib(found / "circuit.mib.json", graph=GRAPH).kept, of.kept)
 
 
@@ -132,7 +114,7 @@ def test_prompts_of_a_file_and_a_model_that_cannot_do_the_task(workdir, tmp_path
     write_prompts(tmp_path / "my task.json", {}, {"clean": "One day, Sue went", "corrupt": "One day, Sue gave"})
     assert circuit(workdir, "--prompt-file", tmp_path / "my task.json", "--method", "random", "--edges", 1) == 0
     said = capsys.readouterr().out
-    assert "the model cannot do the task" in said and "does nothing" in said and "Circuit of my task in run" in said
+    assert "the model cannot do the task" in said and "does nothing" in said and "Circuit of my task in" in said
     folder = workdir / "circuits" / "clean-random-1-my-task"
     assert stored(folder).about["prompts"] == 2 and "warning:" in (folder / "circuit.html").read_text()
 
@@ -145,8 +127,7 @@ def write_prompts(path, *changes):
 KILLED = """
 import importlib, os, signal, sys
 acdc = importlib.import_module("jaxablate.circuits.acdc")
-sys.path.insert(0, {root!r})
-import eval as script
+from jaxablate.commands import main as script
 save, done = acdc.save_progress, []
 def killed(*arguments):
     save(*arguments)
@@ -160,13 +141,13 @@ sys.exit(script.main(sys.argv[1:]))
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
 def test_a_killed_search_goes_on_where_it_was(workdir, found, tmp_path, how, capsys):
-    program = [sys.executable, "-c", KILLED.format(root=str(ROOT), signal=how)]
+    program = [sys.executable, "-c", KILLED.format(signal=how)]
     arguments = ["circuit", "--workdir", str(workdir), *ACDC, "--out", str(tmp_path / "out")]
     done = subprocess.run(program + arguments, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == {"SIGKILL": -signal.SIGKILL, "SIGTERM": 130}[how], done.stderr
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["search.npz"]
     assert how == "SIGKILL" or done.stderr.strip().startswith("stopped")
-    assert evaluation.main(arguments) == 0
+    assert main(arguments) == 0
     assert "going on with the interrupted search" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
     first, again = stored(found), stored(tmp_path / "out")
@@ -186,15 +167,16 @@ def test_an_interrupted_search_of_another_task_is_refused(workdir, tmp_path, cap
     (("--batch-size", "0"), "batch_size=0 must be at least 1"),
     (("--seed", "-1"), "seed=-1 must not be negative"),
     (("--order-seed", "-1"), "order_seed=-1 must not be negative"),
-    (("--checkpoint", "newest"), "must be auto, last, best or"),
+    (("--checkpoint", "first"), "must be auto, newest, best or"),
+    (("--method", "eap-gi"), "did you mean 'eap-ig'"),
     (("--method", "eap", "--edges", "0"), "edges=0 must be at least 1"),
     (("--method", "eap", "--edges", "47"), "edges=47 are more than the 46"),
     (("--method", "eap", "--tau", "1"), "no effect beside --method eap: --tau; leave that out, or choose another"),
     (("--edges", "5", "--search", "top"), "no effect beside --method acdc: --edges, --search"),
     (("--load", "FOUND", "--method", "eap", "--tau", "1"), "no effect beside --load: --method, --tau; leave that out"),
     (("--load", "nowhere.json"), "nowhere.json cannot be read"),
-    (("--out", "FILE/below"), "cannot be written"),
-    (("--out", "FILE"), "cannot be written"),
+    (("--out", "FILE/below"), "cannot write"),
+    (("--out", "FILE"), "cannot write"),
     (("--prompt-file", "nowhere.json"), "nowhere.json cannot be read"),
 ])
 def test_bad_input_is_one_line(workdir, found, tmp_path, capsys, arguments, complaint):
@@ -249,7 +231,7 @@ def test_nothing_is_left_where_it_fails_late(workdir, tmp_path, monkeypatch, cap
     def fails(*arguments, **options):
         raise DataError("late")
 
-    monkeypatch.setattr(circuit_runner, "measure", fails)
+    monkeypatch.setattr(command, "measure", fails)
     out = tmp_path / "new" / "out"
     assert "late" in error_of(capsys, workdir, "--method", "random", "--prompts", 12, "--out", out)
     assert not (tmp_path / "new").exists()
@@ -258,9 +240,7 @@ def test_nothing_is_left_where_it_fails_late(workdir, tmp_path, monkeypatch, cap
 def test_settings_name_what_the_circuits_room_has():
     hints = typing.get_type_hints(CircuitSettings)
     assert typing.get_args(hints["ablation"]) == patching.ABLATIONS
-    assert typing.get_args(hints["stream"]) == typing.get_args(patching.Stream)
-    assert set(circuit_search.SCORE_LABELS) <= {a for part in typing.get_args(hints["method"])
-                                                for a in typing.get_args(part) or (part,)}
+    assert typing.get_args(hints["stream"]) == STREAMS
 
 
 @pytest.mark.parametrize(("options", "name"), [
@@ -272,29 +252,28 @@ def test_settings_name_what_the_circuits_room_has():
 ])
 def test_folders_are_named_by_what_is_not_the_default(options, name):
     settings = CircuitSettings(workdir=pathlib.Path("runs/x"), **options)
-    settings.check()
     assert settings.folder() == pathlib.Path("runs/x/circuits") / name
 
 
 def test_a_circuit_of_scores_has_a_twentieth_of_the_edges():
     settings = CircuitSettings(workdir=pathlib.Path("x"), method="eap")
-    assert circuit_search.edge_count(settings, GRAPH) == 3
+    assert command.edge_count(settings, GRAPH) == 3
     with pytest.raises(ConfigError, match="choose 1 .. 46"):
-        circuit_search.edge_count(CircuitSettings(workdir=pathlib.Path("x"), method="eap", edges=99), GRAPH)
+        command.edge_count(CircuitSettings(workdir=pathlib.Path("x"), method="eap", edges=99), GRAPH)
 
 
 def test_rises_are_over_the_last_edge_that_was_cut():
     run = AcdcRun(tau=0.5, order=np.array([3, 1, 0, 2, 4]), kl=np.array([0.9, 0.1, 0.1, 0.7, 0.3]),
                   removed=np.array([False, True, True, False, True]), kept=np.array([False, False, True, True, False]),
                   min_margin=0.1, final_kl=0.3, checked_kl=0.3)
-    np.testing.assert_allclose(circuit_search.rises(run), [0.0, 0.1, 0.6, 0.9, 0.2])
+    np.testing.assert_allclose(run.rises, [0.0, 0.1, 0.6, 0.9, 0.2])
 
 
 def test_nodes_count_where_edges_lead_in_and_out():
     def within(*names):
         kept = np.zeros(GRAPH.n_edges, bool)
         kept[[GRAPH.edge(name) for name in names]] = True
-        return circuit_measures.nodes_within(GRAPH, kept)
+        return nodes_within(GRAPH, kept)
 
     assert within() == (0, 0) == within("Resid Start->Resid End", "Resid Start->A0.0.Q", "MLP 1->Resid End")
     assert within("Resid Start->A0.0.K", "A0.0->MLP 0", "MLP 0->A1.1.V", "A1.1->Resid End") == (2, 1)
@@ -302,8 +281,8 @@ def test_nodes_count_where_edges_lead_in_and_out():
 
 def test_the_bar_says_what_is_left():
     out = io.StringIO()
-    with circuit_view.search_progress(Console(file=out, force_terminal=True, width=100), "ACDC") as report:
+    with command.search_progress(Console(file=out, force_terminal=True, width=100), "ACDC") as report:
         report(1000, 24000, 1200)
     assert "23,000 edges left, 1,200 evaluated" in out.getvalue()
-    with circuit_view.search_progress(Console(file=out, force_terminal=True, width=100), "nothing"):
+    with command.search_progress(Console(file=out, force_terminal=True, width=100), "nothing"):
         pass

@@ -26,11 +26,11 @@ def test_competence_by_hand():
         [0.0, 2.0, 0.0, 0.0],   # margin -2
     ])
     c = competence(logits, task([[0]] * 4, [[1]] * 4, ["a", "b", "a", "b"]))
-    assert (c.n, c.accuracy, c.top1, c.logit_difference) == (4, 0.5, 0.25, 0.5)
+    assert (c.n, c.accuracy.value, c.top1.value, c.logit_difference.value) == (4, 0.5, 0.25, 0.5)
     assert c.by_group == (("a", 2, 0.5, 1.5), ("b", 2, 0.5, -0.5))
-    assert np.allclose(c.accuracy_interval, (0.15004, 0.84996), atol=1e-5)  # Wilson, 2 of 4
-    assert np.allclose(c.top1_interval, (0.04559, 0.69936), atol=1e-5)  # Wilson, 1 of 4
-    low, high = c.logit_difference_interval
+    assert np.allclose(c.accuracy.interval, (0.15004, 0.84996), atol=1e-5)  # Wilson, 2 of 4
+    assert np.allclose(c.top1.interval, (0.04559, 0.69936), atol=1e-5)  # Wilson, 1 of 4
+    low, high = c.logit_difference.interval
     assert -2 <= low < 0.5 < high <= 3
     assert competence(logits, task([[0]] * 4, [[1]] * 4)) == dataclasses.replace(c, by_group=(("", 4, 0.5, 0.5),))
 
@@ -51,7 +51,8 @@ def test_log_probabilities_do_as_well(seed):
     p = task([[int(i)] for i in rng.integers(0, 2, 6)], [[int(i)] for i in rng.integers(2, 5, 6)])
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     a, b = competence(logits, p), competence(logprobs, p)
-    assert (a.accuracy, a.top1) == (b.accuracy, b.top1) and np.isclose(a.logit_difference, b.logit_difference)
+    assert (a.accuracy, a.top1) == (b.accuracy, b.top1)
+    assert np.isclose(a.logit_difference.value, b.logit_difference.value)
     flipped = dataclasses.replace(p, answers=p.wrong_answers, wrong_answers=p.answers)
     assert np.allclose(margins(logits, flipped), -margins(logits, p))
     order = rng.permutation(6)
@@ -60,7 +61,7 @@ def test_log_probabilities_do_as_well(seed):
 
 def test_one_prompt_has_no_interval_of_the_mean():
     c = competence(np.array([[1.0, 0.0]], np.float32), task([[0]], [[1]]))
-    assert c.logit_difference_interval is None and c.accuracy_interval[1] == 1.0
+    assert c.logit_difference.interval is None and c.accuracy.high == 1.0
 
 
 @pytest.mark.parametrize(

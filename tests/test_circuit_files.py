@@ -12,7 +12,7 @@ from jaxablate.circuits import formats
 from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.formats import load_circuit, load_mib, mib_edge_names, save_circuit, save_mib
 from jaxablate.circuits.graph import Graph
-from jaxablate.errors import DataError
+from jaxablate.errors import DataError, FileError
 
 GRAPH = Graph(2, 2)
 PATH = {"Resid Start->A0.1.V": 0.5, "A0.1->A1.0.K": -0.25, "A1.0->Resid End": 2.0}
@@ -263,11 +263,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     for write in (lambda: save_circuit(some(1), path), lambda: save_mib(some(1), path, d_model=4)):
-        with pytest.raises(DataError, match="disk full while writing .*No space left"):
+        with pytest.raises(FileError):
             write()
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["c.json"]
     monkeypatch.undo()
-    with pytest.raises(DataError, match="cannot write .*; make its folder writable or choose another folder"):
+    with pytest.raises(FileError):
         save_circuit(some(), path / "c.json")
 
 

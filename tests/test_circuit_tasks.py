@@ -11,12 +11,20 @@ from helpers.external import real_data
 from helpers.word_tokenizers import Bytes, Words
 from hypothesis import strategies as st
 
-from jaxablate.circuits.prompt_files import load_prompts, load_task, save_prompts
 from jaxablate.circuits.prompts import PromptPairs
-from jaxablate.circuits.tasks import PromptText, fitting, from_corpus, single_token, tokenise
+from jaxablate.circuits.tasks import (
+    PromptText,
+    fitting,
+    from_corpus,
+    load_prompts,
+    load_task,
+    save_prompts,
+    single_token,
+    tokenise,
+)
 from jaxablate.data import corpus
 from jaxablate.data import tokenizer as tok
-from jaxablate.errors import DataError
+from jaxablate.errors import DataError, FileError
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +251,7 @@ def test_nothing_is_left_where_writing_fails(tmp_path):
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "task.json", tmp_path / "folder"):
-        with pytest.raises(DataError, match="cannot write .*; make its folder writable"):
+        with pytest.raises(FileError):
             save_prompts(path, [text()])
     with pytest.raises(DataError, match="none.json is not written: there are no prompts"):
         save_prompts(tmp_path / "none.json", [])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxablate import stats
+from jaxablate.circuits import PromptPairs
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
 from jaxablate.data import corpus
 from jaxablate.models.decoder import SelfAblatingTransformer
@@ -202,22 +203,25 @@ def test_released_weights_are_centred_where_they_write():
 def test_ioi_reads_the_logits_after_the_last_token(gated):
     model, params = gated
     rng = np.random.default_rng(1)
-    examples = [ioi.IoiExample(tokens=tuple(rng.integers(1, 23, size=n).tolist()), answer=int(a), wrong=int(a) % 22 + 1,
-                               group="ab"[n % 2])
-                for n, a in zip(rng.integers(3, 10, size=11), rng.integers(1, 22, size=11), strict=True)]
-    result = ioi.evaluate(model, params, examples, batch_size=4)
+    lengths, answers = rng.integers(3, 10, size=11), rng.integers(1, 22, size=11)
+    tokens, wrong = [rng.integers(1, 23, size=n).tolist() for n in lengths], answers % 22 + 1
+    groups = ["ab"[n % 2] for n in lengths]
+    pairs = PromptPairs.from_ids(tokens, tokens, answers[:, None].tolist(), wrong[:, None].tolist(), name="IOI",
+                                 groups=groups)
+    result = ioi.evaluate(model, params, pairs, batch_size=4)
     for stream in result.streams:
         right, top, difference = [], [], []
-        for e in examples:
-            out = forward(model, params, jnp.array([e.tokens + (0,) * (12 - len(e.tokens))]))
-            logits = np.asarray(getattr(out, f"logits_{stream.stream}")[0, len(e.tokens) - 1])
-            right.append(logits[e.answer] > logits[e.wrong])
-            top.append(logits.argmax() == e.answer)
-            difference.append(logits[e.answer] - logits[e.wrong])
-        assert (stream.accuracy, stream.top1) == (np.mean(right), np.mean(top))
-        assert stream.logit_difference == pytest.approx(np.mean(difference), rel=1e-4, abs=1e-5)
-        by_group = {g: a for g, _, a in stream.accuracy_by_group}
-        assert by_group["a"] == np.mean([r for r, e in zip(right, examples, strict=True) if e.group == "a"])
+        for ids, answer, other in zip(tokens, answers, wrong, strict=True):
+            out = forward(model, params, jnp.array([ids + [0] * (12 - len(ids))]))
+            logits = np.asarray(getattr(out, f"logits_{stream.stream}")[0, len(ids) - 1])
+            right.append(logits[answer] > logits[other])
+            top.append(logits.argmax() == answer)
+            difference.append(logits[answer] - logits[other])
+        c = stream.competence
+        assert (c.accuracy.value, c.top1.value) == (np.mean(right), np.mean(top))
+        assert c.logit_difference.value == pytest.approx(np.mean(difference), rel=1e-4, abs=1e-5)
+        by_group = {g: accuracy for g, _, accuracy, _ in c.by_group}
+        assert by_group["a"] == np.mean([r for r, g in zip(right, groups, strict=True) if g == "a"])
 
 
 def test_suites_say_why_they_do_not_fit():

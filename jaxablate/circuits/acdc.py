@@ -463,7 +463,8 @@ def search_digest(problem: Problem, taus: Sequence[float], order: np.ndarray) ->
 
 def save_progress(path: Path, digest: str, search: Search, branches: Sequence[Branch]) -> None:
     """Writes the decisions, whole or not at all."""
-    arrays = {"digest": np.array(digest), "counts": np.array([getattr(search, name) for name in _COUNTS])}
+    arrays: dict[str, Any] = {"digest": np.array(digest)}
+    arrays["counts"] = np.array([getattr(search, name) for name in _COUNTS])
     for i, branch in enumerate(branches):
         arrays |= {f"{i}/{name}": getattr(branch, name) for name in _ARRAYS}
         arrays[f"{i}/taus"] = np.array(branch.taus)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxablate.circuits.blocks import Decoder, Inputs, blocks, exact
+from jaxablate.circuits.blocks import Block, Decoder, Inputs, blocks, exact
 from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.patching import (
     Activations,
@@ -238,18 +238,26 @@ def _edge_scores(batch: Batch, start: jax.Array, change: jax.Array) -> jax.Array
     scores = [jnp.einsum("sbd,bd->s", change[:, :, -1], grads.streams[-1][:, -1])]
     for i, block in reversed(list(enumerate(blocks(decoder, batch.params, batch.inputs)))):
         scores.append(jnp.einsum("sbtd,btd->s", change[: graph.mlp(i)], grads.mlp_inputs[i]))
-        stream = clean.streams[2 * i]
-        normed = decoder.read(block.weights, stream)
-        pull_norm = jax.vjp(lambda x, w=block.weights: decoder.read(w, x), stream)[1]
-        ports = []
-        for port in range(3):
-            # Each head reads a stream of its own, all equal here; projections are linear, so this keeps nothing.
-            own = jnp.broadcast_to(normed, (graph.n_heads, *normed.shape))
-            pull = jax.vjp(lambda x, b=block, p=port: b.project(p, x), own)[1]
-            ports.append(jax.vmap(lambda d: pull_norm(d)[0])(pull(grads.ports[i][port])[0]))
-        heads = _products(jnp.stack(ports), change[: graph.head(i, 0)])
+        heads = _products(_read_gradients(block, clean.streams[2 * i], grads.ports[i]), change[: graph.head(i, 0)])
         scores.append(heads.reshape(3, graph.n_heads, -1).swapaxes(0, 1).reshape(-1))
     return jnp.concatenate(scores)
+
+
+def _read_gradients(block: Block, stream: jax.Array, ports: Sequence[jax.Array]) -> jax.Array:
+    """[3, N, n, T, D] derivatives with respect to what each head's ports read, before their norm.
+
+    Args:
+      block: the block of the heads.
+      stream: [n, T, D] residual stream that enters it.
+      ports: derivatives [N, n, T, H] with respect to queries, keys and values.
+    """
+    decoder = block.decoder
+    normed, pull_norm = jax.vjp(lambda x: decoder.read(block.weights, x), stream)
+    # Each head reads a stream of its own, all equal here; projections are linear, so this keeps nothing.
+    own = jnp.broadcast_to(normed, (decoder.graph.n_heads, *normed.shape))
+    pulls = [jax.vjp(functools.partial(block.project, port), own)[1] for port in range(3)]
+    slopes = jnp.stack([pull(d)[0] for pull, d in zip(pulls, ports, strict=True)])
+    return jax.vmap(jax.vmap(lambda d: pull_norm(d)[0]))(slopes)
 
 
 def _products(ports: jax.Array, change: jax.Array) -> jax.Array:

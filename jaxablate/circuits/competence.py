@@ -146,10 +146,10 @@ def measure(problem: Problem, kept: Bool[np.ndarray, " edges"], *, seed: int = 0
     answers = [Answers(kl=stats.mean(k, seed=seed), accuracy=stats.proportion(int((m > 0).sum()), n),
                        logit_difference=stats.mean(m, seed=seed)) for k, m in zip(kl, margin, strict=True)]
     heads, mlps = nodes_within(graph, kept)
-    return Measured(prompts=n, edges=kept.size, kept=int(kept.sum()), connected=int(without_dangling(graph, kept).sum()),
-                    heads=heads, mlps=mlps, all_heads=graph.n_layers * graph.n_heads, all_mlps=graph.n_layers,
-                    model=answers[0], circuit=answers[1], empty=answers[2],
-                    faithfulness=share_of_difference(*margin, seed=seed))
+    return Measured(
+        prompts=n, edges=kept.size, kept=int(kept.sum()), connected=int(without_dangling(graph, kept).sum()),
+        heads=heads, mlps=mlps, all_heads=graph.n_layers * graph.n_heads, all_mlps=graph.n_layers,
+        model=answers[0], circuit=answers[1], empty=answers[2], faithfulness=share_of_difference(*margin, seed=seed))
 
 
 def share_of_difference(model: np.ndarray, circuit: np.ndarray, empty: np.ndarray, *, seed: int = 0,
@@ -157,7 +157,9 @@ def share_of_difference(model: np.ndarray, circuit: np.ndarray, empty: np.ndarra
     """Faithfulness (circuit - empty) / (model - empty) of metrics [n], means over prompts before the ratio.
 
     Args:
-      model, circuit, empty: metric of the model, of the circuit and with everything patched, for each prompt.
+      model: metric of the model on each prompt.
+      circuit: metric of the circuit.
+      empty: metric with everything patched.
       seed: seed of the bootstrap over prompts.
       draws: bootstrap draws.
 

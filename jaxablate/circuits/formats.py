@@ -39,7 +39,8 @@ def save_circuit(circuit: Circuit, path: str | os.PathLike[str]) -> Path:
       The file's path.
 
     Raises:
-      DataError: a value of `about` is no JSON, or the file cannot be written (nothing is left behind).
+      DataError: a value of `about` is no JSON.
+      FileError: the file cannot be written; nothing is left behind.
     """
     graph = circuit.graph
     scores = dict(zip(graph.edge_names, map(_score_text, circuit.scores.tolist()), strict=True))
@@ -115,7 +116,8 @@ def save_mib(circuit: Circuit, path: str | os.PathLike[str], *, d_model: int) ->
       The file's path.
 
     Raises:
-      DataError: the width is not positive, or the file cannot be written (nothing is left behind).
+      DataError: the width is not positive.
+      FileError: the file cannot be written; nothing is left behind.
     """
     if d_model < 1:
         raise DataError(f"d_model={d_model} of a MIB circuit must be positive; give the width of the model")
@@ -249,8 +251,9 @@ def _check_model(path: Path, found: Graph, graph: Graph | None, digest: str | No
 
 def _graph(path: Path, shape: Any) -> Graph:
     """The graph of a file's ``n_layers`` and ``n_heads``."""
-    sizes = [shape.get(name) for name in ("n_layers", "n_heads")] if isinstance(shape, dict) else [None]
-    if not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1000 for size in sizes):
+    given = [shape.get(name) for name in ("n_layers", "n_heads")] if isinstance(shape, dict) else []
+    sizes = [size for size in given if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1000]
+    if len(sizes) != 2:
         raise DataError(f"{path} is damaged: n_layers and n_heads are not numbers from 1 to 1000; make it again")
     return Graph(*sizes)
 

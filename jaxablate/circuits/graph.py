@@ -108,8 +108,8 @@ class Graph:
             (END, 2 * self.n_layers, None, self.n_sources, None, None)]
         for i in reversed(range(self.n_layers)):
             readers.append((f"MLP {i}", 2 * i + 1, self.mlp(i), self.mlp(i), None, None))
-            readers += [(f"A{i}.{h}.{port}", 2 * i, self.head(i, h), self.head(i, 0), port, h)
-                        for h in range(self.n_heads) for port in PORTS]
+            readers.extend((f"A{i}.{h}.{port}", 2 * i, self.head(i, h), self.head(i, 0), port, h)
+                           for h in range(self.n_heads) for port in PORTS)
         offsets = np.cumsum([0, *(r[3] for r in readers)]).tolist()
         return tuple(Destination(name, layer, source, fan_in, offset, port, head)
                      for (name, layer, source, fan_in, port, head), offset in zip(readers, offsets, strict=False))

@@ -49,10 +49,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate.circuits.graph import END, START, Graph
-from jaxablate.types import Stream
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError
+from jaxablate.types import Stream
 
 BEGIN = "<start>"
 NAMES = ("Ann", "Bob", "Cid", "Dot", "Eve", "Fay")

@@ -3,7 +3,7 @@
 A method from another package is registered by a call, or by an entry point of the group ``jaxablate.circuit_methods``;
 ``jaxablate circuit --method NAME`` then takes it, and the suite ranks it beside the others:
 
-    METHODS.register(Method("distance", "distance", "how far an edge reaches", lambda problem, **_: ...))
+    METHODS.register(Method("later", "later edges", lambda problem, **_: problem.graph.edge_layer * 1.0))
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ class Method:
     """Name on the command line."""
     label: str
     """Name in tables."""
-    about: str
-    """One line: what a score is."""
     run: Callable[..., np.ndarray]
     """(problem, **options) -> [E] by how much the metric changes when each edge alone is patched, or an estimate of
     it. It ignores options that it does not know; ``seed`` and ``progress`` are always given."""
+    about: str = ""
+    """One line: what a score is."""
     score_label: str = ""
     """What pictures call a score; the label and "score" by default."""
     most_edges: int | None = None
@@ -80,15 +80,15 @@ def _mask_gradient(problem: Problem, **_: Any) -> np.ndarray:
 
 
 METHODS: Registry[Method] = Registry("circuit method", (
-    Method("acdc", "ACDC", "rise of KL when the search came to the edge", acdc_scores, "rise of KL", ranked=False),
-    Method("eap", "EAP", "derivative at the clean run times the change of the source", lambda problem, **_: eap(problem)),
-    Method("eap-ig", "EAP-IG", "the same, averaged from the replaced to the clean embedding",
-           lambda problem, **_: eap_ig(problem)),
-    Method("mask-gradient", "mask gradient", "integrated derivative with respect to the edge mask", _mask_gradient,
+    Method("acdc", "ACDC", acdc_scores, "rise of KL when the search came to the edge", "rise of KL", ranked=False),
+    Method("eap", "EAP", lambda problem, **_: eap(problem), "derivative at the clean run times the source's change"),
+    Method("eap-ig", "EAP-IG", lambda problem, **_: eap_ig(problem),
+           "the same, the derivative averaged from the replaced to the clean embedding"),
+    Method("mask-gradient", "mask gradient", _mask_gradient, "integrated derivative with respect to the edge mask",
            "mask gradient"),
-    Method("oracle", "single edges", "each edge patched alone, exactly", _oracle, "effect on logit difference",
+    Method("oracle", "single edges", _oracle, "each edge patched alone, exactly", "effect on logit difference",
            most_edges=ORACLE_EDGES),
-    Method("random", "random", "standard normal numbers, as a control",
-           lambda problem, *, seed, **_: random_scores(problem.graph, seed)),
+    Method("random", "random", lambda problem, *, seed, **_: random_scores(problem.graph, seed),
+           "standard normal numbers, as a control"),
 ))
 register = METHODS.register

@@ -11,6 +11,7 @@ stream, logits change by d W^T, so
 All exponents vanish with d, so nothing cancels. The vocabulary is gone through in parts: [runs, n, V] is never held.
 """
 
+import dataclasses
 from typing import Literal, Protocol, Self
 
 import flax.struct
@@ -74,7 +75,7 @@ class LogitDifference:
 
     def take(self, rows: np.ndarray) -> "LogitDifference":
         """The metric of the prompts ``rows`` [m] int."""
-        return self.replace(direction=self.direction[rows])
+        return dataclasses.replace(self, direction=self.direction[rows])
 
 
 @flax.struct.dataclass
@@ -116,8 +117,8 @@ class Divergence:
 
     def take(self, rows: np.ndarray) -> "Divergence":
         """The metric of the prompts ``rows`` [m] int."""
-        return self.replace(final=self.final[rows], log_probs=self.log_probs[:, rows], mean_row=self.mean_row[rows],
-                            log_total=self.log_total[rows])
+        return dataclasses.replace(self, final=self.final[rows], log_probs=self.log_probs[:, rows],
+                                   mean_row=self.mean_row[rows], log_total=self.log_total[rows])
 
 
 def importance(target: Target, scores: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

@@ -6,7 +6,7 @@ read at the last position.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import flax.struct
@@ -103,16 +103,38 @@ def ordinary_run(decoder: Decoder, params: Params, inputs: Inputs, start: jax.Ar
     return Activations(tuple(streams), tuple(ports), tuple(channels), tuple(neurons), final)
 
 
+Read = Callable[[int, jax.Array, jax.Array], jax.Array]
+"""(layer of the graph, residual stream [n, T, D] that enters it, sources [s, n, T, D] written so far) -> what its
+destinations read: [3, N, n, T, D] by the ports of a block's heads, [n, T, D] by an MLP and by the end."""
+
+
+def _by_source(decoder: Decoder, params: Params, inputs: Inputs, read: Read) -> Run:
+    """A run in which every destination reads what ``read`` gives it, source by source."""
+    written = decoder.embed(params, inputs)[None]
+    streams = [written[0]]
+    for i, block in enumerate(blocks(decoder, params, inputs)):
+        normed = decoder.read(block.weights, read(2 * i, streams[-1], written))
+        heads = decoder.write(block.weights, block.channels(*(block.project(p, normed[p]) for p in range(3))))
+        streams.append(streams[-1] + heads.sum(0) + decoder.bias(block.weights))
+        written = jnp.concatenate([written, heads])
+        out = block.mlp(read(2 * i + 1, streams[-1], written))
+        streams.append(streams[-1] + out)
+        written = jnp.concatenate([written, out[None]])
+    end = read(2 * decoder.graph.n_layers, streams[-1], written)
+    return Run(written, jnp.stack(streams), decoder.final_norm(params, end[:, -1]))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 @exact
 def source_run(decoder: Decoder, params: Params, inputs: Inputs) -> Run:
-    """An ordinary run, source by source."""
-    run = ordinary_run(decoder, params, inputs)
-    sources = [run.streams[0][None]]
-    for i in range(decoder.graph.n_layers):
-        weights = decoder.block(params, i)
-        sources += [decoder.write(weights, run.channels[i]), decoder.write_neurons(weights, run.neurons[i])[None]]
-    return Run(jnp.concatenate(sources), jnp.stack(run.streams), run.final)
+    """An ordinary run, source by source: to the last bit the patched run in which no edge is patched."""
+    graph = decoder.graph
+
+    def read(layer: int, stream: jax.Array, _: jax.Array) -> jax.Array:
+        of_heads = layer % 2 == 0 and layer < 2 * graph.n_layers
+        return jnp.broadcast_to(stream, (3, graph.n_heads, *stream.shape)) if of_heads else stream
+
+    return _by_source(decoder, params, inputs, read)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -133,24 +155,19 @@ def patched_final(decoder: Decoder, params: Params, inputs: Inputs, patched: Flo
         to what the destinations read.
     """
     graph = decoder.graph
-    written = decoder.embed(params, inputs)[None]
-    stream = written[0]
 
-    def read(mask: jax.Array, layer: int) -> jax.Array:
-        """Inputs [..., n, T, D] of destinations from masks [..., sources]."""
+    def read(layer: int, stream: jax.Array, written: jax.Array) -> jax.Array:
+        if layer == 2 * graph.n_layers:
+            mask = patched[graph.destinations[0].edges]
+        elif layer % 2:
+            mask = patched[graph.destination(f"MLP {layer // 2}").edges]
+        else:
+            mask = _attention_mask(graph, patched, layer // 2)
         change = replacement[: written.shape[0]] - written
         x = stream + jnp.einsum("...s,sntd->...ntd", mask.astype(stream.dtype), change)
         return x if edits is None else x + edits[layer]
 
-    for i, block in enumerate(blocks(decoder, params, inputs)):
-        normed = decoder.read(block.weights, read(_attention_mask(graph, patched, i), 2 * i))
-        channels = block.channels(*(block.project(port, normed[port]) for port in range(3)))
-        heads = decoder.write(block.weights, channels)
-        stream, written = stream + heads.sum(0) + decoder.bias(block.weights), jnp.concatenate([written, heads])
-        out = block.mlp(read(patched[graph.destination(f"MLP {i}").edges], 2 * i + 1))
-        stream, written = stream + out, jnp.concatenate([written, out[None]])
-    end = read(patched[graph.destinations[0].edges], 2 * graph.n_layers)
-    return decoder.final_norm(params, end[:, -1])
+    return _by_source(decoder, params, inputs, read).final
 
 
 def _attention_mask(graph: Graph, patched: jax.Array, block: int) -> jax.Array:

@@ -176,12 +176,13 @@ class Problem:
         size = self.batch_size if size is None else size
         if size < 1:
             raise ConfigError(f"batch_size={size} must be at least 1; it is the number of prompts computed at once")
-        values, n = self.replacement if values is None else values, len(self.pairs)
+        carried: jax.Array = self.replacement if values is None else values
+        n = len(self.pairs)
         size = min(size, n)
         for start in range(0, n, size):
             rows, real = np.minimum(np.arange(start, start + size), n - 1), min(size, n - start)
-            weight = jnp.asarray((np.arange(size) < real) / n, values.dtype)
-            yield Batch(self.decoder, self.params, self.inputs.take(rows), take_prompts(values, rows),
+            weight = jnp.asarray((np.arange(size) < real) / n, carried.dtype)
+            yield Batch(self.decoder, self.params, self.inputs.take(rows), take_prompts(carried, rows),
                         self.target.take(rows), weight), real
 
     def _inputs(self, tokens: np.ndarray) -> Inputs:
@@ -189,7 +190,7 @@ class Problem:
         if self.stream == "clean":
             return inputs
         attention, neuron = self.decoder.last_gates(self.params, inputs)
-        return inputs.replace(attention_gates=attention, neuron_gates=neuron)
+        return dataclasses.replace(inputs, attention_gates=attention, neuron_gates=neuron)
 
     def _runs(self, inputs: Inputs) -> Iterator[Run]:
         """Ordinary runs of at most `batch_size` prompts each."""
@@ -214,7 +215,10 @@ def problem(
       prompts: pairs of tokenised prompts; with a run also prompts in words, or the number to draw of its task.
       task: name of the run's task that prompts are drawn from.
       seed: seed of the drawing.
-      stream, ablation, metric, batch_size: fields of `Problem`.
+      stream: stream whose output counts.
+      ablation: what patched edges carry.
+      metric: what is measured.
+      batch_size: prompts computed at once.
 
     Raises:
       ConfigError: the arguments are not of these kinds, the run has no such task, or as `Problem`.
@@ -256,7 +260,7 @@ def takes_problem(function: Callable[Concatenate[Problem, P], R]) -> Callable[Co
     """Refuses a first argument that is no `Problem` with a line that says how to make one."""
 
     @functools.wraps(function)
-    def inner(problem: Problem, *args: P.args, **kwargs: P.kwargs) -> R:
+    def inner(problem: Any, *args: P.args, **kwargs: P.kwargs) -> R:
         if not isinstance(problem, Problem):
             raise ConfigError(f"{function.__name__} takes a Problem, not {type(problem).__name__}; make one by {_HOW}")
         return function(problem, *args, **kwargs)

@@ -139,7 +139,7 @@ def from_corpus(prompts: Iterable[Any]) -> tuple[PromptText, ...]:
                             group=f"{p.template}, {p.order}") for p in prompts)
 
 
-def load_prompts(path: str | os.PathLike) -> tuple[PromptText, ...]:
+def load_prompts(path: str | os.PathLike[str]) -> tuple[PromptText, ...]:
     """Prompt pairs of a JSON file.
 
     Args:
@@ -162,7 +162,7 @@ def load_prompts(path: str | os.PathLike) -> tuple[PromptText, ...]:
     return tuple(_prompt(item, f"{path}: prompt {i}") for i, item in enumerate(content))
 
 
-def load_task(path: str | os.PathLike, tokenizer: Tokenizer, *, context_length: int | None = None,
+def load_task(path: str | os.PathLike[str], tokenizer: Tokenizer, *, context_length: int | None = None,
               bos_id: int | None = None, name: str | None = None) -> PromptPairs:
     """`load_prompts` and `tokenise`: a file of prompts, ready for a model.
 
@@ -180,7 +180,7 @@ def load_task(path: str | os.PathLike, tokenizer: Tokenizer, *, context_length: 
                     bos_id=bos_id, source=str(path))
 
 
-def save_prompts(path: str | os.PathLike, prompts: Sequence[PromptText]) -> None:
+def save_prompts(path: str | os.PathLike[str], prompts: Sequence[PromptText]) -> None:
     """Writes prompts so that `load_prompts`, and AutoCircuit, read them. The file appears whole or not at all.
 
     Args:
@@ -188,7 +188,8 @@ def save_prompts(path: str | os.PathLike, prompts: Sequence[PromptText]) -> None
       prompts: at least one.
 
     Raises:
-      DataError: no prompts, or the file cannot be written.
+      DataError: there are no prompts.
+      FileError: the file cannot be written.
     """
     if not prompts:
         raise DataError(f"{path} is not written: there are no prompts; give at least one")
@@ -237,7 +238,7 @@ def _as_json(prompt: PromptText) -> dict[str, Any]:
             "wrong_answers": list(prompt.wrong_answers), **group}
 
 
-def _parse(path: str | os.PathLike) -> Any:
+def _parse(path: str | os.PathLike[str]) -> Any:
     try:
         # Editors of some systems put a byte order mark first, which JSON does not have.
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -255,10 +256,10 @@ def _parse(path: str | os.PathLike) -> Any:
 def _prompt(item: Any, where: str) -> PromptText:
     if not isinstance(item, dict):
         raise DataError(f"{where} is {_kind(item)}, not an object with clean, corrupt, answers and wrong_answers")
-    texts = {key: _text(item, key, where) for key in ("clean", "corrupt")}
-    words = {key: _words(item, key, where) for key in ("answers", "wrong_answers")}
-    group = _text(item, "group", where) if "group" in item else ""
-    return PromptText(**texts, **words, group=group)
+    return PromptText(
+        clean=_text(item, "clean", where), corrupt=_text(item, "corrupt", where),
+        answers=_words(item, "answers", where), wrong_answers=_words(item, "wrong_answers", where),
+        group=_text(item, "group", where) if "group" in item else "")
 
 
 def _value(item: dict[str, Any], key: str, where: str) -> Any:

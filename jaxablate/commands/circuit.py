@@ -1,53 +1,150 @@
-"""``eval.py circuit``: restores a language model, finds or loads one circuit of it, writes files and pictures."""
+"""``jaxablate circuit``: finds or loads a circuit of a language model, measures it, writes files and pictures."""
 
 import contextlib
 import dataclasses
 import json
+import math
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
 
-from jaxablate.circuits.circuit import Circuit
+from jaxablate.circuits.acdc import TAU, acdc, shuffled_order
+from jaxablate.circuits.circuit import Circuit, edge_order, first_edges
+from jaxablate.circuits.competence import CHANCE, Answers, Measured, measure
 from jaxablate.circuits.formats import load_circuit, load_mib, save_circuit, save_mib
 from jaxablate.circuits.graph import Graph
-from jaxablate.circuits.prompts import PromptPairs
-from jaxablate.commands import circuit_view
-from jaxablate.commands.circuit_measures import Measured, measure
-from jaxablate.commands.circuit_search import SCORE_LABELS, Bench, Progress, edge_count, find, prepare
-from jaxablate.commands.circuit_settings import CircuitSettings
+from jaxablate.circuits.methods import METHODS, Progress
+from jaxablate.circuits.metrics import importance
+from jaxablate.circuits.problem import Problem, problem
+from jaxablate.circuits.tasks import load_task
+from jaxablate.commands import base
 from jaxablate.config import Config
-from jaxablate.data import corpus
-from jaxablate.data.tokenizer import load_tokenizer
-from jaxablate.errors import CheckpointError, DataError
-from jaxablate.files import write_group
+from jaxablate.errors import ConfigError, DataError
+from jaxablate.files import write_error, write_group
 from jaxablate.provenance import Provenance, provenance
 from jaxablate.reports.circuit_graph import circuit_panel
 from jaxablate.reports.figures import figure_bytes
 from jaxablate.reports.html import circuit_page
-from jaxablate.runs.checkpoint import restore_params
-from jaxablate.runs.run import params_digest, require_language_model, require_stream
-from jaxablate.suites.circuits_prompts import task_pairs
+from jaxablate.runs.run import Run, require_language_model, require_stream
 
 SEARCH_FILE = "search.npz"
 """In the folder of the files while ACDC runs; an interrupted search goes on from it."""
+SHARE = 0.05
+"""Share of all edges in a circuit made from scores where no size is asked for."""
+PROMPTS = 64
 _NO_PROGRESS = contextlib.nullcontext(lambda done, total, evaluated: None)
+_ANOTHER_OUT = "choose another --out"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
-    """A run and a task of it, checked, before anything is computed."""
+class CircuitSettings(base.RunSettings):
+    """Find the circuit of a task in a language model, or measure a stored one: numbers, pictures, exchange files."""
 
-    config: Config
-    pairs: PromptPairs
-    params: Any
-    params_digest: str
-    step: int
-    stored: Circuit | None
+    stream: Literal["clean", "ablated"] = "clean"
+    """Stream whose output counts. ablated: of a model with gates, which are those of the clean prompt and stay so."""
+    ablation: Literal["resample", "zero", "mean", "mean_per_position"] = "resample"
+    """What cut edges carry: the corrupt prompt's values, zeros, or a mean over the corrupt prompts."""
+    method: str | None = None
+    """acdc (the default) searches edge by edge; the others score all edges and keep the strongest: eap and eap-ig by
+    attribution, mask-gradient by the integrated derivative of a mask, oracle by patching each alone, random as a
+    control; or one that another package has registered."""
+    tau: float | None = None
+    """Threshold of acdc: nats of KL that cutting an edge may cost; 0.03 by default."""
+    edges: int | None = None
+    """Edges that the other methods keep; 5 % of all by default. Those that dangle are left out."""
+    search: Literal["top", "greedy"] | None = None
+    """How the other methods choose edges: top (the default) keeps the strongest, greedy walks from the end."""
+    prompts: int = PROMPTS
+    """Prompt pairs that are drawn; with a prompt file at most so many of its first."""
+    prompt_file: Path | None = None
+    """JSON of prompts in AutoCircuit's layout; indirect objects by default, in the corpus's words where the model was
+    trained on the embedded corpus."""
+    load: Path | None = None
+    """A stored circuit (ours or MIB's), which is measured on this run; none is searched for."""
+    order_seed: int | None = None
+    """Seed of a random order in which acdc visits the edges of each layer; the canonical order by default."""
+    batch_size: int = 64
+    """Prompts computed at once."""
+    out: Path | None = None
+    """Folder of the files; by default circuits/STREAM-METHOD-... in the working directory."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        base.require_at_least(self, 1, "prompts", "edges")
+        base.require_at_least(self, 0, "order_seed")
+        if self.tau is not None and not 0 < self.tau < math.inf:
+            raise ConfigError(f"tau={self.tau:g} must be a number above 0 (nats of KL that cutting an edge may cost); "
+                              f"the papers take {TAU}")
+        if self.chosen_method not in METHODS:
+            METHODS[self.chosen_method]  # raises, and names the nearest
+        what = "--load" if self.load else f"--method {self.chosen_method}"
+        without = {"--method": self.method} if self.load else {}
+        if self.load or self.chosen_method != "acdc":
+            without |= {"--tau": self.tau, "--order-seed": self.order_seed}
+        if self.load or self.chosen_method == "acdc":
+            without |= {"--edges": self.edges, "--search": self.search}
+        idle = [name for name, value in without.items() if value is not None]
+        if idle:
+            other = "leave out --load" if self.load else "choose another --method"
+            raise ConfigError(f"no effect beside {what}: {', '.join(idle)}; leave that out, or {other}")
+
+    @property
+    def chosen_method(self) -> str:
+        """The method, its default filled in."""
+        return self.method or "acdc"
+
+    @property
+    def chosen_tau(self) -> float:
+        """Threshold of acdc, its default filled in."""
+        return TAU if self.tau is None else self.tau
+
+    def folder(self) -> Path:
+        """Where files go: the folder asked for, or one whose name has every setting that is not the default.
+
+        >>> CircuitSettings(workdir=Path("runs/x"), method="eap-ig", edges=100).folder().name
+        'clean-eap-ig-100'
+        """
+        if self.out is not None:
+            return self.out
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        parts = [self.stream, *self._method_parts()]
+        parts += [self.ablation] if self.ablation != defaults["ablation"] else []
+        parts += [_slug(self.prompt_file.stem)] if self.prompt_file else []
+        for name in ("prompts", "seed", "checkpoint", "order_seed"):
+            if getattr(self, name) != defaults[name]:
+                parts.append(f"{name.replace('_', '-')}-{getattr(self, name)}")
+        return self.workdir / "circuits" / "-".join(parts)
+
+    def _method_parts(self) -> list[str]:
+        if self.load is not None:
+            return ["load", _slug(f"{self.load.resolve().parent.name}-{self.load.stem}")]
+        if self.chosen_method == "acdc":
+            return ["acdc", f"{self.chosen_tau:g}"]
+        size = [] if self.edges is None else [str(self.edges)]
+        return [_slug(self.chosen_method), *size, *([] if self.search in (None, "top") else [self.search])]
+
+    def run(self, console: Console) -> None:
+        """Finds or loads a circuit, prints what it does and where its files are."""
+        with base.terminable(f"stopped; what {self.folder()} keeps of a search, the same command goes on from"):
+            report = circuit(self, partial(base.say, console), partial(search_progress, Console(stderr=True)))
+        console.print(figures_table(report.measured, report.title))
+        for line in warnings(report.measured):
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
+        base.say_paths(console, report.files)
+
+
+parse = partial(base.parse, CircuitSettings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,44 +168,50 @@ def circuit(settings: CircuitSettings, say: Callable[[str], None] = lambda line:
       show_progress: what is done -> context of a function that is told how far it is.
 
     Raises:
-      ConfigError: a value is out of range, or the run is none of a language model, or has no such stream.
-      DataError: the prompts or the stored circuit do not do.
-      CheckpointError: a run cannot be read, an interrupted search is of another model or task, or the files cannot be
-        written; then none is.
-    """
-    settings.check()
-    opened, folder = open_task(settings), settings.folder()
-    with _made(folder):
-        bench = prepare(opened.config.model, opened.params, opened.pairs, settings)
-        about = _about(settings, opened)
-        with show_progress("oracle" if settings.chosen_method == "oracle" else "ACDC") as progress:
-            kept, scores, found = _circuit(settings, opened, bench, folder, progress, say)
-        measured = measure(bench, kept, seed=settings.seed)
-        conditions = provenance(jax.devices())
-        about |= found | {"measured": _measured(settings, opened, measured), "revision": conditions.revision}
-        circuit = Circuit(graph=bench.graph, kept=kept, scores=scores, about=about)
-        files = contents(circuit, measured, opened, settings, conditions)
-        return CircuitReport(circuit=circuit, measured=measured, title=_title(settings, opened, circuit.about),
-                             files=write_group(folder, files))
-
-
-def open_task(settings: CircuitSettings) -> Opened:
-    """Checks everything that can be checked before a circuit is looked for.
-
-    Raises:
-      ConfigError, DataError, CheckpointError: as `circuit` says.
+      ConfigError: the run is none of a language model, has no such stream, or fewer edges than asked for.
+      DataError: the prompts or the stored circuit do not fit.
+      CheckpointError: a run cannot be read, or an interrupted search is of another model or task.
+      FileError: the files cannot be written; then none is.
     """
     config = require_language_model(settings.workdir, "circuits are found in")
     require_stream(settings.workdir, config, settings.stream)
-    edge_count(settings, Graph.of(config.model))
-    prompts = corpus.ioi_prompts if config.data.source == "embedded" else None
-    pairs = task_pairs(config.model, load_tokenizer(settings.workdir / "tokenizer"), count=settings.prompts,
-                       seed=settings.seed, corpus_prompts=prompts, file=settings.prompt_file)
-    pairs.check_fits(context_length=config.model.context_length, vocab_size=config.model.vocab_size)
-    params, step = restore_params(settings.workdir, step=settings.step_for(config))
-    digest = params_digest(params)
-    stored = None if settings.load is None else load_any(settings.load, config, digest)
-    return Opened(config=config, pairs=pairs, params=params, params_digest=digest, step=int(step), stored=stored)
+    count = edge_count(settings, Graph.of(config.model))
+    run = settings.open()
+    task, folder = make_problem(settings, run, config.model.context_length), settings.folder()
+    stored = None if settings.load is None else load_any(settings.load, config, run.digest)
+    conditions = {"stream": settings.stream, "ablation": settings.ablation, "task": task.pairs.name,
+                  "prompts": len(task.pairs), "prompts_digest": task.pairs.digest(), "seed": settings.seed,
+                  "step": run.step}
+    with _writable(folder):
+        if stored is None:
+            about = {"method": settings.chosen_method} | conditions
+            kept, scores, facts = find(task, settings, count, folder / SEARCH_FILE, say, show_progress)
+        else:
+            about, facts = dict(stored.about), dict[str, Any]()
+            kept, scores = stored.kept, stored.scores
+            if differences := _found_otherwise(about, conditions):
+                say(f"{settings.load} was found with {differences}")
+        measured = measure(task, kept, seed=settings.seed)
+        now = provenance(jax.devices())
+        shape = {name: getattr(config.model, name) for name in ("n_layers", "n_heads", "d_model", "vocab_size",
+                                                                "ablation")}
+        about |= facts | {"params_digest": run.digest, "model": shape, "revision": now.revision,
+                          "measured": conditions | dataclasses.asdict(measured)}
+        found = Circuit(graph=task.graph, kept=kept, scores=scores, about=about)
+        title = (f"Circuit of {task.pairs.name} in {settings.workdir.resolve().name}, {settings.stream} stream, "
+                 f"{method_title(about)}")
+        files = write_group(folder, contents(found, measured, title, settings, run, now), otherwise=_ANOTHER_OUT)
+        return CircuitReport(circuit=found, measured=measured, title=title, files=files)
+
+
+def make_problem(settings: CircuitSettings, run: Run, context_length: int) -> Problem:
+    """The task that the settings ask for, on a run's model."""
+    options: dict[str, Any] = {"stream": settings.stream, "ablation": settings.ablation,
+                               "batch_size": settings.batch_size}
+    if settings.prompt_file is None:
+        return problem(run, task="ioi", prompts=settings.prompts, seed=settings.seed, **options)
+    pairs = load_task(settings.prompt_file, run.tokenizer, context_length=context_length)
+    return problem(run, pairs.take(range(min(settings.prompts, len(pairs)))), **options)
 
 
 def load_any(path: Path, config: Config, params_digest: str) -> Circuit:
@@ -118,7 +221,12 @@ def load_any(path: Path, config: Config, params_digest: str) -> Circuit:
       DataError: it is damaged, or of another model.
     """
     graph = Graph.of(config.model)
-    if not _is_mib(path):
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        is_mib = isinstance(values, dict) and "cfg" in values and "format" not in values
+    except (OSError, ValueError, RecursionError):
+        is_mib = False  # the reader of our own files says what is wrong
+    if not is_mib:
         return load_circuit(path, graph=graph, params_digest=params_digest)
     stored = load_mib(path, graph=graph)
     width = stored.about.get("d_model", config.model.d_model)
@@ -128,86 +236,75 @@ def load_any(path: Path, config: Config, params_digest: str) -> Circuit:
     return stored
 
 
-def contents(circuit: Circuit, measured: Measured, opened: Opened, settings: CircuitSettings, conditions: Provenance
-             ) -> dict[str, bytes]:
+def edge_count(settings: CircuitSettings, graph: Graph) -> int:
+    """Edges that a circuit made from scores is to have, before those that dangle are left out.
+
+    Raises:
+      ConfigError: more than the graph has.
+    """
+    if settings.edges is None:
+        return math.ceil(SHARE * graph.n_edges)
+    if settings.edges > graph.n_edges:
+        raise ConfigError(f"edges={settings.edges:,} are more than the {graph.n_edges:,} of the model's graph; "
+                          f"choose 1 .. {graph.n_edges:,}")
+    return settings.edges
+
+
+def find(task: Problem, settings: CircuitSettings, count: int, resume: Path, say: Callable[[str], None],
+         show_progress: Callable[[str], AbstractContextManager[Progress]]
+         ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Kept edges [E], scores [E], and facts about how they were found, for `Circuit.about`.
+
+    Raises:
+      CheckpointError: the file ``resume`` is of another search, or damaged.
+      DataError: a method did not give one score for each edge.
+    """
+    method = METHODS[settings.chosen_method]
+    facts: dict[str, Any] = {"score": method.score_label or f"{method.label} score"}
+    if method.name != "acdc":
+        with show_progress(method.name) as progress:
+            scores = method.scores(task, seed=settings.seed, progress=progress)
+        search = settings.search or "top"
+        order = edge_order(task.graph, importance(task.target, scores), search=search, absolute=True)
+        facts |= {"metric": task.metric, "search": search, "ranking": "magnitude", "edges_asked": count}
+        return first_edges(task.graph, order, count), scores, facts
+    if resume.exists():
+        say(f"going on with the interrupted search in {resume}")
+    order = None if settings.order_seed is None else shuffled_order(task.graph, settings.order_seed)
+    with show_progress("ACDC") as progress:
+        result = acdc(task, (settings.chosen_tau,), order=order, progress=progress, resume=resume)
+    (run,) = result.runs.values()
+    say(f"{result.evaluated:,} of {task.graph.n_edges:,} edges evaluated; the closest decision lies "
+        f"{run.min_margin:.2g} nats from tau")
+    facts |= {"tau": settings.chosen_tau, "order_seed": settings.order_seed, "edges_evaluated": result.evaluated,
+              "rechecked": result.rechecked, "min_margin": run.min_margin}
+    return run.kept, run.rises, facts
+
+
+def contents(circuit: Circuit, measured: Measured, title: str, settings: CircuitSettings, run: Run,
+             conditions: Provenance) -> dict[str, bytes]:
     """Every file of a circuit by name."""
-    task = f"{opened.pairs.name}, {len(opened.pairs):,} prompts, {settings.stream} stream, {settings.ablation} ablation"
+    about = circuit.about["measured"]
+    task = f"{about['task']}, {about['prompts']:,} prompts, {settings.stream} stream, {settings.ablation} ablation"
     label = circuit.about.get("score")
     panel = circuit_panel(
-        circuit.scored_edges(), n_layers=circuit.graph.n_layers, title=_title(settings, opened, circuit.about),
+        circuit.scored_edges(), n_layers=circuit.graph.n_layers, title=title,
         caption=f"{measured.kept:,} of {measured.edges:,} edges.",
         score_label=label if isinstance(label, str) else "score")
-    said = circuit_view.page_lines(measured, task, _method(circuit.about))
-    line = (f"{settings.workdir.resolve().name} at step {opened.step:,}, parameters {opened.params_digest}, "
+    line = (f"{settings.workdir.resolve().name} at step {run.step:,}, parameters {run.digest}, "
             f"revision {conditions.revision or 'unknown'}, {conditions.device}, "
             f"jax {conditions.versions.get('jax', 'unknown')}, {conditions.date}.")
     with tempfile.TemporaryDirectory() as folder:
         ours = save_circuit(circuit, Path(folder) / "circuit.json")
-        mib = save_mib(circuit, Path(folder) / "circuit.mib.json", d_model=opened.config.model.d_model)
+        mib = save_mib(circuit, Path(folder) / "circuit.mib.json", d_model=run.config.model.d_model)
         files = {path.name: path.read_bytes() for path in (ours, mib)}
     pictures = {f"circuit.{suffix}": content for suffix, content in figure_bytes(panel, ("svg", "png")).items()}
-    return files | pictures | {"circuit.html": circuit_page(panel, said, line).encode()}
+    page = circuit_page(panel, page_lines(measured, task, method_title(circuit.about)), line)
+    return files | pictures | {"circuit.html": page.encode()}
 
 
-def _circuit(settings: CircuitSettings, opened: Opened, bench: Bench, folder: Path, progress: Progress,
-             say: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray, Mapping[str, Any]]:
-    """Kept edges [E], scores [E], and what there is to say of how they were found."""
-    if opened.stored is not None:
-        for line in _found_otherwise(settings, opened):
-            say(line)
-        return opened.stored.kept, opened.stored.scores, {}
-    resume = folder / SEARCH_FILE
-    if settings.chosen_method == "acdc" and resume.exists():
-        say(f"going on with the interrupted search in {resume}")
-    try:
-        found = find(bench, settings, resume, progress)
-    except OSError as e:
-        raise CheckpointError(_unwritable(folder, e)) from e
-    if settings.chosen_method == "acdc":
-        say(f"{found.facts['edges_evaluated']:,} of {bench.graph.n_edges:,} edges evaluated; the closest decision lies "
-            f"{found.facts['min_margin']:.2g} nats from tau")
-    return found.kept, found.scores, found.facts
-
-
-def _about(settings: CircuitSettings, opened: Opened) -> dict[str, Any]:
-    """How the circuit came about; of a stored one what its file says."""
-    model = opened.config.model
-    shape = {"n_layers": model.n_layers, "n_heads": model.n_heads, "d_model": model.d_model,
-             "vocab_size": model.vocab_size, "ablation": model.ablation}
-    if opened.stored is not None:
-        return dict(opened.stored.about) | {"params_digest": opened.params_digest, "model": shape}
-    return {"method": settings.chosen_method, "score": SCORE_LABELS[settings.chosen_method],
-            "params_digest": opened.params_digest, "model": shape} | _conditions(settings, opened)
-
-
-def _conditions(settings: CircuitSettings, opened: Opened) -> dict[str, Any]:
-    return {"stream": settings.stream, "ablation": settings.ablation, "task": opened.pairs.name,
-            "prompts": len(opened.pairs), "prompts_digest": opened.pairs.digest(), "seed": settings.seed,
-            "step": opened.step}
-
-
-def _measured(settings: CircuitSettings, opened: Opened, measured: Measured) -> dict[str, Any]:
-    return _conditions(settings, opened) | dataclasses.asdict(measured)
-
-
-def _found_otherwise(settings: CircuitSettings, opened: Opened) -> Iterator[str]:
-    """A line where a stored circuit was found under other conditions than it is measured under."""
-    about, now = opened.stored.about, _conditions(settings, opened)
-    other = [f"{name.replace('_', ' ')} {about[name]}" for name in ("stream", "ablation", "task", "prompts_digest")
-             if name in about and about[name] != now[name]]
-    if other:
-        yield (f"{settings.load} was found with {', '.join(other)}; it is measured with " +
-               ", ".join(str(now[name]) for name in ("stream", "ablation", "task", "prompts_digest")
-                         if name in about and about[name] != now[name]))
-
-
-def _title(settings: CircuitSettings, opened: Opened, about: Mapping[str, Any]) -> str:
-    return (f"Circuit of {opened.pairs.name} in {settings.workdir.resolve().name}, {settings.stream} stream, "
-            f"{_method(about)}")
-
-
-def _method(about: Mapping[str, Any]) -> str:
-    """Method and its parameters in words."""
+def method_title(about: Mapping[str, Any]) -> str:
+    """Method of a circuit and its parameters, for titles."""
     name = str(about.get("method", "unknown method"))
     if name == "acdc" and isinstance(about.get("tau"), int | float):
         order = f", edges in random order {about['order_seed']}" if about.get("order_seed") is not None else ""
@@ -217,31 +314,99 @@ def _method(about: Mapping[str, Any]) -> str:
     return name
 
 
-def _is_mib(path: Path) -> bool:
-    """Whether a file looks like MIB's format; what cannot be read at all is refused by the other reader."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(values, dict) and "cfg" in values and "format" not in values
+def figures_table(m: Measured, title: str) -> Table:
+    """Model, circuit and everything patched beside one another."""
+    table = Table(title=title, caption="95 % intervals over prompts in brackets", title_justify="left",
+                  caption_justify="left")
+    table.add_column("")
+    for name in ("model", "circuit", "all patched"):
+        table.add_column(name, justify="right")
+    three = (m.model, m.circuit, m.empty)
+    table.add_row("edges", f"{m.edges:,}", f"{m.kept:,} ({m.kept / m.edges:.1%})", "0")
+    table.add_row("edges on a path from start to end", f"{m.edges:,}", f"{m.connected:,}", "0")
+    table.add_row("heads", str(m.all_heads), str(m.heads), "0")
+    table.add_row("MLPs", str(m.all_mlps), str(m.mlps), "0")
+    table.add_row("KL(model ‖ ·), nats", "0", str(m.circuit.kl), str(m.empty.kl))
+    table.add_row("accuracy", *(str(a.accuracy) for a in three))
+    table.add_row("logit difference", *(str(a.logit_difference) for a in three))
+    table.add_row("faithfulness of logit difference", "1", str(m.faithfulness), "0")
+    return table
+
+
+def warnings(m: Measured) -> list[str]:
+    """What makes the circuit mean little, a line each."""
+    out = []
+    if m.incompetent:
+        out.append(f"the model cannot do the task: its accuracy is {m.model.accuracy}, chance is {CHANCE}; a circuit "
+                   "of it means little")
+    if not m.connected:
+        out.append("no path of kept edges leads from the embedding to the end: such a circuit does nothing; with every "
+                   f"edge patched KL is {m.empty.kl} nats")
+    return out
+
+
+def page_lines(m: Measured, task: str, method: str) -> list[tuple[str, str]]:
+    """Pairs (what, text) for the top of the page."""
+
+    def answers(a: Answers) -> str:
+        return f"accuracy {a.accuracy}, logit difference {a.logit_difference}"
+
+    lines = [
+        ("task:", task),
+        ("method:", method),
+        ("size:", f"{m.kept:,} of {m.edges:,} edges ({m.kept / m.edges:.1%}), {m.connected:,} of them on a path from "
+                  f"start to end; {m.heads} of {m.all_heads} heads, {m.mlps} of {m.all_mlps} MLPs"),
+        ("divergence:", f"KL(model ‖ circuit) {m.circuit.kl} nats, with every edge patched {m.empty.kl}"),
+        ("faithfulness:", f"{m.faithfulness} of the logit difference"),
+        ("competence:", f"the model: {answers(m.model)}; the circuit alone: {answers(m.circuit)}; with every edge "
+                        f"patched: {answers(m.empty)}. 95 % intervals over {m.prompts:,} prompts."),
+    ]
+    return lines + [("warning:", warning) for warning in warnings(m)]
 
 
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Makes a folder and sees that it can be written to, before hours are spent; gone again if nothing comes of it."""
+def search_progress(console: Console, what: str) -> Iterator[Progress]:
+    """A bar with edges left and edges evaluated, gone when the block ends; nothing where the console is no terminal."""
+    columns = (TextColumn(what), BarColumn(), TextColumn("{task.fields[left]:,} edges left, "
+               "{task.fields[evaluated]:,} evaluated"), TimeElapsedColumn())
+    with ProgressBar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = None
+
+        def report(done: int, total: int, evaluated: int) -> None:
+            nonlocal task
+            if task is None:
+                task = bar.add_task(what, total=total, left=total, evaluated=0)
+            bar.update(task, completed=done, left=total - done, evaluated=evaluated)
+
+        yield report
+
+
+def _found_otherwise(about: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What a stored circuit was found with, where it differs from what it is measured with; else nothing."""
+    names = ("stream", "ablation", "task", "prompts_digest")
+    other = [name for name in names if about.get(name, now[name]) != now[name]]
+    if not other:
+        return ""
+    before = ", ".join(f"{name.replace('_', ' ')} {about[name]}" for name in other)
+    return f"{before}; it is measured with {', '.join(str(now[name]) for name in other)}"
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Makes a folder and sees that it can be written to, before hours are spent; removes it if it stays empty."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as e:
-        raise CheckpointError(_unwritable(folder, e)) from e
+    except OSError as error:
+        raise write_error(folder, error, _ANOTHER_OUT) from error
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
             for path in missing:
-                path.rmdir()  # stays where it holds anything
+                path.rmdir()  # fails, as it should, where the folder holds anything
 
 
-def _unwritable(folder: Path, error: OSError) -> str:
-    return f"{folder} cannot be written ({error.strerror or error}); free space or choose another --out"
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "file"

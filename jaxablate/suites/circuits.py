@@ -6,24 +6,110 @@ beside whether the model can do the task at all, and for both streams.
 """
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from jaxablate import stats
-from jaxablate.config import Config
-from jaxablate.intervals_old import both_ends
+from jaxablate.circuits.acdc import TAU, AcdcResult, acdc, shuffled_order
+from jaxablate.circuits.competence import Competence, competence, share_of_difference
+from jaxablate.circuits.faithfulness import completeness, faithfulness, metric_values, minimality, prompt_draws
+from jaxablate.circuits.methods import METHODS
+from jaxablate.circuits.metrics import importance
+from jaxablate.circuits.problem import Problem, problem
+from jaxablate.circuits.prompts import PromptPairs
+from jaxablate.config import Config, ModelConfig
+from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.reports.circuit_graph import circuit_panel
 from jaxablate.reports.panels import Bar, Bars, Curves, Grid, Panel, Series
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
 from jaxablate.stats import Estimate
-from jaxablate.suites.circuits_prompts import task_pairs
-from jaxablate.suites.circuits_streams import StreamCircuits, measure_stream
 from jaxablate.suites.suite import Suite
+from jaxablate.types import STREAMS, Params, Stream
 
-TAUS = (0.1, 0.03, 0.01)
-PAPER_TAU = 0.03
+TAUS = (0.1, TAU, 0.01)
 PROMPTS, BATCHES, ORDERS, RANDOM_MODELS = 64, 5, 5, 3
 SHORTEST_CONTEXT = 32
+DRAWS = 200
+"""Bootstrap draws of prompts."""
+MINIMALITY_EDGES = 100
+"""Most edges of a circuit that are taken out one by one."""
+SHOWN_METHOD = "eap-ig"
+"""Method of the scores in headlines and pictures."""
+_UNKNOWN = Estimate(None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EdgeCounts:
+    """Sizes of ACDC's circuits at one threshold while one thing varies."""
+
+    varied: str
+    """"prompts": batches of them, canonical order. "order": random orders within the layers, first batch of prompts.
+    "random weights": models as they are drawn, first batch."""
+    tau: float
+    edges: Estimate
+    """Mean number of edges kept, Student's t over the searches."""
+    counts: tuple[int, ...]
+    """Edges kept, one for each search."""
+    divergences: tuple[float, ...]
+    """KL(clean || circuit) in nats, one for each search."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """How faithful the circuits of one method's scores are, on prompts the scores have not seen.
+
+    Without values, and without faithfulness, where there is nothing to explain (`nothing_to_explain`).
+    """
+
+    method: str
+    """Label of the method."""
+    cpr: Estimate = _UNKNOWN
+    cmd: Estimate = _UNKNOWN
+    percents: tuple[float, ...] = ()
+    faithfulness: tuple[float, ...] | None = None
+    """Share of the logit difference that circuits of so many percent of the edges have, edges by abs(score)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CircuitQuality:
+    """ACDC's circuit at one threshold, on prompts it was not found on; in shares of the model's logit difference.
+
+    No share has a value where there is nothing to explain (`nothing_to_explain`).
+    """
+
+    tau: float
+    edges: int
+    faithfulness: Estimate = _UNKNOWN
+    complement: float | None = None
+    """Share that is left when the circuit is patched out: 0 for a complete circuit."""
+    idle: float | None = None
+    """Fraction of its edges (of at most 100 drawn) without which the share changes by less than 0.01: 0 for a minimal
+    circuit; None for a circuit without edges."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamCircuits:
+    """All that was measured of one stream."""
+
+    stream: str
+    competence: Competence
+    all_patched: float
+    """KL(clean || everything patched), nats, first batch of prompts: what there is to explain."""
+    edges: int
+    """Edges of the whole graph."""
+    counts: tuple[EdgeCounts, ...]
+    rankings: tuple[Ranking, ...]
+    quality: tuple[CircuitQuality, ...]
+    circuits: tuple[tuple[float, tuple[tuple[str, float], ...]], ...]
+    """(tau, kept edges of the first batch, each with the drop of logit difference when it alone is patched, as EAP-IG
+    estimates it)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,24 +118,61 @@ class CircuitsResult:
 
     task: str
     prompts: int
-    """Of a batch."""
+    """Prompts of a batch."""
     n_layers: int
     streams: tuple[StreamCircuits, ...]
 
     def headline(self) -> tuple[Figure, ...]:
         """Competence, edges at the paper's threshold, faithfulness of the scores, for each stream."""
-        return tuple(figure for s in self.streams for figure in (*_competence(s), *_edges(s), *_faithful(s)))
+        return tuple(figure for s in self.streams for figure in _figures(s))
 
     def panels(self) -> tuple[Panel, ...]:
         """The circuits as graphs, their sizes, their faithfulness."""
         graphs = [panel for s in self.streams if (panel := self._graph(s)) is not None]
-        return (*graphs, self._competence_table(), self._sizes(), self._size_table(),
-                *(_curves(s) for s in self.streams if s.rankings[0].faithfulness is not None),
-                self._ranking_table(), self._quality_table())
+        curves = [Curves(title=f"Faithfulness of circuits, {s.stream} stream", x_label="edges, % of all",
+                         y_label="faithfulness", log_x=True,
+                         series=tuple(Series(label=r.method, x=r.percents, y=r.faithfulness)
+                                      for r in s.rankings if r.faithfulness is not None),
+                         caption="Share of the logit difference that circuits have; edges by abs(score), greedy "
+                                 "search.")
+                  for s in self.streams if s.rankings[0].faithfulness is not None]
+        counts = [(s.stream, c) for s in self.streams for c in s.counts]
+        return (
+            *graphs,
+            Grid(title=f"Can the model do it? {self.task}",
+                 columns=("stream", "prompts", "accuracy", "top-1", "logit difference", "KL, all patched"),
+                 rows=tuple((s.stream, s.competence.n, s.competence.accuracy, s.competence.top1,
+                             s.competence.logit_difference, s.all_patched) for s in self.streams),
+                 caption="Accuracy: the answer's logit exceeds the wrong answer's, 0.5 by chance. A circuit of a model "
+                         "that cannot do the task is a circuit of something else. KL: of the corrupt prompts' "
+                         "predictions."),
+            Bars(title="Edges kept by ACDC",
+                 bars=tuple(Bar(f"{stream}, tau {c.tau}, over {c.varied}", c.edges) for stream, c in counts),
+                 caption="Mean and 95 % Student interval over batches of prompts, over random orders of the edges "
+                         "within their layers, and over models with random weights."),
+            Grid(title="Edges kept by ACDC, in numbers",
+                 columns=("stream", "tau", "varied", "edges", "least", "most", "searches", "KL"),
+                 rows=tuple((stream, c.tau, c.varied, c.edges, min(c.counts), max(c.counts), len(c.counts),
+                             sum(c.divergences) / len(c.divergences)) for stream, c in counts),
+                 caption="KL: nats from the model to its circuit, mean over the searches."),
+            *curves,
+            Grid(title="Faithfulness of scores", columns=("stream", "method", "CPR", "CMD"),
+                 rows=tuple((s.stream, r.method, r.cpr, r.cmd) for s in self.streams for r in s.rankings),
+                 caption="Circuits by greedy search from the end, judged on prompts the scores have not seen. CPR: "
+                         "area under the faithfulness of the logit difference, greater is better. CMD: mean distance "
+                         "from the model, 0 at best. 95 % bootstrap intervals over prompts. Empty where the logit "
+                         "difference may be that of the corrupt prompts: there is nothing to explain."),
+            Grid(title="ACDC's circuits", columns=("stream", "tau", "edges", "faithfulness", "complement", "idle"),
+                 rows=tuple((s.stream, q.tau, q.edges, q.faithfulness, q.complement, q.idle)
+                            for s in self.streams for q in s.quality),
+                 caption="Circuits found on the first batch, measured on the last one. Faithfulness: share of the "
+                         "logit difference that the circuit alone has. Complement: share left without the circuit. "
+                         "Idle: fraction of its edges that change the share by less than 0.01."),
+        )
 
     def _graph(self, s: StreamCircuits) -> Panel | None:
         """The circuit at the paper's threshold, or at the next lower one that has edges."""
-        tau, edges = next(((tau, edges) for tau, edges in s.circuits if tau <= PAPER_TAU and edges), (None, ()))
+        tau, edges = next(((tau, edges) for tau, edges in s.circuits if tau <= TAU and edges), (None, ()))
         if tau is None:
             return None
         caption = (f"ACDC at tau = {tau} on {self.prompts} prompts: {len(edges):,} of {s.edges:,} edges. Width and "
@@ -58,80 +181,118 @@ class CircuitsResult:
         return circuit_panel(edges, n_layers=self.n_layers, title=f"{self.task} circuit, {s.stream} stream",
                              caption=caption, score_label="drop of logit difference")
 
-    def _competence_table(self) -> Grid:
-        rows = tuple((s.stream, c.n, c.accuracy, *both_ends(c.accuracy_interval), c.top1, c.logit_difference,
-                      *both_ends(c.logit_difference_interval), s.all_patched)
-                     for s in self.streams for c in (s.competence,))
-        return Grid(
-            title=f"Can the model do it? {self.task}", rows=rows,
-            caption="Accuracy: the answer's logit exceeds the wrong answer's, 0.5 by chance. A circuit of a model that "
-                    "cannot do the task is a circuit of something else. KL: of the corrupt prompts' predictions.",
-            columns=("stream", "prompts", "accuracy", "95 % from", "to", "top-1", "logit difference", "95 % from", "to",
-                     "KL, all patched"))
 
-    def _sizes(self) -> Bars:
-        bars = [Bar(f"{s.stream}, tau {c.tau}, over {c.varied}", Estimate(c.mean, *both_ends(c.interval)))
-                for s in self.streams for c in s.counts]
-        return Bars(title="Edges kept by ACDC", bars=tuple(bars),
-                    caption="Mean and 95 % Student interval over batches of prompts, over random orders of the edges "
-                            "within their layers, and over models with random weights.")
-
-    def _size_table(self) -> Grid:
-        rows = tuple((s.stream, c.tau, c.varied, c.mean, *both_ends(c.interval), min(c.counts), max(c.counts),
-                      len(c.counts), sum(c.divergences) / len(c.divergences)) for s in self.streams for c in s.counts)
-        return Grid(title="Edges kept by ACDC, in numbers", rows=rows,
-                    caption="KL: nats from the model to its circuit, mean over the searches.",
-                    columns=("stream", "tau", "varied", "edges", "95 % from", "to", "least", "most", "searches", "KL"))
-
-    def _ranking_table(self) -> Grid:
-        rows = tuple((s.stream, r.method, r.cpr, *both_ends(r.cpr_interval), r.cmd, *both_ends(r.cmd_interval))
-                     for s in self.streams for r in s.rankings)
-        caption = ("Circuits by greedy search from the end, judged on prompts the scores have not seen. CPR: area "
-                   "under the faithfulness of the logit difference, greater is better. CMD: mean distance from the "
-                   "model, 0 at best. 95 % bootstrap intervals over prompts. Empty where the logit difference may be "
-                   "that of the corrupt prompts: there is nothing to explain.")
-        return Grid(title="Faithfulness of scores", caption=caption, rows=rows,
-                    columns=("stream", "method", "CPR", "95 % from", "to", "CMD", "95 % from", "to"))
-
-    def _quality_table(self) -> Grid:
-        rows = tuple((s.stream, q.tau, q.edges, q.faithfulness, *both_ends(q.faithfulness_interval), q.complement,
-                      q.idle)
-                     for s in self.streams for q in s.quality)
-        caption = ("Of the circuit found on the first batch, on the last one. Faithfulness: share of the logit "
-                   "difference that the circuit alone has. Complement: share left without the circuit. Idle: fraction "
-                   "of its edges that change the share by less than 0.01.")
-        return Grid(title="ACDC's circuits", caption=caption, rows=rows,
-                    columns=("stream", "tau", "edges", "faithfulness", "95 % from", "to", "complement", "idle"))
+def _figures(s: StreamCircuits) -> Iterator[Figure]:
+    yield Figure(f"task accuracy {s.stream}", s.competence.accuracy, "fraction", "up", stats.FRACTION)
+    yield Figure(f"task logit diff {s.stream}", s.competence.logit_difference, "logits", "up")
+    for c in s.counts:
+        if c.varied == "prompts":
+            yield Figure(f"edges tau {c.tau} {s.stream}", c.edges, "edges", "down", stats.COUNT)
+        elif c.varied == "random weights" and c.tau == TAU:
+            yield Figure(f"edges tau {c.tau} {s.stream}, random weights", c.edges, "edges", "none", stats.COUNT)
+    label = METHODS[SHOWN_METHOD].label
+    chosen = next(r for r in s.rankings if r.method == label)
+    yield Figure(f"CPR {label} {s.stream}", chosen.cpr, better="up")
+    yield Figure(f"CMD {label} {s.stream}", chosen.cmd, better="down", range=stats.COUNT)
 
 
-def _competence(s: StreamCircuits) -> tuple[Figure, ...]:
-    c = s.competence
-    return (Figure(f"task accuracy {s.stream}", Estimate(c.accuracy, *both_ends(c.accuracy_interval)), "fraction", "up",
-                   stats.FRACTION),
-            Figure(f"task logit diff {s.stream}",
-                   Estimate(c.logit_difference, *both_ends(c.logit_difference_interval)), "logits", "up"))
+def measure_stream(
+    config: ModelConfig, params: Params, batches: Sequence[PromptPairs], everything: PromptPairs, stream: Stream, *,
+    taus: Sequence[float], orders: int, random_models: int, seed: int,
+) -> StreamCircuits:
+    """Finds the circuits of one stream in all variations and judges them.
+
+    Args:
+      config: config of the model.
+      params: its weights.
+      batches: disjoint prompts of the task; the first serves where one batch does, the last is held out from scores.
+      everything: all prompts, for competence.
+      stream: stream whose output counts.
+      taus: ACDC's thresholds, nats.
+      orders: random edge orders tried.
+      random_models: models with weights as they are drawn.
+      seed: seed of orders, weights and bootstrap.
+    """
+    task = functools.partial(problem, config, stream=stream)
+    first, held_out = task(params, batches[0]), task(params, batches[-1])
+    graph = first.graph
+    searches = {
+        "prompts": [acdc(t, taus) for t in (first, *(task(params, b) for b in batches[1:-1]), held_out)],
+        "order": [acdc(first, taus, order=shuffled_order(graph, seed + i)) for i in range(orders)],
+        "random weights": [acdc(task(weights, batches[0]), taus)
+                           for weights in _random_weights(config, seed, random_models)],
+    }
+    scores = {method.name: method.scores(first, seed=seed) for method in METHODS
+              if method.ranked and graph.n_edges <= (method.most_edges or math.inf)}
+    kept = {tau: searches["prompts"][0].runs[tau].kept for tau in taus}
+    ends = np.stack([np.ones(graph.n_edges, bool), np.zeros(graph.n_edges, bool)])
+    model, empty = metric_values(held_out, ends)
+    judged = not nothing_to_explain(model, empty, seed)
+    drop = importance(first.target, scores[SHOWN_METHOD])
+    return StreamCircuits(
+        stream=stream, competence=competence(np.asarray(task(params, everything).logits), everything, seed=seed),
+        all_patched=float(metric_values(first.with_metric("kl"), ends[1:]).mean()), edges=graph.n_edges,
+        counts=tuple(_counts(varied, tau, results, graph.n_edges)
+                     for varied, results in searches.items() if results for tau in taus),
+        rankings=tuple(_ranking(METHODS[name].label, held_out, values, seed) if judged
+                       else Ranking(method=METHODS[name].label) for name, values in scores.items()),
+        quality=tuple(_quality(tau, kept[tau], held_out, seed) if judged else
+                      CircuitQuality(tau=tau, edges=int(kept[tau].sum())) for tau in taus),
+        circuits=tuple((tau, tuple((graph.edge_names[i], float(drop[i])) for i in np.flatnonzero(kept[tau])))
+                       for tau in taus),
+    )
 
 
-def _edges(s: StreamCircuits) -> tuple[Figure, ...]:
-    return tuple(
-        Figure(f"edges tau {c.tau} {s.stream}" + (", random weights" if c.varied == "random weights" else ""),
-               Estimate(c.mean, *both_ends(c.interval)), "edges", "down" if c.varied == "prompts" else "none",
-               stats.COUNT)
-        for c in s.counts if c.varied == "prompts" or (c.varied == "random weights" and c.tau == PAPER_TAU))
+def nothing_to_explain(model: np.ndarray, empty: np.ndarray, seed: int) -> bool:
+    """Whether the logit difference of a model is not surely another than with everything patched.
+
+    Shares of the difference between the two then divide by what may be zero, and say nothing.
+
+    Args:
+      model: [n] logit difference of each prompt in the model.
+      empty: [n] logit difference of each prompt with everything patched.
+      seed: seed of the bootstrap.
+
+    Returns:
+      Whether the 95 % bootstrap interval of the mean difference has 0 in it.
+    """
+    low, high = stats.mean(model - empty, seed=seed).interval or (0.0, 0.0)
+    return low <= 0 <= high
 
 
-def _faithful(s: StreamCircuits) -> tuple[Figure, ...]:
-    chosen = next(r for r in s.rankings if r.method == "EAP-IG")
-    return tuple(Figure(f"{name} EAP-IG {s.stream}", Estimate(value, *both_ends(interval)), better=better)
-                 for name, value, better, interval in (("CPR", chosen.cpr, "up", chosen.cpr_interval),
-                                                       ("CMD", chosen.cmd, "down", chosen.cmd_interval)))
+def _random_weights(config: ModelConfig, seed: int, count: int) -> Iterator[Params]:
+    draw = jax.jit(SelfAblatingTransformer(config).init)
+    return (draw(jax.random.key(seed + i), jnp.zeros((1, 2), jnp.int32))["params"] for i in range(count))
 
 
-def _curves(s: StreamCircuits) -> Curves:
-    series = tuple(Series(label=r.method, x=r.percents, y=r.faithfulness) for r in s.rankings)
-    return Curves(title=f"Faithfulness of circuits, {s.stream} stream", x_label="edges, % of all", series=series,
-                  y_label="faithfulness", log_x=True,
-                  caption="Share of the logit difference that circuits have; edges by abs(score), greedy search.")
+def _counts(varied: str, tau: float, results: Sequence[AcdcResult], n_edges: int) -> EdgeCounts:
+    counts = tuple(result.runs[tau].n_kept for result in results)
+    return EdgeCounts(varied=varied, tau=tau, counts=counts, edges=stats.student(counts, within=(0, n_edges)),
+                      divergences=tuple(result.runs[tau].final_kl for result in results))
+
+
+def _ranking(method: str, task: Problem, scores: np.ndarray, seed: int) -> Ranking:
+    result = faithfulness(task, scores, search="greedy")
+    curve = result.absolute
+
+    def estimate(measure: Callable[..., float]) -> Estimate:
+        n = len(task.pairs)
+        draws = np.array([measure(rows) for rows in prompt_draws(n, draws=DRAWS, seed=seed)])
+        return stats.from_draws(measure(), draws, n=n)
+
+    return Ranking(method=method, cpr=estimate(result.cpr), cmd=estimate(result.cmd), percents=curve.percents,
+                   faithfulness=tuple(curve.faithfulness().tolist()))
+
+
+def _quality(tau: float, kept: np.ndarray, task: Problem, seed: int) -> CircuitQuality:
+    without, circuit = completeness(task, kept), metric_values(task, kept[None])[0]
+    idle = None
+    if kept.any():
+        changes = minimality(task, kept, count=MINIMALITY_EDGES, seed=seed).changes()
+        idle = float(np.mean(np.abs(changes) < 0.01 * abs(without.model.mean() - without.empty.mean())))
+    return CircuitQuality(
+        tau=tau, edges=int(kept.sum()), complement=without.complement(), idle=idle,
+        faithfulness=share_of_difference(without.model, circuit, without.empty, seed=seed, draws=DRAWS))
 
 
 def _unfit(config: Config) -> str | None:
@@ -141,14 +302,13 @@ def _unfit(config: Config) -> str | None:
 
 
 def _run(run: Run) -> tuple[CircuitsResult, dict[str, Any]]:
-    config = run.config.model
-    everything = task_pairs(config, run.tokenizer, count=PROMPTS * BATCHES, seed=run.seed,
-                            corpus_prompts=None)
+    task = problem(run, task="ioi", prompts=PROMPTS * BATCHES, seed=run.seed)
+    everything = task.pairs
     batches = [everything.take(range(i * PROMPTS, (i + 1) * PROMPTS)) for i in range(BATCHES)]
-    options = {"taus": TAUS, "orders": ORDERS, "random_models": RANDOM_MODELS, "seed": run.seed}
-    streams = tuple(measure_stream(config, run.params, batches, everything, stream, **options)
-                    for stream in run.streams)
-    result = CircuitsResult(task=everything.name, prompts=PROMPTS, n_layers=config.n_layers, streams=streams)
+    options: dict[str, Any] = {"taus": TAUS, "orders": ORDERS, "random_models": RANDOM_MODELS, "seed": run.seed}
+    streams = tuple(measure_stream(task.config, run.params, batches, everything, stream, **options)
+                    for stream in STREAMS if stream in run.streams)
+    result = CircuitsResult(task=everything.name, prompts=PROMPTS, n_layers=task.graph.n_layers, streams=streams)
     return result, {**options, "prompts": PROMPTS, "batches": BATCHES, "ablation": "resample",
                     "prompts_digest": everything.digest()}
 
