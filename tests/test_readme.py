@@ -8,7 +8,7 @@ import pytest
 
 import eval as eval_script
 from jaxablate.commands import train as cli
-from jaxablate.commands.circuit_settings import CircuitSettings
+from jaxablate.commands.circuit import CircuitSettings
 from jaxablate.commands.explain import ExplainSettings
 from jaxablate.commands.match_settings import MatchSettings
 from jaxablate.commands.neurons_settings import NeuronSettings

@@ -94,7 +94,7 @@ def eap_ig(problem: Problem, *, steps: int = 5, batch_size: int | None = None) -
 
 
 @takes_problem
-def mask_gradient(problem: Problem, *, masks: Sequence[float | np.ndarray] = (0.0,), batch_size: int = 16
+def mask_gradient(problem: Problem, *, masks: Sequence[float | np.ndarray] | np.ndarray = (0.0,), batch_size: int = 16
                   ) -> Float[np.ndarray, " edges"]:
     """Derivative of the metric with respect to the edge mask, averaged over points of it.
 
@@ -305,7 +305,7 @@ def _unit_scores(batch: Batch, start: jax.Array, channels: jax.Array, neurons: j
     return ((channels.reshape(slopes.shape) * slopes).sum((2, 3)), (neurons * jnp.stack(grads.neurons)).sum((1, 2)))
 
 
-def _mask_points(n_edges: int, masks: Sequence[float | np.ndarray]) -> list[np.ndarray]:
+def _mask_points(n_edges: int, masks: Sequence[float | np.ndarray] | np.ndarray) -> list[np.ndarray]:
     """Each [E] float64."""
     if not len(masks):
         raise ConfigError("masks is empty; give at least one number in 0 .. 1")

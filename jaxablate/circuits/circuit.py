@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from jaxablate.circuits.graph import Graph
 from jaxablate.errors import ConfigError, DataError
@@ -179,7 +179,7 @@ class Circuit:
         return np.abs(self.scores) if ranking == "magnitude" else self.scores
 
 
-def edge_order(graph: Graph, importance: Float[np.ndarray, " edges"], *, search: Search = "top",
+def edge_order(graph: Graph, importance: np.ndarray, *, search: Search = "top",
                absolute: bool = False) -> Int[np.ndarray, " edges"]:
     """In which order edges enter a circuit.
 
@@ -189,7 +189,7 @@ def edge_order(graph: Graph, importance: Float[np.ndarray, " edges"], *, search:
 
     Args:
       graph: the graph of the edges.
-      importance: greater for edges that matter more (`metrics.importance`; ACDC's scores as they are).
+      importance: [E], greater for edges that matter more (`metrics.importance`; ACDC's scores as they are).
       search: the kind of order.
       absolute: rank by |importance|, so that edges which work against the answer count too.
 

@@ -4,7 +4,6 @@ A circuit means little where the model cannot do the task, so these figures stan
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -85,11 +84,11 @@ class Measured:
         return low <= CHANCE
 
 
-def competence(logits: Float[Any, "n vocab"], pairs: PromptPairs, *, seed: int = 0) -> Competence:
+def competence(logits: np.ndarray, pairs: PromptPairs, *, seed: int = 0) -> Competence:
     """Scores the answers to the clean prompts of a task.
 
     Args:
-      logits: at the last position of each clean prompt, any float; log-probabilities do as well.
+      logits: [n, V] at the last position of each clean prompt, any float; log-probabilities do as well.
       pairs: the task, n prompts.
       seed: seed of the bootstrap.
 

@@ -143,8 +143,8 @@ class Roc(_Brief):
 
 
 @takes_problem
-def metric_values(problem: Problem, kept: Bool[np.ndarray, "circuits edges"]) -> Float[np.ndarray, "circuits n"]:
-    """The metric of circuits, prompt by prompt; all edges that a circuit does not keep are patched.
+def metric_values(problem: Problem, kept: np.ndarray) -> Float[np.ndarray, "circuits n"]:
+    """The metric of circuits ``kept`` [circuits, E] bool, prompt by prompt; edges that are not kept are patched.
 
     Equal circuits have equal values to the last bit, and are computed once.
 
@@ -196,13 +196,12 @@ def faithfulness(problem: Problem, scores: Float[np.ndarray, " edges"], *, searc
 
 
 @takes_problem
-def completeness(problem: Problem, kept: Bool[np.ndarray, " edges"], *, samples: int = 0, seed: int = 0
-                 ) -> Completeness:
+def completeness(problem: Problem, kept: np.ndarray, *, samples: int = 0, seed: int = 0) -> Completeness:
     """What the model still does without the circuit, and without random parts of it.
 
     Args:
       problem: the model and its prompts.
-      kept: the circuit.
+      kept: [E] bool, the circuit.
       samples: random subsets K of the circuit looked at besides all of it; each edge is in K with probability 1/2.
       seed: seed of the subsets.
 
@@ -218,13 +217,12 @@ def completeness(problem: Problem, kept: Bool[np.ndarray, " edges"], *, samples:
 
 
 @takes_problem
-def minimality(problem: Problem, kept: Bool[np.ndarray, " edges"], *, count: int | None = None, seed: int = 0
-               ) -> Minimality:
+def minimality(problem: Problem, kept: np.ndarray, *, count: int | None = None, seed: int = 0) -> Minimality:
     """What each edge of a circuit contributes: the circuit without it, against the circuit.
 
     Args:
       problem: the model and its prompts.
-      kept: the circuit.
+      kept: [E] bool, the circuit.
       count: how many of its edges are looked at, drawn without replacement; all by default. Each costs one run.
       seed: seed of the draw.
 
