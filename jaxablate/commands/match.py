@@ -75,6 +75,7 @@ parse = partial(base.parse, MatchSettings)
 class Checkpoint:
     """An opened checkpoint and what has been measured of it so far, over the whole split."""
 
+    workdir: Path
     run: Run
     results: Results
 
@@ -87,7 +88,7 @@ class Checkpoint:
     @property
     def side(self) -> Side:
         """What the comparison says of it."""
-        return Side(name=html.run_name(self.run.workdir), step=self.run.step, summary=html.summary(self.results),
+        return Side(name=html.run_name(self.workdir), step=self.run.step, summary=html.summary(self.results),
                     loss=self.loss)
 
 
@@ -198,12 +199,12 @@ def _open(settings: MatchSettings, workdir: Path, checkpoint: str, *stored: Resu
     for old in stored:
         known = results.merge(old, known)
     entire = {name: record for name, record in known.suites.items() if "max_batches" not in record.options}
-    return Checkpoint(run=run, results=dataclasses.replace(known, suites=entire))
+    return Checkpoint(workdir=workdir, run=run, results=dataclasses.replace(known, suites=entire))
 
 
 def _with_loss(checkpoint: Checkpoint, say: Say) -> Checkpoint:
     checkpoint = _completed(checkpoint, [perplexity.SUITE], None, say, required=True)
-    say(f"{checkpoint.run.workdir} at step {checkpoint.run.step:,}: {LOSS} {float(checkpoint.loss):.4f}")
+    say(f"{checkpoint.workdir} at step {checkpoint.run.step:,}: {LOSS} {float(checkpoint.loss):.4f}")
     return checkpoint
 
 
@@ -216,7 +217,7 @@ def _completed(checkpoint: Checkpoint, suites: Sequence[Suite], folder: Path | N
     run = checkpoint.run
     for suite in suites:
         if suite.name not in checkpoint.results.suites:
-            say(f"{suite.name} of {run.workdir} at step {run.step:,} ...")
+            say(f"{suite.name} of {checkpoint.workdir} at step {run.step:,} ...")
             try:
                 record = score.run_suite(suite, run)
             except JaxablateError as error:
@@ -224,7 +225,7 @@ def _completed(checkpoint: Checkpoint, suites: Sequence[Suite], folder: Path | N
                     raise
                 say(f"{suite.name} is left out: {error}")
                 continue
-            checkpoint = Checkpoint(run=run, results=score.with_record(checkpoint.results, record))
+            checkpoint = dataclasses.replace(checkpoint, results=score.with_record(checkpoint.results, record))
         if folder is not None:
             results.write(folder, results.merge(stored_results(folder, say), checkpoint.results))
     return checkpoint
@@ -316,8 +317,8 @@ def _how_to_get_nearer(settings: MatchSettings, config: Config, target: float, l
 
 def _write(folder: Path, comparison: Matched, baseline: Checkpoint) -> tuple[Path, ...]:
     """Tables, and the baseline's results and report at the matched step."""
-    log = [e for e in html.read_history(baseline.run.workdir / METRICS) if e["step"] <= baseline.run.step]
-    report = html.page(baseline.results, log, f"{html.run_name(baseline.run.workdir)}, matched")
+    log = [e for e in html.read_history(baseline.workdir / METRICS) if e["step"] <= baseline.run.step]
+    report = html.page(baseline.results, log, f"{html.run_name(baseline.workdir)}, matched")
     tables = [files.write(folder / f"table{suffix}", text, otherwise="choose another --out")
               for suffix, text in matched.texts(comparison).items()]
     return (*tables, results.write(folder, baseline.results), files.write(folder / html.FILE_NAME, report))

@@ -202,7 +202,7 @@ def _ends(name: str, n_layers: int) -> tuple[Key, Key, str]:
     return *ends, second["port"] or ""
 
 
-def _key(name: re.Match, n_layers: int) -> Key:
+def _key(name: re.Match[str], n_layers: int) -> Key:
     if name["start"] or name["end"]:
         return (-1, 0) if name["start"] else (2 * n_layers, 0)
     block = int(name["mlp"] or name["block"])

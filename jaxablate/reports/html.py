@@ -142,7 +142,7 @@ def summary(results: Results) -> str:
 
 def read_history(path: Path) -> list[dict[str, Any]]:
     """Lines of ``metrics.jsonl`` up to one cut off by a crash; a missing file is an empty history."""
-    return [entry for entry in files.read_jsonl(path) if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
+    return [entry for entry in files.read_jsonl(path) if isinstance(entry.get("step"), int)]
 
 
 def regularizers(results: Results) -> tuple[str, ...]:

@@ -213,9 +213,9 @@ def _details_1(value: Any) -> Any:
         return [_details_1(v) for v in value]
     if not isinstance(value, Mapping):
         return value
-    if value.keys() == {"value", "interval"}:
+    if set(value) == {"value", "interval"}:
         return _estimate_1(value["value"], value["interval"])
-    if value.keys() == {"value", "low", "high"}:
+    if set(value) == {"value", "low", "high"}:
         return _estimate_1(value["value"], (value["low"], value["high"]))
     ends = {name.removesuffix("_interval"): name for name in value if name.endswith("_interval")}
     ends = {name: of for name, of in ends.items() if isinstance(value.get(name), float | int)}

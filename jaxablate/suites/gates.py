@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate import stats
-from jaxablate.config import Config, ModelConfig
+from jaxablate.config import ModelConfig
 from jaxablate.neurons.units import FIRES_ABOVE
 from jaxablate.reports.panels import Grid, Histogram, HistogramGrid, Panel
 from jaxablate.reports.results import Figure
@@ -47,11 +47,6 @@ class LayerGates:
     null_effective_units: float
     """Effective units expected of such subsets, to second order in the sampling noise of the rates."""
 
-    @property
-    def live_fraction(self) -> float:
-        """live / units."""
-        return self.live / self.units
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatesResult:
@@ -62,15 +57,13 @@ class GatesResult:
 
     def headline(self) -> tuple[Figure, ...]:
         """Live fraction and effective fraction of units per kind, over all layers."""
-        return tuple(
-            Figure(f"{name} {kind}", self._fraction(kind, field), "fraction", range=stats.FRACTION)
-            for name, field in (("live", "live"), ("effective", "effective_units")) for kind in KINDS
-        )
-
-    def _fraction(self, kind: str, field: str) -> float:
-        """Sum of a field over the layers, as a fraction of all their units of a kind."""
-        of = [x for x in self.layers if x.kind == kind]
-        return sum(getattr(x, field) for x in of) / sum(x.units for x in of)
+        figures = []
+        for name, field in (("live", "live"), ("effective", "effective_units")):
+            for kind in KINDS:
+                layers = [x for x in self.layers if x.kind == kind]
+                value = sum(getattr(x, field) for x in layers) / sum(x.units for x in layers)
+                figures.append(Figure(f"{name} {kind}", value, "fraction", range=stats.FRACTION))
+        return tuple(figures)
 
     def panels(self) -> tuple[Panel, ...]:
         """A grid of histograms per kind and the table of all layers."""
@@ -86,10 +79,11 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch]) -> GatesResul
       batches: see `Batch`; tokens with mask 0 are not counted.
     """
     config: ModelConfig = model.config
-    totals, tokens = None, 0
+    totals: dict[str, Any] = {kind: [(0.0, 0.0)] * config.n_layers for kind in KINDS}
+    tokens = 0
     for batch in batches:
         counts = jax.tree.map(lambda x: np.asarray(x, np.float64), firing_counts(model, params, batch))
-        totals = counts if totals is None else jax.tree.map(np.add, totals, counts)
+        totals = jax.tree.map(np.add, totals, counts)
         tokens += int(np.sum(np.asarray(batch["mask"]) > 0))
     layers = tuple(
         _layer(kind, i, config.layer_k(kind, i), fired, float(total), tokens)
@@ -161,7 +155,7 @@ def _histograms(result: GatesResult, kind: str) -> HistogramGrid:
 
 
 def _table(result: GatesResult) -> Grid:
-    rows = tuple((x.kind, x.layer, x.units, x.k, x.mean_winners, x.live_fraction, 1 - x.live_fraction,
+    rows = tuple((x.kind, x.layer, x.units, x.k, x.mean_winners, x.live / x.units, 1 - x.live / x.units,
                   x.null_live / x.units, x.effective_units, x.null_effective_units) for x in result.layers)
     caption = ("Chance: each token takes a uniformly random k-subset. Effective units: exp(entropy) of the units' "
                "shares of all firings.")
@@ -170,13 +164,10 @@ def _table(result: GatesResult) -> Grid:
                          "effective units", "effective by chance"))
 
 
-def _unfit(config: Config) -> str | None:
-    return None if config.model.gated else "the model has no gates (model.ablation='none')"
-
-
 def _run(run: Run) -> tuple[GatesResult, dict[str, Any]]:
     return evaluate(run.model, run.params, run.splits["valid"].batches()), {"fires_above": FIRES_ABOVE}
 
 
-SUITE = Suite(name="gates", run=_run, unfit=_unfit,
+SUITE = Suite(name="gates", run=_run,
+              unfit=lambda config: None if config.model.gated else "the model has no gates (model.ablation='none')",
               about="Attention channels and neurons that the gates let through, over the validation split.")

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxablate import stats
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
@@ -82,43 +83,46 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, eot_id: in
       params: its parameters.
       batches: the split in file order (rows of a batch follow each other); see `Batch`.
       eot_id: token that ends a story. It is the last target of its story.
-      seed: of the bootstrap (`stats.RESAMPLES` draws, percentile interval).
+      seed: seed of the bootstrap (`stats.RESAMPLES` draws, percentile interval).
       floor: least possible loss, nats a token, for the report; None where it is not known.
 
     Returns:
       Losses per stream, over all targets and over those that are not end-of-text. Intervals come from drawing
       stories with replacement, or windows where there are fewer than `MIN_STORIES` stories.
     """
-    stories, windows, open_story = [], [], 0
+    names: tuple[str, ...] = ()
+    stories: list[tuple[int, np.ndarray]] = []
+    windows: list[tuple[int, np.ndarray]] = []
+    story_id = window_id = 0
     for batch in batches:
-        found = token_losses(model, params, batch)
-        losses = {name: np.asarray(found[name], np.float64) for name in STREAMS if name in found}
+        by_stream = token_losses(model, params, batch)
+        names = tuple(name for name in STREAMS if name in by_stream)
+        losses = [np.asarray(by_stream[name], np.float64) for name in names]
         targets, mask = np.asarray(batch["targets"]), np.asarray(batch["mask"]) > 0
         ends = (targets == eot_id) & mask
-        story = open_story + np.cumsum(ends.ravel()).reshape(ends.shape) - ends
-        row = np.broadcast_to(np.arange(len(targets))[:, None], targets.shape)
-        stories.append((open_story, _unit_sums(losses, story - open_story, ends, mask)))
-        windows.append((sum(len(w) for _, w in windows), _unit_sums(losses, row, ends, mask)))
-        open_story += int(ends.sum())
-    names = tuple(losses)
-    by_story, by_window = _join(stories), _join(windows)
-    unit, sums = ("stories", by_story) if len(by_story) >= MIN_STORIES else ("windows", by_window)
+        story = np.cumsum(ends.ravel()).reshape(ends.shape) - ends  # a story's last target still belongs to it
+        window = np.broadcast_to(np.arange(len(targets))[:, None], targets.shape)
+        stories.append((story_id, _unit_sums(losses, story, ends, mask)))
+        windows.append((window_id, _unit_sums(losses, window, ends, mask)))
+        story_id, window_id = story_id + int(ends.sum()), window_id + len(windows[-1][1])
+    by_story = _join(stories)
+    unit, sums = ("stories", by_story) if len(by_story) >= MIN_STORIES else ("windows", _join(windows))
     return dataclasses.replace(_summarise(names, sums, unit, seed), floor=floor)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def token_losses(model: Any, params: Params, batch: Batch) -> dict[str, jax.Array]:
-    """Cross-entropy of each target by stream: ``clean`` and, for gated models, ``ablated``; float32 [B, T]."""
+def token_losses(model: Any, params: Params, batch: Batch) -> dict[str, Float[Array, "batch time"]]:
+    """Cross-entropy of each target in nats, float32, by stream: ``clean`` and, for gated models, ``ablated``."""
     out = model.apply({"params": params}, batch["inputs"])
     dtype = jnp.dtype(model.config.compute_dtype)
     table = params["embed"]["embedding"].astype(dtype)
-    return {name: per_token_cross_entropy(x.astype(dtype), table, batch["targets"])
+    return {name: per_token_cross_entropy(x.astype(dtype), table, jnp.asarray(batch["targets"]))
             for name, x in final_states(out).items()}
 
 
-def _unit_sums(losses: Mapping[str, np.ndarray], unit: np.ndarray, ends: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _unit_sums(losses: Sequence[np.ndarray], unit: np.ndarray, ends: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """[units of this batch, 2 + 2 * streams]: targets, end-of-text targets, and each stream's loss on both."""
-    columns = [mask, ends] + [x for loss in losses.values() for x in (np.where(mask, loss, 0), np.where(ends, loss, 0))]
+    columns = [mask, ends, *(np.where(chosen, loss, 0) for loss in losses for chosen in (mask, ends))]
     sums = [np.bincount(unit[mask], weights=np.asarray(c, np.float64)[mask]) for c in columns]
     return np.stack(sums, axis=-1)
 

@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.config import Config
 from jaxablate.data.tokenizer import Tokenizer
 from jaxablate.models.generation import generate
 from jaxablate.reports.panels import Panel, Passage, Passages
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
 from jaxablate.suites.suite import Suite
-from jaxablate.types import Params
+from jaxablate.types import Params, Stream
 
 STORY_PROMPTS = (
     "Once upon a time, there was a little girl named Lily.",
@@ -68,7 +67,7 @@ class SamplesResult:
 
 
 def evaluate(
-    model: Any, params: Params, prompts: Sequence[Sequence[int]], *, streams: Sequence[str],
+    model: Any, params: Params, prompts: Sequence[Sequence[int]], *, streams: Sequence[Stream],
     decode: Callable[[list[int]], str], eot_id: int, steps: int = MAX_STEPS,
     temperature: float = TEMPERATURE, top_k: int | None = TOP_K, seed: int = 0,
 ) -> SamplesResult:
@@ -84,14 +83,14 @@ def evaluate(
       steps: tokens to generate, fewer where the context is full before.
       temperature: 0 takes the likeliest token.
       top_k: sample among this many likeliest tokens; None among all.
-      seed: of the sampling.
+      seed: seed of the sampling.
     """
     longest = max(1, model.config.context_length // 2)
     cut = [list(p)[-longest:] for p in prompts]
     groups = defaultdict(list)
     for i, prompt in enumerate(cut):
         groups[len(prompt)].append(i)
-    said: dict[tuple[int, str], str] = {}
+    texts: dict[tuple[int, Stream], str] = {}
     for length, members in sorted(groups.items()):
         room = min(steps, model.config.context_length - length)
         given = jnp.asarray([cut[i] for i in members], jnp.int32)
@@ -99,16 +98,12 @@ def evaluate(
             tokens = generate(model, params, given, steps=room, stream=stream, temperature=temperature, top_k=top_k,
                               key=jax.random.key(seed))
             for i, row in zip(members, np.asarray(tokens)[:, length:].tolist(), strict=True):
-                said[i, stream] = decode(_until(row, eot_id))
+                texts[i, stream] = decode(row[: row.index(eot_id)] if eot_id in row else row)
     samples = tuple(
-        Sample(prompt=decode(prompt), continuations=tuple((stream, said[i, stream]) for stream in streams))
+        Sample(prompt=decode(prompt), continuations=tuple((stream, texts[i, stream]) for stream in streams))
         for i, prompt in enumerate(cut)
     )
     return SamplesResult(samples=samples, temperature=temperature, top_k=top_k)
-
-
-def _until(tokens: list[int], end: int) -> list[int]:
-    return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
 def readable(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
@@ -117,14 +112,10 @@ def readable(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return "".join(tokenizer.decode(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs)
 
 
-def prompts_for(config: Config) -> tuple[str, ...]:
-    """The fixed prompts that suit what the model was trained on."""
-    return CORPUS_PROMPTS if config.data.source == "embedded" else STORY_PROMPTS
-
-
 def _run(run: Run) -> tuple[SamplesResult, dict[str, Any]]:
     tokenizer = run.tokenizer
-    prompts = [tokenizer.encode(text) for text in prompts_for(run.config)]
+    texts = CORPUS_PROMPTS if run.config.data.source == "embedded" else STORY_PROMPTS
+    prompts = [tokenizer.encode(text) for text in texts]
     top_k = min(TOP_K, run.config.model.vocab_size)
     result = evaluate(run.model, run.params, prompts, streams=run.streams,
                       decode=functools.partial(readable, tokenizer), eot_id=tokenizer.eot_id, top_k=top_k,

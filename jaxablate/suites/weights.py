@@ -8,15 +8,13 @@ that count to the letter; the other figures say what they hold.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
 from jaxablate.reports.results import Figure
-from jaxablate.runs.run import Run
 from jaxablate.suites.suite import Suite
 from jaxablate.types import Params
 
@@ -72,15 +70,8 @@ class WeightsResult:
             Bars(title="Mean |w| by kind", caption="Over all layers; the tied matrix once.", bars=bars),
             Grid(title="Weights", caption=caption, columns=("weights", "count", "mean |w|", "rms"),
                  rows=tuple((g.name, g.count, g.mean_abs, g.rms) for g in groups)),
-            self._layer_grid(),
+            _layer_grid(self.by_layer),
         )
-
-    def _layer_grid(self) -> Grid:
-        kinds = [k for k in KINDS if any(kind == k for _, kind, _ in self.by_layer)]
-        table = {(layer, kind): value for layer, kind, value in self.by_layer}
-        layers = sorted({layer for layer, _ in table})
-        rows = tuple((layer, *(table.get((layer, kind)) for kind in kinds)) for layer in layers)
-        return Grid(title="Mean |w| by layer", caption="", columns=("layer", *kinds), rows=rows)
 
 
 def evaluate(params: Params) -> WeightsResult:
@@ -89,7 +80,8 @@ def evaluate(params: Params) -> WeightsResult:
     Args:
       params: the parameter tree of a `SelfAblatingTransformer`, with or without ablation heads.
     """
-    leaves = {path: np.asarray(x, np.float64) for path, x in _leaves(params)}
+    leaves = {tuple(key.key for key in path): np.asarray(x, np.float64)
+              for path, x in jax.tree_util.tree_leaves_with_path(dict(params))}
     kinds = {path: kind_of(path) for path in leaves}
     heads = [p for p in leaves if kinds[p] == "ablation heads"]
     rest = [p for p in leaves if kinds[p] != "ablation heads"]
@@ -108,7 +100,15 @@ def _by_layer(kernels: Mapping[tuple[str, ...], np.ndarray]) -> tuple[tuple[int,
     groups: dict[tuple[int, str], list[np.ndarray]] = {}
     for path, x in kernels.items():
         groups.setdefault((int(path[0].removeprefix("layer_")), kind_of(path)), []).append(x)
-    return tuple((layer, kind, _group(kind, arrays).mean_abs) for (layer, kind), arrays in sorted(groups.items()))
+    return tuple((layer, kind, _group(kind, arrays).mean_abs or 0.0)
+                 for (layer, kind), arrays in sorted(groups.items()))
+
+
+def _layer_grid(by_layer: Sequence[tuple[int, str, float]]) -> Grid:
+    table = {(layer, kind): value for layer, kind, value in by_layer}
+    kinds = [k for k in KINDS if any(kind == k for _, kind in table)]
+    rows = tuple((layer, *(table.get((layer, kind)) for kind in kinds)) for layer in sorted({x for x, _ in table}))
+    return Grid(title="Mean |w| by layer", caption="", columns=("layer", *kinds), rows=rows)
 
 
 def kind_of(path: tuple[str, ...]) -> str:
@@ -157,10 +157,6 @@ def released_weights(leaves: Mapping[tuple[str, ...], np.ndarray]) -> Iterable[n
             yield np.zeros(x.shape[0])
 
 
-def _leaves(params: Params) -> list[tuple[tuple[str, ...], jax.Array]]:
-    return [(tuple(k.key for k in path), x) for path, x in jax.tree_util.tree_leaves_with_path(dict(params))]
-
-
 def _group(name: str, arrays: Iterable[np.ndarray]) -> WeightGroup:
     count, total, squares = 0, 0.0, 0.0
     for x in arrays:
@@ -170,8 +166,5 @@ def _group(name: str, arrays: Iterable[np.ndarray]) -> WeightGroup:
     return WeightGroup(name=name, count=count, mean_abs=total / count, rms=(squares / count) ** 0.5)
 
 
-def _run(run: Run) -> tuple[WeightsResult, dict[str, Any]]:
-    return evaluate(run.params), {}
-
-
-SUITE = Suite(name="weights", about="Mean absolute weight, in every way of counting that has been published.", run=_run)
+SUITE = Suite(name="weights", about="Mean absolute weight, in every way of counting that has been published.",
+              run=lambda run: (evaluate(run.params), {}))
