@@ -221,9 +221,9 @@ def read_json(path: StrPath, *, what: str, fix: str, format: str | None = None,
         reason = getattr(error, "strerror", None) or error
         raise FileError(f"{path} cannot be read as {what} ({reason}); {fix}") from error
     if not isinstance(values, dict):
-        raise FileError(f"{path} is no {what}: it holds a JSON {type(values).__name__}, not an object; {fix}")
+        raise FileError(f"{path} is not {what}: it holds a JSON {type(values).__name__}, not an object; {fix}")
     if format is not None and values.get("format") != format:
-        raise FileError(f"{path} is no {what} (format {values.get('format')!r}, not {format!r}); {fix}")
+        raise FileError(f"{path} is not {what} (format {values.get('format')!r}, not {format!r}); {fix}")
     if versions is not None and values.get("version") not in versions:
         wanted = " or ".join(map(str, versions))
         raise FileError(f"{path} is {what} of version {values.get('version')!r}, this program reads {wanted}; {fix}")

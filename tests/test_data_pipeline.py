@@ -18,7 +18,8 @@ SOURCE = SourceRecord(name="a", size=1, mtime_ns=1, sha256="0" * 64)
 
 
 class Ids:
-    name = "ids"
+    name, pad_id, unk_id = "ids", 0, None
+    encode = encode_batch = decode = save = None
 
     def __init__(self, vocab_size):
         self.vocab_size, self.eot_id = vocab_size, vocab_size - 1

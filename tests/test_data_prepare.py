@@ -14,9 +14,8 @@ import pytest
 from helpers.external import real_data
 
 from jaxablate.config import DataConfig
-from jaxablate.data import corpus, token_file
-from jaxablate.data import prepare as prepare_module
-from jaxablate.data.prepare import prepare
+from jaxablate.data import corpus, preparation, token_file
+from jaxablate.data.preparation import prepare
 from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import DataError
 
@@ -44,7 +43,7 @@ def written(monkeypatch):
         names.append(path.name.split("-")[0])
         token_file.write_token_file(path, *args)
 
-    monkeypatch.setattr(prepare_module, "write_token_file", write)
+    monkeypatch.setattr(preparation, "write_token_file", write)
     return names
 
 
@@ -70,7 +69,8 @@ def test_stories_come_out_of_the_token_file_as_they_went_in(config):
         text = data.tokenizer.decode(data.train.tokens[offsets[i] : offsets[i + 1]])
         assert text == f"Tom has {i} balls. Sue has a ball.{EOT}"
     assert np.count_nonzero(data.train.tokens == data.tokenizer.eot_id) == 40
-    assert data.train.tokenizer_fingerprint == data.valid.tokenizer_fingerprint == data.tokenizer.fingerprint()
+    for file in (data.train, data.valid):
+        assert file.header.tokenizer_fingerprint == data.tokenizer.fingerprint()
     assert leftovers(config) == []
 
 
@@ -174,7 +174,7 @@ def test_a_read_only_folder_serves_what_it_has(config, monkeypatch):
     def refuse(*args):
         raise AssertionError("nothing is to be locked or written")
 
-    monkeypatch.setattr(prepare_module, "sole_builder", refuse)
+    monkeypatch.setattr(preparation, "sole_builder", refuse)
     prepare(config)
 
 
@@ -205,12 +205,12 @@ def test_a_full_disk_stops_with_one_line_and_leaves_nothing(config):
     code = f"""
 import resource
 from jaxablate.config import DataConfig
-from jaxablate.data.prepare import prepare
-from jaxablate.errors import DataError
+from jaxablate.data.preparation import prepare
+from jaxablate.errors import FileError
 resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 try:
     prepare(DataConfig(**{dataclasses.asdict(config)!r}))
-except DataError as error:
+except FileError as error:
     print(error)
 """
     result = run_python(code)
@@ -226,7 +226,7 @@ def run_python(code):
 BUILD = """
 import sys, time
 from jaxablate.config import DataConfig
-from jaxablate.data import prepare as module, token_file
+from jaxablate.data import preparation as module, token_file
 def slow(path, batches, *args):
     def crawl():
         for batch in batches:
@@ -299,7 +299,7 @@ def test_tokenizer_of_prepared_data_is_saved_beside_a_run(config, embedded, tmp_
     for i, settings in enumerate((config, embedded)):
         data = prepare(settings)
         data.tokenizer.save(tmp_path / f"run{i}")
-        assert load_tokenizer(tmp_path / f"run{i}").fingerprint() == data.train.tokenizer_fingerprint
+        assert load_tokenizer(tmp_path / f"run{i}").fingerprint() == data.train.header.tokenizer_fingerprint
 
 
 def test_real_stories_have_the_known_number_of_tokens(tmp_path):

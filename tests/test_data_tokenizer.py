@@ -52,7 +52,7 @@ def test_bpe_encodes_as_the_library_that_trained_it():
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     theirs.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
         vocab_size=329, min_frequency=2, initial_alphabet=alphabet, show_progress=False))
-    for text in texts + ["a parked jumper", "It's é  \n x"]:
+    for text in [*texts, "a parked jumper", "It's é  \n x"]:
         assert ours.encode(text) == theirs.encode(text).ids
 
 
@@ -113,8 +113,9 @@ DAMAGE = {
     "binary ranks": (lambda f: (f / tok.RANKS_FILE).write_bytes(b"\xff\xfe\x00"), "cannot be read"),
     "swapped ranks": (_swap_ranks, "fingerprint"),
     "missing metadata": (lambda f: (f / tok.META_FILE).unlink(), "cannot be read"),
-    "damaged metadata": (lambda f: (f / tok.META_FILE).write_text('{"kind": "bpe"'), "is damaged"),
-    "metadata of another form": (lambda f: (f / tok.META_FILE).write_text("[]"), "is damaged"),
+    "damaged metadata": (lambda f: (f / tok.META_FILE).write_text('{"kind": "bpe"'), "cannot be read"),
+    "metadata of another form": (lambda f: (f / tok.META_FILE).write_text("[]"), "is not a tokenizer's metadata"),
+    "metadata of less": (lambda f: (f / tok.META_FILE).write_text('{"kind": "bpe"}'), "'name' is missing"),
     "unknown kind": (_unknown_kind, "has kind 'letters'"),
 }
 

@@ -17,7 +17,7 @@ from jaxablate.commands import neurons_files as neuron_files
 from jaxablate.commands.neurons_search import contexts, search
 from jaxablate.commands.neurons_settings import NeuronSettings
 from jaxablate.config import ClassificationConfig, Config, DataConfig, ModelConfig, TrainConfig, to_dict
-from jaxablate.data.prepare import prepare
+from jaxablate.data.preparation import prepare
 from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import ConfigError
 from jaxablate.models.decoder import SelfAblatingTransformer

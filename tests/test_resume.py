@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from jaxablate.config import Config, DataConfig, MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
-from jaxablate.data.prepare import prepare
+from jaxablate.data.preparation import prepare
 from jaxablate.errors import CheckpointError, FileError, TrainingError
 from jaxablate.runs.checkpoint import restore_params, saved_steps
 from jaxablate.sharding import make_mesh

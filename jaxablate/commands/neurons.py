@@ -15,13 +15,13 @@ from jaxablate.commands import neurons_files as neuron_files
 from jaxablate.commands.neurons_scores import Layer, summary, unit_scores
 from jaxablate.commands.neurons_settings import NeuronSettings
 from jaxablate.config import Config
-from jaxablate.data.atomic import sole_builder
 from jaxablate.data.pipeline import validation_batches
-from jaxablate.data.prepare import PreparedData, prepare
+from jaxablate.data.preparation import PreparedData, prepare
 from jaxablate.data.progress import progress_report
 from jaxablate.data.token_file import TokenFile
 from jaxablate.data.tokenizer import Tokenizer, load_tokenizer
 from jaxablate.errors import ConfigError, DataError
+from jaxablate.files import sole_builder
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.examples import NOTHING, Batch, TopExamples, UnitReader, top_examples
 from jaxablate.neurons.graphs import trie

@@ -26,7 +26,7 @@ from jaxablate.commands.sae_settings import SaeSettings
 from jaxablate.commands.sae_view import Line
 from jaxablate.config import Config
 from jaxablate.data.pipeline import train_batches
-from jaxablate.data.prepare import prepare
+from jaxablate.data.preparation import prepare
 from jaxablate.data.progress import progress_report
 from jaxablate.data.token_file import TokenFile
 from jaxablate.data.tokenizer import load_tokenizer

@@ -2,8 +2,9 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -11,16 +12,18 @@ from rich.table import Table
 
 from jaxablate.config import DataConfig, SentimentDataConfig
 from jaxablate.data.download import Split, download_tinystories
-from jaxablate.data.prepare import prepare as prepare_data
-from jaxablate.data.progress import progress_report
+from jaxablate.data.preparation import PreparedData
+from jaxablate.data.preparation import prepare as prepare_data
+from jaxablate.data.progress import Report, progress_report
 from jaxablate.data.sentiment.imdb import download_imdb
-from jaxablate.data.sentiment.prepare import EncodedTexts
+from jaxablate.data.sentiment.prepare import EncodedTexts, SentimentData
 from jaxablate.data.sentiment.prepare import prepare as prepare_texts
 from jaxablate.data.sentiment.sst import download_trees
 from jaxablate.data.token_file import TokenFile, open_token_file
 from jaxablate.errors import JaxablateError
 
 app = tyro.extras.SubcommandApp()
+P = TypeVar("P", PreparedData, SentimentData)
 _DEFAULT = DataConfig()
 _DEFAULT_SENTIMENT = SentimentDataConfig()
 
@@ -33,11 +36,7 @@ def prepare(data: Annotated[DataConfig, tyro.conf.arg(name="")] = _DEFAULT, forc
       data: source and tokenizer, as in a config file's ``data``.
       force: make everything anew.
     """
-    start = time.perf_counter()
-    with progress_report() as report:
-        prepared = prepare_data(data, report=report, force=force)
-    seconds = time.perf_counter() - start
-    print(f"tokenizer {prepared.tokenizer.name}: {prepared.tokenizer.vocab_size} ids ({seconds:.1f} s)")
+    prepared = _timed(lambda report: prepare_data(data, report=report, force=force))
     for split, file in (("train", prepared.train), ("valid", prepared.valid)):
         counts = f"{file.n_stories:>9,} stories {file.n_tokens:>13,} tokens"
         print(f"{split}: {counts} {_source_size(file):>10}  {file.path}")
@@ -74,11 +73,7 @@ def sentiment(data: Annotated[SentimentDataConfig, tyro.conf.arg(name="")] = _DE
     Args:
       data: source and vocabulary, as in a config file's ``data``.
     """
-    start = time.perf_counter()
-    with progress_report() as report:
-        prepared = prepare_texts(data, report=report)
-    seconds = time.perf_counter() - start
-    print(f"tokenizer {prepared.tokenizer.name}: {prepared.tokenizer.vocab_size} ids ({seconds:.1f} s)")
+    prepared = _timed(lambda report: prepare_texts(data, report=report))
     for name, split in prepared.splits.items():
         print(f"{name:>5}: {_text_counts(split)}  {split.data_hash[:12]}")
 
@@ -110,6 +105,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _timed(make: Callable[[Report], P]) -> P:
+    """Prepared data, with a line that tells its tokenizer and how long it took."""
+    start = time.perf_counter()
+    with progress_report() as report:
+        prepared = make(report)
+    tokenizer, seconds = prepared.tokenizer, time.perf_counter() - start
+    print(f"tokenizer {tokenizer.name}: {tokenizer.vocab_size} ids ({seconds:.1f} s)")
+    return prepared
 
 
 def _source_size(file: TokenFile) -> str:

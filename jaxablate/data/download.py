@@ -1,4 +1,4 @@
-"""Fetch public data, such as the TinyStories text files: over https, whole or not at all."""
+"""Public data over https, such as the TinyStories text files: fetched completely or not at all."""
 
 import contextlib
 import http.client
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from jaxablate.data.atomic import Report, atomic_write, silent, sole_builder
+from jaxablate import files
+from jaxablate.data.progress import OTHERWISE, Report, silent, sole_builder
 from jaxablate.errors import DataError
 
 TINYSTORIES_URL = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main"
@@ -20,14 +21,13 @@ _TIMEOUT_S = 30
 _CHUNK = 1 << 20
 
 
-def tinystories_path(cache_dir: str | os.PathLike, split: Split) -> Path:
+def tinystories_path(cache_dir: str | os.PathLike[str], split: Split) -> Path:
     """Where a split's text file belongs."""
     return Path(cache_dir) / f"TinyStories-{split}.txt"
 
 
-def download_tinystories(
-    cache_dir: str | os.PathLike, split: Split, *, report: Report = silent, url: str | None = None
-) -> Path:
+def download_tinystories(cache_dir: str | os.PathLike[str], split: Split, *, report: Report = silent,
+                         url: str | None = None) -> Path:
     """Download one split into `cache_dir`, unless it is there.
 
     Args:
@@ -40,18 +40,18 @@ def download_tinystories(
       Path of the text file.
 
     Raises:
-      DataError: no network, an answer that is not the whole file, or the folder cannot be written.
+      DataError: there is no network, or the answer is not the whole file.
+      FileError: the folder cannot be written.
     """
     path = tinystories_path(cache_dir, split)
-    address = f"{url or TINYSTORIES_URL}/{path.name}"
-    return fetch(address, path, report=report, instead="give the path of a story file")
+    return fetch(f"{url or TINYSTORIES_URL}/{path.name}", path, report=report, instead="give the path of a story file")
 
 
 def fetch(address: str, path: Path, *, instead: str, report: Report = silent) -> Path:
     """Download one file, unless it is there.
 
     Args:
-      address: where it is.
+      address: URL of the file.
       path: where it belongs; its folder is made if absent.
       instead: what the user can do who has no network.
       report: progress in bytes.
@@ -60,15 +60,24 @@ def fetch(address: str, path: Path, *, instead: str, report: Report = silent) ->
       The path.
 
     Raises:
-      DataError: no network, an answer that is not the whole file, or the folder cannot be written.
+      DataError: there is no network, or the answer is not the whole file.
+      FileError: the folder cannot be written.
     """
     if path.exists():
         return path
     with sole_builder(path, report):
-        if not path.exists():
-            with _network_errors(path, address, instead), _open(address) as response, atomic_write(path) as file:
-                _copy(response, file, path, report)
+        if path.exists():  # another process has fetched it while this one waited
+            return path
+        with _network_errors(path, address, instead):
+            response = _open(address)
+        # Inside atomic_write, which takes every OSError for one of the file.
+        with response, files.atomic_write(path, otherwise=OTHERWISE) as file, _network_errors(path, address, instead):
+            _copy(response, file, path, report)
     return path
+
+
+def _open(address: str) -> http.client.HTTPResponse:
+    return urllib.request.urlopen(address, timeout=_TIMEOUT_S)
 
 
 def _copy(response: http.client.HTTPResponse, file: BinaryIO, path: Path, report: Report) -> None:
@@ -80,10 +89,6 @@ def _copy(response: http.client.HTTPResponse, file: BinaryIO, path: Path, report
         report(f"downloading {path.name}", done, expected)
     if done == 0 or (expected and done != expected):
         raise DataError(f"download of {path.name} ended after {done} of {expected} bytes; run again")
-
-
-def _open(address: str) -> http.client.HTTPResponse:
-    return urllib.request.urlopen(address, timeout=_TIMEOUT_S)
 
 
 @contextlib.contextmanager

@@ -10,24 +10,25 @@ The cursor is the step alone (with the seed and the data's hash, to refuse anoth
 state, whose format is Grain's to change; what was read ahead but not taken does not count.
 """
 
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from jaxablate.data.token_file import TokenFile
 from jaxablate.errors import ConfigError, DataError
 
-Batch = dict[str, np.ndarray]
+HostBatch = dict[str, np.ndarray]
+"""A batch as it is read, before it goes to the devices (`jaxablate.types.Batch`)."""
 
 _WINDOWS_DOMAIN = 0x6A61786162
 """Second word of the Philox key: keeps these draws apart from any other use of the same seed."""
 
 
-def window_offsets(seed: int, step: int, n_rows: int, n_windows: int) -> np.ndarray:
+def window_offsets(seed: int, step: int, n_rows: int, n_windows: int) -> Int[np.ndarray, " n_rows"]:
     """Where the windows of one training step start.
 
     Row r is ``Philox(key=(seed, constant), counter=(step, ...))[r] mod n_windows``. It does not depend on `n_rows`: a
@@ -39,9 +40,6 @@ def window_offsets(seed: int, step: int, n_rows: int, n_windows: int) -> np.ndar
       n_rows: sequences of the global batch.
       n_windows: number of possible starts; offsets are in ``0 .. n_windows - 1``.
 
-    Returns:
-      Offsets [n_rows], int64.
-
     >>> window_offsets(0, 0, 4, 1000).tolist() == window_offsets(0, 0, 8, 1000)[:4].tolist()
     True
     """
@@ -50,23 +48,34 @@ def window_offsets(seed: int, step: int, n_rows: int, n_windows: int) -> np.ndar
     return (bits % np.uint64(n_windows)).astype(np.int64)
 
 
-class TrainBatches(Iterator[Batch]):
-    """Endless iterator over training batches, with a cursor. Made by `step_batches`.
+class TrainBatches(Iterator[HostBatch]):
+    """Endless iterator over the batches of steps 0, 1, ..., read ahead by a background thread, with a cursor.
 
-    Attributes:
+    Args:
+      make_batch: step -> its batch; nothing else may decide it.
+      identity: JSON-able values of all that decides the order, ``seed`` and ``data_hash`` at least. They are part of
+        the cursor, and a cursor with others is refused.
+      start_step: step of the first batch.
+      prefetch: batches read ahead; 0 reads in the caller's thread.
       steps_per_epoch: after how many steps every text was seen once; None where the data has no epochs.
+
+    Raises:
+      ConfigError: a number is negative.
     """
 
-    def __init__(
-        self, dataset: Any, identity: dict[str, Any], step: int, prefetch: int, steps_per_epoch: int | None = None
-    ):
-        self.steps_per_epoch = steps_per_epoch
-        self._dataset = dataset
-        self._identity = identity
-        self._prefetch = prefetch
-        self._start(step)
+    def __init__(self, make_batch: Callable[[int], HostBatch], identity: dict[str, Any], *, start_step: int = 0,
+                 prefetch: int = 4, steps_per_epoch: int | None = None):
+        import grain
 
-    def __next__(self) -> Batch:
+        if start_step < 0 or prefetch < 0:
+            raise ConfigError(f"start_step={start_step} and prefetch={prefetch} must not be negative")
+        self.steps_per_epoch = steps_per_epoch
+        self._dataset = grain.MapDataset.range(sys.maxsize).map(make_batch)
+        self._options = grain.ReadOptions(num_threads=min(1, prefetch), prefetch_buffer_size=prefetch)
+        self._identity = identity
+        self._start(start_step)
+
+    def __next__(self) -> HostBatch:
         batch = next(self._iterator)
         self._step += 1
         return batch
@@ -99,50 +108,12 @@ class TrainBatches(Iterator[Batch]):
         self._iterator.close()
 
     def _start(self, step: int) -> None:
-        import grain
-
-        options = grain.ReadOptions(num_threads=min(1, self._prefetch), prefetch_buffer_size=self._prefetch)
         self._step = step
-        self._iterator = iter(self._dataset[step:].to_iter_dataset(options))
+        self._iterator: Any = iter(self._dataset[step:].to_iter_dataset(self._options))
 
 
-def step_batches(
-    make_batch: Callable[[int], Batch],
-    identity: dict[str, Any],
-    *,
-    start_step: int = 0,
-    prefetch: int = 4,
-    steps_per_epoch: int | None = None,
-) -> TrainBatches:
-    """The batches of steps start_step, start_step + 1, ... , read ahead by a background thread.
-
-    Args:
-      make_batch: step -> its batch; nothing else may decide it.
-      identity: JSON-able values of all that decides the order, ``seed`` and ``data_hash`` at least. They are part of
-        the cursor, and a cursor with others is refused.
-      start_step: step of the first batch.
-      prefetch: batches read ahead; 0 reads in the caller's thread.
-      steps_per_epoch: becomes the iterator's attribute.
-    """
-    import grain
-
-    if start_step < 0 or prefetch < 0:
-        raise ConfigError(f"start_step={start_step} and prefetch={prefetch} must not be negative")
-    dataset = grain.MapDataset.range(sys.maxsize).map(make_batch)
-    return TrainBatches(dataset, identity, start_step, prefetch, steps_per_epoch)
-
-
-def train_batches(
-    token_file: TokenFile,
-    *,
-    batch_size: int,
-    sequence_length: int,
-    seed: int,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    prefetch: int = 4,
-) -> TrainBatches:
+def train_batches(token_file: TokenFile, *, batch_size: int, sequence_length: int, seed: int, start_step: int = 0,
+                  process_index: int = 0, process_count: int = 1, prefetch: int = 4) -> TrainBatches:
     """Windows of sequence_length + 1 tokens at random offsets, uniform over the file and independent of each other.
 
     A window may span several stories, as in the paper; end-of-text separates them.
@@ -167,20 +138,27 @@ def train_batches(
       DataError: the file is shorter than one window.
     """
     first_row, n_rows = local_rows(batch_size, process_index, process_count)
-    windows = _Windows.of(token_file, sequence_length, seed, first_row, n_rows)
+    if sequence_length < 1:
+        raise ConfigError(f"sequence_length={sequence_length} must be positive")
+    if token_file.n_tokens <= sequence_length:
+        raise DataError(
+            f"sequence_length={sequence_length} needs windows of {sequence_length + 1} tokens, but "
+            f"{token_file.path.name} has {token_file.n_tokens}; choose at most {token_file.n_tokens - 1}"
+        )
+    # Every window of the file [n_windows, T + 1]: a view, row i starts at token i.
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(token_file.tokens), sequence_length + 1)
+
+    def make_batch(step: int) -> HostBatch:
+        offsets = window_offsets(seed, step, first_row + n_rows, len(windows))[first_row:]
+        window = windows[offsets].astype(np.int32)
+        return {"inputs": np.ascontiguousarray(window[:, :-1]), "targets": np.ascontiguousarray(window[:, 1:])}
+
     identity = {"seed": seed, "data_hash": token_file.data_hash}
-    return step_batches(windows, identity, start_step=start_step, prefetch=prefetch)
+    return TrainBatches(make_batch, identity, start_step=start_step, prefetch=prefetch)
 
 
-def validation_batches(
-    token_file: TokenFile,
-    *,
-    batch_size: int,
-    sequence_length: int,
-    max_batches: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[Batch]:
+def validation_batches(token_file: TokenFile, *, batch_size: int, sequence_length: int, max_batches: int | None = None,
+                       process_index: int = 0, process_count: int = 1) -> Iterator[HostBatch]:
     """The whole split once, in order, in windows that do not overlap: every token but the first is predicted once.
 
     Args:
@@ -192,8 +170,9 @@ def validation_batches(
       process_count: number of processes that share out each batch.
 
     Returns:
-      Iterator of ``inputs``, ``targets`` (int32 [b, T]) and ``mask`` (float32 [b, T], 1 where a target counts). All
-      batches have the same shape; what the file does not fill has mask 0 and tokens 0.
+      Iterator of ``inputs``, ``targets``, ``story`` (int32 [b, T]: the index of the story that the target is a token
+      of, its end-of-text included) and ``mask`` (float32 [b, T], 1 where a target counts). All batches have the same
+      shape; what the file does not fill has mask 0, tokens 0 and the last story.
 
     Raises:
       ConfigError: process_count does not divide batch_size, or a number is out of range.
@@ -204,7 +183,7 @@ def validation_batches(
     if max_batches is not None:
         n_batches = min(n_batches, max_batches)
     rows = (batch * batch_size + first_row for batch in range(n_batches))
-    return (_consecutive(token_file.tokens, row * sequence_length, n_rows, sequence_length) for row in rows)
+    return (_consecutive(token_file, row * sequence_length, (n_rows, sequence_length)) for row in rows)
 
 
 def validation_batch_count(token_file: TokenFile, *, batch_size: int, sequence_length: int) -> int:
@@ -221,47 +200,17 @@ def validation_batch_count(token_file: TokenFile, *, batch_size: int, sequence_l
     return math.ceil((token_file.n_tokens - 1) / (batch_size * sequence_length))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Windows:
-    """Step -> this process's rows of its batch."""
-
-    windows: np.ndarray
-    """Every window of the file [n_windows, T + 1]: a view, row i starts at token i."""
-    seed: int
-    first_row: int
-    n_rows: int
-
-    @classmethod
-    def of(cls, token_file: TokenFile, sequence_length: int, seed: int, first_row: int, n_rows: int) -> "_Windows":
-        if sequence_length < 1:
-            raise ConfigError(f"sequence_length={sequence_length} must be positive")
-        if token_file.n_tokens <= sequence_length:
-            raise DataError(
-                f"sequence_length={sequence_length} needs windows of {sequence_length + 1} tokens, but "
-                f"{token_file.path.name} has {token_file.n_tokens}; choose at most {token_file.n_tokens - 1}"
-            )
-        tokens = np.asarray(token_file.tokens)
-        return cls(np.lib.stride_tricks.sliding_window_view(tokens, sequence_length + 1), seed, first_row, n_rows)
-
-    def __call__(self, step: int) -> Batch:
-        end = self.first_row + self.n_rows
-        offsets = window_offsets(self.seed, step, end, len(self.windows))[self.first_row :]
-        window = self.windows[offsets].astype(np.int32)
-        return {"inputs": np.ascontiguousarray(window[:, :-1]), "targets": np.ascontiguousarray(window[:, 1:])}
-
-
-def _consecutive(tokens: np.ndarray, start: int, n_rows: int, sequence_length: int) -> Batch:
+def _consecutive(token_file: TokenFile, start: int, shape: tuple[int, int]) -> HostBatch:
     """Rows of adjoining windows from a token on, padded with zeros after the end of the file."""
-    size = n_rows * sequence_length
-    piece = np.zeros(size + 1, np.int32)
-    found = np.asarray(tokens[start : start + size + 1])
-    piece[: len(found)] = found
-    mask = np.arange(1, size + 1) < len(found)
-    shape = (n_rows, sequence_length)
+    size = math.prod(shape)
+    tokens = np.zeros(size + 1, np.int32)
+    stored = token_file.tokens[start : start + size + 1]
+    tokens[: len(stored)] = stored
     return {
-        "inputs": piece[:-1].reshape(shape),
-        "targets": piece[1:].reshape(shape),
-        "mask": mask.astype(np.float32).reshape(shape),
+        "inputs": tokens[:-1].reshape(shape),
+        "targets": tokens[1:].reshape(shape),
+        "story": token_file.story_of(np.arange(start + 1, start + size + 1)).astype(np.int32).reshape(shape),
+        "mask": (np.arange(1, size + 1) < len(stored)).astype(np.float32).reshape(shape),
     }
 
 

@@ -8,11 +8,12 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from jaxablate.data.atomic import Report, silent
+from jaxablate.data import corpus
+from jaxablate.data.ids import END_OF_TEXT
+from jaxablate.data.progress import Report, silent
 from jaxablate.data.token_file import SourceRecord
-from jaxablate.data.tokenizer import END_OF_TEXT
 from jaxablate.errors import DataError
 
 _CHUNK = 1 << 22
@@ -26,8 +27,10 @@ _WANTED = "give the path of a UTF-8 text file with one <|endoftext|> line after 
 class StorySource(Protocol):
     """Stories that can be read again and again, and whether they are still what they were."""
 
-    label: str
-    """Distinguishes the source's token files from those of others in the same folder."""
+    @property
+    def label(self) -> str:
+        """Part of a token file's name that tells the source's files from those of others in the same folder."""
+        ...
 
     def available(self) -> bool:
         """Whether the source is here; where it is not, a token file made earlier still serves."""
@@ -51,7 +54,7 @@ class StorySource(Protocol):
 
 
 class TextSource:
-    """A text file of stories.
+    """A text file of stories, as a `StorySource`.
 
     Stories are what lies between ``<|endoftext|>`` markers, without surrounding white space; ``\\r\\n`` becomes
     ``\\n``; empty ones are skipped; the last may lack its marker. The file is read in pieces of 4 MiB and must be
@@ -63,20 +66,17 @@ class TextSource:
       fetch: called by `require` where the file is missing; it puts the file there or raises a DataError.
     """
 
-    def __init__(
-        self, path: str | os.PathLike, cache_dir: str | os.PathLike, fetch: Callable[[], object] | None = None
-    ):
+    def __init__(self, path: str | os.PathLike[str], cache_dir: str | os.PathLike[str],
+                 fetch: Callable[[], object] | None = None):
         self.path = Path(path)
         resolved = self.path.resolve()
         inside = resolved.parent == Path(cache_dir).resolve()
-        suffix = "" if inside else f"-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
-        self.label = resolved.stem + suffix
+        self.label = resolved.stem + ("" if inside else f"-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}")
         self._fetch = fetch
         self._record: SourceRecord | None = None
-        self._known_hash: tuple[int, str] | None = None
+        self._hash_at: tuple[int, str] | None = None
 
     def available(self) -> bool:
-        """Whether the file is there."""
         return self.path.exists()
 
     def require(self) -> None:
@@ -102,7 +102,6 @@ class TextSource:
         return status.st_mtime_ns == record.mtime_ns or self._hash(status.st_mtime_ns) == record.sha256
 
     def record(self) -> SourceRecord:
-        """Size, time and hash of what `stories` read."""
         if self._record is None:
             raise ValueError("record() before stories() was read to its end")
         return self._record
@@ -111,38 +110,36 @@ class TextSource:
         """Every story of the file.
 
         Raises:
-          DataError: the file is missing, empty, no UTF-8 (the byte's offset is named), has no story, or changed
+          DataError: the file is missing, empty, not UTF-8 (the byte's offset is named), has no story, or changed
             while it was read.
         """
         self.require()
         before = self.path.stat()
         digest = hashlib.sha256()
-        found = False
+        count = 0
         for offset, piece in _pieces(self.path, digest, before.st_size, report):
-            story = _decode(self.path, offset, piece)
-            if story:
-                found = True
+            if story := _decode(self.path, offset, piece):
+                count += 1
                 yield story
-        if not found:
+        if count == 0:
             raise DataError(f"story file {self.path} holds no story, only white space and markers; {_WANTED}")
         after = self.path.stat()
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise DataError(f"story file {self.path} changed while it was read; run again when it is complete")
-        self._record = SourceRecord(
-            name=self.path.name, size=before.st_size, mtime_ns=before.st_mtime_ns, sha256=digest.hexdigest()
-        )
+        self._record = SourceRecord(name=self.path.name, size=before.st_size, mtime_ns=before.st_mtime_ns,
+                                    sha256=digest.hexdigest())
 
     def _hash(self, mtime_ns: int) -> str:
         """SHA-256 of the file, read once for each modification time."""
-        if self._known_hash is None or self._known_hash[0] != mtime_ns:
+        if self._hash_at is None or self._hash_at[0] != mtime_ns:
             with open(self.path, "rb") as file:
-                self._known_hash = mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()
-        return self._known_hash[1]
+                self._hash_at = mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()
+        return self._hash_at[1]
 
 
 @dataclasses.dataclass
 class EmbeddedSource:
-    """A range of the embedded corpus: stories are made, not read, so their record is a hash of a sample of them."""
+    """A range of the embedded corpus, as a `StorySource`: its record is a hash of a sample of the stories."""
 
     seed: int
     start: int
@@ -151,8 +148,6 @@ class EmbeddedSource:
     @classmethod
     def train(cls, seed: int, count: int) -> "EmbeddedSource":
         """The first `count` stories of a seed."""
-        from jaxablate.data import corpus
-
         if count > corpus.VALID_START:
             raise DataError(f"embedded_stories={count} must be at most {corpus.VALID_START}")
         return cls(seed, 0, count)
@@ -160,30 +155,23 @@ class EmbeddedSource:
     @classmethod
     def valid(cls, seed: int, count: int) -> "EmbeddedSource":
         """`count` stories that no training range reaches, the same ones however many are trained on."""
-        from jaxablate.data import corpus
-
         return cls(seed, corpus.VALID_START, count)
 
     @property
     def label(self) -> str:
-        """Seed and range, for the token file's name."""
         return f"embedded-seed{self.seed}-from{self.start}-n{self.count}"
 
     def available(self) -> bool:
-        """Always: the corpus is part of the package."""
         return True
 
     def require(self) -> None:
         """Nothing can be missing."""
 
     def unchanged(self, record: SourceRecord) -> bool:
-        """Whether the corpus still makes the same stories."""
         return record == self.record()
 
     def record(self) -> SourceRecord:
         """Range, and SHA-256 of the corpus's version and of the range's first and last stories."""
-        from jaxablate.data import corpus
-
         n = min(self.count, _PROBE_STORIES)
         digest = hashlib.sha256(corpus.CORPUS_VERSION.encode())
         for start in (self.start, self.start + self.count - n):
@@ -192,9 +180,6 @@ class EmbeddedSource:
         return SourceRecord(name=self.label, size=self.count, mtime_ns=0, sha256=digest.hexdigest())
 
     def stories(self, report: Report = silent) -> Iterator[str]:
-        """Every story of the range."""
-        from jaxablate.data import corpus
-
         for done, story in enumerate(corpus.stories(self.seed, self.start, self.count), 1):
             yield story.text.strip()
             if done % 1000 == 0 or done == self.count:
@@ -214,7 +199,7 @@ def batched_by_length(stories: Iterable[str], characters: int) -> Iterator[list[
         yield batch
 
 
-def _pieces(path: Path, digest, size: int, report: Report) -> Iterator[tuple[int, bytes]]:
+def _pieces(path: Path, digest: Any, size: int, report: Report) -> Iterator[tuple[int, bytes]]:
     """Byte offset and bytes of everything between markers."""
     start, rest, done = 0, b"", 0
     for chunk in _chunks(path):
@@ -237,19 +222,14 @@ def _chunks(path: Path) -> Iterator[bytes]:
     try:
         with open(path, "rb") as file:
             first = file.read(_CHUNK)
-            _check_text(path, first)
+            # Zero bytes are valid UTF-8 but no text: what UTF-16 files and binaries have at their start.
+            if (zero := first[:8192].find(b"\0")) >= 0:
+                raise DataError(f"story file {path} is binary, not text: byte {zero} is 0; convert it to UTF-8 text")
             yield first
             while chunk := file.read(_CHUNK):
                 yield chunk
     except OSError as error:
         raise DataError(f"story file {path} cannot be read ({error.strerror or error})") from error
-
-
-def _check_text(path: Path, start: bytes) -> None:
-    """Zero bytes are valid UTF-8 but no text: what UTF-16 files and binaries have at their start."""
-    zero = start[:8192].find(b"\0")
-    if zero >= 0:
-        raise DataError(f"story file {path} is binary, not text: byte {zero} is 0; convert it to UTF-8 text")
 
 
 def _decode(path: Path, offset: int, piece: bytes) -> str:

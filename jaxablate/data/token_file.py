@@ -15,19 +15,22 @@ random windows need anyway. `data_hash`, the SHA-256 of the ids, is made while w
 import array
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from jaxtyping import Int
 
-from jaxablate.data.atomic import atomic_write
-from jaxablate.data.tokenizer import Tokenizer
+from jaxablate import files
+from jaxablate.data.ids import Tokenizer
+from jaxablate.data.progress import OTHERWISE
 from jaxablate.errors import DataError
 
 FORMAT_VERSION = 1
@@ -53,7 +56,7 @@ class SourceRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Header:
-    """Everything a token file says of itself."""
+    """The contents of a token file's header."""
 
     dtype: str
     n_tokens: int
@@ -100,19 +103,13 @@ class TokenFile:
         return self.header.eot_id
 
     @property
-    def tokenizer_fingerprint(self) -> str:
-        """Fingerprint of the tokenizer that made the ids."""
-        return self.header.tokenizer_fingerprint
-
-    @property
-    def source_hash(self) -> str:
-        """SHA-256 of the text the ids were made from."""
-        return self.header.source.sha256
-
-    @property
     def data_hash(self) -> str:
-        """SHA-256 of the ids."""
+        """SHA-256 (hex) of the ids."""
         return self.header.data_hash
+
+    def story_of(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Index of the story that each position's token belongs to, int64; the last story's beyond the end."""
+        return np.minimum(np.searchsorted(self.story_offsets, positions, side="right") - 1, self.n_stories - 1)
 
     def require_vocab(self, vocab_size: int) -> None:
         """Check that a model with `vocab_size` embedding rows can take every id.
@@ -127,13 +124,9 @@ class TokenFile:
             )
 
 
-def write_token_file(
-    path: str | os.PathLike,
-    batches: Iterable[Sequence[Sequence[int]]],
-    tokenizer: Tokenizer,
-    source: SourceRecord | Callable[[], SourceRecord],
-) -> None:
-    """Write stories, already encoded, as a token file: whole, or not at all.
+def write_token_file(path: str | os.PathLike[str], batches: Iterable[Sequence[Sequence[int]]], tokenizer: Tokenizer,
+                     source: SourceRecord | Callable[[], SourceRecord]) -> None:
+    """Write stories that are encoded already as a token file, which appears only when it is complete.
 
     Args:
       path: file to make or replace.
@@ -142,9 +135,10 @@ def write_token_file(
       source: the record to store, or a function that returns it, called after the last batch.
 
     Raises:
-      DataError: no stories, an id beyond the vocabulary, or the file cannot be written.
+      DataError: no stories, or an id beyond the vocabulary.
+      FileError: the file cannot be written.
     """
-    with atomic_write(path) as file:
+    with files.atomic_write(path, otherwise=OTHERWISE) as file:
         file.write(bytes(HEADER_BYTES))
         body = _Body(file, tokenizer)
         for stories in batches:
@@ -156,7 +150,7 @@ def write_token_file(
         file.write(_pack(header))
 
 
-def open_token_file(path: str | os.PathLike, *, verify: bool = True) -> TokenFile:
+def open_token_file(path: str | os.PathLike[str], *, verify: bool = True) -> TokenFile:
     """Map a token file.
 
     Args:
@@ -172,7 +166,7 @@ def open_token_file(path: str | os.PathLike, *, verify: bool = True) -> TokenFil
         with open(path, "rb") as file:
             header = _unpack(path, file.read(HEADER_BYTES))
             _check_size(path, header, size)
-            if verify and _crc32(_blocks(file)) != header.body_crc32:
+            if verify and _rest_crc32(file) != header.body_crc32:
                 raise DataError(f"token file {path} is corrupt: the checksum of its tokens differs; {_FIX}")
         tokens = np.memmap(path, header.dtype, "r", HEADER_BYTES, (header.n_tokens,))
         offsets = np.memmap(path, "<i8", "r", _offsets_start(header), (header.n_stories + 1,))
@@ -198,9 +192,9 @@ class _Body:
         parts = itertools.chain.from_iterable((story, eot) for story in stories)
         ids = np.fromiter(itertools.chain.from_iterable(parts), np.int64)
         self._check(ids)
-        stored = ids.astype(self._dtype)
+        stored = ids.astype(self._dtype).tobytes()
         self._data_hash.update(stored)
-        self._write(stored.tobytes())
+        self._write(stored)
         self.lengths.extend(len(story) + 1 for story in stories)
 
     def finish(self, source: SourceRecord) -> Header:
@@ -270,14 +264,9 @@ def _check_size(path: Path, header: Header, size: int) -> None:
         raise DataError(f"token file {path} is {what}: {size} bytes, its header says {expected}; {_FIX}")
 
 
-def _blocks(file: BinaryIO) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(_BLOCK))
+def _rest_crc32(file: io.BufferedReader) -> int:
+    """CRC-32 of what follows the header."""
+    crc, buffer = 0, memoryview(bytearray(_BLOCK))
     while count := file.readinto(buffer):
-        yield buffer[:count]
-
-
-def _crc32(blocks: Iterable[memoryview]) -> int:
-    crc = 0
-    for block in blocks:
-        crc = zlib.crc32(block, crc)
+        crc = zlib.crc32(buffer[:count], crc)
     return crc

@@ -9,21 +9,18 @@ read back without a network; the embedded corpus's words are in the package.
 import base64
 import collections
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
+from jaxablate import files
+from jaxablate.data.corpus.tokenizer import CorpusTokenizer
+from jaxablate.data.ids import END_OF_TEXT, META_FILE, Kind, Tokenizer, check_ids, read_meta, write_meta
 from jaxablate.errors import DataError
 
-END_OF_TEXT = "<|endoftext|>"
-"""Text form of the token that follows every story, in files and in decoded text."""
-
-META_FILE = "tokenizer_meta.json"
 RANKS_FILE = "ranks.tiktoken"
 WORDS_FILE = "words.txt"
-Kind = Literal["gpt2", "bpe", "corpus", "words"]
 
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """How GPT-2 cuts text into words before merging bytes (Radford et al. 2019)."""
@@ -32,52 +29,13 @@ _BYTES = 256
 _THREADS = os.cpu_count() or 1
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the data pipeline, the samplers and the measures ask of a tokenizer.
-
-    Attributes:
-      name: short name that goes into file names and reports, for example ``gpt2`` or ``bpe-4096``.
-      vocab_size: number of token ids; every id is in ``0 .. vocab_size - 1``.
-      eot_id: id of the end-of-text token. `encode` never makes it, whatever the text; the token file writer adds it.
-      pad_id: id that fills a batch beyond the end of a text; `encode` never makes it.
-      unk_id: id of every word outside the vocabulary; None where any text can be encoded, or none with such a word.
-    """
-
-    name: str
-    vocab_size: int
-    eot_id: int
-    pad_id: int
-    unk_id: int | None
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text. A ``<|endoftext|>`` inside it is ordinary text."""
-        ...
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of every text, in parallel where the library allows."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; the end-of-text id becomes ``<|endoftext|>``. Raises DataError for an unknown id."""
-        ...
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of everything that decides the ids: equal fingerprints give equal ids for every text."""
-        ...
-
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write what `load_tokenizer` needs into a folder, made if absent. It ends with `write_meta`."""
-        ...
-
-
 class BytePairTokenizer:
     """Byte-level BPE given by its merge ranks, end-of-text as the last id. Any text can be encoded, and decoded back.
 
     Args:
       name: short name.
       ranks: byte string of every token -> its id, ``0 .. n - 1``; ids are also the order in which pairs are merged.
-      kind: what `load_tokenizer` is told.
+      kind: goes into the metadata, for `load_tokenizer`.
 
     Raises:
       DataError: the ranks are not those of a byte-level BPE.
@@ -92,7 +50,7 @@ class BytePairTokenizer:
         self.vocab_size = len(ranks) + 1
         self.eot_id = self.pad_id = len(ranks)
         self.unk_id: int | None = None
-        self._kind = kind
+        self._kind: Kind = kind
         self._ranks = dict(ranks)
         self._fingerprint: str | None = None
         self._encoding = tiktoken.Encoding(
@@ -127,11 +85,9 @@ class BytePairTokenizer:
         ranks = sorted(self._ranks.items(), key=lambda item: item[1])
         return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks)
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the merge ranks and the metadata."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RANKS_FILE).write_text(self.ranks_text(), encoding="ascii")
+        files.write(Path(folder) / RANKS_FILE, self.ranks_text())
         write_meta(folder, self, self._kind)
 
 
@@ -189,11 +145,9 @@ class WordTokenizer:
         """SHA-256 of the words in their order."""
         return hashlib.sha256("\n".join(self._words).encode()).hexdigest()
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the words and the metadata."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / WORDS_FILE).write_bytes("".join(f"{word}\n" for word in self._words[2:]).encode())
+        files.write(Path(folder) / WORDS_FILE, "".join(f"{word}\n" for word in self._words[2:]))
         write_meta(folder, self, "words")
 
 
@@ -260,7 +214,7 @@ def parse_ranks(text: str) -> dict[bytes, int]:
         raise DataError(f"merge ranks are damaged ({error}); make the tokenizer again") from error
 
 
-def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """Read a tokenizer saved by `Tokenizer.save`; no network is needed.
 
     Raises:
@@ -277,57 +231,15 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     return tokenizer
 
 
-def write_meta(folder: str | os.PathLike, tokenizer: Tokenizer, kind: Kind) -> None:
-    """Write ``tokenizer_meta.json``, by which `load_tokenizer` knows what to build. The last step of every `save`."""
-    meta = {
-        "kind": kind,
-        "name": tokenizer.name,
-        "vocab_size": tokenizer.vocab_size,
-        "eot_id": tokenizer.eot_id,
-        "fingerprint": tokenizer.fingerprint(),
-    }
-    (Path(folder) / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-
-
-def check_ids(ids: Sequence[int], vocab_size: int) -> list[int]:
-    """The ids as plain integers.
-
-    Raises:
-      DataError: an id is outside ``0 .. vocab_size - 1``.
-    """
-    plain = [int(i) for i in ids]
-    bad = next((i for i in plain if not 0 <= i < vocab_size), None)
-    if bad is not None:
-        raise DataError(f"token id {bad} is beyond the vocabulary; ids are 0..{vocab_size - 1}")
-    return plain
-
-
 def _load_kind(folder: Path, meta: dict[str, Any]) -> Tokenizer:
     match meta["kind"]:
         case "gpt2" | "bpe":
             return BytePairTokenizer(meta["name"], parse_ranks(_read_text(folder / RANKS_FILE)), meta["kind"])
         case "corpus":
-            from jaxablate.data.corpus import CorpusTokenizer
-
             return CorpusTokenizer()
         case "words":
             return WordTokenizer(_read_text(folder / WORDS_FILE).split("\n")[:-1])
     raise DataError(f"{folder / META_FILE} has kind {meta['kind']!r}; this version knows gpt2, bpe, corpus and words")
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    """``kind``, ``name`` and ``fingerprint`` of a saved tokenizer.
-
-    Raises:
-      DataError: the folder has none, or it is damaged.
-    """
-    path = folder / META_FILE
-    text = _read_text(path)
-    try:
-        meta = json.loads(text)
-        return {key: meta[key] for key in ("kind", "name", "fingerprint")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}); save the tokenizer again") from error
 
 
 def _read_text(path: Path) -> str:

@@ -70,7 +70,7 @@ class Checkpoints:
         self.keep_last = keep_last
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="seal")
-        self._pending: concurrent.futures.Future | None = None
+        self._pending: concurrent.futures.Future[None] | None = None
         self._pending_step = 0
         self._quiet = _OrbaxLogFilter()
         logging.getLogger("absl").addFilter(self._quiet)
@@ -93,7 +93,7 @@ class Checkpoints:
         step = self._pending_step = int(state.step)
         arrays = {"params": state.params, "optimizer": _without_params(state)}
         with self._saving(step):
-            items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+            items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
             items["progress"] = ocp.args.JsonSave(dict(progress))
             self._require_space(arrays)
             self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items), force=True)
@@ -168,7 +168,7 @@ class Checkpoints:
 
     def _require_space(self, arrays: Any) -> None:
         """Refuses before Orbax begins: when it meets a full disk itself, its threads fill the screen."""
-        leaves = (x for x in jax.tree.leaves(arrays) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+        leaves = (x for x in jax.tree.leaves(arrays) if not jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key))
         needed = 1.05 * sum(x.nbytes for x in leaves) + 2**16
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -369,7 +369,7 @@ def _try_restore(folder: Path, target: dict[str, Any]) -> dict[str, Any] | None:
     reason = damage(folder)
     if reason is None:
         _check_fit(folder, target)
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in target.items()}
+        items: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in target.items()}
         items["progress"] = ocp.args.JsonRestore()
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:

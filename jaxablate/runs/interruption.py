@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType
+from typing import Any
 
 import jax
 
@@ -18,7 +19,7 @@ class Interruption:
 
     def __init__(self):
         self.name: str | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
         if jax.process_count() > 1:

@@ -15,7 +15,7 @@ from jaxablate.circuits.tasks import PromptText, from_corpus
 from jaxablate.config import ClassificationConfig, Config, DataConfig, MeshConfig, RunConfig
 from jaxablate.data import corpus
 from jaxablate.data.pipeline import validation_batches
-from jaxablate.data.prepare import prepare
+from jaxablate.data.preparation import prepare
 from jaxablate.data.progress import progress_report
 from jaxablate.data.sentiment.batches import batch_shape
 from jaxablate.data.sentiment.batches import validation_batches as text_batches

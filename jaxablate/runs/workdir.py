@@ -136,5 +136,5 @@ def require_x64(config: RunConfig) -> None:
       ConfigError: the model wants float64 and ``jax_enable_x64`` is off.
     """
     wanted = "float64" in (config.model.param_dtype, config.model.compute_dtype)
-    if wanted and not jax.config.jax_enable_x64:
+    if wanted and not jax.config.read("jax_enable_x64"):
         raise ConfigError("the model's float64 needs jax_enable_x64; set the environment variable JAX_ENABLE_X64=1")

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxablate.config import Config
 from jaxablate.data.pipeline import train_batches, validation_batches
-from jaxablate.data.prepare import PreparedData, prepare
+from jaxablate.data.preparation import PreparedData, prepare
 from jaxablate.data.progress import progress_report
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.objectives import check_regularizers, language_model_loss
@@ -17,7 +17,7 @@ from jaxablate.sharding import fitting_parts
 from jaxablate.training.program import Learner, Metrics
 from jaxablate.training.task import Pace, Task
 from jaxablate.training.throughput import train_flops_per_token
-from jaxablate.types import Batch, Params
+from jaxablate.types import Params
 
 
 def language_task(config: Config, mesh: Mesh) -> Task:
@@ -72,7 +72,7 @@ def language_learner(config: Config, mesh: Mesh) -> Learner:
     model = SelfAblatingTransformer(config.model)
     tokens = jnp.zeros((1, min(8, config.model.context_length)), jnp.int32)  # parameters do not depend on them
 
-    def loss(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(params: Params, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
         del key  # this objective draws nothing
         return language_model_loss(model, params, batch["inputs"], batch["targets"], config.objective,
                                    mask_BT=batch.get("mask"))

@@ -6,7 +6,7 @@ averaged over the parts, the optimiser's update.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -20,12 +20,13 @@ from jaxablate.sharding import BATCH_AXES, batch_sharding, gathered_shardings, p
 from jaxablate.types import Batch, Params
 
 Metrics = dict[str, jax.Array]
-LossFunction = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
+Rows = Mapping[str, jax.Array]
+"""A batch, or a part of one, on the devices."""
+LossFunction = Callable[[Params, Rows, jax.Array], tuple[jax.Array, Metrics]]
 """(params, batch, PRNG key) -> (mean loss over the batch, scalar metrics)."""
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """State between two updates."""
 
     step: jax.Array
@@ -103,13 +104,13 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
         params = learner.init_params(init_key)
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key)
 
-    def loss(params: Params, rows: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(params: Params, rows: Rows, key: jax.Array) -> tuple[jax.Array, Metrics]:
         return learner.train_loss(_gathered(mesh, params), rows, key)
 
-    def weight(rows: Batch) -> Any:
+    def weight(rows: Rows) -> Any:
         return 1.0 if learner.weighed is None else jnp.sum(rows[learner.weighed])
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Rows) -> tuple[TrainState, Metrics]:
         gradient = jax.grad(loss, has_aux=True)
         grads, metrics = _mean_over_parts(gradient, weight, mesh, state.params, batch, step_key(state),
                                           learner.parts(batch))
@@ -118,7 +119,7 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
-    def evaluate(params: Params, batch: Batch) -> Metrics:
+    def evaluate(params: Params, batch: Rows) -> Metrics:
         _, metrics = learner.eval_loss(_gathered(mesh, params), batch, jax.random.key(0))
         return metrics | {"count": batch[learner.counted].sum()}
 
@@ -146,7 +147,7 @@ def _state_shardings(mesh: Mesh, shapes: TrainState, optimizer: optax.GradientTr
     params = param_shardings(mesh, shapes.params)
     opt_state = optax.tree_map_params(optimizer, lambda _, place: place, shapes.opt_state, params,
                                       transform_non_params=lambda _: whole)
-    return TrainState(step=whole, params=params, opt_state=opt_state, key=whole)
+    return shapes.replace(step=whole, params=params, opt_state=opt_state, key=whole)
 
 
 def _gathered(mesh: Mesh, params: Params) -> Params:
@@ -160,13 +161,13 @@ def _gathered(mesh: Mesh, params: Params) -> Params:
     return jax.lax.with_sharding_constraint(params, gathered_shardings(mesh, params))
 
 
-def _mean_over_parts(gradient: Callable, weight: Callable[[Batch], Any], mesh: Mesh, params: Params, batch: Batch,
-                     key: jax.Array, parts: int) -> tuple[Params, Metrics]:
+def _mean_over_parts(gradient: Callable[..., Any], weight: Callable[[Rows], Any], mesh: Mesh, params: Params,
+                     batch: Rows, key: jax.Array, parts: int) -> tuple[Params, Metrics]:
     """Weighted mean of (gradient, metrics) over equal parts of a batch, one part after another."""
     if parts == 1:
         return gradient(params, batch, key)
 
-    def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+    def add(total: Any, part: tuple[Rows, jax.Array]) -> tuple[Any, None]:
         rows, index = part
         share = jnp.float32(weight(rows))
         values = gradient(params, rows, jax.random.fold_in(key, index)), jnp.ones((), jnp.float32)

@@ -23,11 +23,11 @@ import dataclasses
 import re
 
 from jaxablate.data.corpus import templates, words
+from jaxablate.data.ids import END_OF_TEXT
 
 TOKEN_PATTERN = re.compile(r"<\|endoftext\|>|\n\n|'s| ?[A-Za-z]+| ?\"|[.,!?]\"?")
 """What one token looks like. Where no match starts, the text has something that the corpus never writes."""
 
-END_OF_TEXT = "<|endoftext|>"
 PARAGRAPH = "\n\n"
 OPEN_QUOTE = ' "'
 

@@ -166,7 +166,7 @@ class Page:
     def tell(self, group: str, **cast) -> None:
         """Writes one line of a group of `templates`; ``A=3`` is a name for slot ``A``, ``o=thing`` a thing."""
         lines = TEMPLATES[group]
-        self.write(lines[self.draw(len(lines))] if len(lines) > 1 else lines[0], cast)
+        self.write(lines[self.draw(len(lines)) if len(lines) > 1 else 0], cast)
 
     def write(self, template: Template, cast) -> None:
         """Writes one line."""
@@ -175,12 +175,12 @@ class Page:
             tokens.append(template.opening)
             items = items[1:]
         for item in items:
-            if item.__class__ is int:
+            if isinstance(item, int):
                 if item == SENTENCE_BREAK:
                     self._end_sentence()
                 else:
                     tokens.append(item)
-            elif item.__class__ is Slot:
+            elif isinstance(item, Slot):
                 self._fill(item, cast)
             else:
                 tokens.extend(self.pick(item.options))

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxablate.data.corpus import facts, narrator, plots
-from jaxablate.data.corpus.grammar import END_OF_TEXT, TOKEN_IDS, VOCABULARY
+from jaxablate.data.corpus.grammar import TOKEN_IDS, VOCABULARY
+from jaxablate.data.ids import END_OF_TEXT
 from jaxablate.errors import DataError
 
 CORPUS_VERSION = "stories-1"

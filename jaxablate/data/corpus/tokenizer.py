@@ -5,8 +5,8 @@ import hashlib
 import os
 from collections.abc import Sequence
 
-from jaxablate.data.corpus.grammar import END_OF_TEXT, TOKEN_IDS, TOKEN_PATTERN, VOCABULARY
-from jaxablate.data.tokenizer import check_ids, write_meta
+from jaxablate.data.corpus.grammar import TOKEN_IDS, TOKEN_PATTERN, VOCABULARY
+from jaxablate.data.ids import END_OF_TEXT, check_ids, write_meta
 from jaxablate.errors import DataError
 
 
@@ -67,9 +67,8 @@ class CorpusTokenizer:
         """SHA-256 of the vocabulary in its order."""
         return hashlib.sha256("\0".join(VOCABULARY).encode()).hexdigest()
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the metadata; the words are part of the package, the fingerprint tells whether they changed."""
-        os.makedirs(folder, exist_ok=True)
         write_meta(folder, self, "corpus")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxablate.config import ClassificationConfig
-from jaxablate.data.pipeline import Batch, TrainBatches, local_rows, step_batches
+from jaxablate.data.pipeline import HostBatch, TrainBatches, local_rows
 from jaxablate.data.sentiment.prepare import EncodedTexts
 from jaxablate.data.sentiment.texts import permutation
 from jaxablate.errors import ConfigError, DataError
@@ -68,13 +68,13 @@ def train_batches(
     plans = functools.lru_cache(maxsize=2)(functools.partial(_plan, padded, batch_size, seed))
     steps = -(-len(split) // batch_size)
 
-    def make_batch(step: int) -> Batch:
+    def make_batch(step: int) -> HostBatch:
         length, texts = plans(step // steps)[step % steps]
         return _gather(split, texts[first_row : first_row + n_rows], length, pad_id)
 
     order = {"batch_size": batch_size, "max_length": max_length, "bucket_multiple": bucket_multiple}
     identity = {"seed": seed, "data_hash": split.data_hash} | order
-    return step_batches(make_batch, identity, start_step=start_step, prefetch=prefetch, steps_per_epoch=steps)
+    return TrainBatches(make_batch, identity, start_step=start_step, prefetch=prefetch, steps_per_epoch=steps)
 
 
 def batch_shape(config: ClassificationConfig, pad_id: int) -> dict[str, int]:
@@ -93,7 +93,7 @@ def validation_batches(
     pad_id: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     """Every text once, by rising length; texts of the same length in the split's order.
 
     Args:
@@ -117,7 +117,7 @@ def validation_batches(
     padded = _padded_lengths(split, max_length, bucket_multiple)
     order = np.argsort(np.minimum(split.lengths, max_length), kind="stable")
 
-    def batch(start: int) -> Batch:
+    def batch(start: int) -> HostBatch:
         texts = order[start : start + batch_size]
         local = _filled(texts, batch_size)[first_row : first_row + n_rows]
         return _gather(split, local, int(padded[texts].max()), pad_id) | {"index": local.astype(np.int32)}
@@ -157,7 +157,7 @@ def _filled(texts: np.ndarray, batch_size: int) -> np.ndarray:
     return np.pad(texts, (0, batch_size - len(texts)), constant_values=_FILLER)
 
 
-def _gather(split: EncodedTexts, texts: np.ndarray, length: int, pad_id: int) -> Batch:
+def _gather(split: EncodedTexts, texts: np.ndarray, length: int, pad_id: int) -> HostBatch:
     """The rows of some texts, cut or padded to a length."""
     real = texts != _FILLER
     starts, ends = split.offsets[texts], split.offsets[texts + 1]  # a filler row ends before it starts

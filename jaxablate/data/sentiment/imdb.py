@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from jaxablate.data.atomic import Report, silent
 from jaxablate.data.download import fetch
+from jaxablate.data.progress import Report, silent
 from jaxablate.data.sentiment.texts import (
     FETCH,
     NEGATIVE,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxablate.config import SentimentDataConfig
-from jaxablate.data.atomic import Report, silent
+from jaxablate.data.progress import Report, silent
 from jaxablate.data.sentiment.imdb import download_imdb, read_imdb
 from jaxablate.data.sentiment.sst import download_trees, read_sst2
 from jaxablate.data.sentiment.texts import LabelledTexts, Splits

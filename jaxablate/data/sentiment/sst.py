@@ -9,8 +9,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxablate.data.atomic import Report, atomic_write, silent, sole_builder
+from jaxablate import files
 from jaxablate.data.download import fetch
+from jaxablate.data.progress import OTHERWISE, Report, silent, sole_builder
 from jaxablate.data.sentiment.texts import (
     FETCH,
     NEGATIVE,
@@ -100,8 +101,7 @@ def download_trees(cache_dir: str | os.PathLike[str], *, report: Report = silent
     archive = fetch(url, Path(cache_dir) / "trainDevTestTrees_PTB.zip", report=report, instead=instead)
     with sole_builder(folder, report):
         for name, content in _tree_files(archive).items():
-            with atomic_write(folder / name) as file:
-                file.write(content)
+            files.write(folder / name, content, otherwise=OTHERWISE)
     return folder
 
 

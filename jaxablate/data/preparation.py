@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxablate import files
 from jaxablate.config import DataConfig
-from jaxablate.data.atomic import Report, atomic_write, silent, sole_builder
+from jaxablate.data.corpus import CorpusTokenizer
 from jaxablate.data.download import Split, download_tinystories, tinystories_path
+from jaxablate.data.ids import Tokenizer
+from jaxablate.data.progress import OTHERWISE, Report, silent, sole_builder
 from jaxablate.data.stories import EmbeddedSource, StorySource, TextSource, batched_by_length
 from jaxablate.data.token_file import SourceRecord, TokenFile, open_token_file, write_token_file
-from jaxablate.data.tokenizer import BytePairTokenizer, Tokenizer, gpt2_tokenizer, parse_ranks, train_bpe
-from jaxablate.errors import DataError
+from jaxablate.data.tokenizer import BytePairTokenizer, gpt2_tokenizer, parse_ranks, train_bpe
+from jaxablate.errors import DataError, FileError
 
 BPE_TRAINING_CHARACTERS = 1 << 27
 """A BPE is trained on the first stories up to this many characters: 134 million, 7 % of TinyStories."""
@@ -48,21 +50,17 @@ def prepare(config: DataConfig, *, report: Report = silent, force: bool = False)
 
     Raises:
       DataError: a file is missing and cannot be downloaded, is empty, no text, or damaged without its source; the
-        tokenizer's files are missing; the folder cannot be written or the disk is full.
+        tokenizer's files are missing.
+      FileError: the folder cannot be written or the disk is full.
     """
     train, valid = _sources(config, report)
     key, tokenizer = _tokenizer(config, train, report, force)
-    build = functools.partial(_prepare_split, tokenizer=tokenizer, report=report, force=force)
-    return PreparedData(
-        train=build(token_file_path(config, train, key), train),
-        valid=build(token_file_path(config, valid, key), valid),
-        tokenizer=tokenizer,
-    )
 
+    def build(source: StorySource) -> TokenFile:
+        path = Path(config.cache_dir) / f"{source.label}.{key}.tokens"
+        return _prepare_split(path, source, tokenizer=tokenizer, report=report, force=force)
 
-def token_file_path(config: DataConfig, source: StorySource, tokenizer_key: str) -> Path:
-    """Name of a source's token file: what it was made from and with what."""
-    return Path(config.cache_dir) / f"{source.label}.{tokenizer_key}.tokens"
+    return PreparedData(train=build(train), valid=build(valid), tokenizer=tokenizer)
 
 
 def _sources(config: DataConfig, report: Report) -> tuple[StorySource, StorySource]:
@@ -92,8 +90,6 @@ def _tokenizer(config: DataConfig, train: StorySource, report: Report, force: bo
         case "gpt2":
             return "gpt2", gpt2_tokenizer()
         case "corpus":
-            from jaxablate.data.corpus import CorpusTokenizer
-
             return "corpus", CorpusTokenizer()
         case "bpe":
             key = f"bpe-{config.bpe_vocab_size}-{train.label}"
@@ -117,19 +113,18 @@ def _bpe(path: Path, vocab_size: int, train: StorySource, report: Report, force:
             "fingerprint": tokenizer.fingerprint(),
             "ranks": tokenizer.ranks_text(),
         }
-        with atomic_write(path) as file:
-            file.write(json.dumps(stored).encode())
+        files.write_json(path, stored, indent=None, otherwise=OTHERWISE)
     return tokenizer
 
 
 def _stored_bpe(path: Path, train: StorySource) -> BytePairTokenizer | None:
     """The stored tokenizer, if it is whole and of this text, or if the text is gone."""
     try:
-        stored = json.loads(path.read_bytes())
+        stored = files.read_json(path, what="a stored tokenizer", fix="it is made anew")
         record = SourceRecord(**stored["source"])
         tokenizer = BytePairTokenizer(stored["name"], parse_ranks(stored["ranks"]))
         whole = stored["format"] == _BPE_FORMAT and stored["fingerprint"] == tokenizer.fingerprint()
-    except (OSError, DataError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, FileError, DataError, ValueError, KeyError, TypeError, AttributeError):
         return None  # whatever is wrong with it, it can be trained anew
     return tokenizer if whole and (not train.available() or train.unchanged(record)) else None
 
@@ -143,33 +138,34 @@ def _first_characters(source: StorySource, limit: int, report: Report) -> Iterat
         size += len(story)
 
 
-def _prepare_split(
-    path: Path, source: StorySource, *, tokenizer: Tokenizer, report: Report, force: bool
-) -> TokenFile:
-    if not force and isinstance(found := _look(path, source, tokenizer), TokenFile):
-        return found
+def _prepare_split(path: Path, source: StorySource, *, tokenizer: Tokenizer, report: Report, force: bool) -> TokenFile:
+    """The token file of a source, made where there is none that fits."""
+    earlier = "" if force else _earlier(path, source, tokenizer)
+    if isinstance(earlier, TokenFile):
+        return earlier
     try:
         source.require()
     except DataError as error:
         if force or not path.exists():
             raise
-        raise DataError(f"{found}; its text is not here either: {error}") from error
+        raise DataError(f"{earlier}; its text is not here either: {error}") from error
     with sole_builder(path, report):
-        if not force and isinstance(found := _look(path, source, tokenizer), TokenFile):
-            return found
+        # Another process may have made it while this one waited.
+        if not force and isinstance(earlier := _earlier(path, source, tokenizer), TokenFile):
+            return earlier
         batches = batched_by_length(source.stories(report), _ENCODE_CHARACTERS)
         write_token_file(path, map(tokenizer.encode_batch, batches), tokenizer, source.record)
     return open_token_file(path)
 
 
-def _look(path: Path, source: StorySource, tokenizer: Tokenizer) -> TokenFile | str:
-    """The token file, if it is whole and what would be made now; else what is wrong with it."""
+def _earlier(path: Path, source: StorySource, tokenizer: Tokenizer) -> TokenFile | str:
+    """The token file made earlier, if it is undamaged and what would be made now; else what is wrong with it."""
     try:
-        found = open_token_file(path)
+        file = open_token_file(path)
     except DataError as error:
         return str(error)
-    if found.tokenizer_fingerprint != tokenizer.fingerprint():
+    if file.header.tokenizer_fingerprint != tokenizer.fingerprint():
         return f"token file {path} was made by another tokenizer"
-    if source.available() and not source.unchanged(found.header.source):
+    if source.available() and not source.unchanged(file.header.source):
         return f"token file {path} was made from another text"
-    return found
+    return file

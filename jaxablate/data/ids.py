@@ -1,0 +1,106 @@
+"""What all tokenizers have in common: the protocol, the end of a text, checks of ids, and the metadata of a folder."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from jaxablate import files
+from jaxablate.errors import DataError, FileError
+
+END_OF_TEXT = "<|endoftext|>"
+"""Text form of the token that follows every story, in files and in decoded text."""
+
+META_FILE = "tokenizer_meta.json"
+Kind = Literal["gpt2", "bpe", "corpus", "words"]
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the data pipeline, the samplers and the measures ask of a tokenizer."""
+
+    @property
+    def name(self) -> str:
+        """Short name that goes into file names and reports, for example ``gpt2`` or ``bpe-4096``."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids; every id is in ``0 .. vocab_size - 1``."""
+        ...
+
+    @property
+    def eot_id(self) -> int:
+        """End-of-text token, which the token file writer puts after each story; `encode` never makes it."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills a batch beyond the end of a text; `encode` never makes it."""
+        ...
+
+    @property
+    def unk_id(self) -> int | None:
+        """Token of every word outside the vocabulary; None where any text can be encoded, or none with such a word."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text. A ``<|endoftext|>`` inside it is ordinary text."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of every text, in parallel where the library allows."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; the end-of-text id becomes ``<|endoftext|>``. Raises DataError for an unknown id."""
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything that decides the ids: equal fingerprints give equal ids for every text."""
+        ...
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write what `load_tokenizer` needs into a folder, made if absent. It ends with `write_meta`."""
+        ...
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> list[int]:
+    """The ids as plain integers.
+
+    Raises:
+      DataError: an id is outside ``0 .. vocab_size - 1``.
+    """
+    plain = [int(i) for i in ids]
+    bad = next((i for i in plain if not 0 <= i < vocab_size), None)
+    if bad is not None:
+        raise DataError(f"token id {bad} is beyond the vocabulary; ids are 0..{vocab_size - 1}")
+    return plain
+
+
+def write_meta(folder: str | os.PathLike[str], tokenizer: Tokenizer, kind: Kind) -> None:
+    """Write ``tokenizer_meta.json``, by which `load_tokenizer` knows what to build. The last step of every `save`."""
+    files.write_json(Path(folder) / META_FILE, {
+        "kind": kind,
+        "name": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+        "eot_id": tokenizer.eot_id,
+        "fingerprint": tokenizer.fingerprint(),
+    })
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """``kind``, ``name`` and ``fingerprint`` of a saved tokenizer.
+
+    Raises:
+      DataError: the folder has none, or it is damaged.
+    """
+    path = folder / META_FILE
+    try:
+        meta = files.read_json(path, what="a tokenizer's metadata", fix="save the tokenizer again")
+        return {key: meta[key] for key in ("kind", "name", "fingerprint")}
+    except (FileNotFoundError, KeyError) as error:
+        reason = "it is missing" if isinstance(error, OSError) else f"{error} is missing"
+        raise DataError(f"tokenizer file {path} cannot be read ({reason}); save the tokenizer again") from error
+    except FileError as error:
+        raise DataError(str(error)) from error

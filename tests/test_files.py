@@ -1,0 +1,145 @@
+"""Files are complete or absent, whatever happens; locks end with their process; logs lose half lines only."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from jaxablate import files
+from jaxablate.errors import FileError
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_write_replaces_the_file_at_its_end_and_makes_its_folder(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    files.write(path, "é")
+    with files.atomic_write(path) as file:
+        file.write(b"new")
+        assert path.read_text() == "é"
+    assert path.read_bytes() == b"new" and names(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_failure_leaves_what_was_there(tmp_path, error):
+    files.write(tmp_path / "a", "old")
+
+    def write_half():
+        with files.atomic_write(tmp_path / "a") as file:
+            file.write(b"half")
+            raise error
+
+    def fill_half():
+        with files.atomic_folder(tmp_path / "f") as folder:
+            (folder / "new").touch()
+            raise error
+
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "old").touch()
+    for fail in (write_half, fill_half):
+        with pytest.raises(error):
+            fail()
+    assert names(tmp_path) == ["a", "f"] and names(tmp_path / "f") == ["old"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
+    for name in ("one", "two"):
+        with files.atomic_folder(tmp_path / "f") as folder:
+            (folder / name).touch()
+    assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["two"]
+
+
+def test_a_group_is_written_beside_what_is_there_or_not_at_all(tmp_path, monkeypatch):
+    (tmp_path / "kept").touch()
+    assert files.write_group(tmp_path, {"a": b"1", "b": b"2"}) == (tmp_path / "a", tmp_path / "b")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(FileError, match="disk full"):
+        files.write_group(tmp_path / "new" / "folder", {"c": b"3"})
+    assert names(tmp_path) == ["a", "b", "kept"]
+
+
+def full(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_one_line_says_why_a_file_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "a", tmp_path / "file" / "deeper" / "a"):
+        for use in (files.atomic_write, files.atomic_folder, files.lock, files.sole_builder):
+            with pytest.raises(FileError, match=r"cannot write .* or set an x$"), use(place, otherwise="set an x"):
+                pytest.fail("nothing can be written here")
+        with pytest.raises(FileError, match="cannot write"):
+            files.JsonLines(place)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(FileError, match=r"disk full while writing .*/b .*; free some space"):
+        files.write(tmp_path / "b", "")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_builder_removes_what_a_killed_one_left_of_this_file_only(tmp_path):
+    left, other = tmp_path / ".a[1].tokens.77-ab.partial", tmp_path / ".b.tokens.77-ab.partial"
+    left.write_bytes(b"half")
+    other.write_bytes(b"half")
+    with files.sole_builder(tmp_path / "a[1].tokens"):
+        assert not left.exists() and other.exists()
+
+
+HOLD = """
+import sys
+from jaxablate import files
+with files.lock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_keeps_others_out_and_ends_with_a_killed_process(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "lock")], **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(FileError, match="busy here"), files.lock(tmp_path / "lock", busy="busy here"):
+            pytest.fail("two hold one lock")
+        waited = []
+        with files.lock(tmp_path / "lock", waiting=lambda: (waited.append(True), other.kill())):
+            assert waited == [True]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"{", "cannot be read as a thing"), (b"\xff", "cannot be read as a thing"), (b"[]", "a JSON list, not an object"),
+    (b'{"format": "other"}', "format 'other', not 'mine'"),
+    (b'{"format": "mine", "version": 3}', "of version 3, this program reads 1 or 2"),
+])
+def test_json_that_is_none_or_another_is_refused_in_one_line(tmp_path, content, message):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(FileError, match=re.escape(message)) as caught:
+        files.read_json(tmp_path / "a", what="a thing", fix="restore it", format="mine", versions=(1, 2))
+    assert str(caught.value).endswith("; restore it")
+
+
+def test_json_comes_back_without_numbers_that_it_has_not(tmp_path):
+    files.write_json(tmp_path / "a", {"version": 1, 2: [float("nan"), (1.5, float("inf"))]})
+    values = files.read_json(tmp_path / "a", what="a thing", fix="", versions=(1,))
+    assert values == {"version": 1, "2": [None, [1.5, None]]}
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / "b", what="a thing", fix="")
+
+
+def test_a_log_goes_on_after_a_kill_without_half_a_line(tmp_path):
+    log = files.JsonLines(tmp_path / "log")
+    for step in range(3):
+        log.add({"step": step})
+    log.close()
+    with open(tmp_path / "log", "a") as file:
+        file.write('{"step"')
+    assert [line["step"] for line in files.read_jsonl(tmp_path / "log")] == [0, 1, 2]
+    log = files.JsonLines(tmp_path / "log", keep=lambda line: line["step"] < 2)
+    log.add({"step": 7})
+    log.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "log").read_text().splitlines()] == [0, 1, 7]
+    assert files.read_jsonl(tmp_path / "none") == []
