@@ -44,9 +44,9 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = ja.Configs
 
 
-def test_a_module_and_a_name_of_the_same_kind_do_not_hide_each_other():
-    """`ja.data.prepare` is the function although `jaxablate.data.prepare` is a module of that name."""
-    code = ("import jaxablate.data.prepare, jaxablate.training.loop, jaxablate as ja\n"
+def test_functions_are_not_hidden_by_modules():
+    """`ja.data.prepare` is the function, whatever modules of the package were imported before."""
+    code = ("import jaxablate.data.preparation, jaxablate.training.loop, jaxablate as ja\n"
             "print(callable(ja.data.prepare), callable(ja.train))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("True True", "")
