@@ -15,7 +15,7 @@ from helpers.labelled_texts import batches
 from helpers.runs import copy_run
 from helpers.scripts import error_of, run_command
 
-from jaxablate.classifier.explain import MOST_NEURONS, Explanation, allocate, explain
+from jaxablate.classifier.explanation import MOST_NEURONS, Explanation, allocate, explain
 from jaxablate.config import ClassifierConfig
 from jaxablate.data.tokenizer import WordTokenizer
 from jaxablate.errors import ConfigError, DataError

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxablate import files
-from jaxablate.classifier.explain import Explanation, explain
+from jaxablate.classifier.explanation import Explanation, explain
 from jaxablate.commands import base
 from jaxablate.config import ClassificationConfig
 from jaxablate.data.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from jaxablate.classifier.explain import Explanation, explain
+from jaxablate.classifier.explanation import Explanation, explain
 from jaxablate.config import ClassificationConfig
 from jaxablate.data.tokenizer import Tokenizer
 from jaxablate.reports.panels import Beside, Edge, Grid, Heatmap, Network, Node, Panel
