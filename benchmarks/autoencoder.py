@@ -18,7 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,13 +40,14 @@ PRODUCTS = 5
 class Options:
     """What to measure; the defaults are the paper's."""
 
-    architecture: Literal["standard", "topk", "batchtopk"] = "standard"
+    architecture: str = "standard"
+    """standard, topk, batchtopk, or the name of another registered architecture."""
     k: float = 32
     seeds: int = 8
     """Trained together in the last measurement; 0 leaves it out."""
     batch_tokens: int = 4096
     buffer_batches: int = 16
-    """Steps' worth of the buffer; eval.py sae takes 64."""
+    """Steps' worth of the buffer; jaxablate sae takes 64."""
     windows: int = 16
     """Sequences of 256 tokens of a token batch."""
     rounds: int = 5
@@ -126,7 +127,7 @@ def steps(bench: Bench) -> Callable[[], float]:
     x = jax.random.normal(jax.random.key(1), (bench.options.batch_tokens, bench.config.d_in))
 
     def body(state, number):
-        return features.train_step(state, x, number, jnp.float32(5.0), bench.config, bench.settings)
+        return features.train_step(state, x, number, jnp.float32(5.0), bench.settings)
 
     many = jax.jit(lambda state: jax.lax.scan(body, state, jnp.arange(bench.settings.round_steps)))
     state = features.init_state(jax.random.key(0), bench.config, bench.settings)

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxablate import features
 from jaxablate.errors import ConfigError, DataError
+from jaxablate.features import AutoencoderConfig, SaeRun, SaeTrainConfig, SparseAutoencoder, train
 from jaxablate.features import sae as ae
 from jaxablate.features import step as steps
+<<<<<<< HEAD
 from jaxablate.features.config import AutoencoderConfig, SaeRun, SaeTrainConfig
 from jaxablate.features.sae import Autoencoder
 from jaxablate.features.training import sites_of, train
@@ -20,66 +23,76 @@ HAND = Autoencoder(
 )
 HAND_X = jnp.array([[1.0, 2.0], [-1.0, 0.0]])  # pre-activations [[1, 3, 1.5], [-1, -1, 1.5]]
 
+=======
+from jaxablate.features.architectures import ARCHITECTURES, Architecture, batch_threshold
+from jaxablate.features.training import sites_of
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
 
 def small(**changes) -> AutoencoderConfig:
     return AutoencoderConfig(**{"d_in": 6, "d_sae": 12, "k": 3, **changes})
 
 
-def hand(**changes) -> AutoencoderConfig:
-    return AutoencoderConfig(**{"d_in": 2, "d_sae": 3, "k": 1, **changes})
+def hand(threshold=0.0, **changes) -> SparseAutoencoder:
+    """Pre-activations of HAND_X are [[1, 3, 1.5], [-1, -1, 1.5]]."""
+    return SparseAutoencoder(
+        W_enc=jnp.array([[1.0, 0.0, -1.0], [0.0, 2.0, 1.0]]), b_enc=jnp.array([0.0, -1.0, 0.5]),
+        W_dec=jnp.array([[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]]), b_dec=jnp.array([0.5, -0.5]),
+        threshold=jnp.full(3, threshold), config=AutoencoderConfig(**{"d_in": 2, "d_sae": 3, "k": 1, **changes}),
+    )
+
+
+HAND_X = jnp.array([[1.0, 2.0], [-1.0, 0.0]])
 
 
 def test_latents_by_hand():
-    np.testing.assert_allclose(ae.encode(HAND, HAND_X, hand()), [[1, 3, 1.5], [0, 0, 1.5]])
-    np.testing.assert_allclose(ae.encode(HAND, HAND_X, hand(architecture="topk")), [[0, 3, 0], [0, 0, 1.5]])
-    raised = HAND.replace(threshold=jnp.full(3, 1.5))
-    np.testing.assert_allclose(ae.encode(raised, HAND_X, hand(architecture="batchtopk")), [[0, 3, 0], [0, 0, 0]])
-    centered = ae.pre_activations(HAND, HAND_X, hand(center=True))
-    np.testing.assert_allclose(centered[0], [0.5, 4.0, 2.5])
-    np.testing.assert_allclose(ae.decode(HAND, jnp.array([1.0, 0.0, 2.0])), [5.5, 3.5])
+    np.testing.assert_allclose(hand().encode(HAND_X), [[1, 3, 1.5], [0, 0, 1.5]])
+    np.testing.assert_allclose(hand(architecture="topk").encode(HAND_X), [[0, 3, 0], [0, 0, 1.5]])
+    np.testing.assert_allclose(hand(1.5, architecture="batchtopk").encode(HAND_X), [[0, 3, 0], [0, 0, 0]])
+    np.testing.assert_allclose(hand(center=True).pre_activations(HAND_X)[0], [0.5, 4.0, 2.5])
+    np.testing.assert_allclose(hand().decode(jnp.array([1.0, 0.0, 2.0])), [5.5, 3.5])
+    np.testing.assert_allclose(hand()(HAND_X[0]), [5.0, 6.5])
+    with pytest.raises(ConfigError, match=r"activations have shape \(3,\); this autoencoder takes \[..., 2\]"):
+        hand().encode(jnp.zeros(3))
 
 
 def test_losses_by_hand():
-    found = ae.losses(HAND, HAND_X, 2.0, hand())
+    loss = features.losses(hand(), HAND_X, 2.0)
     # y = [[5, 6.5], [2, -0.5]], errors [[4, 4.5], [3, -0.5]]; latents sum to 5.5 and 1.5
-    np.testing.assert_allclose(found.mse, (16 + 20.25 + 9 + 0.25) / 2)
-    np.testing.assert_allclose(found.l1, 2 * (5.5 + 1.5) / 2)
-    np.testing.assert_allclose(found.total, found.mse + found.l1)
-    weighted = ae.losses(HAND, HAND_X, 2.0, hand(decoder="free"))
+    np.testing.assert_allclose(loss.mse, (16 + 20.25 + 9 + 0.25) / 2)
+    np.testing.assert_allclose(loss.l1, 2 * (5.5 + 1.5) / 2)
+    np.testing.assert_allclose(loss.total, loss.mse + loss.l1)
+    weighted = features.losses(hand(decoder="free"), HAND_X, 2.0)
     np.testing.assert_allclose(weighted.l1, 2 * (1 * 5 + 3 + 1.5 + 1.5) / 2)  # the first decoder vector has norm 5
 
 
 def test_batch_threshold_is_the_smallest_kept():
     pre = jnp.array([[3.0, -2.0, 0.5], [0.25, 7.0, 0.0]])
-    assert [ae.batch_threshold(pre, n).item() for n in (1, 2, 3, 4, 6)] == [7.0, 3.0, 0.5, 0.25, 0.25]
-    assert ae.batch_threshold(-jnp.ones((2, 3)), 2).item() == 0
+    assert [batch_threshold(pre, n).item() for n in (1, 2, 3, 4, 6)] == [7.0, 3.0, 0.5, 0.25, 0.25]
+    assert batch_threshold(-jnp.ones((2, 3)), 2).item() == 0
     values = jax.random.normal(jax.random.key(0), (40, 8))
-    assert ae.batch_threshold(values, 50) == np.sort(np.asarray(values).ravel())[-50]
+    assert batch_threshold(values, 50) == np.sort(np.asarray(values).ravel())[-50]
 
 
 @pytest.mark.parametrize(("architecture", "active"), [("topk", [3] * 8), ("batchtopk", None)])
 def test_training_latents_have_k_a_token(architecture, active):
     config = small(architecture=architecture)
-    sae = ae.init(jax.random.key(0), config)
-    sae = sae.replace(b_enc=sae.b_enc + 5)  # all positive, so that k are active
-    found = ae.training_latents(sae, jax.random.normal(jax.random.key(1), (8, 6)), config)[0] > 0
-    assert found.sum() == 24
-    assert active is None or found.sum(-1).tolist() == active
+    pre = jax.random.normal(jax.random.key(1), (8, 12)) + 5  # all positive, so that k are active
+    cut = config.kind.cut(pre, config) if config.kind.cut else None
+    latents = config.kind.training(pre, cut, config) > 0
+    assert latents.sum() == 24
+    assert active is None or latents.sum(-1).tolist() == active
 
 
 def test_folds_keep_the_function():
-    config = small(decoder="free", center=True)
-    sae = ae.init(jax.random.key(0), config)
+    sae = ae.init(jax.random.key(0), small(decoder="free", center=True))
     sae = sae.replace(b_enc=sae.b_enc + 0.3, b_dec=sae.b_dec - 0.2, W_dec=sae.W_dec * jnp.arange(1, 13.0)[:, None])
     x = jax.random.normal(jax.random.key(1), (5, 6))
-    out = ae.decode(sae, ae.encode(sae, x, config))
-    same = ae.fold_decoder_norm(sae)
+    same = sae.fold_decoder_norm()
     np.testing.assert_allclose(ae.norms(same.W_dec), 1, rtol=1e-6)
-    np.testing.assert_allclose(ae.decode(same, ae.encode(same, x, config)), out, rtol=1e-5, atol=1e-5)
-    scaled = ae.fold_scale(sae, 3.0)
-    latents = ae.encode(scaled, x / 3, config)
-    np.testing.assert_allclose(latents, ae.encode(sae, x, config), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(ae.decode(scaled, latents) * 3, out, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(same(x), sae(x), rtol=1e-5, atol=1e-5)
+    scaled = sae.fold_scale(3.0)
+    np.testing.assert_allclose(scaled.encode(x / 3), sae.encode(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(scaled(x / 3) * 3, sae(x), rtol=1e-5, atol=1e-5)
 
 
 CASES = [
@@ -89,18 +102,43 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("dead", [None, [1, 4, 7]], ids=["live", "dead"])
+def defined_loss(sae, x, l1, dead):
+    """The loss of a whole batch as the papers write it; sorting in the place of this package's selections."""
+    config = sae.config
+    pre = (x - sae.b_dec if config.center else x) @ sae.W_enc + sae.b_enc
+    if config.architecture == "topk":
+        keep = pre >= jnp.sort(pre, axis=-1)[:, -int(config.k), None]
+    elif config.architecture == "batchtopk":
+        keep = pre >= jnp.sort(pre.ravel())[-int(config.k * len(x))]
+    else:
+        keep = True
+    latents = jnp.where(keep, jax.nn.relu(pre), 0)
+    out = latents @ sae.W_dec + sae.b_dec
+    mse = jnp.mean(jnp.sum((x - out) ** 2, axis=-1))
+    if config.architecture == "standard":
+        weights = jnp.linalg.norm(sae.W_dec, axis=1) if config.decoder == "free" else jnp.ones(len(sae.b_enc))
+        return mse + l1 * jnp.mean(jnp.sum(latents * weights, axis=-1))
+    if dead is None:
+        return mse
+    most = config.d_in // 2
+    alive = jnp.where(dead, pre, -jnp.inf)
+    revived = jnp.where(alive >= jnp.sort(alive, axis=-1)[:, -most, None], jax.nn.relu(alive), 0) @ sae.W_dec
+    share = jnp.minimum(jnp.sum(dead) / most, 1)
+    return mse + config.auxiliary * share * jnp.mean(jnp.sum((jax.lax.stop_gradient(x - out) - revived) ** 2, axis=-1))
+
+
+@pytest.mark.parametrize("dead", [None, [1, 4, 7], [2]], ids=["live", "dead", "one"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_gradient_is_the_automatic_one(case, dead):
+def test_gradient_is_that_of_the_papers_loss(case, dead):
     with jax.enable_x64(True):
-        config = small(dtype="float64", **case)
-        sae = ae.init(jax.random.key(0), config)
+        sae = ae.init(jax.random.key(0), small(dtype="float64", **case))
         sae = sae.replace(b_enc=0.1 * jax.random.normal(jax.random.key(1), (12,)),
                           b_dec=jax.random.normal(jax.random.key(2), (6,)))
         x = jax.random.normal(jax.random.key(3), (8, 6), "float64")
         mask = None if dead is None else jnp.zeros(12, bool).at[jnp.array(dead)].set(True)
-        expected = jax.jit(jax.grad(lambda s: ae.losses(s, x, 0.7, config, mask).total))(sae)
-        found = jax.jit(lambda s: steps.gradient(s, x, 0.7, config, mask, chunk=2))(sae)
+        value, expected = jax.jit(jax.value_and_grad(lambda s: defined_loss(s, x, 0.7, mask)))(sae)
+        found = jax.jit(lambda s: features.gradient(s, x, 0.7, mask, chunk=2))(sae)
+        np.testing.assert_allclose(features.losses(sae, x, 0.7, mask).total, value, rtol=1e-12)
         for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-12,
                                        err_msg=name)
@@ -120,12 +158,17 @@ def test_projected_gradient_is_tangent():
     config, settings = small(), SaeTrainConfig(steps=10, beta1=0.5, l1_warmup=0.0)
     state = steps.init_state(jax.random.key(0), config, settings)
     x = jax.random.normal(jax.random.key(1), (16, 6))
-    after, metrics = steps.train_step(state, x, jnp.asarray(0), jnp.asarray(1.0), config, settings)
+    after, metrics = steps.train_step(state, x, jnp.asarray(0), jnp.asarray(1.0), settings)
     along = jnp.sum(after.first.W_dec * state.sae.W_dec, axis=-1)
     np.testing.assert_allclose(along, 0, atol=1e-7)
     assert metrics.grad_norm > 1
+<<<<<<< HEAD
     free = steps.train_step(state, x, jnp.asarray(0), jnp.asarray(1.0),
                             dataclasses.replace(config, project_gradient=False), settings)[0]
+=======
+    free = steps.init_state(jax.random.key(0), dataclasses.replace(config, project_gradient=False), settings)
+    free = steps.train_step(free, x, jnp.asarray(0), jnp.asarray(1.0), settings)[0]
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
     assert jnp.abs(jnp.sum(free.first.W_dec * state.sae.W_dec, axis=-1)).max() > 1e-3
 
 
@@ -143,7 +186,7 @@ def test_dead_latents_are_counted_and_revived():
     state = state.replace(since_fired=jnp.full(12, 5, jnp.int32), sae=state.sae.replace(
         b_enc=jnp.where(jnp.arange(12) < 3, 50.0, 1.0)))
     x = jax.random.normal(jax.random.key(1), (16, 6))
-    after, metrics = steps.train_step(state, x, jnp.asarray(0), jnp.asarray(0.0), config, settings)
+    after, metrics = steps.train_step(state, x, jnp.asarray(0), jnp.asarray(0.0), settings)
     assert after.since_fired.tolist() == [0] * 3 + [6] * 9 and metrics.dead == 9
     assert metrics.auxiliary > 0
     np.testing.assert_allclose(metrics.loss, metrics.mse + metrics.auxiliary, rtol=1e-6)
@@ -187,6 +230,12 @@ def test_training_reports_and_learns():
     assert done.scales[0] == done.scales[2] == pytest.approx(10 * done.scales[1], rel=0.5)
 
 
+def test_a_negative_explained_variance_is_warned_of():
+    slow = dataclasses.replace(DATA, learning_rate=1e-9)
+    with pytest.warns(UserWarning, match=r"at a \(L1 0.1, seed 0\) explains less than .* learning rate of 1e-09"):
+        trained(runs=(SaeRun("a", l1=0.1),), settings=slow)
+
+
 def test_a_run_is_the_same_whatever_else_is_trained():
     together, alone = trained(), trained(runs=RUNS[:2])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
@@ -217,7 +266,7 @@ def test_every_buffered_activation_is_one_of_the_model():
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
-        (DataError, "the text ended after 5 token batches; 10 steps of 16 tokens take 256 tokens",
+        (DataError, "the data ended after 5 batches; 10 steps of 16 tokens take 256 tokens",
          {"tokens": lambda start: tokens(start, 5)}),
         (DataError, "activations at b are NaN or infinite for token batches before number 2",
          {"params": jnp.full((11, 6), 1e38)}),
@@ -242,10 +291,10 @@ def test_what_cannot_be_trained_is_said(error, message, options):
     ("message", "make"),
     [
         ("k=12 must be above 0 and below d_sae=12", lambda: small(architecture="topk", k=12)),
-        ("k=2.5 of topk must be a whole number", lambda: small(architecture="topk", k=2.5)),
+        ("k=2.5 of topk must be whole", lambda: small(architecture="topk", k=2.5)),
         ("decay=2 must be a fraction", lambda: SaeTrainConfig(decay=2)),
         ("buffer_batches=3 must be even", lambda: SaeTrainConfig(buffer_batches=3)),
-        ("l1=-1 must not be negative", lambda: SaeRun("a", l1=-1)),
+        ("l1=-1 must be a number of at least 0", lambda: SaeRun("a", l1=-1)),
     ],
 )
 def test_settings_out_of_range(message, make):

@@ -11,18 +11,10 @@ import safetensors.numpy
 
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError
+from jaxablate.features import AutoencoderConfig, SaeRun, SaeTrainConfig, find_site, fingerprint, load, save, train
 from jaxablate.features import sae as ae
-from jaxablate.features.config import AutoencoderConfig, SaeRun, SaeTrainConfig
-from jaxablate.features.files import (
-    fingerprint,
-    hook_name,
-    load_autoencoder,
-    load_state,
-    save_autoencoder,
-    save_state,
-)
-from jaxablate.features.sites import find_site, sites
-from jaxablate.features.training import train
+from jaxablate.features.files import hook_name, load_state, save_state
+from jaxablate.features.sites import sites
 
 MODEL = ModelConfig(vocab_size=13, context_length=8, d_model=8, n_layers=2, n_heads=2, d_mlp=12, k_attention=3,
                     k_neurons=4)
@@ -31,26 +23,22 @@ PARAMS = {"embed": np.ones((3, 2), np.float32), "bias": np.zeros(2, np.float32)}
 
 
 def made(**changes):
-    config = AutoencoderConfig(**{"d_in": 8, "d_sae": 16, "k": 4, **changes})
-    sae = ae.init(jax.random.key(0), config)
-    return sae.replace(b_enc=sae.b_enc + 0.1, threshold=sae.threshold + 0.5), config
+    sae = ae.init(jax.random.key(0), AutoencoderConfig(**{"d_in": 8, "d_sae": 16, "k": 4, **changes}))
+    return sae.replace(b_enc=sae.b_enc + 0.1, threshold=sae.threshold + 0.5 * sae.config.kind.has_threshold)
 
 
 def saved(folder, **changes):
-    sae, config = made(**changes)
-    if config.architecture in ("standard", "topk"):
-        sae = sae.replace(threshold=jnp.zeros(16))
-    options = {"params": PARAMS, "density": np.linspace(0, 1, 16), "details": {"seed": 3}}
-    save_autoencoder(folder, sae, config, SITE, MODEL, **options)
-    return sae, config
+    sae = made(**changes)
+    save(folder, sae, SITE, model=MODEL, params=PARAMS, density=np.linspace(0, 1, 16), details={"seed": 3})
+    return sae
 
 
 @pytest.mark.parametrize("changes", [{}, {"decoder": "free", "center": True}, {"architecture": "topk"},
                                      {"architecture": "batchtopk", "k": 2.5}], ids=str)
 def test_round_trip(tmp_path, changes):
-    sae, config = saved(tmp_path / "sae", **changes)
-    found = load_autoencoder(tmp_path / "sae", MODEL, PARAMS)
-    assert (found.config, found.site, found.details) == (config, SITE, {"seed": 3})
+    sae = saved(tmp_path / "sae", **changes)
+    found = load(tmp_path / "sae", MODEL, PARAMS)
+    assert (found.sae.config, found.name, found.details) == (sae.config, SITE, {"seed": 3})
     jax.tree.map(np.testing.assert_array_equal, found.sae, sae)
     np.testing.assert_allclose(found.density, np.linspace(0, 1, 16), atol=1e-6)
     assert sorted(path.name for path in (tmp_path / "sae").iterdir()) == [
@@ -58,7 +46,7 @@ def test_round_trip(tmp_path, changes):
 
 
 def test_the_layout_is_that_of_saelens(tmp_path):
-    sae, _ = saved(tmp_path)
+    sae = saved(tmp_path)
     settings = json.loads((tmp_path / "cfg.json").read_text())
     needed = {  # every field without a default of SAELens 5's SAEConfig
         "architecture", "d_in", "d_sae", "activation_fn_str", "apply_b_dec_to_input", "finetuning_scaling_factor",
@@ -73,8 +61,7 @@ def test_the_layout_is_that_of_saelens(tmp_path):
         "W_enc": (8, 16), "b_enc": (16,), "W_dec": (16, 8), "b_dec": (8,)}
     x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     out = np.maximum(x @ weights["W_enc"] + weights["b_enc"], 0) @ weights["W_dec"] + weights["b_dec"]
-    config = made()[1]
-    np.testing.assert_allclose(ae.decode(sae, ae.encode(sae, x, config)), out, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sae(x), out, rtol=1e-5, atol=1e-5)
 
 
 def test_batchtopk_is_a_jumprelu_there(tmp_path):
@@ -84,24 +71,37 @@ def test_batchtopk_is_a_jumprelu_there(tmp_path):
     assert settings["architecture"] == "jumprelu" and weights["threshold"].tolist() == [0.5] * 16
     settings.pop("jaxablate")
     (tmp_path / "cfg.json").write_text(json.dumps(settings))
-    found = load_autoencoder(tmp_path, MODEL)
-    assert found.config.architecture == "jumprelu" and found.sae.threshold.tolist() == [0.5] * 16
+    found = load(tmp_path, MODEL)
+    assert found.sae.config.architecture == "jumprelu" and found.sae.threshold.tolist() == [0.5] * 16
 
 
 def test_what_saelens_wrote_is_read(tmp_path):
     """Flat settings up to version 5; the hook under `metadata` and k at the top in later ones."""
-    sae, _ = saved(tmp_path, architecture="topk")
+    sae = saved(tmp_path, architecture="topk")
     flat = json.loads((tmp_path / "cfg.json").read_text())
     flat.pop("jaxablate")
     (tmp_path / "cfg.json").write_text(json.dumps(flat))
-    found = load_autoencoder(tmp_path, MODEL, PARAMS)
-    assert (found.site, found.config.architecture, found.config.k) == (SITE, "topk", 4)
+    found = load(tmp_path, MODEL, PARAMS)
+    assert (found.name, found.sae.config.architecture, found.sae.config.k) == (SITE, "topk", 4)
     nested = {"architecture": "topk", "k": 4, "d_in": 8, "d_sae": 16, "apply_b_dec_to_input": False,
               "metadata": {"hook_name": "blocks.0.hook_resid_post"}}
     (tmp_path / "cfg.json").write_text(json.dumps(nested))
-    found = load_autoencoder(tmp_path)
-    assert (found.site, found.config.k) == ("clean.layer_0.resid_post", 4)
+    found = load(tmp_path)
+    assert (found.name, found.sae.config.k) == ("clean.layer_0.resid_post", 4)
+    np.testing.assert_array_equal(found.sae.W_dec, sae.W_dec)
+    (tmp_path / "cfg.json").write_text(json.dumps(nested | {"metadata": {"hook_name": "hook_embed"}}))
+    assert load(tmp_path).name == "hook_embed"
+    with pytest.raises(ConfigError, match="site 'hook_embed' does not exist"):
+        load(tmp_path, MODEL)
+
+
+def test_a_name_of_ones_own_needs_no_model(tmp_path):
+    sae = made(architecture="topk")
+    folder = save(tmp_path / "mine", sae, "layer 3 of my model", density=np.full(16, 0.25))
+    found = load(folder)
+    assert found.name == "layer 3 of my model" and found.fingerprint is None and found.sae.config == sae.config
     jax.tree.map(np.testing.assert_array_equal, found.sae, sae)
+    assert json.loads((folder / "cfg.json").read_text())["hook_name"] == "layer 3 of my model"
 
 
 def test_every_site_has_a_hook_name():
@@ -115,28 +115,27 @@ def test_another_model_or_width_is_refused(tmp_path):
     other = PARAMS | {"bias": np.ones(2, np.float32)}
     assert fingerprint(other) != fingerprint(PARAMS)
     with pytest.raises(ConfigError, match="belongs to another model: its parameters have fingerprint"):
-        load_autoencoder(tmp_path, MODEL, other)
+        load(tmp_path, MODEL, other)
     with pytest.raises(ConfigError, match=r"width 8, clean.layer_1.mlp_out of this model has 16; it belongs"):
-        load_autoencoder(tmp_path, dataclasses.replace(MODEL, d_model=16))
+        load(tmp_path, dataclasses.replace(MODEL, d_model=16))
     with pytest.raises(ConfigError, match="site 'clean.layer_1.mlp_out' does not exist; nearest"):
-        load_autoencoder(tmp_path, dataclasses.replace(MODEL, n_layers=1))
-    sae, config = made()
+        load(tmp_path, dataclasses.replace(MODEL, n_layers=1))
     with pytest.raises(ConfigError, match="width 8, clean.layer_1.mlp_post of this model has 12"):
-        save_autoencoder(tmp_path / "new", sae, config, "clean.layer_1.mlp_post", MODEL)
+        save(tmp_path / "new", made(), "clean.layer_1.mlp_post", model=MODEL)
     assert not (tmp_path / "new").exists()
 
 
 def test_damaged_files_are_refused(tmp_path):
-    sae, config = saved(tmp_path)
+    sae = saved(tmp_path)
     with pytest.raises(DataError, match="W_enc of the autoencoder at .* are NaN or infinite; nothing was written"):
-        save_autoencoder(tmp_path / "new", sae.replace(W_enc=sae.W_enc * np.nan), config, SITE, MODEL)
+        save(tmp_path / "new", sae.replace(W_enc=sae.W_enc * np.nan), SITE)
     assert not (tmp_path / "new").exists()
     with pytest.raises(DataError, match="holds no autoencoder: cfg.json cannot be read"):
-        load_autoencoder(tmp_path / "nowhere")
+        load(tmp_path / "nowhere")
     weights = (tmp_path / "sae_weights.safetensors").read_bytes()
     (tmp_path / "sae_weights.safetensors").write_bytes(weights[:100])
     with pytest.raises(DataError, match="cannot be read or is damaged"):
-        load_autoencoder(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -145,19 +144,21 @@ def test_damaged_files_are_refused(tmp_path):
         ("normalize_activations='layer_norm' is not folded", {"normalize_activations": "layer_norm"}),
         ("rescale_acts_by_decoder_norm=true is not folded", {"rescale_acts_by_decoder_norm": True}),
         ("architecture='gated' cannot be read", {"architecture": "gated"}),
-        ("hook_name='hook_embed' is no site", {"hook_name": "hook_embed"}),
+        ("metadata must be an object", {"metadata": ["x"]}),
+        ("jaxablate.model must be str, got 3.7", {"jaxablate": {"model": 3.7}}),
         ("W_enc has shape \\(8, 16\\), cfg.json says \\(9, 16\\)", {"d_in": 9}),
         ("lacks a setting or has an unknown one: 'd_sae'", {"d_sae": None}),
     ],
 )
 def test_settings_of_another_kind_are_refused(tmp_path, message, change):
     saved(tmp_path)
-    settings = json.loads((tmp_path / "cfg.json").read_text()) | change
-    settings.pop("jaxablate")
+    settings = json.loads((tmp_path / "cfg.json").read_text())
+    del settings["jaxablate"]
+    settings |= change
     settings = {name: value for name, value in settings.items() if value is not None or name != "d_sae"}
     (tmp_path / "cfg.json").write_text(json.dumps(settings))
     with pytest.raises(DataError, match=message):
-        load_autoencoder(tmp_path)
+        load(tmp_path)
 
 
 # --- training states ---
@@ -173,6 +174,9 @@ def activations(params, tokens):
 
 def tokens(start):
     return (np.random.default_rng(i).integers(0, 11, (4, 8)) for i in range(start, 100))
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:the autoencoder at a")  # six steps teach it little
 
 
 def run(**options):

@@ -1,47 +1,40 @@
-"""Sparse autoencoders: sites, training on a stream of activations, measures, files in SAELens's layout.
+"""Sparse autoencoders: `fit` for any vectors, `train` for sites of a model, measures, files in SAELens's layout.
 
-Example:
-  >>> import jax, numpy as np
-  >>> from jaxablate import features
-  >>> table = jax.random.normal(jax.random.key(0), (7, 4))
-  >>> settings = features.SaeTrainConfig(steps=4, batch_tokens=8, buffer_batches=4)
-  >>> done = features.train(
-  ...     lambda params, tokens: params[tokens][:, :, None],  # [W, T, one site, D]; `reader` reads a decoder's
-  ...     table,
-  ...     lambda start: (np.random.default_rng(i).integers(0, 7, (2, 8)) for i in range(start, 100)),
-  ...     [features.SaeRun("embedding", l1=5.0), features.SaeRun("embedding", l1=0.5)],
-  ...     features.AutoencoderConfig(d_in=4, d_sae=16),
-  ...     settings,
-  ... )
-  >>> [sae.W_dec.shape for sae in done.autoencoders]
-  [(16, 4), (16, 4)]
+>>> import numpy as np
+>>> from jaxablate import features
+>>> x = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+>>> result = features.fit(x, features.AutoencoderConfig(d_in=4, d_sae=16), steps=200, batch_tokens=32)
+>>> latents = result.autoencoder.encode(x)  # [1000, 16]
+
+Several at once, on a model's activations as it computes them:
+
+>>> import jax
+>>> table = jax.random.normal(jax.random.key(0), (7, 4))
+>>> done = features.train(
+...     lambda params, tokens: params[tokens][:, :, None],  # [W, T, one site, D]; `features.reader` reads a decoder's
+...     table,
+...     lambda start: (np.random.default_rng(i).integers(0, 7, (2, 8)) for i in range(start, 100)),
+...     [features.SaeRun("embedding", l1=5.0), features.SaeRun("embedding", l1=0.5)],
+...     features.AutoencoderConfig(d_in=4, d_sae=16),
+...     features.SaeTrainConfig(steps=4, batch_tokens=8, buffer_batches=4),
+... )
+>>> [sae.W_dec.shape for sae in done.autoencoders]
+[(16, 4), (16, 4)]
 """
 
-from jaxablate.features.config import AutoencoderConfig, SaeRun, SaeTrainConfig
-from jaxablate.features.controls import GaussianActivations, Moments, blanks, moments
-from jaxablate.features.files import (
-    Saved,
-    fingerprint,
-    load_autoencoder,
-    load_state,
-    save_autoencoder,
-    save_state,
-)
-from jaxablate.features.metrics import COLUMNS, SaeMeasures, Subject, ce_score, evaluate, evaluate_alone
-from jaxablate.features.sae import (
-    Autoencoder,
-    decode,
-    encode,
-    fold_decoder_norm,
-    fold_scale,
-    losses,
-    training_latents,
-)
+from jaxablate.features.architectures import ARCHITECTURES, Architecture, AutoencoderConfig
+from jaxablate.features.config import SaeRun, SaeTrainConfig
+from jaxablate.features.controls import GaussianActivations, Moments, moments
+from jaxablate.features.files import SavedAutoencoder, fingerprint, load, load_state, save, save_state
+from jaxablate.features.fit import Fit, fit
+from jaxablate.features.metrics import SaeMeasures, evaluate, evaluate_reconstruction
+from jaxablate.features.sae import SparseAutoencoder
 from jaxablate.features.sites import Reader, Site, find_site, forward, paper_site, reader
-from jaxablate.features.step import SaeState, StepMetrics, gradient, init_state, train_step
-from jaxablate.features.training import Trained, TrainState, buffer_density, sites_of, train
+from jaxablate.features.step import LossTerms, SaeState, StepMetrics, gradient, init_state, losses, train_step
+from jaxablate.features.training import Reconstruction, Trained, TrainState, reconstruction, train
 
 __all__ = [
+<<<<<<< HEAD
     "COLUMNS", "Autoencoder", "AutoencoderConfig", "GaussianActivations", "Moments", "Reader", "SaeMeasures", "SaeRun",
     "SaeState", "SaeTrainConfig", "Saved", "Site", "StepMetrics", "Subject", "TrainState", "Trained", "blanks",
     "buffer_density", "ce_score", "decode", "encode", "evaluate", "evaluate_alone", "find_site", "fingerprint",
@@ -49,3 +42,11 @@ __all__ = [
     "moments", "paper_site", "reader", "save_autoencoder", "save_state", "sites_of", "train", "train_step",
     "training_latents",
 ]
+=======
+    "ARCHITECTURES", "Architecture", "AutoencoderConfig", "Fit", "GaussianActivations", "LossTerms", "Moments",
+    "Reader", "Reconstruction", "SaeMeasures", "SaeRun", "SaeState", "SaeTrainConfig", "SavedAutoencoder", "Site",
+    "SparseAutoencoder", "StepMetrics", "TrainState", "Trained", "evaluate", "evaluate_reconstruction", "find_site",
+    "fingerprint", "fit", "forward", "gradient", "init_state", "load", "load_state", "losses", "moments", "paper_site",
+    "reader", "reconstruction", "save", "save_state", "train", "train_step",
+]
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))

@@ -1,63 +1,24 @@
-"""Settings of sparse autoencoders: their kind and shape, and how they are trained."""
+"""How sparse autoencoders are trained: length and pace, presets, and what differs between those trained together."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from jaxablate.errors import ConfigError
+from jaxablate.features.architectures import require
 
-Architecture = Literal["standard", "topk", "batchtopk", "jumprelu"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
-    """Shape and kind of a sparse autoencoder; the defaults are the paper's (docs/papers.md, Feature concentration).
-
-    Raises:
-      ConfigError: a field is out of range or does not fit the others.
-    """
-
-    d_in: int = 128
-    """Width D of the activations."""
-    d_sae: int = 2048
-    """Number S of latents."""
-    architecture: Architecture = "standard"
-    """standard: ReLU and an L1 penalty. topk: the k largest of each token (Gao et al. 2024). batchtopk: k a token on
-    average over a batch in training, a threshold at inference (Bussmann et al. 2024). jumprelu: a threshold for each
-    latent; it can be used, not trained."""
-    k: float = 32
-    """Active latents a token, of topk (whole) and batchtopk."""
-    decoder: Literal["unit", "free"] = "unit"
-    """unit: each latent's decoder vector has norm 1 in every step, and the penalty is the plain L1. free: any norm,
-    and the penalty weighs each latent with it (SAELens: scale_sparsity_penalty_by_decoder_norm)."""
-    project_gradient: bool = True
-    """Of a unit decoder: take away the part of the gradient along each vector, after clipping and before Adam.
-    The recorded steps of SAELens 5.1.0, which has such a projection, are met without it and not with it: False."""
-    center: bool = False
-    """Subtract the decoder's bias from the input first (SAELens: apply_b_dec_to_input)."""
-    init: Literal["kaiming", "constant_norm", "positive"] = "kaiming"
-    """kaiming: U(-b, b) with b = sqrt(6 / D); the encoder is its transpose, the unit decoder is then normalised.
-    constant_norm: the same directions with norm 0.1. positive: U(0, 1) directions with norm 0.1, which is what SAELens
-    5.1.0's decoder_heuristic_init draws."""
-    auxiliary: float = 1.0
-    """topk and batchtopk: coefficient of the loss that has dead latents explain the error (Gao et al. 2024, A.2)."""
-    threshold_rate: float = 0.01
-    """batchtopk: rate of the running mean of the smallest active latent, the threshold at inference."""
-    dtype: Literal["float32", "float64"] = "float32"
-
-    def __post_init__(self):
-        for name in ("d_in", "d_sae"):
-            _require(getattr(self, name) >= 2, f"{name}={getattr(self, name)} must be at least 2")
-        _require(self.auxiliary >= 0, f"auxiliary={self.auxiliary} must not be negative")
-        _require(0 < self.threshold_rate <= 1, f"threshold_rate={self.threshold_rate} must be above 0 and at most 1")
-        if self.architecture in ("topk", "batchtopk"):
-            _require(0 < self.k < self.d_sae, f"k={self.k} must be above 0 and below d_sae={self.d_sae}")
-        if self.architecture == "topk":
-            _require(self.k == int(self.k), f"k={self.k} of topk must be a whole number; batchtopk takes any mean")
+Preset = Literal["quick", "paper"]
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "quick": {"steps": 4000, "learning_rate": 3e-3, "project_gradient": True},
+    "paper": {"steps": 100_000, "learning_rate": None, "project_gradient": False},
+}
+"""Settings that a preset decides. quick: docs/features.md has the comparison that its learning rate comes from. paper:
+100,000 steps at 1e-5 as SAELens 5.1.0 makes them; in fewer steps a rate that goes as far."""
+MOST_LEARNING_RATE = 3e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SaeTrainConfig:
-    """Length and pace of a training run; the defaults are the paper's (docs/papers.md, Feature concentration).
+    """Length and pace of a training run; the defaults are the first paper's (docs/papers.md, Feature concentration).
 
     Raises:
       ConfigError: a number is out of range.
@@ -66,7 +27,9 @@ class SaeTrainConfig:
     steps: int = 100_000
     batch_tokens: int = 4096
     """Tokens M of an optimiser step."""
-    learning_rate: float = 1e-5
+    learning_rate: float | None = None
+    """Adam's step size. None becomes 1 / steps, at most 3e-3: 1e-5 in the paper's 100,000 steps, and in fewer steps as
+    far a way in all, for at 1e-5 a few hundred steps leave the weights where they began."""
     warmup: float = 0.0
     """Part of the steps over which the learning rate rises linearly from 1 step's worth to its full value."""
     decay: float = 0.2
@@ -89,15 +52,23 @@ class SaeTrainConfig:
 
     def __post_init__(self):
         for name in ("steps", "batch_tokens", "dead_steps", "buffer_batches"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         for name in ("warmup", "decay", "l1_warmup"):
-            _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must be a fraction in 0..1")
+            require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must be a fraction in 0..1")
         for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be in 0..1, 1 excluded")
-        _require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be above 0")
-        _require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be above 0, or None")
-        _require(self.chunk >= 0, f"chunk={self.chunk} must not be negative")
-        _require(self.buffer_batches % 2 == 0, f"buffer_batches={self.buffer_batches} must be even")
+            require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be in 0..1, 1 excluded")
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", min(1 / self.steps, MOST_LEARNING_RATE))
+        require(0 < self.rate < float("inf"), f"learning_rate={self.learning_rate} must be a number above 0")
+        require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be above 0, or None")
+        require(self.chunk >= 0, f"chunk={self.chunk} must not be negative")
+        require(self.buffer_batches % 2 == 0, f"buffer_batches={self.buffer_batches} must be even")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate as a number; it is never None once made."""
+        assert self.learning_rate is not None
+        return self.learning_rate
 
     @property
     def round_steps(self) -> int:
@@ -120,14 +91,11 @@ class SaeRun:
     """What may differ between autoencoders that are trained together."""
 
     site: str
+    """Where its activations are from: a site of a decoder, or any name."""
     l1: float = 5.0
-    """L1 coefficient; not used by topk and batchtopk."""
+    """L1 coefficient; without effect on an architecture without penalty, such as topk."""
     seed: int = 0
+    """Seed of the weights at the start."""
 
     def __post_init__(self):
-        _require(self.l1 >= 0, f"l1={self.l1} must not be negative")
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
+        require(0 <= self.l1 < float("inf"), f"l1={self.l1} must be a number of at least 0")

@@ -18,18 +18,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxablate import files
 from jaxablate.config import ModelConfig
-from jaxablate.errors import ConfigError, DataError
-from jaxablate.features.config import AutoencoderConfig, SaeRun, SaeTrainConfig
+from jaxablate.errors import ConfigError, DataError, FileError
+from jaxablate.features.architectures import ARCHITECTURES, AutoencoderConfig
+from jaxablate.features.config import SaeRun, SaeTrainConfig
 from jaxablate.features.controls import Moments
-from jaxablate.features.sae import Autoencoder
-from jaxablate.features.sites import FIELDS, Site, find_site
+from jaxablate.features.sae import SparseAutoencoder
+from jaxablate.features.sites import Site, find_site
 from jaxablate.features.training import TrainState, abstract_state
-from jaxablate.files import write
+from jaxablate.types import Params
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 MOMENTS = "moments.safetensors"
-"""Of a Gaussian control."""
+"""Mean and covariance that a Gaussian control was trained on."""
+FOLDER = "autoencoders"
+"""Folder of a run's working directory that its autoencoders lie in."""
 _EMPTY = 1e-10
 """Added to densities before the logarithm, as in SAELens."""
 _HOOKS = {
@@ -41,30 +45,32 @@ _HOOKS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Saved:
+class SavedAutoencoder:
     """An autoencoder from disk.
 
     Attributes:
-      sae, config: itself, for raw activations.
-      site: where it belongs, by this package's name.
+      sae: the autoencoder, for raw activations.
+      name: where its activations are from: a site of a decoder, or any name.
       density: [S] share of tokens for which a latent is active, or None.
       details: what was saved with it, such as run and settings.
-      fingerprint: of the decoder's parameters, or None.
+      fingerprint: fingerprint of the decoder's parameters, or None.
       moments: mean [1, D] and root of the covariance [1, D, D] of the vectors that a Gaussian control was trained on;
-        None of all others.
+        None for all others.
     """
 
-    sae: Autoencoder
-    config: AutoencoderConfig
-    site: str
+    sae: SparseAutoencoder
+    name: str
     density: np.ndarray | None
     details: Mapping[str, Any]
     fingerprint: str | None = None
     moments: Moments | None = None
 
 
-def fingerprint(params: Any) -> str:
-    """SHA-256 of a model's parameters, names, types and shapes included: tells one model from another."""
+def fingerprint(params: Params) -> str:
+    """SHA-256 of a model's parameters, names, types and shapes included: tells one model from another.
+
+    Stored autoencoders are recognised by it, so it stays as it is beside the shorter `Run.digest`.
+    """
     digest = hashlib.sha256()
     for path, leaf in sorted(((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params))):
         array = np.asarray(leaf, order="C")
@@ -73,53 +79,68 @@ def fingerprint(params: Any) -> str:
     return digest.hexdigest()
 
 
+def stored(workdir: Path) -> list[Path]:
+    """Folders of the autoencoders in a run's working directory, by name."""
+    return sorted(path.parent for path in (workdir / FOLDER).glob(f"*/{CONFIG}"))
+
+
+def identity_digest(identity: Any) -> str:
+    """Eight hex digits of all that decides an autoencoder's weights, a JSON-able value."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def without_seed(identity: Mapping[str, Any]) -> str:
+    """Digest of what autoencoders have in common that differ in the seed of their weights alone."""
+    run = {name: value for name, value in identity["run"].items() if name != "seed"}
+    return identity_digest({**identity, "run": run})
+
+
 def hook_name(site: Site) -> str:
     """TransformerLens's name of a site, ``ablated.`` before it in the stream that it does not know."""
     prefix = "" if site.stream == "clean" else f"{site.stream}."
     return f"{prefix}blocks.{site.layer}.{_HOOKS[site.field]}"
 
 
-def save_autoencoder(
-    folder: str | os.PathLike[str], sae: Autoencoder, config: AutoencoderConfig, site: str, model: ModelConfig, *,
-    params: Any = None, density: np.ndarray | None = None, model_name: str = "self-ablating-transformer",
+def save(
+    folder: str | os.PathLike[str], sae: SparseAutoencoder, name: str, *, model: ModelConfig | None = None,
+    params: Params = None, density: np.ndarray | None = None, model_name: str = "self-ablating-transformer",
     dataset: str = "", details: Mapping[str, Any] | None = None, moments: Moments | None = None,
 ) -> Path:
-    """Write one autoencoder of raw activations (the scale folded in) so that SAELens can open it.
+    """Writes one autoencoder of raw activations (the scale folded in) so that SAELens can open it.
 
     Args:
       folder: made if it is not there; each file in it appears whole or not at all, cfg.json last.
-      sae, config: the autoencoder.
-      site: where it belongs.
+      sae: the autoencoder.
+      name: where its activations are from: a site of ``model``, or without a model any name.
       model: the decoder's config.
       params: the decoder's parameters; their fingerprint is saved, so that another model is refused later.
       density: [S] share of tokens for which a latent is active.
       model_name, dataset: for cfg.json.
       details: JSON-able, kept and given back.
-      moments: of the vectors that a Gaussian control was trained on, of this one site.
+      moments: what a Gaussian control was trained on, one site's.
 
     Returns:
       The folder.
 
     Raises:
-      ConfigError: the site does not exist, or the autoencoder has not its width.
-      DataError: weights that are not finite, or a folder that cannot be written.
+      ConfigError: the model has no such site, or the autoencoder has not its width.
+      DataError: weights that are not finite.
+      FileError: the folder cannot be written.
     """
     import safetensors.numpy  # only files need it
 
-    folder, place = Path(folder), find_site(model, site)
-    _check_width(folder, sae.W_enc.shape[0], place)
-    threshold = config.architecture in ("batchtopk", "jumprelu")
-    names = ("W_enc", "b_enc", "W_dec", "b_dec") + (("threshold",) if threshold else ())
-    weights = {name: np.asarray(getattr(sae, name), order="C") for name in names}
-    wrong = [name for name, array in weights.items() if not np.all(np.isfinite(array))]
-    if wrong:
-        raise DataError(f"{', '.join(wrong)} of the autoencoder at {site} are NaN or infinite; nothing was written")
-    write(folder / WEIGHTS, safetensors.numpy.save(weights))
+    folder, config = Path(folder), sae.config
+    site = None if model is None else _checked_site(folder, config, name, model)
+    weights = {name: np.asarray(getattr(sae, name), order="C") for name in _weight_shapes(config)}
+    if wrong := [name for name, array in weights.items() if not np.all(np.isfinite(array))]:
+        raise DataError(f"{', '.join(wrong)} of the autoencoder at {name} are NaN or infinite; nothing was written")
+    files.write(folder / WEIGHTS, safetensors.numpy.save(weights))
     if density is not None:
         logs = np.log10(np.asarray(density, np.float32) + np.float32(_EMPTY))
-        write(folder / SPARSITY, safetensors.numpy.save({"sparsity": logs}))
+        files.write(folder / SPARSITY, safetensors.numpy.save({"sparsity": logs}))
     if moments is not None:
         arrays = {"mean": np.asarray(moments.mean), "root": np.asarray(moments.root)}
+<<<<<<< HEAD
         write(folder / MOMENTS, safetensors.numpy.save(arrays))
     settings = _settings(config, place, model) | {"model_name": model_name, "dataset_path": dataset}
     settings["jaxablate"] = {
@@ -146,14 +167,33 @@ def _settings(config: AutoencoderConfig, place: Site, model: ModelConfig) -> dic
 
 def load_autoencoder(folder: str | os.PathLike[str], model: ModelConfig | None = None, params: Any = None) -> Saved:
     """Read an autoencoder that this package or SAELens wrote.
+=======
+        files.write(folder / MOMENTS, safetensors.numpy.save(arrays))
+    topk = config.architecture == "topk"
+    settings = {  # all that SAELens asks for
+        "architecture": config.kind.saelens or config.architecture, "d_in": config.d_in, "d_sae": config.d_sae,
+        "dtype": config.dtype, "device": "cpu", "hook_name": hook_name(site) if site else name,
+        "hook_layer": site.layer if site else 0, "hook_head_index": None,
+        "activation_fn_str": "topk" if topk else "relu", "activation_fn_kwargs": {"k": int(config.k)} if topk else {},
+        "apply_b_dec_to_input": config.center, "finetuning_scaling_factor": False, "normalize_activations": "none",
+        "context_size": model.context_length if model else None, "prepend_bos": False,
+        "dataset_trust_remote_code": False, "sae_lens_training_version": None, "neuronpedia_id": None,
+        "model_from_pretrained_kwargs": {}, "model_name": model_name, "dataset_path": dataset,
+        "jaxablate": {"site": name, "config": dataclasses.asdict(config), "details": dict(details or {}),
+                      "model": None if params is None else fingerprint(params)},
+    }
+    files.write_json(folder / CONFIG, settings, indent=1)
+    return folder
+
+
+def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, params: Params = None) -> SavedAutoencoder:
+    """Reads an autoencoder that this package or SAELens wrote.
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
 
     Args:
       folder: with cfg.json and sae_weights.safetensors.
       model: config of the decoder it is to be used with; None checks nothing.
       params: the decoder's parameters, compared with the fingerprint where one was saved.
-
-    Returns:
-      `Saved`.
 
     Raises:
       DataError: files that are missing, damaged or of a kind this cannot read, or weights that are not finite.
@@ -162,40 +202,104 @@ def load_autoencoder(folder: str | os.PathLike[str], model: ModelConfig | None =
     folder = Path(folder)
     settings = _read_settings(folder)
     own = settings.get("jaxablate", {})
+    config, name = _config(folder, settings, own), own.get("site") or _name(settings)
     weights = _read_tensors(folder / WEIGHTS)
-    config = _config(folder, settings, own)
-    site = own.get("site") or _site_name(folder, settings)
-    sae = _autoencoder(folder, weights, config)
+    for weight, shape in _weight_shapes(config).items():
+        stored_shape = weights[weight].shape if weight in weights else None
+        if stored_shape != shape:
+            raise DataError(f"{folder / WEIGHTS}: {weight} has shape {stored_shape}, {CONFIG} says {shape}")
+        if not np.all(np.isfinite(weights[weight])):
+            raise DataError(f"{folder / WEIGHTS}: {weight} has values that are NaN or infinite; the file is damaged")
+    arrays = {weight: jnp.asarray(weights[weight], config.dtype) for weight in _weight_shapes(config)}
+    sae = SparseAutoencoder(**{"threshold": jnp.zeros(config.d_sae, config.dtype)} | arrays, config=config)
     if model is not None:
-        _check_width(folder, config.d_in, find_site(model, site))
+        _checked_site(folder, config, name, model)
     if params is not None and own.get("model") not in (None, fingerprint(params)):
         raise ConfigError(f"{folder} belongs to another model: its parameters have fingerprint {own['model'][:12]}..., "
+<<<<<<< HEAD
                           f"these {fingerprint(params)[:12]}...; use the model it was trained on")
     density = None
     if (folder / SPARSITY).is_file():
         logs = _read_tensors(folder / SPARSITY).get("sparsity")
         density = None if logs is None else np.maximum(10.0 ** logs.astype(np.float64) - _EMPTY, 0)
     return Saved(sae, config, site, density, own.get("details", {}), own.get("model"), _moments(folder, config))
+=======
+                          f"these {fingerprint(params)[:12]}...; use the model it was trained on")
+    logs = _read_tensors(folder / SPARSITY).get("sparsity") if (folder / SPARSITY).is_file() else None
+    density = None if logs is None else np.maximum(10.0 ** logs.astype(np.float64) - _EMPTY, 0)
+    return SavedAutoencoder(sae, name, density, own.get("details", {}), own.get("model"), _moments(folder, config))
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
 
 
-def _moments(folder: Path, config: AutoencoderConfig) -> Moments | None:
-    if not (folder / MOMENTS).is_file():
-        return None
-    found, width = _read_tensors(folder / MOMENTS), config.d_in
-    if {name: array.shape for name, array in found.items()} != {"mean": (1, width), "root": (1, width, width)}:
-        raise DataError(f"{folder / MOMENTS} must hold mean [1, {width}] and root [1, {width}, {width}]")
-    return Moments(jnp.asarray(found["mean"]), jnp.asarray(found["root"]))
+def save_state(
+    path: str | os.PathLike[str], state: TrainState, runs: Sequence[SaeRun], config: AutoencoderConfig,
+    settings: SaeTrainConfig,
+) -> None:
+    """Writes a training state to one file, whole or not at all; a run that goes on from it makes the same numbers.
+
+    Args:
+      path: a ``.safetensors`` file.
+      state: between two rounds, as `progress` of `train` is given it.
+      runs, config, settings: what it belongs to; another is refused on reading.
+
+    Raises:
+      FileError: the file cannot be written.
+    """
+    import safetensors.numpy
+
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _leaves(state).items()}
+    files.write(path, safetensors.numpy.save(arrays, metadata={"identity": _identity(runs, config, settings)}))
+
+
+def load_state(
+    path: str | os.PathLike[str], runs: Sequence[SaeRun], config: AutoencoderConfig, settings: SaeTrainConfig
+) -> TrainState:
+    """Reads a training state back.
+
+    Raises:
+      DataError: the file is missing, damaged, or of other runs or settings.
+    """
+    import safetensors
+
+    arrays, like = _read_tensors(Path(path)), abstract_state(runs, config, settings)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        identity = (file.metadata() or {}).get("identity", "{}")
+    if identity != _identity(runs, config, settings):
+        raise DataError(f"{path} is of other runs or settings: {_difference(identity, runs, config, settings)}; go on "
+                        "with those, or start anew with another file")
+    shapes = {name: (x.shape, np.dtype(x.dtype)) for name, x in _leaves(like).items()}
+    if {name: (x.shape, x.dtype) for name, x in arrays.items()} != shapes:
+        raise DataError(f"{path} is damaged: its arrays do not have the shapes of its settings")
+    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in shapes])
+
+
+def _weight_shapes(config: AutoencoderConfig) -> dict[str, tuple[int, ...]]:
+    """Weights that belong into the file, by name."""
+    shapes = {"W_enc": (config.d_in, config.d_sae), "b_enc": (config.d_sae,), "W_dec": (config.d_sae, config.d_in),
+              "b_dec": (config.d_in,)}
+    return shapes | ({"threshold": (config.d_sae,)} if config.kind.has_threshold else {})
+
+
+def _checked_site(folder: Path, config: AutoencoderConfig, name: str, model: ModelConfig) -> Site:
+    site = find_site(model, name)
+    if config.d_in != site.width:
+        raise ConfigError(f"{folder}: the autoencoder takes activations of width {config.d_in}, {name} of this model "
+                          f"has {site.width}; it belongs to another model or site")
+    return site
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((folder / CONFIG).read_text())
-    except OSError as error:
-        raise DataError(f"{folder} holds no autoencoder: {CONFIG} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{folder / CONFIG} is no JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise DataError(f"{folder / CONFIG} must be an object of settings, got {type(settings).__name__}")
+        settings = files.read_json(folder / CONFIG, what="an autoencoder's settings", fix="restore it")
+    except (OSError, FileError) as error:
+        raise DataError(f"{folder} holds no autoencoder: {CONFIG} cannot be read ({error})") from error
+    for name in ("jaxablate", "metadata", "activation_fn_kwargs"):
+        if not isinstance(settings.get(name) or {}, Mapping):
+            raise DataError(f"{folder / CONFIG}: {name} must be an object, got {settings[name]!r}")
+    own = settings.get("jaxablate") or {}
+    for name, kind in {"site": str, "model": str, "config": Mapping, "details": Mapping}.items():
+        if not isinstance(own.get(name), kind | None):
+            raise DataError(f"{folder / CONFIG}: jaxablate.{name} must be {kind.__name__}, got {own[name]!r}")
     return settings
 
 
@@ -209,8 +313,17 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path} cannot be read or is damaged: {str(error).splitlines()[0]}") from error
 
 
-def _config(folder: Path, settings: dict[str, Any], own: dict[str, Any]) -> AutoencoderConfig:
-    """Our own settings where they are there, else what SAELens's mean."""
+def _moments(folder: Path, config: AutoencoderConfig) -> Moments | None:
+    if not (folder / MOMENTS).is_file():
+        return None
+    arrays, width = _read_tensors(folder / MOMENTS), config.d_in
+    if {name: array.shape for name, array in arrays.items()} != {"mean": (1, width), "root": (1, width, width)}:
+        raise DataError(f"{folder / MOMENTS} must hold mean [1, {width}] and root [1, {width}, {width}]")
+    return Moments(jnp.asarray(arrays["mean"]), jnp.asarray(arrays["root"]))
+
+
+def _config(folder: Path, settings: dict[str, Any], own: Mapping[str, Any]) -> AutoencoderConfig:
+    """This package's settings where they are there, else what SAELens's mean."""
     scaling = settings.get("normalize_activations", "none")
     if scaling not in ("none", None, False):
         raise DataError(f"{folder / CONFIG}: normalize_activations={scaling!r} is not folded into the weights; fold it")
@@ -221,25 +334,34 @@ def _config(folder: Path, settings: dict[str, Any], own: dict[str, Any]) -> Auto
             return AutoencoderConfig(**own["config"])
         architecture, kwargs = settings.get("architecture", "standard"), settings.get("activation_fn_kwargs") or {}
         k = {"k": settings.get("k", kwargs.get("k"))} if architecture == "topk" else {}
+<<<<<<< HEAD
         if architecture not in ("standard", "topk", "jumprelu"):
             raise DataError(f"{folder / CONFIG}: architecture={architecture!r} cannot be read; standard, topk and "
                             "jumprelu can")
+=======
+        readable = [kind.name for kind in ARCHITECTURES if kind.saelens in (None, kind.name)]
+        if architecture not in readable:
+            raise DataError(f"{folder / CONFIG}: architecture={architecture!r} cannot be read; {', '.join(readable)} "
+                            "can")
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
         return AutoencoderConfig(d_in=settings["d_in"], d_sae=settings["d_sae"], architecture=architecture,
                                  center=settings.get("apply_b_dec_to_input", True), decoder="free", **k)
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder / CONFIG} lacks a setting or has an unknown one: {error}") from error
 
 
-def _site_name(folder: Path, settings: dict[str, Any]) -> str:
-    """This package's name of a TransformerLens hook; newer versions of SAELens keep it under `metadata`."""
-    hook = settings.get("hook_name") or settings.get("metadata", {}).get("hook_name") or ""
+def _name(settings: Mapping[str, Any]) -> str:
+    """This package's name of a TransformerLens hook within a block, else the hook as it is named there.
+
+    Newer versions of SAELens keep it under `metadata`.
+    """
+    hook = str(settings.get("hook_name") or (settings.get("metadata") or {}).get("hook_name") or "unnamed")
     block, _, rest = hook.removeprefix("blocks.").partition(".")
     field = {name: field for field, name in _HOOKS.items()}.get(rest)
-    if not hook.startswith("blocks.") or not block.isdigit() or field is None:
-        raise DataError(f"{folder / CONFIG}: hook_name={hook!r} is no site of a decoder; sites are {', '.join(FIELDS)}")
-    return f"clean.layer_{block}.{field}"
+    return f"clean.layer_{block}.{field}" if hook.startswith("blocks.") and block.isdigit() and field else hook
 
 
+<<<<<<< HEAD
 def _autoencoder(folder: Path, weights: dict[str, np.ndarray], config: AutoencoderConfig) -> Autoencoder:
     shapes = {"W_enc": (config.d_in, config.d_sae), "b_enc": (config.d_sae,), "W_dec": (config.d_sae, config.d_in),
               "b_dec": (config.d_in,)}
@@ -306,11 +428,10 @@ def load_state(
 
 
 def _named(state: TrainState) -> dict[str, Any]:
+=======
+def _leaves(state: TrainState) -> dict[str, Any]:
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-
-
-def _shapes(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: (array.shape, np.dtype(array.dtype)) for name, array in arrays.items()}
 
 
 def _identity(runs, config, settings) -> str:

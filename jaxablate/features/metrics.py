@@ -4,7 +4,7 @@ For each token x [D] of a site, with the autoencoder's latents f and reconstruct
 in the place of x:
 
     L0, L1                 number of active latents, their sum
-    CE score               (CE_ablated - CE_sae) / (CE_ablated - CE), ablated to zero (the paper) or to the mean
+    CE score               (CE_ablated - CE_sae) / (CE_ablated - CE), ablated to zero (docs/papers.md) or the mean
     KL                     KL(P || P_sae) of the next-token distributions, mean over tokens, nats
     explained variance     1 - sum |x - y|^2 / sum |x - mean x|^2, sums and mean over the whole split
     the same, SAELens      mean over tokens of 1 - |x - y|^2 / |x - mean of the batch|^2: what SAELens 5.1.0 reports. It
@@ -18,6 +18,7 @@ matrix for a batch, so what they share is computed once, and logits are held for
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,32 +26,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxablate import stats
 from jaxablate.errors import ConfigError, DataError, TooLittleDataError
-from jaxablate.features import sae as ae
-from jaxablate.features.config import AutoencoderConfig
-from jaxablate.features.likelihood import compared
-from jaxablate.features.sae import Autoencoder
+from jaxablate.features.architectures import AutoencoderConfig
+from jaxablate.features.sae import SparseAutoencoder, norms, over_all
 from jaxablate.features.sites import find_site, forward, unrolled
 from jaxablate.models.decoder import SelfAblatingTransformer
-
-Params = Any
-Batch = Mapping[str, np.ndarray]
-"""``inputs`` and ``targets`` int [B, T], ``mask`` [B, T] (1 where a token counts), and perhaps ``unit`` int [B, T]:
-which story (or other unit that may be resampled) a token is of. Without it each row is a unit."""
+from jaxablate.stats import Estimate
+from jaxablate.types import Batch, Params
 
 COLUMNS = ("tokens", "ce", "ce_sae", "ce_zero", "ce_mean", "kl_sae", "kl_zero", "kl_mean", "l0", "l1", "squared_error",
            "variance", "explained_variance_saelens", "cosine")
 """What is summed over each unit's tokens. variance: |x - mean x|^2."""
 DENSITY_EDGES = tuple(np.arange(-6.0, 0.5, 0.5).tolist())
 """Edges of the density histogram, log10 of the share of tokens; what is below the first one is in the first bin."""
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """An autoencoder and where it belongs; it takes raw activations (the scale is folded in)."""
-
-    site: str
-    sae: Autoencoder
-    config: AutoencoderConfig
+FORMULAS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    **{name: operator.itemgetter(name) for name in ("l0", "l1", "explained_variance_saelens", "cosine", "ce", "ce_sae",
+                                                    "ce_zero", "ce_mean", "kl_zero", "kl_mean")},
+    "mse": lambda c: c["squared_error"],
+    "kl": lambda c: c["kl_sae"],
+    "explained_variance": lambda c: 1 - c["squared_error"] / c["variance"],
+    "ce_score_zero": lambda c: (c["ce_zero"] - c["ce_sae"]) / (c["ce_zero"] - c["ce"]),
+    "ce_score_mean": lambda c: (c["ce_mean"] - c["ce_sae"]) / (c["ce_mean"] - c["ce"]),
+}
+"""Measure -> how it comes from means over tokens of `COLUMNS`."""
+_CHUNK_TOKENS = {"cpu": 256, "elsewhere": 4096}
+"""Tokens whose logits are held at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,39 +60,21 @@ class SaeMeasures:
 
     Attributes:
       site: where it is.
-      tokens: how many.
-      l0, l1: means over tokens.
-      ce, ce_sae, ce_zero, ce_mean: nats a token of the site's own stream: untouched, with the reconstruction, with the
-        site at zero, with its mean.
-      ce_score_zero, ce_score_mean: None where ablating the site does not raise the loss, for then there is no score.
-      kl_sae, kl_zero, kl_mean: nats a token.
-      explained_variance, explained_variance_saelens: as named.
-      mse: mean over tokens of the squared error, summed over D.
-      cosine: mean over tokens.
+      tokens: how many were read.
+      estimates: with bootstrap intervals over units. Means over tokens of l0, l1, cosine, mse (squared error summed
+        over D), explained_variance_saelens; explained_variance; in nats a token of the site's own stream ce, ce_sae,
+        ce_zero, ce_mean (untouched, with the reconstruction, with the site at zero, with its mean) and kl, kl_zero,
+        kl_mean; ce_score_zero, ce_score_mean, which have no value where ablating the site does not raise the loss.
       dead: latents that are active for no token.
       density: [S] share of tokens for which a latent is active.
       mean_active: [S] mean of a latent where it is active, 0 for dead ones.
       density_histogram: latents in each bin of `DENSITY_EDGES`; dead ones are in none.
-      unit_sums: [units, columns] float64, `COLUMNS` summed over each unit, for intervals.
+      unit_sums: [units, columns] float64, `COLUMNS` summed over each unit.
     """
 
     site: str
     tokens: int
-    l0: float
-    l1: float
-    ce: float
-    ce_sae: float
-    ce_zero: float
-    ce_mean: float
-    ce_score_zero: float | None
-    ce_score_mean: float | None
-    kl_sae: float
-    kl_zero: float
-    kl_mean: float
-    explained_variance: float
-    explained_variance_saelens: float
-    mse: float
-    cosine: float
+    estimates: Mapping[str, Estimate]
     dead: int
     density: np.ndarray
     mean_active: np.ndarray
@@ -103,92 +86,74 @@ def evaluate(
     model: SelfAblatingTransformer,
     params: Params,
     batches: Callable[[], Iterable[Batch]],
-    subjects: Sequence[Subject],
+    autoencoders: Sequence[tuple[str, SparseAutoencoder]],
     *,
     min_tokens: int = 10_000,
+    seed: int = 0,
 ) -> tuple[SaeMeasures, ...]:
-    """Measure autoencoders of any sites on a split.
+    """Measures autoencoders at any sites of a decoder on a split.
 
     Args:
       model: the decoder.
       params: its parameters.
-      batches: starts the split anew; it is called twice.
-      subjects: autoencoders; those of one site and kind run together.
+      batches: starts the split anew; it is called twice. Each batch has ``inputs`` and ``targets`` int [B, T], ``mask``
+        [B, T] (1 where a token counts), and perhaps ``unit`` int [B, T]: which story (or other unit of resampling) a
+        token belongs to. Without it each row is a unit.
+      autoencoders: pairs (site, autoencoder of raw activations); those of one site and config run together.
       min_tokens: fewer than so many say too little of dead latents and densities.
+      seed: seed of resampling.
 
     Returns:
-      One `SaeMeasures` for each subject, in order.
+      One `SaeMeasures` for each pair, in order.
 
     Raises:
       ConfigError: a site does not exist, or an autoencoder has another width than its site.
       DataError: too few tokens, or activations that are not finite.
     """
     model = unrolled(model)
-    for subject in subjects:
-        check_fits(model, subject)
-    reading = _Reading(model, tuple(dict.fromkeys(subject.site for subject in subjects)))
+    for name, sae in autoencoders:
+        site = find_site(model.config, name)
+        if sae.config.d_in != site.width:
+            raise ConfigError(f"the autoencoder takes activations of width {sae.config.d_in}, {site.name} of this "
+                              f"model has {site.width}; it belongs to another model or site")
+    reading = _Reading(model, tuple(dict.fromkeys(site for site, _ in autoencoders)))
     means = _site_means(reading, params, batches(), min_tokens)
-    return _summed(functools.partial(_measured, model), params, batches(), means, subjects)
+    return _summed(functools.partial(_measured, model), params, batches(), means, autoencoders, seed)
 
 
-def evaluate_alone(
+def evaluate_reconstruction(
     activations: Callable[[Params, jax.Array], jax.Array],
     params: Params,
     batches: Callable[[], Iterable[Batch]],
     sites: Sequence[str],
-    subjects: Sequence[Subject],
+    autoencoders: Sequence[tuple[str, SparseAutoencoder]],
     *,
     min_tokens: int = 10_000,
+    seed: int = 0,
 ) -> tuple[SaeMeasures, ...]:
-    """Measure autoencoders on vectors from which no model goes on, such as those of a control.
+    """Measures autoencoders on vectors that no model computes on, such as those of a control.
 
     Args:
-      activations: (params, tokens [B, T]) -> [B, T, sites, D].
-      params: for it.
-      batches: starts the split anew; it is called twice.
-      sites: what `activations` gives.
-      subjects: autoencoders, each of one of the sites.
-      min_tokens: as in `evaluate`.
+      activations: (params, inputs [B, T]) -> [B, T, sites, D].
+      params: whatever it takes.
+      batches: as in `evaluate`, without ``targets``.
+      sites: names of what `activations` gives.
+      autoencoders, min_tokens, seed: as in `evaluate`.
 
     Returns:
-      One `SaeMeasures` for each subject, in order; cross-entropies and KL are NaN, CE scores None.
+      One `SaeMeasures` for each pair, in order; cross-entropies, KL and CE scores have no value.
 
     Raises:
       DataError: too few tokens, or activations that are not finite.
     """
-    reading = _Alone(activations, tuple(sites))
+    reading = _ReadingOf(activations, tuple(sites))
     means = _site_means(reading, params, batches(), min_tokens)
-    return _summed(functools.partial(_measured_alone, reading), params, batches(), means, subjects)
-
-
-def check_fits(model: SelfAblatingTransformer, subject: Subject) -> None:
-    """Raises ConfigError where the site does not exist or the autoencoder has not its width."""
-    site, width = find_site(model.config, subject.site), subject.sae.W_enc.shape[-2]
-    if width != site.width:
-        raise ConfigError(
-            f"the autoencoder takes activations of width {width}, {site.name} of this model has {site.width}; it "
-            "belongs to another model or site"
-        )
-
-
-def _grouped(subjects: Sequence[Subject]) -> dict[tuple[str, AutoencoderConfig], list[int]]:
-    groups: dict[tuple[str, AutoencoderConfig], list[int]] = {}
-    for i, subject in enumerate(subjects):
-        groups.setdefault((subject.site, subject.config), []).append(i)
-    return groups
-
-
-def _stacked(subjects: Sequence[Subject], members: list[int]) -> Autoencoder:
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *(subjects[i].sae for i in members))
-
-
-def _arrays(batch: Batch) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(batch[name]) for name in ("inputs", "targets", "mask") if name in batch}
+    return _summed(functools.partial(_measured_alone, reading), params, batches(), means, autoencoders, seed)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reading:
-    """(params, tokens) -> activations by site, of a model."""
+    """(params, tokens) -> activations of a model by site."""
 
     model: SelfAblatingTransformer
     names: tuple[str, ...]
@@ -198,39 +163,48 @@ class _Reading:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Alone:
-    """(params, tokens) -> activations by site, of any function that gives them."""
+class _ReadingOf:
+    """(params, tokens) -> activations by site, from any function that gives them."""
 
     activations: Callable[[Params, jax.Array], jax.Array]
     names: tuple[str, ...]
 
     def __call__(self, params: Params, tokens: jax.Array) -> dict[str, jax.Array]:
-        found = self.activations(params, tokens)
-        return {name: found[:, :, i] for i, name in enumerate(self.names)}
+        x = self.activations(params, tokens)
+        return {name: x[:, :, i] for i, name in enumerate(self.names)}
 
 
-def _summed(measured, params: Params, batches: Iterable[Batch], means, subjects: Sequence[Subject]):
-    """Adds up what `measured` gives for each batch; one `SaeMeasures` for each subject."""
-    groups = _grouped(subjects)
-    stacks = [_stacked(subjects, members) for members in groups.values()]
-    totals = [_Total(subject.config.d_sae) for subject in subjects]
+def _arrays(batch: Batch) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(batch[name]) for name in ("inputs", "targets", "mask") if name in batch}
+
+
+def _summed(measured, params: Params, batches: Iterable[Batch], means, autoencoders, seed: int
+            ) -> tuple[SaeMeasures, ...]:
+    """Adds up what `measured` gives for each batch; one `SaeMeasures` for each autoencoder."""
+    groups: dict[tuple[str, AutoencoderConfig], list[int]] = {}
+    for i, (site, sae) in enumerate(autoencoders):
+        groups.setdefault((site, sae.config), []).append(i)
+    stacks = [jax.tree.map(lambda *arrays: jnp.stack(arrays), *(autoencoders[i][1] for i in members))
+              for members in groups.values()]
+    totals = [_Total(sae.config.d_sae) for _, sae in autoencoders]
     row = 0
     for batch in batches:
-        found = jax.device_get(measured(tuple(groups), params, _arrays(batch), means, stacks))
-        unit = batch.get("unit", row + np.broadcast_to(np.arange(len(batch["inputs"]))[:, None], batch["inputs"].shape))
-        row += len(batch["inputs"])
-        for members, values in zip(groups.values(), found, strict=True):
+        figures = jax.device_get(measured(tuple(site for site, _ in groups), params, _arrays(batch), means, stacks))
+        shape = np.shape(batch["inputs"])
+        unit = np.asarray(batch.get("unit", row + np.broadcast_to(np.arange(shape[0])[:, None], shape)))
+        row += shape[0]
+        for members, values in zip(groups.values(), figures, strict=True):
             for i, member in enumerate(members):
-                totals[member].add(values, i, np.asarray(unit), np.asarray(batch["mask"]) > 0)
-    return tuple(total.measures(subject.site) for subject, total in zip(subjects, totals, strict=True))
+                totals[member].add(values, i, unit, np.asarray(batch["mask"]) > 0)
+    return tuple(total.measures(site, seed) for (site, _), total in zip(autoencoders, totals, strict=True))
 
 
 def _site_means(reading, params: Params, batches: Iterable[Batch], min_tokens: int) -> dict[str, jax.Array]:
     """Mean of each site over the split, which must have `min_tokens`."""
-    sums, count = dict.fromkeys(reading.names, 0.0), 0
+    sums: dict[str, Any] = dict.fromkeys(reading.names, 0.0)
+    count = 0
     for batch in batches:
-        found = jax.device_get(_site_sums(reading, params, _arrays(batch)))
-        for name, value in found.items():
+        for name, value in jax.device_get(_site_sums(reading, params, _arrays(batch))).items():
             if not np.all(np.isfinite(value)):
                 raise DataError(f"activations at {name} are NaN or infinite; the model's parameters are damaged")
             sums[name] = sums[name] + value.astype(np.float64)
@@ -246,43 +220,91 @@ def _site_means(reading, params: Params, batches: Iterable[Batch], min_tokens: i
 @functools.partial(jax.jit, static_argnums=0)
 def _site_sums(reading, params: Params, batch) -> dict[str, jax.Array]:
     mask = (batch["mask"] > 0)[..., None]
-    found = reading(params, batch["inputs"])
-    return {name: jnp.sum(jnp.where(mask, x, 0), axis=(0, 1)) for name, x in found.items()}
+    return {name: jnp.sum(jnp.where(mask, x, 0), axis=(0, 1)) for name, x in reading(params, batch["inputs"]).items()}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _measured_alone(reading, groups, params: Params, batch, means, stacks: list[Autoencoder]):
+def _measured_alone(reading, sites, params: Params, batch, means, stacks: list[SparseAutoencoder]):
     """As `_measured`, without what needs the model to go on."""
+<<<<<<< HEAD
     found = reading(params, batch["inputs"])
     return [_reconstructions(saes, found[site], means[site], batch["mask"], config)[1]
             for (site, config), saes in zip(groups, stacks, strict=True)]
+=======
+    x = reading(params, batch["inputs"])
+    return [_reconstructions(saes, x[site], means[site], batch["mask"])[1]
+            for site, saes in zip(sites, stacks, strict=True)]
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _measured(model, groups, params: Params, batch, means, stacks: list[Autoencoder]) -> list[dict[str, jax.Array]]:
+def _measured(model, sites, params: Params, batch, means, stacks: list[SparseAutoencoder]
+              ) -> list[dict[str, jax.Array]]:
     """For each group the figures of `COLUMNS` as arrays [n, B, T], and latents' counts and sums [n, S]."""
+<<<<<<< HEAD
     found, final = forward(model, params, batch["inputs"], tuple(means))
     pairs = [_reconstructions(saes, found[site], means[site], batch["mask"], config)
              for (site, config), saes in zip(groups, stacks, strict=True)]
+=======
+    x, final = forward(model, params, batch["inputs"], tuple(means))
+    pairs = [_reconstructions(saes, x[site], means[site], batch["mask"])
+             for site, saes in zip(sites, stacks, strict=True)]
+    table, dtype = params["embed"]["embedding"], model.config.compute_dtype
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
     for name, mean in means.items():
-        here = [pair for pair, (site, _) in zip(pairs, groups, strict=True) if site == name]
-        ablated = jnp.stack([jnp.zeros_like(mean), mean])[:, None, None] + jnp.zeros_like(found[name])
-        values = jnp.concatenate([*(out for out, _ in here), ablated])
-        after = _losses(model, params, batch, name, final, values)
+        stream = name.split(".")[0]
+        here = [pair for pair, site in zip(pairs, sites, strict=True) if site == name]
+        ablated = jnp.stack([jnp.zeros_like(mean), mean])[:, None, None] + jnp.zeros_like(x[name])
+        values = jnp.concatenate([*(out for out, _ in here), ablated])  # [K, B, T, D], every replacement at the site
+        edited = over_all(lambda value, name=name, stream=stream:
+                          forward(model, params, batch["inputs"], (), {name: value})[1][stream])(values)
+        ce, ce_edited, kl = compared(table, dtype, final[stream], edited, batch["targets"])
         start = 0
         for out, figures in here:
-            figures |= _columns(after, slice(start, start + len(out)))
-            start += len(out)
+            chosen, start = slice(start, start + len(out)), start + len(out)
+            ones = jnp.ones_like(kl[chosen])
+            figures |= {"ce": ce * ones, "ce_sae": ce_edited[chosen], "ce_zero": ce_edited[-2] * ones,
+                        "ce_mean": ce_edited[-1] * ones, "kl_sae": kl[chosen], "kl_zero": kl[-2] * ones,
+                        "kl_mean": kl[-1] * ones}
     return [figures for _, figures in pairs]
 
 
-def _losses(model, params: Params, batch, site: str, final, values: jax.Array):
-    """The model run with each of values [K, B, T, D] at a site: see `compared`."""
-    stream = site.split(".")[0]
-    edited = ae.over_all(lambda x: forward(model, params, batch["inputs"], (), {site: x})[1][stream])(values)
-    return compared(params["embed"]["embedding"], model.config.compute_dtype, final[stream], edited, batch["targets"])
+def compared(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Array, targets: jax.Array
+             ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cross-entropies and KL of next-token distributions before and after edits, logits of few tokens at a time.
+
+    Args:
+      table: [V, D] output matrix.
+      dtype: type of the matrix product's inputs.
+      base, edited: final states [B, T, D] and [K, B, T, D].
+      targets: [B, T].
+
+    Returns:
+      CE [B, T] of the base, CE [K, B, T] of each edit, KL(base || edit) [K, B, T].
+    """
+    table, wide = table.astype(dtype), jnp.promote_types(dtype, jnp.float32)
+
+    def token(part):
+        base, edited, target = part
+
+        def log_p(h):
+            return jax.nn.log_softmax(jnp.einsum("d,vd->v", h.astype(dtype), table, preferred_element_type=wide))
+
+        p = log_p(base)
+
+        def one(h):
+            q = log_p(h)
+            return -q[target], jnp.sum(jnp.exp(p) * (p - q))
+
+        return -p[target], *jax.lax.map(one, edited)
+
+    flat = base.reshape(-1, base.shape[-1]), jnp.moveaxis(edited, 0, 2).reshape(-1, len(edited), base.shape[-1])
+    size = _CHUNK_TOKENS.get(jax.default_backend(), _CHUNK_TOKENS["elsewhere"])
+    ce, ce_edited, kl = jax.lax.map(token, (*flat, targets.reshape(-1)), batch_size=size)
+    return ce.reshape(targets.shape), *(x.T.reshape(-1, *targets.shape) for x in (ce_edited, kl))
 
 
+<<<<<<< HEAD
 def _columns(losses, chosen: slice) -> dict[str, jax.Array]:
     """Columns of some autoencoders out of a site's losses, of which the last two are those of zeros and of the mean."""
     ce, ce_edited, kl = losses
@@ -309,12 +331,27 @@ def _reconstructed(sae: Autoencoder, x: jax.Array, mask: jax.Array, config: Auto
 
 def _errors(x: jax.Array, out: jax.Array, mean: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """Figures of reconstructions `out` [n, B, T, D] of x [B, T, D], each [n, B, T]."""
+=======
+def _reconstructions(saes: SparseAutoencoder, x: jax.Array, mean: jax.Array, mask: jax.Array
+                     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Reconstructions [n, B, T, D] of x [B, T, D] by n autoencoders, and their figures, most of them [n, B, T]."""
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
     counted = (mask > 0)[..., None]
+
+    def one(sae: SparseAutoencoder):
+        latents = sae.encode(x.astype(sae.config.dtype))
+        masked = jnp.where(counted, latents, 0)
+        return sae.decode(latents), {
+            "l0": jnp.sum(latents > 0, axis=-1), "l1": jnp.sum(latents, axis=-1),
+            "active": jnp.sum(masked > 0, axis=(0, 1)), "total": jnp.sum(masked, axis=(0, 1)),
+        }
+
+    out, figures = over_all(one)(saes)
     batch_mean = jnp.sum(jnp.where(counted, x, 0), axis=(0, 1)) / jnp.maximum(jnp.sum(counted), 1)
     squares = jnp.sum((out - x) ** 2, axis=-1)
     variance, batch_variance = (jnp.sum((x - m) ** 2, axis=-1) for m in (mean, batch_mean))
-    size = ae.norms(x) * ae.norms(out)
-    return {
+    size = norms(x) * norms(out)
+    return out, figures | {
         "squared_error": squares,
         "variance": variance * jnp.ones_like(squares),
         "explained_variance_saelens": 1 - squares / batch_variance,
@@ -341,32 +378,35 @@ class _Total:
         for name, column in zip(names.tolist(), sums.T, strict=True):
             self._units[name] = self._units.get(name, 0) + column
 
-    def measures(self, site: str) -> SaeMeasures:
+    def measures(self, site: str, seed: int) -> SaeMeasures:
         units = np.stack([self._units[name] for name in sorted(self._units)])
-        total = dict(zip(COLUMNS, units.sum(axis=0).tolist(), strict=True))
-        tokens = total["tokens"]
-        mean = {name: value / tokens for name, value in total.items()}
-        density = self._active / tokens
+        density = self._active / units[:, 0].sum()
         bins = np.clip(np.log10(density[density > 0]), DENSITY_EDGES[0], DENSITY_EDGES[-1])
+<<<<<<< HEAD
         names = ("l0", "l1", "ce", "ce_sae", "ce_zero", "ce_mean", "kl_sae", "kl_zero", "kl_mean",
                  "explained_variance_saelens", "cosine")
+=======
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
         return SaeMeasures(
-            site=site, tokens=int(tokens), **{name: mean[name] for name in names},
-            ce_score_zero=ce_score(mean["ce"], mean["ce_sae"], mean["ce_zero"]),
-            ce_score_mean=ce_score(mean["ce"], mean["ce_sae"], mean["ce_mean"]),
-            explained_variance=1 - total["squared_error"] / total["variance"], mse=mean["squared_error"],
+            site=site, tokens=int(units[:, 0].sum()), estimates=estimates(units, seed),
             dead=int((self._active == 0).sum()), density=density,
             mean_active=self._total / np.maximum(self._active, 1),
             density_histogram=tuple(np.histogram(bins, DENSITY_EDGES)[0].tolist()), unit_sums=units,
         )
 
 
-def ce_score(ce: float, ce_sae: float, ce_ablated: float) -> float | None:
-    """(CE_ablated - CE_sae) / (CE_ablated - CE): 1 for a perfect reconstruction, 0 for one no better than ablation.
+def estimates(unit_sums: np.ndarray, seed: int = 0) -> dict[str, Estimate]:
+    """Each of `FORMULAS` with its bootstrap interval over units; no value where a measure has none.
 
-    None where ablation does not raise the loss.
-
-    >>> ce_score(2.0, 2.5, 4.0)
-    0.75
+    Args:
+      unit_sums: [units, columns], `COLUMNS` summed over each unit.
+      seed: seed of resampling.
     """
-    return (ce_ablated - ce_sae) / (ce_ablated - ce) if ce_ablated > ce else None
+    tokens = unit_sums[:, 0]
+    means = dict(zip(COLUMNS, (unit_sums.sum(0) / tokens.sum()).tolist(), strict=True))
+    resamples = stats.ratio_resamples(unit_sums.T, tokens, seed=seed) if len(tokens) > 1 else np.zeros((len(means), 0))
+    drawn = dict(zip(COLUMNS, resamples, strict=True))
+    # Where ablation does not raise the loss, there is no share of a rise to speak of.
+    missing = {f"ce_score_{kind}" for kind in ("zero", "mean") if not means[f"ce_{kind}"] > means["ce"]}
+    return {name: Estimate(None) if name in missing else
+            stats.from_draws(formula(means), formula(drawn), n=len(tokens)) for name, formula in FORMULAS.items()}

@@ -1,22 +1,31 @@
-"""One optimiser step of one autoencoder, its gradient written by hand.
+"""The loss of sparse autoencoders, and one optimiser step of one autoencoder.
+
+With latents f and reconstruction y of activations x [D], in the words of `jaxablate.features.sae`,
+
+    loss = mean over tokens of |x - y|^2  +  l1 * mean over tokens of sum_s f_s w_s  +  auxiliary
+
+The penalty's weights w_s are 1 with a unit decoder and |W_dec_s| with a free one; which architecture has the penalty
+and which the auxiliary loss, `jaxablate.features.architectures` says.
 
 At D = 128, S = 2048 and M = 4096 tokens a step is five matrix products of 2 M D S operations each, 10.7 GFLOP: encode,
-decode, the two matrices' gradients, the latents' gradient; nobody asks for the input's. What else costs time is passes
-over [M, S] arrays, 34 MB each. So the tokens go through in chunks whose latents stay in the caches, each chunk
-forward and backward at once: latents are never written to memory, and the gradient of the loss needs no second look.
-batchtopk must see all pre-activations before it knows which to keep; it holds them, and its backward pass is the same.
+decode, the two matrices' gradients, the latents' gradient. What else costs time is passes over [M, S] arrays, 34 MB
+each. So the tokens go through in chunks whose latents stay in the caches, each chunk forward and backward at once:
+latents of a batch are never in memory together. Only batchtopk looks at all pre-activations first.
 """
 
+import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
-from jaxablate.features import sae as ae
-from jaxablate.features.config import AutoencoderConfig, SaeTrainConfig
-from jaxablate.features.sae import Autoencoder
+from jaxablate.errors import ConfigError
+from jaxablate.features.architectures import AutoencoderConfig, top_k
+from jaxablate.features.config import SaeTrainConfig
+from jaxablate.features.sae import SparseAutoencoder, init
 
 # Latents of a chunk, as a number of floats: 4 MB, which the caches of a few cores hold.
 _CHUNK_LATENTS = 1 << 20
@@ -26,110 +35,154 @@ _CHUNK_LATENTS = 1 << 20
 class SaeState:
     """One autoencoder in training."""
 
-    sae: Autoencoder
-    """In the scaled space, decoder as the last step left it."""
-    first: Autoencoder | None
+    sae: Any
+    """`SparseAutoencoder` in the scaled space, decoder as the last step left it."""
+    first: Any
     """Adam's mean gradient; None with beta1 = 0, where it is the gradient itself."""
-    second: Autoencoder
+    second: Any
     """Adam's mean squared gradient."""
-    since_fired: jax.Array
+    since_fired: Any
     """int32 [S], steps since a latent was last active for any token."""
 
 
-class StepMetrics(NamedTuple):
-    """Figures of one step, each a scalar, of the weights before it."""
+class LossTerms(NamedTuple):
+    """Loss of one batch and its parts, each a scalar; l1 and auxiliary times their coefficients."""
 
-    loss: jax.Array
+    total: jax.Array
     mse: jax.Array
+    """Mean over tokens of the squared error, summed over D."""
     l1: jax.Array
-    """Times its coefficient."""
     auxiliary: jax.Array
+
+
+class StepMetrics(NamedTuple):
+    """Figures of the weights before a step, each a scalar, or stacked over steps and runs."""
+
+    loss: Any
+    mse: Any
+    l1: Any
     """Times its coefficient."""
-    l0: jax.Array
+    auxiliary: Any
+    """Times its coefficient."""
+    l0: Any
     """Active latents a token."""
-    explained_variance: jax.Array
+    explained_variance: Any
     """1 - sum |x - y|^2 / sum |x - mean x|^2, sums over the batch."""
-    explained_variance_saelens: jax.Array
+    explained_variance_saelens: Any
     """Mean over tokens of 1 - |x - y|^2 / |x - mean x|^2: SAELens 5.1.0's, which few tokens near the mean decide."""
-    grad_norm: jax.Array
+    grad_norm: Any
     """Global, before clipping and projection."""
-    learning_rate: jax.Array
-    l1_coefficient: jax.Array
-    dead: jax.Array
+    learning_rate: Any
+    l1_coefficient: Any
+    dead: Any
     """Latents that have not fired for `dead_steps` steps, this one included."""
 
 
 class _Sums(NamedTuple):
-    """What a chunk leaves behind, to be added up over the batch."""
+    """What the chunks of a batch leave behind, added up."""
 
-    grad: Autoencoder
     active: jax.Array
     """int32 [S], tokens for which a latent is active."""
-    latents: jax.Array
-    """[S], sum of a latent over tokens."""
+    l1: jax.Array
     auxiliary: jax.Array
-    """The auxiliary loss, times its coefficient."""
+    """Parts of the loss, times their coefficients."""
 
 
 class _Batch(NamedTuple):
-    """One batch, forward and backward."""
-
+    gradient: SparseAutoencoder
     sums: _Sums
     squares: jax.Array
     """[M] squared error of each token."""
-    least: jax.Array | None
-    """batchtopk: the smallest latent that was kept; 0 where none was."""
+    cut: jax.Array | None
+    """See `Architecture.cut`."""
+
+
+def losses(sae: SparseAutoencoder, x: Float[Array, "m d"], l1: Any = 0.0, dead: Bool[Array, " s"] | None = None
+           ) -> LossTerms:
+    """The loss of one batch.
+
+    Args:
+      sae: weights; a unit decoder has norm 1 already.
+      x: scaled activations of M tokens.
+      l1: L1 coefficient of this step.
+      dead: latents that the auxiliary loss of topk and batchtopk is to revive; None for none.
+
+    Raises:
+      ConfigError: the architecture cannot be trained.
+    """
+    check_trainable(sae.config)
+    total, (sums, squares) = _chunk_loss(sae, x, _cut(sae, x[None]), jnp.asarray(l1, x.dtype), dead, len(x))
+    return LossTerms(total, jnp.mean(squares), sums.l1, sums.auxiliary)
+
+
+def gradient(sae: SparseAutoencoder, x: Float[Array, "m d"], l1: Any = 0.0, dead: Bool[Array, " s"] | None = None, *,
+             chunk: int = 0) -> SparseAutoencoder:
+    """Gradient of `losses`, arguments as there, in chunks of at most ``chunk`` tokens; ``threshold`` gets zeros."""
+    dead = jnp.zeros(sae.config.d_sae, bool) if dead is None else dead
+    return _forward_backward(sae, x, jnp.asarray(l1, x.dtype), dead, chunk).gradient
+
+
+def check_trainable(config: AutoencoderConfig) -> None:
+    """Raises ConfigError for an architecture that has no training here."""
+    if config.kind.training is None:
+        raise ConfigError(f"architecture={config.architecture!r} can be used but not trained; train standard, topk or "
+                          "batchtopk")
 
 
 def init_state(key: jax.Array, config: AutoencoderConfig, train: SaeTrainConfig) -> SaeState:
     """A fresh autoencoder and empty Adam moments."""
-    sae = ae.init(key, config)
+    sae = init(key, config)
     first, second = (jax.tree.map(jnp.zeros_like, sae) for _ in range(2))
     return SaeState(sae, first if train.beta1 > 0 else None, second, jnp.zeros(config.d_sae, jnp.int32))
 
 
 def learning_rate(step: jax.Array, train: SaeTrainConfig) -> jax.Array:
-    """Of a step (0, 1, ...): (step + 1) / W while it warms up, then 1, then (steps - step) / D in the last D steps.
+    """Rate of step 0, 1, ...: (step + 1) / W while it warms up, then 1, then (steps - step) / D in the last D steps.
 
     As in SAELens, so the first step of the decay still has the full rate and no step has rate 0.
     """
     warm, decay = round(train.warmup * train.steps), round(train.decay * train.steps)
     rising = (step + 1) / max(warm, 1)
     falling = (train.steps - step) / max(decay, 1)
-    return train.learning_rate * jnp.clip(jnp.minimum(rising, falling), 0.0, 1.0)
+    return train.rate * jnp.clip(jnp.minimum(rising, falling), 0.0, 1.0)
 
 
 def l1_coefficient(step: jax.Array, l1: jax.Array | float, train: SaeTrainConfig) -> jax.Array:
-    """Of a step (0, 1, ...): l1 * min(step / W, 1), W the warm-up's steps; so 0 in the first one, as in SAELens."""
+    """Coefficient of step 0, 1, ...: l1 * min(step / W, 1), W the warm-up's steps; 0 in the first one, as in SAELens."""
     warm = round(train.l1_warmup * train.steps)
     return l1 * (jnp.minimum(step / warm, 1.0) if warm else jnp.ones(()))
 
 
-def train_step(
-    state: SaeState, x: jax.Array, step: jax.Array, l1: jax.Array, config: AutoencoderConfig, train: SaeTrainConfig
-) -> tuple[SaeState, StepMetrics]:
+def train_step(state: SaeState, x: Float[Array, "m d"], step: jax.Array, l1: jax.Array, train: SaeTrainConfig
+               ) -> tuple[SaeState, StepMetrics]:
     """One step: normalise the decoder, gradient, clip, project, Adam, dead counters; in SAELens's order.
 
     Args:
       state: of one autoencoder; `jax.vmap` or `jax.lax.map` takes several.
-      x: [M, D] scaled activations.
+      x: scaled activations of M tokens.
       step: 0, 1, ...
       l1: the run's final L1 coefficient.
-      config, train: static settings.
+      train: static settings.
 
     Returns:
       The state after the step, and the metrics of the weights before it.
     """
-    sae = ae.with_unit_decoder(state.sae) if config.decoder == "unit" else state.sae
-    dtype = jnp.dtype(config.dtype)
-    coefficient = l1_coefficient(step, l1, train).astype(dtype)
-    rate = learning_rate(step, train).astype(dtype)
-    dead = state.since_fired > train.dead_steps
-    batch = _forward_backward(sae, x, coefficient, dead, config, train.chunk)
-    grad, grad_norm = _finished_gradient(batch.sums, sae, x.shape[0], coefficient, config)
-    since_fired = jnp.where(batch.sums.active > 0, 0, state.since_fired + 1)
-    metrics = _metrics(sae, x, batch, coefficient, config)._replace(
-        grad_norm=grad_norm, learning_rate=rate, dead=jnp.sum(since_fired > train.dead_steps)
+    config: AutoencoderConfig = state.sae.config
+    sae = state.sae.with_unit_decoder() if config.decoder == "unit" else state.sae
+    coefficient = l1_coefficient(step, l1, train).astype(config.dtype)
+    rate = learning_rate(step, train).astype(config.dtype)
+    batch = _forward_backward(sae, x, coefficient, state.since_fired > train.dead_steps, train.chunk)
+    grad, sums, squares, cut = batch
+    grad_norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grad)))
+    since_fired = jnp.where(sums.active > 0, 0, state.since_fired + 1)
+    mse, variance = jnp.mean(squares), jnp.sum((x - jnp.mean(x, axis=0)) ** 2, axis=-1)
+    metrics = StepMetrics(
+        loss=mse + sums.l1 + sums.auxiliary, mse=mse, l1=sums.l1, auxiliary=sums.auxiliary,
+        l0=jnp.sum(sums.active) / len(x),
+        explained_variance=1 - jnp.sum(squares) / jnp.sum(variance),
+        explained_variance_saelens=jnp.mean(1 - squares / variance),
+        grad_norm=grad_norm, learning_rate=rate, l1_coefficient=coefficient,
+        dead=jnp.sum(since_fired > train.dead_steps),
     )
     if train.clip_norm is not None:
         # 1e-6 as PyTorch's clip_grad_norm_ has it.
@@ -137,23 +190,62 @@ def train_step(
         grad = jax.tree.map(lambda g: g * factor, grad)
     if config.decoder == "unit" and config.project_gradient:
         along = jnp.sum(grad.W_dec * sae.W_dec, axis=-1, keepdims=True)
-        grad = grad.replace(W_dec=grad.W_dec - along * sae.W_dec)
+        grad = dataclasses.replace(grad, W_dec=grad.W_dec - along * sae.W_dec)
     updated, first, second = _adam(sae, grad, state, step, rate, train)
-    if batch.least is not None:
-        moved = sae.threshold + config.threshold_rate * (batch.least - sae.threshold)
-        updated = updated.replace(threshold=jnp.where(batch.least > 0, moved, sae.threshold))
+    if cut is not None:
+        moved = sae.threshold + config.threshold_rate * (cut - sae.threshold)
+        updated = dataclasses.replace(updated, threshold=jnp.where(cut > 0, moved, sae.threshold))
     return SaeState(updated, first, second, since_fired), metrics
 
 
-def gradient(
-    sae: Autoencoder, x: jax.Array, l1: jax.Array, config: AutoencoderConfig, dead: jax.Array | None = None,
-    *, chunk: int = 0,
-) -> Autoencoder:
-    """Gradient of `jaxablate.features.sae.losses`, arguments as there; `threshold` gets zeros."""
-    dead = jnp.zeros(config.d_sae, bool) if dead is None else dead
-    l1 = jnp.asarray(l1, config.dtype)
-    sums = _forward_backward(sae, x, l1, dead, config, chunk).sums
-    return _finished_gradient(sums, sae, x.shape[0], l1, config)[0]
+def _chunk_loss(sae: SparseAutoencoder, x, cut, l1, dead, tokens: int) -> tuple[jax.Array, tuple[_Sums, jax.Array]]:
+    """A chunk's part of the loss of a batch of `tokens` tokens; the definition that everything else derives from."""
+    config, kind = sae.config, sae.config.kind
+    assert kind.training is not None
+    pre = sae.pre_activations(x)
+    latents = kind.training(pre, cut, config)
+    error = sae.decode(latents) - x
+    squares = jnp.sum(error * error, axis=-1)
+    penalty = auxiliary = jnp.zeros((), x.dtype)
+    if kind.penalty is not None:
+        penalty = l1 / tokens * jnp.sum(kind.penalty(latents, sae.penalty_weights()))
+    if kind.revives and dead is not None:
+        # The D / 2 largest dead latents explain what the live ones left over, which itself gets no gradient. The
+        # coefficient is less where fewer than D / 2 latents are dead, as in SAELens (Gao et al. 2024, A.2).
+        most = config.d_in // 2
+        revived = top_k(jnp.where(dead, pre, -jnp.inf), min(most, config.d_sae - 1))
+        share = jnp.minimum(jnp.sum(dead) / max(most, 1), 1.0).astype(x.dtype)
+        left = revived @ sae.W_dec + jax.lax.stop_gradient(error)
+        auxiliary = config.auxiliary * share / tokens * jnp.sum(left * left)
+    sums = _Sums(jnp.sum(latents > 0, axis=0, dtype=jnp.int32), penalty, auxiliary)
+    return jnp.sum(squares) / tokens + penalty + auxiliary, (sums, squares)
+
+
+def _cut(sae: SparseAutoencoder, parts: jax.Array) -> jax.Array | None:
+    """What the architecture chooses latents by, from a whole batch [chunks, m, D]."""
+    kind = sae.config.kind
+    return None if kind.cut is None else jax.lax.stop_gradient(kind.cut(jax.lax.map(sae.pre_activations, parts),
+                                                                        sae.config))
+
+
+def _forward_backward(sae: SparseAutoencoder, x: jax.Array, l1: jax.Array, dead: jax.Array, chunk: int) -> _Batch:
+    check_trainable(sae.config)
+    parts = x.reshape(_chunk_count(len(x), sae.config, chunk), -1, sae.config.d_in)
+    cut, zero = _cut(sae, parts), jnp.zeros((), x.dtype)
+    nothing = jax.tree.map(jnp.zeros_like, sae), _Sums(jnp.zeros(sae.b_enc.shape, jnp.int32), zero, zero)
+
+    def scanned(dead: jax.Array | None):
+        def body(total, part):
+            grad, (sums, squares) = jax.grad(_chunk_loss, has_aux=True)(sae, part, cut, l1, dead, len(x))
+            return jax.tree.map(jnp.add, total, (grad, sums)), squares
+
+        return lambda: jax.lax.scan(body, nothing, parts)
+
+    if sae.config.kind.revives and sae.config.auxiliary > 0:
+        (grad, sums), squares = jax.lax.cond(jnp.any(dead), scanned(dead), scanned(None))
+    else:
+        (grad, sums), squares = scanned(None)()
+    return _Batch(grad, sums, squares.reshape(-1), cut)
 
 
 def _chunk_count(tokens: int, config: AutoencoderConfig, chunk: int) -> int:
@@ -161,90 +253,6 @@ def _chunk_count(tokens: int, config: AutoencoderConfig, chunk: int) -> int:
     if chunk == 0:
         chunk = max(_CHUNK_LATENTS // config.d_sae, 1) if jax.default_backend() == "cpu" else tokens
     return next(n for n in range(-(-tokens // min(chunk, tokens)), tokens + 1) if tokens % n == 0)
-
-
-def _forward_backward(sae, x, l1, dead, config: AutoencoderConfig, chunk: int) -> _Batch:
-    ae.check_trainable(config)
-    tokens = x.shape[0]
-    parts = x.reshape(_chunk_count(tokens, config, chunk), -1, config.d_in)
-    penalty = l1 / tokens * ae.penalty_weights(sae, config) if config.architecture == "standard" else None
-    pre, least = None, None
-    if config.architecture == "batchtopk":
-        pre = jax.lax.map(lambda part: ae.pre_activations(sae, part, config), parts)
-        least = ae.batch_threshold(pre, int(config.k * tokens))
-
-    def scanned(revive: bool):
-        def body(sums: _Sums, part):
-            x, pre = part
-            pre = ae.pre_activations(sae, x, config) if pre is None else pre
-            latents = _latents(pre, least, config)
-            new, squares = _chunk_sums(sae, x, latents, penalty, tokens, config)
-            if revive:
-                new = _with_auxiliary(new, sae, x, pre, latents, dead, tokens, config)
-            return jax.tree.map(jnp.add, sums, new), squares
-
-        return lambda: jax.lax.scan(body, _no_sums(sae), (parts, pre))
-
-    if config.architecture == "standard" or config.auxiliary == 0:
-        sums, squares = scanned(False)()
-    else:
-        sums, squares = jax.lax.cond(jnp.any(dead), scanned(True), scanned(False))
-    return _Batch(sums, squares.reshape(-1), least)
-
-
-def _no_sums(sae: Autoencoder) -> _Sums:
-    zeros = jax.tree.map(jnp.zeros_like, sae)
-    return _Sums(zeros, jnp.zeros(sae.b_enc.shape, jnp.int32), jnp.zeros_like(sae.b_enc), zeros.b_dec[0])
-
-
-def _latents(pre: jax.Array, least: jax.Array | None, config: AutoencoderConfig) -> jax.Array:
-    if config.architecture == "topk":
-        return ae.top_k(pre, int(config.k))
-    latents = jax.nn.relu(pre)
-    return latents if least is None else jnp.where(pre >= least, latents, 0)
-
-
-def _chunk_sums(sae, x, latents, penalty, tokens: int, config: AutoencoderConfig) -> tuple[_Sums, jax.Array]:
-    """Forward and backward of one chunk: gradients of (sum |x - y|^2) / tokens + sum of latents * penalty."""
-    error = ae.decode(sae, latents) - x
-    d_out = error * (2 / tokens)
-    d_latents = d_out @ sae.W_dec.T
-    d_pre = jnp.where(latents > 0, d_latents if penalty is None else d_latents + penalty, 0)
-    grad = _gradient_sums(sae, x, latents, d_out, d_pre, config)
-    active = jnp.sum(latents > 0, axis=0, dtype=jnp.int32)
-    return _Sums(grad, active, jnp.sum(latents, axis=0), jnp.zeros((), x.dtype)), jnp.sum(error * error, axis=-1)
-
-
-def _gradient_sums(sae, x, latents, d_out, d_pre, config: AutoencoderConfig) -> Autoencoder:
-    d_bias = jnp.sum(d_pre, axis=0)
-    d_b_dec = jnp.sum(d_out, axis=0)
-    if config.center:
-        d_b_dec = d_b_dec - sae.W_enc @ d_bias
-    d_enc = ae.centered(sae, x, config).T @ d_pre
-    return Autoencoder(d_enc, d_bias, latents.T @ d_out, d_b_dec, jnp.zeros_like(sae.threshold))
-
-
-def _with_auxiliary(sums: _Sums, sae, x, pre, latents, dead, tokens: int, config: AutoencoderConfig) -> _Sums:
-    """Adds the auxiliary loss: dead latents explain what the live ones left over, which itself gets no gradient."""
-    weight = ae.auxiliary_weight(dead, config) / tokens
-    revived = ae.auxiliary_latents(pre, dead, config)
-    error = revived @ sae.W_dec - (x - ae.decode(sae, latents))
-    d_out = 2 * weight * error
-    d_pre = jnp.where(revived > 0, d_out @ sae.W_dec.T, 0)
-    more = _gradient_sums(sae, x, revived, d_out, d_pre, config)
-    # The auxiliary reconstruction has no bias of its own; centring the input still has.
-    own = -(sae.W_enc @ more.b_enc) if config.center else jnp.zeros_like(sae.b_dec)
-    grad = jax.tree.map(jnp.add, sums.grad, more.replace(b_dec=own))
-    return sums._replace(grad=grad, auxiliary=weight * jnp.sum(error * error))
-
-
-def _finished_gradient(sums: _Sums, sae, tokens: int, l1, config: AutoencoderConfig) -> tuple[Autoencoder, jax.Array]:
-    """The batch's gradient, with the penalty's through the decoder's norms, and its global norm."""
-    grad = sums.grad
-    if config.architecture == "standard" and config.decoder == "free":
-        share = l1 / tokens * sums.latents / jnp.maximum(ae.norms(sae.W_dec), jnp.finfo(sae.W_dec.dtype).tiny)
-        grad = grad.replace(W_dec=grad.W_dec + share[:, None] * sae.W_dec)
-    return grad, jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grad)))
 
 
 def _adam(sae, grad, state: SaeState, step, rate, train: SaeTrainConfig):
@@ -268,6 +276,7 @@ def _adam(sae, grad, state: SaeState, step, rate, train: SaeTrainConfig):
         return p - rate * m / (jnp.sqrt(v) / root + train.adam_eps)
 
     return jax.tree.map(moved, sae, grad if first is None else first, second), first, second
+<<<<<<< HEAD
 
 
 def _metrics(sae, x, batch: _Batch, l1, config: AutoencoderConfig) -> StepMetrics:
@@ -284,3 +293,5 @@ def _metrics(sae, x, batch: _Batch, l1, config: AutoencoderConfig) -> StepMetric
         explained_variance_saelens=jnp.mean(1 - squares / variance),
         grad_norm=nothing, learning_rate=nothing, l1_coefficient=l1 + nothing, dead=nothing,
     )
+=======
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))

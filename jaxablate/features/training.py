@@ -14,6 +14,7 @@ rounds all there is is `TrainState`, a pytree; a run that goes on from a saved o
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,35 +22,37 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.features import sae as ae
-from jaxablate.features.config import AutoencoderConfig, SaeRun, SaeTrainConfig
-from jaxablate.features.sae import Autoencoder, check_trainable
-from jaxablate.features.step import SaeState, StepMetrics, init_state, train_step
+from jaxablate.features.architectures import AutoencoderConfig
+from jaxablate.features.config import SaeRun, SaeTrainConfig
+from jaxablate.features.sae import SparseAutoencoder, activation_scale, over_all
+from jaxablate.features.step import StepMetrics, check_trainable, init_state, train_step
+from jaxablate.types import Params
 
-Params = Any
 Activations = Callable[[Params, jax.Array], jax.Array]
 """(model parameters, tokens [W, T]) -> [W, T, sites, D]; `jaxablate.features.sites.reader` makes one."""
 TokenBatches = Callable[[int], Iterator[np.ndarray]]
-"""start -> token batches start, start + 1, ...: int arrays [W, T], all of one shape. It is a function of its argument,
-so that a run can go on where it stopped, as ``train_batches(..., start_step=start)`` of `jaxablate.data` is."""
+"""start -> batches start, start + 1, ...: int tokens [W, T], or any arrays [W, T, ...] that the `Activations` take, all
+of one shape. It is a function of its argument, so that a run can go on where it stopped, as ``train_batches(...,
+start_step=start)`` of `jaxablate.data` is."""
 
 
 @flax.struct.dataclass
 class TrainState:
     """All that a run goes on from, between two rounds. R runs, C sites, B tokens of the buffer."""
 
-    step: jax.Array
+    step: Any
     """int32, steps made."""
-    batches: jax.Array
+    batches: Any
     """int32, token batches taken: where the stream goes on."""
-    scale: jax.Array
+    scale: Any
     """[C] factor by which each site's activations are multiplied, from the first filling of the buffer."""
-    buffer: jax.Array
+    buffer: Any
     """[B, C, D] raw activations."""
-    runs: SaeState
-    """Of all runs, with a leading axis R."""
+    runs: Any
+    """`SaeState` of all runs, with a leading axis R."""
 
 
 Progress = Callable[[TrainState, StepMetrics], None]
@@ -58,19 +61,38 @@ Progress = Callable[[TrainState, StepMetrics], None]
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Finished autoencoders.
+    """Autoencoders and what training left behind.
 
     Attributes:
       runs: what was asked for.
       autoencoders: one for each run, for raw activations: decoder of norm 1 before the scale was folded in.
       scales: the factor of each run's site.
-      state: what training left behind.
+      state: what training can be gone on from.
     """
 
     runs: tuple[SaeRun, ...]
-    autoencoders: tuple[Autoencoder, ...]
+    autoencoders: tuple[SparseAutoencoder, ...]
     scales: tuple[float, ...]
     state: TrainState
+
+    def vectors(self, run: SaeRun) -> Float[Array, "n d"]:
+        """The activations of a run's site that are in the buffer."""
+        return self.state.buffer[:, sites_of(self.runs).index(run.site)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """How an autoencoder does on some vectors.
+
+    Attributes:
+      explained_variance: 1 - sum |x - y|^2 / sum |x - mean x|^2; below 0 it is worse than the mean vector.
+      l0: active latents a vector.
+      density: [S] share of the vectors for which a latent is active.
+    """
+
+    explained_variance: float
+    l0: float
+    density: np.ndarray
 
 
 def sites_of(runs: Sequence[SaeRun]) -> tuple[str, ...]:
@@ -90,10 +112,12 @@ def train(
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Train all runs to the end, or from a saved state to the end.
+    """Trains all runs to the end, or from a saved state to the end; `jaxablate.features.fit` is simpler for arrays.
+
+    Warns where an autoencoder ends with a negative explained variance.
 
     Args:
-      activations: gives `sites_of(runs)`, in that order.
+      activations: gives the runs' sites, each once, in the order in which they first occur.
       params: the model's parameters.
       tokens: the shuffled text; `settings.tokens` tokens of it are taken in all.
       runs: what differs: site, L1 coefficient, seed.
@@ -102,9 +126,6 @@ def train(
       state: of an earlier call with the same arguments; it is used up. None starts anew.
       progress: called after each round; it may save the state and print figures.
       stop: asked after each round; a true answer ends training there, and `Trained.state` can be gone on from.
-
-    Returns:
-      `Trained`.
 
     Raises:
       ConfigError: settings do not fit each other or the activations.
@@ -118,13 +139,15 @@ def train(
     l1 = jnp.array([run.l1 for run in runs], config.dtype)
     if state is not None and int(state.step) >= settings.steps:
         return _finished(runs, site_index, config, state)
-    done = 0 if state is None else int(state.batches)
-    source = _Source(tokens(done), done, settings)
+    source = _Source(activations, params, tokens, 0 if state is None else int(state.batches), sites_of(runs), settings)
     if state is None:
-        state = _first_state(activations, params, source, runs, config, settings)
+        state = _first_state(source, runs, config, settings)
+    metrics = None
     while int(state.step) < settings.steps:
         if int(state.step) > 0:
-            state = _refilled(activations, params, source, runs, state, settings)
+            used = _slots(settings, int(state.step) // settings.round_steps - 1, len(state.buffer))
+            buffer = source.fill(state.buffer, used)
+            state = dataclasses.replace(state, buffer=buffer, batches=jnp.asarray(source.taken, jnp.int32))
         state = jax.tree.map(functools.partial(_beside, params), state)
         count = min(settings.round_steps, settings.steps - int(state.step))
         state, metrics = _round(state, site_index, l1, count, config, settings)
@@ -132,14 +155,33 @@ def train(
             progress(state, jax.device_get(metrics))
         if stop():
             break
+    if metrics is not None and int(state.step) >= settings.steps:
+        _warn_of_negative_variance(runs, np.mean(metrics.explained_variance, axis=0), settings)
     return _finished(runs, site_index, config, state)
 
 
-def _beside(params: Params, x: jax.Array) -> jax.Array:
-    """Bound to the parameters' devices where these are bound; else the first call would be compiled for itself."""
-    leaf = jax.tree.leaves(params)[0]
-    bound = isinstance(leaf, jax.Array) and leaf.committed and leaf.sharding.is_fully_replicated
-    return jax.device_put(x, leaf.sharding) if bound else x
+def reconstruction(sae: SparseAutoencoder, x: Float[Array | np.ndarray, "n d"]) -> Reconstruction:
+    """Explained variance, L0 and densities of an autoencoder on vectors, for example on held-out ones.
+
+    Raises:
+      ConfigError: the vectors have another width than the autoencoder.
+    """
+    error, variance, counts = jax.device_get(_reconstruction_sums(sae, jnp.asarray(x, sae.config.dtype)))
+    density = (counts / len(x)).astype(np.float32)
+    return Reconstruction(explained_variance=float(1 - error / variance), l0=float(density.sum()), density=density)
+
+
+@jax.jit
+def _reconstruction_sums(sae: SparseAutoencoder, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    mean = jnp.mean(x, axis=0)
+
+    def sums(x):
+        latents = sae.encode(x)
+        return jnp.sum((x - sae.decode(latents)) ** 2), jnp.sum((x - mean) ** 2), jnp.sum(latents > 0, axis=0)
+
+    whole = len(x) // 1024 * 1024
+    parts = jax.lax.map(sums, x[:whole].reshape(-1, 1024, x.shape[-1]))
+    return jax.tree.map(lambda each, rest: jnp.sum(each, axis=0) + rest, parts, sums(x[whole:]))
 
 
 def abstract_state(runs: Sequence[SaeRun], config: AutoencoderConfig, settings: SaeTrainConfig) -> TrainState:
@@ -152,15 +194,74 @@ def abstract_state(runs: Sequence[SaeRun], config: AutoencoderConfig, settings: 
     return TrainState(count, count, jax.ShapeDtypeStruct((sites,), dtype), jax.ShapeDtypeStruct(buffer, dtype), many)
 
 
-def _first_state(activations, params, source: "_Source", runs, config: AutoencoderConfig, settings: SaeTrainConfig):
-    sites = sites_of(runs)
-    _check_width(activations, params, source, sites, config)
-    buffer = _beside(params, jnp.zeros((2 * source.half, len(sites), config.d_in), config.dtype))
-    for slots in jnp.split(jnp.arange(2 * source.half), 2):
-        buffer = _checked_fill(activations, params, source, runs, buffer, slots)
-    scale = ae.activation_scale(jnp.moveaxis(buffer, 1, 0))
-    if not np.all(np.isfinite(scale)):
-        zero = [site for site, good in zip(sites, np.isfinite(scale), strict=True) if not good]
+class _Source:
+    """Reads half a buffer's worth of batches at a time and puts their activations into the buffer."""
+
+    def __init__(self, activations: Activations, params: Params, tokens: TokenBatches, taken: int,
+                 sites: tuple[str, ...], settings: SaeTrainConfig):
+        self.taken, self.params, self.sites = taken, params, sites
+        self._activations, self._settings = activations, settings
+        self._half = settings.round_steps * settings.batch_tokens
+        self._batches = iter(tokens(taken))
+        self._next: np.ndarray | None = self._read()
+        self._shape, self._dtype = self._next.shape, self._next.dtype
+        if len(self._shape) < 2 or self._half % math.prod(self._shape[:2]):
+            raise ConfigError(
+                f"a token batch of shape {self._shape} does not divide half the buffer, {self._half:,} tokens "
+                "(buffer_batches / 2 * batch_tokens); choose sizes [W, T] whose product does"
+            )
+
+    def check_width(self, config: AutoencoderConfig) -> None:
+        """Raises ConfigError where the activations have not the shape of the runs' sites."""
+        shape = jax.eval_shape(self._activations, self.params, jax.ShapeDtypeStruct(self._shape, self._dtype)).shape
+        expected = (*self._shape[:2], len(self.sites), config.d_in)
+        if shape != expected:
+            raise ConfigError(
+                f"activations of {', '.join(self.sites)} have shape {shape}, not [W, T, sites, D] = {expected}; give "
+                "those of the runs' sites and their width as d_in, and train sites of other widths in a call of their "
+                "own"
+            )
+
+    def fill(self, buffer: jax.Array, slots: jax.Array) -> jax.Array:
+        """The buffer [B, C, D] with new activations in half of its slots."""
+        batches = []
+        for _ in range(self._half // math.prod(self._shape[:2])):
+            batch, self._next = self._read() if self._next is None else self._next, None
+            if batch.shape != self._shape:
+                raise ConfigError(f"token batch {self.taken} has shape {batch.shape}, the first one {self._shape}")
+            batches.append(batch)
+            self.taken += 1
+        buffer, finite = _fill(self._activations, self.params, np.stack(batches), buffer, slots)
+        if not np.all(finite):
+            wrong = [site for site, good in zip(self.sites, np.asarray(finite), strict=True) if not good]
+            raise DataError(
+                f"activations at {', '.join(wrong)} are NaN or infinite for token batches before number {self.taken}; "
+                "the model's parameters are damaged or overflow in this number type"
+            )
+        return buffer
+
+    def _read(self) -> np.ndarray:
+        try:
+            batch = np.asarray(next(self._batches))
+        except StopIteration:
+            s = self._settings
+            raise DataError(
+                f"the data ended after {self.taken:,} batches; {s.steps:,} steps of {s.batch_tokens:,} tokens take "
+                f"{s.tokens:,} tokens with the buffer; give more, let it repeat, or set fewer steps"
+            ) from None
+        return batch.astype(np.int32) if np.issubdtype(batch.dtype, np.integer) else batch
+
+
+def _first_state(source: _Source, runs: Sequence[SaeRun], config: AutoencoderConfig, settings: SaeTrainConfig
+                 ) -> TrainState:
+    source.check_width(config)
+    size = settings.buffer_batches * settings.batch_tokens
+    buffer = _beside(source.params, jnp.zeros((size, len(source.sites), config.d_in), config.dtype))
+    for slots in jnp.split(jnp.arange(size), 2):
+        buffer = source.fill(buffer, slots)
+    scale = activation_scale(jnp.moveaxis(buffer, 1, 0))
+    if not np.all(nonzero := np.asarray(jnp.any(buffer != 0, axis=(0, 2)))):
+        zero = [site for site, good in zip(source.sites, nonzero, strict=True) if not good]
         raise DataError(f"activations at {', '.join(zero)} are all zero; there is nothing to train on")
     keys = jnp.stack([jax.random.key_data(jax.random.key(run.seed)) for run in runs])
     fresh = jax.vmap(lambda key: init_state(jax.random.wrap_key_data(key), config, settings))(keys)
@@ -170,28 +271,18 @@ def _first_state(activations, params, source: "_Source", runs, config: Autoencod
     )
 
 
-def _refilled(activations, params, source: "_Source", runs, state: TrainState, settings: SaeTrainConfig) -> TrainState:
-    used = _slots(settings, int(state.step) // settings.round_steps - 1, len(state.buffer))
-    buffer = _checked_fill(activations, params, source, runs, state.buffer, used)
-    return state.replace(buffer=buffer, batches=jnp.asarray(source.taken, jnp.int32))
+def _beside(params: Params, x: jax.Array) -> jax.Array:
+    """The array bound to the parameters' devices where these are bound: otherwise the first call, whose state is not
+    bound yet, would be compiled for itself."""
+    leaf = next(iter(jax.tree.leaves(params)), None)
+    bound = isinstance(leaf, jax.Array) and leaf.committed and leaf.sharding.is_fully_replicated
+    return jax.device_put(x, leaf.sharding) if bound else x
 
 
 def _slots(settings: SaeTrainConfig, round_number: int | jax.Array, size: int) -> jax.Array:
     """The slots that a round trains on, in this order: the first half of a permutation of its own."""
     key = jax.random.fold_in(jax.random.key(settings.seed), round_number)
     return jax.random.permutation(key, size)[: size // 2]
-
-
-def _checked_fill(activations, params, source: "_Source", runs, buffer: jax.Array, slots: jax.Array) -> jax.Array:
-    tokens = source.take()
-    buffer, finite = _fill(activations, params, tokens, buffer, slots)
-    if not np.all(finite):
-        wrong = [site for site, good in zip(sites_of(runs), np.asarray(finite), strict=True) if not good]
-        raise DataError(
-            f"activations at {', '.join(wrong)} are NaN or infinite for token batches before number {source.taken}; "
-            "the model's parameters are damaged or overflow in this number type"
-        )
-    return buffer
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -219,23 +310,33 @@ def _round(state: TrainState, site_index, l1, count: int, config: AutoencoderCon
 
         def one(part):
             run, site, l1 = part
-            return train_step(run, xs[site], step, l1, config, settings)
+            return train_step(run, xs[site], step, l1, settings)
 
-        return ae.over_all(one)((runs, site_index, l1))
+        return over_all(one)((runs, site_index, l1))
 
     steps = state.step + jnp.arange(count, dtype=jnp.int32)
     runs, metrics = jax.lax.scan(body, state.runs, (batches, steps))
-    return state.replace(step=state.step + count, runs=runs), metrics
+    return dataclasses.replace(state, step=state.step + count, runs=runs), metrics
+
+
+def _warn_of_negative_variance(runs: Sequence[SaeRun], values: np.ndarray, settings: SaeTrainConfig) -> None:
+    for run, value in zip(runs, values, strict=True):
+        if value < 0:
+            warnings.warn(f"the autoencoder at {run.site} (L1 {run.l1:g}, seed {run.seed}) explains less than the mean "
+                          f"vector does: explained variance {value:.2f} after {settings.steps:,} steps at a learning "
+                          f"rate of {settings.rate:g}; take more steps, a higher learning rate or a lower L1 "
+                          "coefficient", stacklevel=3)
 
 
 def _finished(runs, site_index, config: AutoencoderConfig, state: TrainState) -> Trained:
     scales = state.scale[site_index]
     saes = state.runs.sae
     if config.decoder == "unit":  # the next step would begin so, and the loss was always that of a unit decoder
-        saes = jax.vmap(ae.with_unit_decoder)(saes)
-    saes = jax.vmap(ae.fold_scale)(saes, scales)
+        saes = jax.vmap(SparseAutoencoder.with_unit_decoder)(saes)
+    saes = jax.vmap(SparseAutoencoder.fold_scale)(saes, scales)
     each = tuple(jax.tree.map(lambda a, i=i: a[i], saes) for i in range(len(runs)))
     return Trained(runs, each, tuple(np.asarray(scales).tolist()), state)
+<<<<<<< HEAD
 
 
 def buffer_density(done: Trained, config: AutoencoderConfig) -> tuple[np.ndarray, ...]:
@@ -307,3 +408,5 @@ class _Source:
                 f"the text ended after {self.taken:,} token batches; {s.steps:,} steps of {s.batch_tokens:,} tokens "
                 f"take {s.tokens:,} tokens with the buffer; give more text, let it repeat, or set fewer steps"
             ) from None
+=======
+>>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
