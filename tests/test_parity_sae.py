@@ -73,11 +73,7 @@ def run(path: Path, dtype: str) -> Run:
         last, metrics = jax.jit(lambda s, x, t: jax.lax.scan(step, s, (x, t)))(state, xs, steps)
         latents = sae.encode(xs[0])
         return Run(expected, config, jax.device_get(metrics._asdict()), sae, jax.device_get(last), np.asarray(latents),
-<<<<<<< HEAD
-                   np.asarray(ae.decode(sae, latents)))
-=======
                    np.asarray(sae.decode(latents)))
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
 
 
 def skip_if_compact(r: Run) -> None:

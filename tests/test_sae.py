@@ -12,21 +12,9 @@ from jaxablate.errors import ConfigError, DataError
 from jaxablate.features import AutoencoderConfig, SaeRun, SaeTrainConfig, SparseAutoencoder, train
 from jaxablate.features import sae as ae
 from jaxablate.features import step as steps
-<<<<<<< HEAD
-from jaxablate.features.config import AutoencoderConfig, SaeRun, SaeTrainConfig
-from jaxablate.features.sae import Autoencoder
-from jaxablate.features.training import sites_of, train
-
-HAND = Autoencoder(
-    W_enc=jnp.array([[1.0, 0.0, -1.0], [0.0, 2.0, 1.0]]), b_enc=jnp.array([0.0, -1.0, 0.5]),
-    W_dec=jnp.array([[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]]), b_dec=jnp.array([0.5, -0.5]), threshold=jnp.zeros(3),
-)
-HAND_X = jnp.array([[1.0, 2.0], [-1.0, 0.0]])  # pre-activations [[1, 3, 1.5], [-1, -1, 1.5]]
-
-=======
-from jaxablate.features.architectures import ARCHITECTURES, Architecture, batch_threshold
+from jaxablate.features.architectures import batch_threshold
 from jaxablate.features.training import sites_of
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
+
 
 def small(**changes) -> AutoencoderConfig:
     return AutoencoderConfig(**{"d_in": 6, "d_sae": 12, "k": 3, **changes})
@@ -44,7 +32,7 @@ def hand(threshold=0.0, **changes) -> SparseAutoencoder:
 HAND_X = jnp.array([[1.0, 2.0], [-1.0, 0.0]])
 
 
-def test_latents_by_hand():
+def test_latents_by_hand(unchecked_types):
     np.testing.assert_allclose(hand().encode(HAND_X), [[1, 3, 1.5], [0, 0, 1.5]])
     np.testing.assert_allclose(hand(architecture="topk").encode(HAND_X), [[0, 3, 0], [0, 0, 1.5]])
     np.testing.assert_allclose(hand(1.5, architecture="batchtopk").encode(HAND_X), [[0, 3, 0], [0, 0, 0]])
@@ -162,13 +150,8 @@ def test_projected_gradient_is_tangent():
     along = jnp.sum(after.first.W_dec * state.sae.W_dec, axis=-1)
     np.testing.assert_allclose(along, 0, atol=1e-7)
     assert metrics.grad_norm > 1
-<<<<<<< HEAD
-    free = steps.train_step(state, x, jnp.asarray(0), jnp.asarray(1.0),
-                            dataclasses.replace(config, project_gradient=False), settings)[0]
-=======
     free = steps.init_state(jax.random.key(0), dataclasses.replace(config, project_gradient=False), settings)
     free = steps.train_step(free, x, jnp.asarray(0), jnp.asarray(1.0), settings)[0]
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
     assert jnp.abs(jnp.sum(free.first.W_dec * state.sae.W_dec, axis=-1)).max() > 1e-3
 
 
@@ -232,8 +215,8 @@ def test_training_reports_and_learns():
 
 def test_a_negative_explained_variance_is_warned_of():
     slow = dataclasses.replace(DATA, learning_rate=1e-9)
-    with pytest.warns(UserWarning, match=r"at a \(L1 0.1, seed 0\) explains less than .* learning rate of 1e-09"):
-        trained(runs=(SaeRun("a", l1=0.1),), settings=slow)
+    with pytest.warns(UserWarning, match=r"at b \(L1 0.5, seed 1\) explains less than .* learning rate of 1e-09"):
+        trained(settings=slow)
 
 
 def test_a_run_is_the_same_whatever_else_is_trained():

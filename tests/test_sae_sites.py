@@ -177,23 +177,13 @@ def losses(stream, site=None, value=None):
 
 
 def activations(site):
-<<<<<<< HEAD
-    return np.concatenate([np.asarray(read(MODEL, params(), b["inputs"], (site,))[site])[b["mask"] > 0]
-                           for b in batches()]).astype(np.float64)
-=======
     return np.concatenate([np.asarray(forward(MODEL, params(), b["inputs"], (site,))[0][site])[b["mask"] > 0]
                            for b in batches()]).astype(np.float64)
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
 
 
 @functools.cache
 def measured():
     broken = perfect().replace(b_enc=jnp.where(jnp.arange(16) == 3, -100.0, 0.0), b_dec=jnp.full(8, 0.1))
-<<<<<<< HEAD
-    subjects = [Subject("clean.layer_0.mlp_out", perfect(), SAE), Subject("ablated.layer_1.resid_mid", broken, SAE),
-                Subject("clean.layer_0.mlp_out", broken, SAE)]
-    return evaluate(MODEL, params(), batches, subjects, min_tokens=10)
-=======
     pairs = [("clean.layer_0.mlp_out", perfect()), ("ablated.layer_1.resid_mid", broken),
              ("clean.layer_0.mlp_out", broken)]
     return evaluate(MODEL, params(), batches, pairs, min_tokens=10)
@@ -201,7 +191,6 @@ def measured():
 
 def value(found, name):
     return found.estimates[name].value
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
 
 
 def test_a_perfect_autoencoder_loses_nothing():
@@ -241,7 +230,8 @@ def test_reconstruction_figures_by_definition():
     out = latents[:, :8] - latents[:, 8:] + 0.1
     squares = ((x - out) ** 2).sum(1)
     assert value(found, "mse") == pytest.approx(squares.mean(), rel=1e-4)
-    assert value(found, "explained_variance") == pytest.approx(1 - squares.sum() / ((x - x.mean(0)) ** 2).sum(), rel=1e-4)
+    variance = ((x - x.mean(0)) ** 2).sum()
+    assert value(found, "explained_variance") == pytest.approx(1 - squares.sum() / variance, rel=1e-4)
     by_batch = []
     for part, error in ((x[:18], squares[:18]), (x[18:], squares[18:])):
         by_batch += list(1 - error / ((part - part.mean(0)) ** 2).sum(1))

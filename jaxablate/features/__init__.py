@@ -34,19 +34,9 @@ from jaxablate.features.step import LossTerms, SaeState, StepMetrics, gradient, 
 from jaxablate.features.training import Reconstruction, Trained, TrainState, reconstruction, train
 
 __all__ = [
-<<<<<<< HEAD
-    "COLUMNS", "Autoencoder", "AutoencoderConfig", "GaussianActivations", "Moments", "Reader", "SaeMeasures", "SaeRun",
-    "SaeState", "SaeTrainConfig", "Saved", "Site", "StepMetrics", "Subject", "TrainState", "Trained", "blanks",
-    "buffer_density", "ce_score", "decode", "encode", "evaluate", "evaluate_alone", "find_site", "fingerprint",
-    "fold_decoder_norm", "fold_scale", "forward", "gradient", "init_state", "load_autoencoder", "load_state", "losses",
-    "moments", "paper_site", "reader", "save_autoencoder", "save_state", "sites_of", "train", "train_step",
-    "training_latents",
-]
-=======
     "ARCHITECTURES", "Architecture", "AutoencoderConfig", "Fit", "GaussianActivations", "LossTerms", "Moments",
     "Reader", "Reconstruction", "SaeMeasures", "SaeRun", "SaeState", "SaeTrainConfig", "SavedAutoencoder", "Site",
     "SparseAutoencoder", "StepMetrics", "TrainState", "Trained", "evaluate", "evaluate_reconstruction", "find_site",
     "fingerprint", "fit", "forward", "gradient", "init_state", "load", "load_state", "losses", "moments", "paper_site",
     "reader", "reconstruction", "save", "save_state", "train", "train_step",
 ]
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))

@@ -62,7 +62,7 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """Shape and kind of a sparse autoencoder; the defaults are the first paper's (docs/papers.md, Feature concentration), D = 128.
+    """Shape and kind of a sparse autoencoder; the defaults are the paper's (docs/papers.md, Feature concentration).
 
     Raises:
       ConfigError: a field is out of range or does not fit the others, or the architecture is unknown.
@@ -143,10 +143,6 @@ def batch_threshold(pre: Float[Array, "*n s"], count: int) -> Float[Array, ""]:
     return jax.lax.bitcast_convert_type(key, pre.dtype)
 
 
-def _above_threshold(pre, threshold, config):
-    return jnp.where(pre > threshold, pre, 0)
-
-
 def _whole_k(config: AutoencoderConfig) -> str | None:
     return None if config.k == int(config.k) else f"k={config.k} of topk must be whole; batchtopk takes any mean"
 
@@ -163,9 +159,11 @@ ARCHITECTURES: Registry[Architecture] = Registry("autoencoder architecture", [
     ),
     Architecture(
         name="batchtopk", uses_k=True, revives=True, has_threshold=True, saelens="jumprelu",
-        inference=_above_threshold,
+        inference=lambda pre, threshold, config: jnp.where(pre > threshold, pre, 0),
         cut=lambda pre, config: batch_threshold(pre, int(config.k * (pre.size // pre.shape[-1]))),
         training=lambda pre, cut, config: jnp.where(pre >= cut, jax.nn.relu(pre), 0),
     ),
-    Architecture(name="jumprelu", has_threshold=True, inference=_above_threshold),
+    Architecture(
+        name="jumprelu", has_threshold=True, inference=lambda pre, threshold, config: jnp.where(pre > threshold, pre, 0),
+    ),
 ])

@@ -18,7 +18,7 @@ MOST_LEARNING_RATE = 3e-3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SaeTrainConfig:
-    """Length and pace of a training run; the defaults are the first paper's (docs/papers.md, Feature concentration).
+    """Length and pace of a training run; the defaults are the paper's (docs/papers.md, Feature concentration).
 
     Raises:
       ConfigError: a number is out of range.

@@ -115,7 +115,8 @@ def save(
       model: the decoder's config.
       params: the decoder's parameters; their fingerprint is saved, so that another model is refused later.
       density: [S] share of tokens for which a latent is active.
-      model_name, dataset: for cfg.json.
+      model_name: for cfg.json.
+      dataset: for cfg.json.
       details: JSON-able, kept and given back.
       moments: what a Gaussian control was trained on, one site's.
 
@@ -140,34 +141,6 @@ def save(
         files.write(folder / SPARSITY, safetensors.numpy.save({"sparsity": logs}))
     if moments is not None:
         arrays = {"mean": np.asarray(moments.mean), "root": np.asarray(moments.root)}
-<<<<<<< HEAD
-        write(folder / MOMENTS, safetensors.numpy.save(arrays))
-    settings = _settings(config, place, model) | {"model_name": model_name, "dataset_path": dataset}
-    settings["jaxablate"] = {
-        "site": site, "config": dataclasses.asdict(config), "details": dict(details or {}),
-        "model": None if params is None else fingerprint(params),
-    }
-    write(folder / CONFIG, json.dumps(settings, indent=1).encode())
-    return folder
-
-
-def _settings(config: AutoencoderConfig, place: Site, model: ModelConfig) -> dict[str, Any]:
-    """What SAELens asks of cfg.json."""
-    architecture = "jumprelu" if config.architecture == "batchtopk" else config.architecture
-    topk = architecture == "topk"
-    return {
-        "architecture": architecture, "d_in": config.d_in, "d_sae": config.d_sae, "dtype": config.dtype,
-        "device": "cpu", "hook_name": hook_name(place), "hook_layer": place.layer, "hook_head_index": None,
-        "activation_fn_str": "topk" if topk else "relu", "activation_fn_kwargs": {"k": int(config.k)} if topk else {},
-        "apply_b_dec_to_input": config.center, "finetuning_scaling_factor": False, "normalize_activations": "none",
-        "context_size": model.context_length, "prepend_bos": False, "dataset_trust_remote_code": False,
-        "sae_lens_training_version": None, "neuronpedia_id": None, "model_from_pretrained_kwargs": {},
-    }
-
-
-def load_autoencoder(folder: str | os.PathLike[str], model: ModelConfig | None = None, params: Any = None) -> Saved:
-    """Read an autoencoder that this package or SAELens wrote.
-=======
         files.write(folder / MOMENTS, safetensors.numpy.save(arrays))
     topk = config.architecture == "topk"
     settings = {  # all that SAELens asks for
@@ -188,7 +161,6 @@ def load_autoencoder(folder: str | os.PathLike[str], model: ModelConfig | None =
 
 def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, params: Params = None) -> SavedAutoencoder:
     """Reads an autoencoder that this package or SAELens wrote.
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
 
     Args:
       folder: with cfg.json and sae_weights.safetensors.
@@ -216,19 +188,10 @@ def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, param
         _checked_site(folder, config, name, model)
     if params is not None and own.get("model") not in (None, fingerprint(params)):
         raise ConfigError(f"{folder} belongs to another model: its parameters have fingerprint {own['model'][:12]}..., "
-<<<<<<< HEAD
-                          f"these {fingerprint(params)[:12]}...; use the model it was trained on")
-    density = None
-    if (folder / SPARSITY).is_file():
-        logs = _read_tensors(folder / SPARSITY).get("sparsity")
-        density = None if logs is None else np.maximum(10.0 ** logs.astype(np.float64) - _EMPTY, 0)
-    return Saved(sae, config, site, density, own.get("details", {}), own.get("model"), _moments(folder, config))
-=======
                           f"these {fingerprint(params)[:12]}...; use the model it was trained on")
     logs = _read_tensors(folder / SPARSITY).get("sparsity") if (folder / SPARSITY).is_file() else None
     density = None if logs is None else np.maximum(10.0 ** logs.astype(np.float64) - _EMPTY, 0)
     return SavedAutoencoder(sae, name, density, own.get("details", {}), own.get("model"), _moments(folder, config))
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
 
 
 def save_state(
@@ -240,7 +203,9 @@ def save_state(
     Args:
       path: a ``.safetensors`` file.
       state: between two rounds, as `progress` of `train` is given it.
-      runs, config, settings: what it belongs to; another is refused on reading.
+      runs: what it belongs to; a state of others is refused on reading.
+      config: as for ``runs``.
+      settings: as for ``runs``.
 
     Raises:
       FileError: the file cannot be written.
@@ -334,16 +299,10 @@ def _config(folder: Path, settings: dict[str, Any], own: Mapping[str, Any]) -> A
             return AutoencoderConfig(**own["config"])
         architecture, kwargs = settings.get("architecture", "standard"), settings.get("activation_fn_kwargs") or {}
         k = {"k": settings.get("k", kwargs.get("k"))} if architecture == "topk" else {}
-<<<<<<< HEAD
-        if architecture not in ("standard", "topk", "jumprelu"):
-            raise DataError(f"{folder / CONFIG}: architecture={architecture!r} cannot be read; standard, topk and "
-                            "jumprelu can")
-=======
         readable = [kind.name for kind in ARCHITECTURES if kind.saelens in (None, kind.name)]
         if architecture not in readable:
             raise DataError(f"{folder / CONFIG}: architecture={architecture!r} cannot be read; {', '.join(readable)} "
                             "can")
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
         return AutoencoderConfig(d_in=settings["d_in"], d_sae=settings["d_sae"], architecture=architecture,
                                  center=settings.get("apply_b_dec_to_input", True), decoder="free", **k)
     except (KeyError, TypeError) as error:
@@ -361,76 +320,7 @@ def _name(settings: Mapping[str, Any]) -> str:
     return f"clean.layer_{block}.{field}" if hook.startswith("blocks.") and block.isdigit() and field else hook
 
 
-<<<<<<< HEAD
-def _autoencoder(folder: Path, weights: dict[str, np.ndarray], config: AutoencoderConfig) -> Autoencoder:
-    shapes = {"W_enc": (config.d_in, config.d_sae), "b_enc": (config.d_sae,), "W_dec": (config.d_sae, config.d_in),
-              "b_dec": (config.d_in,)}
-    if config.architecture in ("batchtopk", "jumprelu"):
-        shapes["threshold"] = (config.d_sae,)
-    for name, shape in shapes.items():
-        found = weights[name].shape if name in weights else None
-        if found != shape:
-            raise DataError(f"{folder / WEIGHTS}: {name} has shape {found}, {CONFIG} says {shape}")
-        if not np.all(np.isfinite(weights[name])):
-            raise DataError(f"{folder / WEIGHTS}: {name} has values that are NaN or infinite; the file is damaged")
-    zeros = np.zeros(config.d_sae, config.dtype)
-    arrays = {name: jnp.asarray(weights[name], config.dtype) for name in shapes}
-    return Autoencoder(**({"threshold": jnp.asarray(zeros)} | arrays))
-
-
-def _check_width(folder: Path, width: int, place: Site) -> None:
-    if width != place.width:
-        raise ConfigError(f"{folder}: the autoencoder takes activations of width {width}, {place.name} of this model "
-                          f"has {place.width}; it belongs to another model or site")
-
-
-def save_state(
-    path: str | os.PathLike[str], state: TrainState, runs: Sequence[SaeRun], config: AutoencoderConfig,
-    settings: SaeTrainConfig,
-) -> None:
-    """Write a training state to one file, whole or not at all; a run that goes on from it makes the same numbers.
-
-    Args:
-      path: a ``.safetensors`` file.
-      state: between two rounds, as `progress` of `train` is given it.
-      runs, config, settings: what it belongs to; another is refused on reading.
-
-    Raises:
-      DataError: the file cannot be written.
-    """
-    import safetensors.numpy
-
-    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named(state).items()}
-    metadata = {"identity": _identity(runs, config, settings)}
-    write(Path(path), safetensors.numpy.save(arrays, metadata=metadata))
-
-
-def load_state(
-    path: str | os.PathLike[str], runs: Sequence[SaeRun], config: AutoencoderConfig, settings: SaeTrainConfig
-) -> TrainState:
-    """Read a training state back.
-
-    Raises:
-      DataError: the file is missing, damaged, or of other runs or settings.
-    """
-    import safetensors
-
-    arrays, like = _read_tensors(Path(path)), abstract_state(runs, config, settings)
-    with safetensors.safe_open(path, framework="numpy") as stored:
-        identity = (stored.metadata() or {}).get("identity", "{}")
-    if identity != _identity(runs, config, settings):
-        raise DataError(f"{path} is of other runs or settings: {_difference(identity, runs, config, settings)}; go on "
-                        "with those, or start anew with another file")
-    if _shapes(arrays) != _shapes(_named(like)):
-        raise DataError(f"{path} is damaged: its arrays do not have the shapes of its settings")
-    leaves = [jnp.asarray(arrays[name]) for name in _named(like)]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _named(state: TrainState) -> dict[str, Any]:
-=======
 def _leaves(state: TrainState) -> dict[str, Any]:
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 

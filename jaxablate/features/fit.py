@@ -56,6 +56,7 @@ def fit(
     preset: Preset = "quick",
     steps: int | None = None,
     batch_tokens: int = 4096,
+    width: int = 16,
     l1: float = 5.0,
     seed: int = 0,
     progress: Callable[[int, StepMetrics], None] = lambda step, metrics: None,
@@ -73,12 +74,13 @@ def fit(
       activations: an array [n, d] of NumPy or JAX, which is drawn from in random order, anew each time all of it was
         used; or batches [any number, d] in random order: an iterable, or a function that starts it anew when all of it
         was used. A generator is used once, and must be long enough: (steps + buffer) x batch_tokens vectors.
-      config: shape and kind; by default the standard architecture with 16 d latents.
+      config: shape and kind; by default the standard architecture with ``width`` times d latents.
       settings: length and pace; by default what ``preset``, ``steps`` and ``batch_tokens`` say.
       preset: quick: 4,000 steps at a learning rate of 3e-3. paper: 100,000 steps at 1e-5 (docs/papers.md), in fewer
         ``steps`` at a rate that goes as far.
       steps: optimiser steps; by default the preset's.
       batch_tokens: vectors of a step.
+      width: latents as a multiple of d.
       l1: L1 coefficient; without effect on topk and batchtopk.
       seed: decides the weights at the start and the order of an array's vectors.
       progress: called after each half buffer with the steps made and their figures, arrays [steps of it].
@@ -87,9 +89,7 @@ def fit(
       ConfigError: a setting is out of range, or the activations are no vectors of the config's width.
       DataError: there are too few activations, or some are not finite.
     """
-    chosen = PRESETS[preset] if preset in PRESETS else None
-    if chosen is None:
-        raise ConfigError(f"preset={preset!r} must be one of {', '.join(PRESETS)}")
+    chosen = PRESETS[preset]
     if settings is None:
         settings = SaeTrainConfig(steps=chosen["steps"] if steps is None else steps, batch_tokens=batch_tokens,
                                   learning_rate=chosen["learning_rate"], buffer_batches=_BUFFER_BATCHES, seed=seed)
@@ -98,12 +98,12 @@ def fit(
     if first is None:
         raise DataError(f"the activations end before the first {settings.batch_tokens:,} vectors; give more, or a "
                         "smaller batch_tokens")
-    width = first.shape[-1]
     if config is None:
-        config = AutoencoderConfig(d_in=width, d_sae=16 * width, project_gradient=chosen["project_gradient"])
+        d = first.shape[-1]
+        config = AutoencoderConfig(d_in=d, d_sae=width * d, project_gradient=chosen["project_gradient"])
     history: list[StepMetrics] = []
 
-    def stream(start: int) -> Iterator[np.ndarray]:
+    def stream(_start: int) -> Iterator[np.ndarray]:
         yield first[None]
         yield from (batch[None] for batch in batches)
 
@@ -119,7 +119,7 @@ def fit(
                explained_variance=final.explained_variance, l0=final.l0, density=final.density, scale=done.scales[0])
 
 
-def _as_they_are(params: Any, x: jax.Array) -> jax.Array:
+def _as_they_are(_params: Any, x: jax.Array) -> jax.Array:
     """Vectors [1, M, D] as the activations [1, M, one site, D] that `train` asks for."""
     return jnp.expand_dims(x, 2)
 
@@ -148,9 +148,9 @@ def _regrouped(source: Callable[[], Iterable[Any]], size: int) -> Iterator[np.nd
     rest: list[np.ndarray] = []
     count = 0
     while True:
-        batches = 0
-        for batches, batch in enumerate(source(), 1):
-            vectors = np.asarray(batch)
+        empty = True
+        for batch in source():
+            vectors, empty = np.asarray(batch), False
             _check_vectors(vectors)
             rest.append(vectors)
             count += len(vectors)
@@ -160,7 +160,7 @@ def _regrouped(source: Callable[[], Iterable[Any]], size: int) -> Iterator[np.nd
                     yield joined[start : start + size]
                 rest = [joined[count - count % size :]]
                 count %= size
-        if not batches:
+        if empty:
             return
 
 

@@ -138,7 +138,9 @@ def evaluate_reconstruction(
       params: whatever it takes.
       batches: as in `evaluate`, without ``targets``.
       sites: names of what `activations` gives.
-      autoencoders, min_tokens, seed: as in `evaluate`.
+      autoencoders: as in `evaluate`.
+      min_tokens: as in `evaluate`.
+      seed: as in `evaluate`.
 
     Returns:
       One `SaeMeasures` for each pair, in order; cross-entropies, KL and CE scores have no value.
@@ -226,31 +228,19 @@ def _site_sums(reading, params: Params, batch) -> dict[str, jax.Array]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _measured_alone(reading, sites, params: Params, batch, means, stacks: list[SparseAutoencoder]):
     """As `_measured`, without what needs the model to go on."""
-<<<<<<< HEAD
-    found = reading(params, batch["inputs"])
-    return [_reconstructions(saes, found[site], means[site], batch["mask"], config)[1]
-            for (site, config), saes in zip(groups, stacks, strict=True)]
-=======
     x = reading(params, batch["inputs"])
     return [_reconstructions(saes, x[site], means[site], batch["mask"])[1]
             for site, saes in zip(sites, stacks, strict=True)]
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _measured(model, sites, params: Params, batch, means, stacks: list[SparseAutoencoder]
               ) -> list[dict[str, jax.Array]]:
     """For each group the figures of `COLUMNS` as arrays [n, B, T], and latents' counts and sums [n, S]."""
-<<<<<<< HEAD
-    found, final = forward(model, params, batch["inputs"], tuple(means))
-    pairs = [_reconstructions(saes, found[site], means[site], batch["mask"], config)
-             for (site, config), saes in zip(groups, stacks, strict=True)]
-=======
     x, final = forward(model, params, batch["inputs"], tuple(means))
     pairs = [_reconstructions(saes, x[site], means[site], batch["mask"])
              for site, saes in zip(sites, stacks, strict=True)]
     table, dtype = params["embed"]["embedding"], model.config.compute_dtype
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
     for name, mean in means.items():
         stream = name.split(".")[0]
         here = [pair for pair, site in zip(pairs, sites, strict=True) if site == name]
@@ -276,7 +266,8 @@ def compared(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Array, t
     Args:
       table: [V, D] output matrix.
       dtype: type of the matrix product's inputs.
-      base, edited: final states [B, T, D] and [K, B, T, D].
+      base: [B, T, D] final states.
+      edited: [K, B, T, D] final states after each of K edits.
       targets: [B, T].
 
     Returns:
@@ -304,38 +295,9 @@ def compared(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Array, t
     return ce.reshape(targets.shape), *(x.T.reshape(-1, *targets.shape) for x in (ce_edited, kl))
 
 
-<<<<<<< HEAD
-def _columns(losses, chosen: slice) -> dict[str, jax.Array]:
-    """Columns of some autoencoders out of a site's losses, of which the last two are those of zeros and of the mean."""
-    ce, ce_edited, kl = losses
-    ones = jnp.ones_like(kl[chosen])
-    return {"ce": ce * ones, "ce_sae": ce_edited[chosen], "ce_zero": ce_edited[-2] * ones,
-            "ce_mean": ce_edited[-1] * ones, "kl_sae": kl[chosen], "kl_zero": kl[-2] * ones,
-            "kl_mean": kl[-1] * ones}
-
-
-def _reconstructions(saes: Autoencoder, x: jax.Array, mean: jax.Array, mask: jax.Array, config: AutoencoderConfig):
-    """Reconstructions [n, B, T, D] of x [B, T, D] by n autoencoders, and their figures."""
-    out, figures = ae.over_all(lambda sae: _reconstructed(sae, x, mask, config))(saes)
-    return out, figures | _errors(x, out, mean, mask)
-
-
-def _reconstructed(sae: Autoencoder, x: jax.Array, mask: jax.Array, config: AutoencoderConfig):
-    """Reconstruction [B, T, D], and figures of the latents: l0 and l1 [B, T], active and total [S]."""
-    latents = ae.encode(sae, x.astype(config.dtype), config)
-    counted = jnp.where((mask > 0)[..., None], latents, 0)
-    figures = {"l0": jnp.sum(latents > 0, axis=-1), "l1": jnp.sum(latents, axis=-1),
-               "active": jnp.sum(counted > 0, axis=(0, 1)), "total": jnp.sum(counted, axis=(0, 1))}
-    return ae.decode(sae, latents), figures
-
-
-def _errors(x: jax.Array, out: jax.Array, mean: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Figures of reconstructions `out` [n, B, T, D] of x [B, T, D], each [n, B, T]."""
-=======
 def _reconstructions(saes: SparseAutoencoder, x: jax.Array, mean: jax.Array, mask: jax.Array
                      ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Reconstructions [n, B, T, D] of x [B, T, D] by n autoencoders, and their figures, most of them [n, B, T]."""
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
     counted = (mask > 0)[..., None]
 
     def one(sae: SparseAutoencoder):
@@ -382,11 +344,6 @@ class _Total:
         units = np.stack([self._units[name] for name in sorted(self._units)])
         density = self._active / units[:, 0].sum()
         bins = np.clip(np.log10(density[density > 0]), DENSITY_EDGES[0], DENSITY_EDGES[-1])
-<<<<<<< HEAD
-        names = ("l0", "l1", "ce", "ce_sae", "ce_zero", "ce_mean", "kl_sae", "kl_zero", "kl_mean",
-                 "explained_variance_saelens", "cosine")
-=======
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
         return SaeMeasures(
             site=site, tokens=int(units[:, 0].sum()), estimates=estimates(units, seed),
             dead=int((self._active == 0).sum()), density=density,

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxablate.config import ModelConfig
@@ -120,7 +121,7 @@ def reader(model: SelfAblatingTransformer, names: Sequence[str]) -> Reader:
 
 
 def forward(
-    model: SelfAblatingTransformer, params: Params, tokens_BT: Int[Array, "b t"], names: Sequence[str] = (),
+    model: SelfAblatingTransformer, params: Params, tokens_BT: Int[Array | np.ndarray, "b t"], names: Sequence[str] = (),
     replaced: Mapping[str, jax.Array] | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """One forward pass in which sites are read and replaced.

@@ -148,7 +148,7 @@ def learning_rate(step: jax.Array, train: SaeTrainConfig) -> jax.Array:
 
 
 def l1_coefficient(step: jax.Array, l1: jax.Array | float, train: SaeTrainConfig) -> jax.Array:
-    """Coefficient of step 0, 1, ...: l1 * min(step / W, 1), W the warm-up's steps; 0 in the first one, as in SAELens."""
+    """Coefficient of step 0, 1, ...: l1 * min(step / W, 1), W the warm-up's steps; so 0 first, as in SAELens."""
     warm = round(train.l1_warmup * train.steps)
     return l1 * (jnp.minimum(step / warm, 1.0) if warm else jnp.ones(()))
 
@@ -276,22 +276,3 @@ def _adam(sae, grad, state: SaeState, step, rate, train: SaeTrainConfig):
         return p - rate * m / (jnp.sqrt(v) / root + train.adam_eps)
 
     return jax.tree.map(moved, sae, grad if first is None else first, second), first, second
-<<<<<<< HEAD
-
-
-def _metrics(sae, x, batch: _Batch, l1, config: AutoencoderConfig) -> StepMetrics:
-    tokens, (sums, squares, _) = x.shape[0], batch
-    mse, auxiliary = jnp.mean(squares), sums.auxiliary
-    standard = config.architecture == "standard"
-    penalty = l1 / tokens * (sums.latents @ ae.penalty_weights(sae, config)) if standard else jnp.zeros_like(mse)
-    variance = jnp.sum((x - jnp.mean(x, axis=0)) ** 2, axis=-1)
-    nothing = jnp.zeros_like(mse)
-    return StepMetrics(
-        loss=mse + penalty + auxiliary, mse=mse, l1=penalty, auxiliary=auxiliary,
-        l0=jnp.sum(sums.active) / tokens,
-        explained_variance=1 - jnp.sum(squares) / jnp.sum(variance),
-        explained_variance_saelens=jnp.mean(1 - squares / variance),
-        grad_norm=nothing, learning_rate=nothing, l1_coefficient=l1 + nothing, dead=nothing,
-    )
-=======
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))

@@ -150,7 +150,7 @@ def train(
             state = dataclasses.replace(state, buffer=buffer, batches=jnp.asarray(source.taken, jnp.int32))
         state = jax.tree.map(functools.partial(_beside, params), state)
         count = min(settings.round_steps, settings.steps - int(state.step))
-        state, metrics = _round(state, site_index, l1, count, config, settings)
+        state, metrics = _round(state, site_index, l1, count, settings)
         if progress is not None:
             progress(state, jax.device_get(metrics))
         if stop():
@@ -298,8 +298,8 @@ def _fill(activations, params, tokens: jax.Array, buffer: jax.Array, slots: jax.
     return buffer, finite.all(axis=0)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5), donate_argnums=0)
-def _round(state: TrainState, site_index, l1, count: int, config: AutoencoderConfig, settings: SaeTrainConfig):
+@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
+def _round(state: TrainState, site_index, l1, count: int, settings: SaeTrainConfig):
     """`count` steps of all runs on this round's half of the buffer."""
     order = _slots(settings, state.step // settings.round_steps, len(state.buffer))
     batches = order[: count * settings.batch_tokens].reshape(count, settings.batch_tokens)
@@ -336,77 +336,3 @@ def _finished(runs, site_index, config: AutoencoderConfig, state: TrainState) ->
     saes = jax.vmap(SparseAutoencoder.fold_scale)(saes, scales)
     each = tuple(jax.tree.map(lambda a, i=i: a[i], saes) for i in range(len(runs)))
     return Trained(runs, each, tuple(np.asarray(scales).tolist()), state)
-<<<<<<< HEAD
-
-
-def buffer_density(done: Trained, config: AutoencoderConfig) -> tuple[np.ndarray, ...]:
-    """[S] for each autoencoder: share of the vectors left in the buffer for which a latent is active.
-
-    Args:
-      done: finished autoencoders.
-      config: of all of them.
-    """
-    sites = sites_of(done.runs)
-    return tuple(np.asarray(_density(sae, done.state.buffer, sites.index(run.site), config))
-                 for run, sae in zip(done.runs, done.autoencoders, strict=True))
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _density(sae: Autoencoder, buffer: jax.Array, site: jax.Array, config: AutoencoderConfig) -> jax.Array:
-    parts = jnp.take(buffer, site, axis=1)
-    parts = parts.reshape(-1, math.gcd(len(parts), 1024), config.d_in)
-    counts = jax.lax.map(lambda x: jnp.sum(ae.encode(sae, x, config) > 0, axis=0), parts)
-    return jnp.sum(counts, axis=0) / len(buffer)
-
-
-def _check_width(activations, params, source: "_Source", sites: tuple[str, ...], config: AutoencoderConfig) -> None:
-    batch = jax.ShapeDtypeStruct(source.shape, jnp.int32)
-    shape = jax.eval_shape(activations, params, batch).shape
-    expected = (*source.shape, len(sites), config.d_in)
-    if shape != expected:
-        raise ConfigError(
-            f"activations of {', '.join(sites)} have shape {shape}, not [W, T, sites, D] = {expected}; give those of "
-            "the runs' sites and their width as d_in, and train sites of other widths in a call of their own"
-        )
-
-
-class _Source:
-    """Takes half a buffer's worth of token batches at a time, and counts them."""
-
-    def __init__(self, batches: Iterator[np.ndarray], taken: int, settings: SaeTrainConfig):
-        self.taken = taken
-        self.half = settings.round_steps * settings.batch_tokens
-        self._settings = settings
-        self._batches = iter(batches)
-        self._next = self._read()
-        self.shape = self._next.shape
-        self._per_batch = self._next.size
-        if self._next.ndim != 2 or self.half % self._per_batch:
-            raise ConfigError(
-                f"a token batch of shape {self.shape} does not divide half the buffer, {self.half:,} tokens "
-                "(buffer_batches / 2 * batch_tokens); choose sizes [W, T] whose product does"
-            )
-
-    def take(self) -> np.ndarray:
-        """[n, W, T] int32, W T n tokens being half the buffer."""
-        found = []
-        for _ in range(self.half // self._per_batch):
-            batch = self._read() if self._next is None else self._next
-            self._next = None
-            if batch.shape != self.shape:
-                raise ConfigError(f"token batch {self.taken} has shape {batch.shape}, the first one {self.shape}")
-            found.append(batch)
-            self.taken += 1
-        return np.stack(found)
-
-    def _read(self) -> np.ndarray:
-        try:
-            return np.asarray(next(self._batches), np.int32)
-        except StopIteration:
-            s = self._settings
-            raise DataError(
-                f"the text ended after {self.taken:,} token batches; {s.steps:,} steps of {s.batch_tokens:,} tokens "
-                f"take {s.tokens:,} tokens with the buffer; give more text, let it repeat, or set fewer steps"
-            ) from None
-=======
->>>>>>> 17b8f53 (Autoencoders: one loss by autodiff, a registry of architectures, fit for anybody's arrays (work in progress))
