@@ -1,98 +1,72 @@
-"""eval.py sae end to end on a really trained tiny model: stored, measured, interrupted, refused."""
+"""jaxablate sae end to end on a really trained tiny model: stored, measured, interrupted, refused."""
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
 import sys
-import typing
 
 import jax
 import numpy as np
 import pytest
-from helpers.scripts import ROOT, load_script
+from helpers.runs import copy_run
+from helpers.scripts import ROOT, error_of, run_command
 from safetensors.numpy import load_file
 
 from jaxablate import features
-from jaxablate.commands import sae as sae_runner
-from jaxablate.commands import sae_jobs
-from jaxablate.commands import score as runner
-from jaxablate.commands.sae_settings import PRESETS, SaeSettings
-from jaxablate.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from jaxablate.commands import sae as command
+from jaxablate.commands import score
+from jaxablate.commands.sae import SaeSettings
+from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError
+from jaxablate.features.files import stored as stored_folders
 from jaxablate.reports import results as files
+from jaxablate.runs import run as runs
 from jaxablate.runs.checkpoint import restore_params
 from jaxablate.runs.workdir import read_config
-from jaxablate.training.loop import train
 
-evaluation = load_script("eval")
 SITE = "clean.layer_0.mlp_out"
 QUICK = ("--steps", "12", "--tokens-per-step", "64", "--buffer-batches", "8", "--width", "2", "--learning-rate", "1e-2",
          "--batch-size", "64")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run of two blocks without gates, which would double what has to be compiled; D = 16."""
-    folder = tmp_path_factory.mktemp("runs")
-    config = Config(
-        model=ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2, n_heads=2, ablation="none"),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
-        data=DataConfig(source="embedded", tokenizer="corpus", cache_dir=str(folder / "data"), embedded_stories=60,
-                        embedded_valid_stories=120),
-        train=TrainConfig(steps=6, batch_size=8, sequence_length=32, eval_every=6, eval_batches=1, checkpoint_every=3,
-                          tensorboard=False),
-    )
-    train(config, folder / "run")
-    return folder / "run"
-
-
 @pytest.fixture
-def workdir(trained, tmp_path):
-    """A copy without autoencoders."""
-    return copy(trained, tmp_path / "run")
-
-
-def copy(run, to):
-    ignored = shutil.ignore_patterns("autoencoders", "results*", "*.html")
-    return pathlib.Path(shutil.copytree(run, to, ignore=ignored))
+def workdir(baseline_run, tmp_path):
+    """A copy of a run of two blocks without gates, D = 16, without autoencoders."""
+    return copy_run(baseline_run, tmp_path / "run")
 
 
 def sae(workdir, *arguments):
-    return evaluation.main(["sae", "--workdir", str(workdir), *QUICK, *map(str, arguments)])
+    run_command("sae", "--workdir", workdir, *QUICK, *arguments)
 
 
-def error_of(capsys, workdir, *arguments):
-    """Runs eval.py sae, which must fail as a user's error does, and gives its one line."""
-    assert sae(workdir, *arguments) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    return lines[0]
+def refusal(capsys, workdir, *arguments):
+    """The one line with which the command fails."""
+    return error_of(capsys, "sae", "--workdir", workdir, *QUICK, *arguments)
 
 
 def weights(workdir):
     """Arrays of each stored autoencoder, by the start of its folder's name."""
     return {path.name.rpartition("-")[0]: load_file(path / "sae_weights.safetensors")
-            for path in sae_jobs.stored(workdir)}
+            for path in stored_folders(workdir)}
 
 
 @pytest.fixture(scope="module")
-def stored(trained):
+def stored(baseline_run):
     """The run with four autoencoders: two coefficients, two seeds."""
-    assert sae(trained, "--l1", 2, 0.5, "--seeds", 0, 1) == 0
-    return trained
+    sae(baseline_run, "--l1", 2, 0.5, "--seeds", 0, 1)
+    return baseline_run
 
 
 def test_every_combination_is_stored_with_what_decided_it(stored):
     params, _ = restore_params(stored)
     model = read_config(stored).model
     assert set(weights(stored)) == {f"{SITE}-l1-{l1}-seed-{seed}" for l1 in ("2", "0.5") for seed in (0, 1)}
-    for folder in sae_jobs.stored(stored):
-        saved = features.load_autoencoder(folder, model, params)
+    for folder in stored_folders(stored):
+        saved = features.load(folder, model, params)
         identity = saved.details["identity"]
-        assert (saved.site, identity["control"], identity["settings"]["steps"]) == (SITE, "none", 12)
+        assert (saved.name, identity["control"], identity["settings"]["steps"]) == (SITE, "none", 12)
         assert identity["run"]["l1"] in (2, 0.5) and identity["model_step"] == 6 and saved.details["trained"]
         assert saved.density.shape == (32,) and 0 < saved.density.max() <= 1
     different = list(weights(stored).values())
@@ -126,14 +100,14 @@ def test_the_suite_has_measured_all_of_them(stored):
 
 def test_what_is_stored_is_not_trained_again(stored, capsys):
     before = {path: path.stat().st_mtime_ns for path in (stored / "autoencoders").rglob("*.safetensors")}
-    assert sae(stored, "--l1", 2, "--seeds", 0, 1) == 0
+    sae(stored, "--l1", 2, "--seeds", 0, 1)
     assert "2 of 2 autoencoders were stored already" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (stored / "autoencoders").rglob("*.safetensors")}
 
 
 def test_sites_of_two_widths(workdir, capsys):
     sites = ("clean.layer_0.mlp_post", "clean.layer_0.mlp_out")
-    assert sae(workdir, "--sites", *sites) == 0
+    sae(workdir, "--sites", *sites)
     said = capsys.readouterr().out
     assert "an autoencoder 64 -> 128 at clean.layer_0.mlp_post" in said and "step 12/12" in said
     rows = files.read(workdir).suites["sae"].details["autoencoders"]
@@ -142,7 +116,7 @@ def test_sites_of_two_widths(workdir, capsys):
 
 def test_controls_stand_beside(workdir, capsys):
     for control in ("gaussian", "random-weights"):
-        assert sae(workdir, "--control", control) == 0
+        sae(workdir, "--control", control)
     record = files.read(workdir).suites["sae"]
     rows = {row["control"]: row for row in record.details["autoencoders"]}
     assert set(rows) == {"gaussian", "random-weights"} and record.figures == ()  # controls are no headline
@@ -150,38 +124,37 @@ def test_controls_stand_beside(workdir, capsys):
         assert row["measures"]["l0"]["low"] <= row["measures"]["l0"]["value"], control
         assert row["measures"]["ce_score_zero"]["value"] is None and row["tokens"] > 10_000
     assert "random weights" in capsys.readouterr().out
-    (folder,) = (path for path in sae_jobs.stored(workdir) if "gaussian" in path.name)
-    moments = features.load_autoencoder(folder).moments
+    (folder,) = (path for path in stored_folders(workdir) if "gaussian" in path.name)
+    moments = features.load(folder).moments
     np.testing.assert_allclose(moments.root[0], moments.root[0].T, atol=1e-6)
     (folder / "moments.safetensors").unlink()
-    runner.score(SaeSettings(workdir=workdir, batch_size=64).of_score())
+    score.score(SaeSettings(workdir=workdir, batch_size=64).score())
     assert "are missing" in files.read(workdir).suites["sae"].details["passed_over"][0][1]
 
 
 KILLED = """
 import os, signal, sys
-from jaxablate.evaluation.autoencoders import runner as sae_runner
-sys.path.insert(0, {root!r})
-import eval as script
-save, done = sae_runner._Rounds.save, []
+from jaxablate.commands import sae as command
+from jaxablate.commands.main import main
+save, done = command._Rounds.save, []
 def killed(self, state):
     save(self, state)
     done.append(1)
     if len(done) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-sae_runner._Rounds.save, sae_runner.MOST_OF_TIME = killed, 1e9
-sys.exit(script.main(sys.argv[1:]))
+command._Rounds.save, command.MOST_OF_TIME = killed, 1e9
+sys.exit(main(sys.argv[1:]))
 """
 SAVING = ("--l1", 2, 0.5, "--seeds", 0, 1, "--save-every", 1e-9)
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(stored, workdir, capsys):
     arguments = ["sae", "--workdir", str(workdir), *QUICK, *map(str, SAVING)]
-    program = [sys.executable, "-c", KILLED.format(root=str(ROOT)), *arguments]
+    program = [sys.executable, "-c", KILLED, *arguments]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not sae_jobs.stored(workdir)
-    assert sae(workdir, *SAVING) == 0
+    assert not stored_folders(workdir)
+    sae(workdir, *SAVING)
     assert "goes on from step 8" in capsys.readouterr().out
     same(workdir, stored)
 
@@ -191,11 +164,12 @@ def test_a_signal_ends_it_after_the_round(stored, workdir, capsys, monkeypatch):
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="130"):
-        patched.setattr(sae_runner._Rounds, "_refuse_nonfinite", signalled)
-        sae(workdir, "--l1", 2, 0.5, "--seeds", 0, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(command._Rounds, "_refuse_nonfinite", signalled)
+        with pytest.raises(SystemExit, match="130"):
+            sae(workdir, "--l1", 2, 0.5, "--seeds", 0, 1)
     assert "stopped at step 4 of 12; the same command goes on from there" in capsys.readouterr().err
-    assert sae(workdir, "--l1", 2, 0.5, "--seeds", 0, 1) == 0
+    sae(workdir, "--l1", 2, 0.5, "--seeds", 0, 1)
     assert "goes on from step 4" in capsys.readouterr().out
     same(workdir, stored)
 
@@ -214,14 +188,14 @@ def same(workdir, stored):
 
 def test_an_interrupted_job_goes_on_where_more_is_asked_for(tmp_path):
     def job(*l1):
-        return sae_jobs.plan(SaeSettings(workdir=tmp_path, l1=l1), ModelConfig(), 256, {"control": "none"})[0]
+        return command.plan(SaeSettings(workdir=tmp_path, l1=l1), ModelConfig(), 256, {"control": "none"})[0]
 
     half = tmp_path / "jobs" / job(2, 1).digest
     half.mkdir(parents=True)
     (half / "state.safetensors").write_bytes(b"")
     (half / "job.json").write_text(json.dumps({"autoencoders": [job(2, 1).name(run) for run in job(2, 1).runs]}))
-    assert [part.digest for part in sae_runner._interrupted(tmp_path, job(3, 1, 2))] == [job(2, 1).digest]
-    assert not list(sae_runner._interrupted(tmp_path, job(3, 1)))  # one of its autoencoders is not asked for
+    assert [part.digest for part in command._interrupted(tmp_path, job(3, 1, 2))] == [job(2, 1).digest]
+    assert not list(command._interrupted(tmp_path, job(3, 1)))  # one of its autoencoders is not asked for
     (tmp_path / job(1).name(job(1).runs[0])).mkdir()
     (tmp_path / job(1).name(job(1).runs[0]) / "cfg.json").write_text("{}")
     assert [run.l1 for run in job(3, 1, 2).without_stored(tmp_path).runs] == [3, 2]
@@ -230,20 +204,21 @@ def test_an_interrupted_job_goes_on_where_more_is_asked_for(tmp_path):
 @pytest.mark.parametrize(("arguments", "complaint"), [
     (("--sites", "clean.layer_0.mlp_otu"), "'clean.layer_0.mlp_otu' does not exist; nearest: clean.layer_0.mlp_out"),
     (("--sites", SITE, SITE), f"--sites {SITE} {SITE} has a value twice"),
-    (("--l1", "-1"), "l1=-1 must be a number of at least 0"),
-    (("--learning-rate", "0"), "learning_rate=0 must be a number above 0"),
+    (("--l1", "-1"), "l1=-1.0 must be a number of at least 0"),
+    (("--learning-rate", "0"), "learning_rate=0.0 must be a number above 0"),
     (("--k", "3"), "no effect beside --architecture standard: --k"),
     (("--architecture", "topk", "--l1", "2"), "no effect beside --architecture topk: --l1"),
     (("--architecture", "topk", "--k", "64"), "k=64.0 must be above 0 and below d_sae=32"),
-    (("--buffer-batches", "3"), "buffer_batches=3 must be an even number"),
+    (("--buffer-batches", "3"), "buffer_batches=3 must be even"),
     (("--seeds", "-1"), "no seed may be negative"),
-    (("--warmup", "2"), "warmup=2 must be a part in 0..1"),
+    (("--warmup", "2"), "warmup=2.0 must be a fraction in 0..1"),
     (("--steps", "0"), "steps=0 must be at least 1"),
-    (("--checkpoint", "newest"), "must be auto, last, best or"),
+    (("--architecture", "jumprelu"), "can be used but not trained"),
+    (("--architecture", "topkk"), "did you mean 'topk'?"),
 ])
 def test_bad_input_is_one_line(stored, capsys, arguments, complaint):
     before = sorted((stored / "autoencoders").rglob("*"))
-    assert complaint in error_of(capsys, stored, *arguments)
+    assert complaint in refusal(capsys, stored, *arguments)
     assert sorted((stored / "autoencoders").rglob("*")) == before
 
 
@@ -252,30 +227,30 @@ def test_activations_that_are_not_finite(workdir, capsys, monkeypatch):
         params, step = restore_params(*arguments, **options)
         return jax.tree.map(lambda x: x * np.nan, params), step
 
-    monkeypatch.setattr(sae_runner, "restore_params", damaged)
-    assert f"activations at {SITE} are NaN or infinite" in error_of(capsys, workdir)
+    monkeypatch.setattr(runs, "restore_params", damaged)
+    assert f"activations at {SITE} are NaN or infinite" in refusal(capsys, workdir)
     assert not (workdir / "autoencoders").exists()
 
 
 def test_a_loss_that_is_not_finite(workdir, capsys):
-    line = error_of(capsys, workdir, "--learning-rate", "1e30")
+    line = refusal(capsys, workdir, "--learning-rate", "1e30")
     assert f"{SITE}-l1-5-seed-0" in line and "a lower --learning-rate than 1e+30 may help" in line
-    assert not sae_jobs.stored(workdir)
+    assert not stored_folders(workdir)
 
 
 def test_a_damaged_state_is_said(workdir, capsys, monkeypatch):
-    monkeypatch.setattr(sae_runner._Rounds, "_rate", lambda self, step: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(command._Rounds, "_rate", lambda self, step: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit, match="130"):
         sae(workdir)
     (path,) = (workdir / "autoencoders").rglob("state.safetensors")
     path.write_bytes(b"nothing")
     capsys.readouterr()
-    assert f"delete {path} to start anew" in error_of(capsys, workdir)
+    assert f"delete {path} to start anew" in refusal(capsys, workdir)
 
 
 def test_other_peoples_autoencoders_are_passed_over(stored, workdir):
     shutil.copytree(stored / "autoencoders", workdir / "autoencoders")
-    first, second, third, fourth = sae_jobs.stored(workdir)
+    first, second, third, fourth = stored_folders(workdir)
     (first / "sae_weights.safetensors").write_bytes(b"nothing")
     settings = json.loads((second / "cfg.json").read_text())
     settings["jaxablate"]["details"]["identity"]["model"] = "0" * 64
@@ -283,7 +258,7 @@ def test_other_peoples_autoencoders_are_passed_over(stored, workdir):
     settings = json.loads((third / "cfg.json").read_text())
     del settings["jaxablate"]  # as SAELens would have written it
     (third / "cfg.json").write_text(json.dumps(settings))
-    runner.score(SaeSettings(workdir=workdir, batch_size=64).of_score())
+    score.score(SaeSettings(workdir=workdir, batch_size=64).score())
     record = files.read(workdir).suites["sae"]
     assert [row["name"] for row in record.details["autoencoders"]] == [third.name, fourth.name]
     why = dict(record.details["passed_over"])
@@ -292,35 +267,33 @@ def test_other_peoples_autoencoders_are_passed_over(stored, workdir):
 
 
 def test_too_few_tokens(stored, capsys):
-    assert evaluation.main(["score", "--workdir", str(stored), "--suites", "sae", "--max-batches", "2"]) == 2
-    assert "512 tokens were read; dead latents and densities need at least 10,000" in capsys.readouterr().err
+    line = error_of(capsys, "score", "--workdir", stored, "--suites", "sae", "--max-batches", 2)
+    assert "512 tokens were read; dead latents and densities need at least 10,000" in line
 
 
 def test_scoring_trains_nothing(workdir):
     config, said = read_config(workdir), []
-    names = [suite.name for suite in runner.choose((), config, workdir, said.append)]
+    names = [suite.name for suite in score.choose((), config, workdir, said.append)]
     assert "sae" not in names and "perplexity" in names
-    assert any(f"train one: python eval.py sae --workdir {workdir}" in line for line in said)
+    assert any(f"train one: jaxablate sae --workdir {workdir}" in line for line in said)
     with pytest.raises(ConfigError, match="suite 'sae' has nothing to measure: no autoencoder is stored"):
-        runner.choose(("sae",), config, workdir)
+        score.choose(("sae",), config, workdir)
 
 
-def test_settings_name_what_the_features_room_has():
-    ours, theirs = typing.get_type_hints(SaeSettings), typing.get_type_hints(features.AutoencoderConfig)
-    assert set(typing.get_args(ours["architecture"])) == set(typing.get_args(theirs["architecture"])) - {"jumprelu"}
-    assert typing.get_args(ours["decoder"]) == typing.get_args(theirs["decoder"])
-    paper, preset = features.SaeTrainConfig(), PRESETS["paper"]
-    assert (paper.steps, paper.learning_rate) == (preset["steps"], preset["learning_rate"])
-    settings = SaeSettings(workdir=pathlib.Path("x"), preset="paper")
-    (job,) = sae_jobs.plan(settings, ModelConfig(), 256, {"control": "none"})
-    assert job.settings == paper and job.windows == (16, 256)
+def test_the_papers_preset():
+    settings = SaeSettings(workdir="x", preset="paper")
+    (job,) = command.plan(settings, ModelConfig(), 256, {"control": "none"})
+    assert job.settings == features.SaeTrainConfig() and job.windows == (16, 256)
+    assert (job.settings.steps, job.settings.learning_rate) == (100_000, 1e-5)
     assert job.config == features.AutoencoderConfig(project_gradient=False)
     assert job.runs == (features.SaeRun("clean.layer_6.mlp_out", 5.0, 0),)
+    # As earlier versions named it, so that what they stored is found.
+    assert job.name(job.runs[0]) == "clean.layer_6.mlp_out-l1-5-seed-0-742af6c0"
 
 
 @pytest.mark.parametrize("length", [7, 100, 127, 128, 256, 1000])
 def test_whole_sequences_fill_the_buffer(length):
-    (job,) = sae_jobs.plan(SaeSettings(workdir=pathlib.Path("x")), ModelConfig(context_length=1000), length,
+    (job,) = command.plan(SaeSettings(workdir="x"), ModelConfig(context_length=1000), length,
                            {"control": "none"})
     half, (rows, _) = job.settings.round_steps * job.settings.batch_tokens, job.windows
     assert half % (rows * length) == 0 and rows * length <= max(4096, length)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +9,13 @@ import pytest
 from rich.console import Console
 
 from jaxablate import features, stats
-from jaxablate.commands import sae_view
+from jaxablate.features.metrics import COLUMNS, FORMULAS, estimates
 from jaxablate.reports.html import draw
 from jaxablate.reports.panels import Curves, Grid, HistogramGrid, panel_from_dict
+from jaxablate.reports import tables
+from jaxablate.stats import Estimate
 from jaxablate.suites import autoencoders as suite
-from jaxablate.suites.autoencoders_panels import Estimate, StoredAutoencoder
+from jaxablate.suites.autoencoders import StoredAutoencoder
 
 EOT = 9
 
@@ -38,7 +39,7 @@ def test_each_target_belongs_to_its_story(monkeypatch):
         assert second["unit"][0].tolist() == [2, 2, 3, 3] and second["unit"][1, :2].tolist() == [3, 4]
 
 
-def measures(**changes):
+def sums(**changes):
     """Three units of 1, 2 and 1 tokens."""
     columns = {
         "tokens": [1, 2, 1], "ce": [1, 2, 1], "ce_sae": [1.5, 3, 1.5], "ce_zero": [3, 6, 3], "ce_mean": [2, 4, 2],
@@ -46,18 +47,14 @@ def measures(**changes):
         "squared_error": [1, 1, 0], "variance": [2, 4, 2], "explained_variance_saelens": [0.5, 1, 0.5],
         "cosine": [1, 2, 1],
     }
-    sums = np.stack([np.array((columns | changes)[name], float) for name in features.COLUMNS], axis=-1)
-    fields = {field.name: 0 for field in dataclasses.fields(features.SaeMeasures)}
-    named = {"site": "clean.layer_0.mlp_out", "tokens": 4, "dead": 3, "density_histogram": (0,) * 11 + (5,),
-             "unit_sums": sums, "ce_score_zero": 0.75, "ce_score_mean": 0.5}
-    return features.SaeMeasures(**(fields | named))
+    return np.stack([np.array((columns | changes)[name], float) for name in COLUMNS], axis=-1)
 
 
 def test_estimates_by_hand():
-    found = suite.estimates(measures(), seed=0)
+    found = estimates(sums())
     assert found["l0"].value == pytest.approx(14 / 4)
     assert 2 <= found["l0"].low < 14 / 4 < found["l0"].high <= 4
-    assert found["ce_score_zero"] == Estimate(value=0.75, low=0.75, high=0.75)  # the same in each unit
+    assert found["ce_score_zero"] == Estimate(0.75, 0.75, 0.75, n=3, how="bootstrap")  # the same in each unit
     assert found["ce_score_mean"].value == 0.5
     assert found["explained_variance"].value == 1 - 2 / 8
     assert found["kl"].value == pytest.approx(0.1)
@@ -66,21 +63,18 @@ def test_estimates_by_hand():
 
 def test_no_value_where_there_is_none():
     nothing = np.full(3, np.nan)
-    losses = {name: nothing for name in features.COLUMNS if name.startswith(("ce", "kl"))}
-    found = suite.estimates(dataclasses.replace(measures(**losses), ce_score_zero=None, ce_score_mean=None), seed=0)
-    assert found["ce_score_zero"] == found["kl"] == found["ce"] == Estimate(value=None)
+    found = estimates(sums(**{name: nothing for name in COLUMNS if name.startswith(("ce", "kl"))}))
+    assert found["ce_score_zero"].value is found["kl"].value is found["ce"].value is None
     assert found["l0"].low is not None
-    one = dataclasses.replace(measures(), unit_sums=measures().unit_sums[:1])
-    assert suite.estimates(one, seed=0)["l0"] == Estimate(value=2.0)  # a single unit has no interval
+    assert estimates(sums()[:1])["l0"] == Estimate(2.0, n=1)  # a single unit has no interval
 
 
 def row(name, l0, *, kind="L1 5", seed=0, control="none", site="clean.layer_0.mlp_out", score=0.75, steps=4000):
-    values = dict.fromkeys(suite._FORMULAS, 0.5) | {"l0": l0, "ce_score_zero": None if control != "none" else score}
+    values = dict.fromkeys(FORMULAS, 0.5) | {"l0": l0, "ce_score_zero": None if control != "none" else score}
     return StoredAutoencoder(
         name=name, site=site, kind=kind, control=control, seed=seed, steps=steps, learning_rate=1e-3, latents=16,
         group=f"{site} {kind} {control} {steps}", tokens=100, dead=3, density_histogram=(0,) * 11 + (13,),
-        measures={key: Estimate(value=value) if value is None else Estimate(value=value, low=value - 0.25,
-                                                                            high=value + 0.25)
+        measures={key: Estimate(None) if value is None else Estimate(value, value - 0.25, value + 0.25)
                   for key, value in values.items()},
     )
 
@@ -92,18 +86,17 @@ ROWS = (
 
 
 def result(rows=ROWS, passed_over=()):
-    return suite.SaeResult(paper_site="clean.layer_0.mlp_out", autoencoders=tuple(rows), seeds=suite._seeds(rows),
+    return suite.SaeResult(paper_site="clean.layer_0.mlp_out", autoencoders=tuple(rows), seeds=suite.seed_groups(rows),
                            passed_over=tuple(passed_over), unit="stories", units=40)
 
 
 def test_seeds_become_a_mean():
-    (group,) = suite._seeds(ROWS)
-    low, high = stats.student([4.0, 6.0]).interval
+    (group,) = suite.seed_groups(ROWS)
     assert group.members == ("paper-b2", "paper-c3")
-    assert group.means["l0"] == Estimate(value=5.0, low=low, high=high)
+    assert group.means["l0"] == stats.student([4.0, 6.0], within=stats.COUNT) and group.means["l0"].low == 0
     assert group.means["dead"].value == 3
-    none = suite._seeds((row("a", 1.0, control="gaussian"), row("b", 2.0, control="gaussian", seed=1)))
-    assert none[0].means["ce_score_zero"] == Estimate(value=None)
+    none = suite.seed_groups((row("a", 1.0, control="gaussian"), row("b", 2.0, control="gaussian", seed=1)))
+    assert none[0].means["ce_score_zero"] == Estimate(None)
 
 
 def test_headline_has_each_kind_once_and_the_papers_site_first():
@@ -119,6 +112,8 @@ def test_headline_names_what_tells_autoencoders_apart():
     assert "L0 at L1 5, 16 latents, 4,000 steps, rate 0.001000" in names and len(set(names)) == 6
     same = [dataclasses.replace(row(f"x-{letter * 8}", 4.0), group=letter) for letter in "ab"]
     assert "L0 at L1 5, bbbbbbbb" in [f.name for f in result(same).headline()]
+    alike = [dataclasses.replace(row(f"{letter}-samesame", 4.0), group=letter) for letter in "ab"]
+    assert "L0 at L1 5, b-samesame" in [f.name for f in result(alike).headline()]
 
 
 def test_panels_survive_json_and_can_be_drawn():
@@ -129,8 +124,8 @@ def test_panels_survive_json_and_can_be_drawn():
     by_title = {panel.title: panel for panel in panels}
     assert by_title["Passed over"].rows == (("folder", "why"),)
     losses = by_title["Sparsity, and what the model loses"]
-    assert losses.rows[-1][2] == "Gaussian vectors" and losses.rows[-1][5] == "-"
-    assert losses.rows[1][4] == "4.00 ± 0.25" and losses.rows[1][-1] == "3 of 16"
+    assert losses.rows[-1][2] == "Gaussian vectors" and losses.rows[-1][5] == Estimate(None)
+    assert losses.rows[1][4] == Estimate(4.0, 3.75, 4.25) and losses.rows[1][-1] == "3 of 16"
     curves = by_title["Explained variance and sparsity"]
     assert isinstance(curves, Curves)
     assert {s.label: s.x for s in curves.series} == {
@@ -147,12 +142,9 @@ def test_nothing_measured_shows_what_was_passed_over():
 
 
 def test_the_terminal_shows_the_same(capsys):
-    class Record:
-        details: ClassVar = {"autoencoders": [dataclasses.asdict(r) for r in ROWS]}
-
-    Console(width=160).print(sae_view.stored_table(Record, "title"))
-    said = capsys.readouterr().out
-    assert "4.00 ± 0.25" in said and "Gaussian vectors" in said and "3 of 16" in said
+    Console(width=160).print(tables.terminal(result().panels()[0]))
+    text = capsys.readouterr().out
+    assert "4.00 [3.75, 4.25]" in text and "Gaussian vectors" in text and "3 of 16" in text
 
 
 def test_gaussian_vectors_have_the_moments_they_are_made_of():
@@ -172,7 +164,7 @@ def test_gaussian_vectors_have_the_moments_they_are_made_of():
         np.testing.assert_allclose(found.root[site] @ found.root[site], covariance, rtol=1e-3, atol=1e-3)
     draws = features.GaussianActivations(("a", "b"), seed=3)
     again = features.GaussianActivations(("b",), seed=3)
-    first, second = (next(features.blanks((64, 512))(start)) for start in (0, 1))
+    first, second = (next(features.GaussianActivations.batches((64, 512))(start)) for start in (0, 1))
     sample = np.asarray(draws(found, first))
     assert sample.shape == (64, 512, 2, 5) and np.any(sample != np.asarray(draws(found, second)))
     flat = sample.reshape(-1, 2, 5)

@@ -1,53 +1,174 @@
-"""``eval.py sae``: trains autoencoders of a run, stores them, and has the suite measure all that are stored.
+"""``jaxablate sae``: trains autoencoders of a run, stores them, and has the suite measure all that are stored.
+
+Everything that decides an autoencoder's weights goes into a digest, which its folder's name ends with. So the same
+command finds what it has stored, and another one never writes over it.
+
+    WORKDIR/autoencoders/NAME/             one autoencoder, as SAELens stores it
+    WORKDIR/autoencoders/jobs/DIGEST/      job.json; metrics.jsonl; state.safetensors while it is not finished
 
 An interrupted training is the same training: between two rounds everything it goes on from is one file, and the text is
-a function of the place where it goes on. See `jobs` for where things lie.
+a function of the place where it goes on.
 """
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import math
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
-from jaxablate import features
-from jaxablate.commands import sae_jobs
-from jaxablate.commands import score as runner
-from jaxablate.commands.sae_jobs import Job
-from jaxablate.commands.sae_settings import SaeSettings
-from jaxablate.commands.sae_view import Line
-from jaxablate.config import Config
+from jaxablate import features, files
+from jaxablate.commands import base
+from jaxablate.commands.score import ScoreSettings, score
+from jaxablate.config import ModelConfig
 from jaxablate.data.pipeline import train_batches
-from jaxablate.data.preparation import prepare
-from jaxablate.data.progress import progress_report
-from jaxablate.data.token_file import TokenFile
-from jaxablate.data.tokenizer import load_tokenizer
-from jaxablate.errors import CheckpointError, DataError, TrainingError
-from jaxablate.files import write, write_error
-from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.errors import CheckpointError, ConfigError, DataError, TrainingError
+from jaxablate.features import AutoencoderConfig, SaeRun, SaeTrainConfig, find_site
+from jaxablate.features.architectures import ARCHITECTURES, Architecture
+from jaxablate.features.config import PRESETS, Preset
+from jaxablate.features.controls import random_params
+from jaxablate.features.files import CONFIG, FOLDER, identity_digest
+from jaxablate.features.training import sites_of
 from jaxablate.provenance import provenance
 from jaxablate.reports.results import Results
-from jaxablate.runs.checkpoint import restore_params
+from jaxablate.reports import tables
 from jaxablate.runs.interruption import Interruption
-from jaxablate.runs.run import _check_data as check_data
-from jaxablate.runs.run import require_language_model
-from jaxablate.runs.workdir import hold_workdir
+from jaxablate.runs.run import Run, require_language_model
+from jaxablate.types import Params
 
 STATE, METRICS, ABOUT = "state.safetensors", "metrics.jsonl", "job.json"
 """Files of a job's folder."""
 MOST_OF_TIME = 0.05
 """Part of the time that saving may take; slow disks save less often."""
-Say = Callable[[str], None]
-ShowProgress = Callable[[int], AbstractContextManager[Line]]
-"""Steps of a training -> context of its progress line."""
+PAPER_L1 = 5.0
+_WINDOW_TOKENS = 4096
+"""About as many tokens has a token batch."""
+_SECONDS_BETWEEN_LINES = 10.0
+"""Pace of progress lines where the console is no terminal."""
+_OTHERWISE = "choose another --workdir"
+Line = Callable[[int, Mapping[str, np.ndarray], float | None], None]
+"""Shows one round: the steps made, figures [autoencoders] by name, and steps a second where they are known."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SaeSettings(base.RunSettings):
+    """Train sparse autoencoders on a language model's activations, store them, and measure all that are stored."""
+
+    sites: tuple[str, ...] = ()
+    """Where, for example clean.layer_6.mlp_out; the paper's by default, the MLP output of the second to last block."""
+    l1: tuple[float, ...] = ()
+    """L1 coefficients, of architecture standard; 5 by default, the paper's."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the weights. Sites x coefficients x seeds are trained together, on the same activations."""
+    control: Literal["none", "gaussian", "random-weights"] = "none"
+    """Train on something without features instead. gaussian: vectors with the site's mean and covariance.
+    random-weights: the same model with weights as they are drawn. Such an autoencoder is stored beside the others."""
+    preset: Preset = "quick"
+    """quick: 4,000 steps at a learning rate of 3e-3. paper: its 100,000 steps at 1e-5, as SAELens 5.1.0 makes them; in
+    fewer steps at a rate that goes as far."""
+    steps: int | None = None
+    """Optimiser steps; by default the preset's."""
+    learning_rate: float | None = None
+    """Learning rate of Adam; by default the preset's."""
+    architecture: str = "standard"
+    """standard: ReLU and L1. topk: the k largest latents of each token. batchtopk: k a token on average. Or the name of
+    one that another package registered."""
+    k: float | None = None
+    """Active latents a token, of topk and batchtopk; 32 by default."""
+    decoder: Literal["unit", "free"] = "unit"
+    """unit: decoder vectors of norm 1. free: any norm, which weighs the penalty."""
+    width: int = 16
+    """Latents, as a multiple of the site's width."""
+    tokens_per_step: int = 4096
+    """Tokens of an optimiser step."""
+    buffer_batches: int = 64
+    """Steps' worth of activations that are mixed, an even number; it takes 4 bytes x this x tokens per step x width for
+    each site."""
+    warmup: float = 0.0
+    """First part of the steps in which the learning rate rises."""
+    decay: float = 0.2
+    """Last part of the steps in which it falls to 0."""
+    l1_warmup: float = 0.05
+    """First part of the steps in which the L1 coefficient rises."""
+    seed: Annotated[int, tyro.conf.arg(aliases=("--data-seed",))] = 0
+    """Decides the order of the training text, its mixing, the draws of a control, and resampling."""
+    save_every: float = 60.0
+    """Seconds between two savings of what an interrupted training goes on from."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        base.require_at_least(self, 1, "width", "tokens_per_step", "buffer_batches")
+        for name in ("sites", "l1", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ConfigError(f"--{name} {' '.join(map(str, values))} has a value twice; give each once")
+        if not self.seeds or min(self.seeds) < 0:
+            raise ConfigError("--seeds must have one seed or more, and no seed may be negative")
+        if not self.save_every > 0:
+            raise ConfigError(f"save_every={self.save_every:g} must be above 0 seconds")
+        if self.kind.training is None:
+            raise ConfigError(f"architecture={self.architecture!r} can be used but not trained; choose another")
+        for flag, idle in {"--k": self.k is not None and not self.kind.uses_k,
+                           "--l1": bool(self.l1) and self.kind.penalty is None}.items():
+            if idle:
+                raise ConfigError(f"no effect beside --architecture {self.architecture}: {flag}; leave it out, or "
+                                  "choose another --architecture")
+        self.training(self.buffer_batches)
+        for l1 in self.coefficients:
+            SaeRun("", l1)
+
+    def run(self, console: Console) -> None:
+        """Trains what is missing, showing how far it is, and prints the stored autoencoders' figures."""
+        report = autoencoders(self, partial(base.say, console), partial(training_line, console))
+        if report.results is None:
+            print(f"stopped at {report.stopped}; the same command goes on from there", file=sys.stderr)
+            raise SystemExit(130)
+        panels = report.results.suites["sae"].panels
+        table = tables.terminal(dataclasses.replace(panels[0], title=f"autoencoders of {self.workdir}"))
+        console.print(table)
+        base.say_paths(console, [*report.trained, self.workdir / "report.html"])
+
+    @property
+    def kind(self) -> Architecture:
+        """The registered architecture."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """L1 coefficients, the default filled in; 0 where there is no such penalty."""
+        return (self.l1 or (PAPER_L1,)) if self.kind.penalty is not None else (0.0,)
+
+    def training(self, buffer_batches: int) -> SaeTrainConfig:
+        """Length and pace, with a buffer of so many steps."""
+        preset = PRESETS[self.preset]
+        return SaeTrainConfig(
+            steps=preset["steps"] if self.steps is None else self.steps,
+            learning_rate=preset["learning_rate"] if self.learning_rate is None else self.learning_rate,
+            warmup=self.warmup, decay=self.decay, l1_warmup=self.l1_warmup, batch_tokens=self.tokens_per_step,
+            buffer_batches=buffer_batches, seed=self.seed,
+        )
+
+    def score(self) -> ScoreSettings:
+        """How the stored autoencoders are measured."""
+        return ScoreSettings(workdir=self.workdir, checkpoint=self.checkpoint, suites=("sae",),
+                             batch_size=self.batch_size, seed=self.seed)
+
+
+parse = partial(base.parse, SaeSettings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,110 +178,118 @@ class SaeReport:
     trained: tuple[Path, ...]
     """Folders of the autoencoders that this call stored."""
     results: Results | None
-    """With the suite's record; None where a signal stopped the training before its end."""
+    """Results with the suite's record; None where a signal stopped the training before its end."""
     stopped: str = ""
     """Where a signal stopped it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
-    """A run whose activations autoencoders are trained on."""
+class Job:
+    """Autoencoders of one width that one pass over the model's activations trains."""
 
-    config: Config
-    model: SelfAblatingTransformer
-    params: Any
-    text: TokenFile
+    runs: tuple[SaeRun, ...]
+    config: AutoencoderConfig
+    settings: SaeTrainConfig
+    windows: tuple[int, int]
+    """[W, T] of a token batch; it divides half the buffer."""
     origin: Mapping[str, Any]
-    """What an autoencoder's weights depend on, as far as it is of the run."""
+    """JSON-able: what else decides the weights: model, data, control."""
+
+    def identity(self, run: SaeRun) -> dict[str, Any]:
+        """All that decides one autoencoder's weights, for its cfg.json."""
+        return {"run": dataclasses.asdict(run), "config": dataclasses.asdict(self.config),
+                "settings": dataclasses.asdict(self.settings), "windows": list(self.windows), **self.origin}
+
+    def name(self, run: SaeRun) -> str:
+        """Name of an autoencoder's folder, for example ``clean.layer_6.mlp_out-l1-5-seed-0-1f6c09ab``."""
+        kind = self.config.kind.label(self.config, run.l1).lower().replace(" ", "-")
+        control = [] if self.origin["control"] == "none" else [self.origin["control"]]
+        return "-".join([run.site, kind, *control, f"seed-{run.seed}", identity_digest(self.identity(run))])
+
+    @property
+    def digest(self) -> str:
+        """Digest of the identities of all its autoencoders."""
+        return identity_digest([self.identity(run) for run in self.runs])
+
+    def without_stored(self, folder: Path) -> "Job":
+        """The job without the autoencoders that the folder has already."""
+        left = tuple(run for run in self.runs if not (folder / self.name(run) / CONFIG).is_file())
+        return dataclasses.replace(self, runs=left)
 
 
 def autoencoders(
-    settings: SaeSettings, say: Say = lambda line: None,
-    show_progress: ShowProgress = lambda steps: contextlib.nullcontext(lambda *figures: None),
+    settings: SaeSettings, say: Callable[[str], None] = lambda line: None,
+    show_progress: Callable[[int], contextlib.AbstractContextManager[Line]] =
+        lambda steps: contextlib.nullcontext(lambda step, figures, rate: None),
 ) -> SaeReport:
     """Trains what is not stored yet, and measures everything that is.
 
     Args:
       settings: which run, sites, coefficients, seeds, and how long.
       say: receives lines of progress.
-      show_progress: steps -> context of a function that is told of each round.
+      show_progress: steps -> context of a function that is called with each round.
 
     Raises:
-      ConfigError: a value is out of range, a site does not exist, or the run is none of a language model.
+      ConfigError: a site does not exist, or the run is none of a language model.
       DataError: the text is not the run's or too short, or activations are not finite.
-      CheckpointError: the run cannot be read, a file cannot be written, or another process trains the same.
+      CheckpointError: the run cannot be read.
+      FileError: a file cannot be written, or another process trains the same.
       TrainingError: a loss was not finite.
     """
-    settings.check()
-    opened = open_run(settings)
-    jobs = sae_jobs.plan(settings, opened.config.model, opened.config.train.sequence_length, opened.origin)
-    folder, stored = settings.workdir / sae_jobs.FOLDER, []
+    config = require_language_model(settings.workdir, "autoencoders are trained on")
+    for name in settings.sites:
+        find_site(config.model, name)
+    run = settings.open()
+    origin = {"model": features.fingerprint(run.params), "model_step": run.step,
+              "data": run.splits["train"].data_hash, "control": settings.control, "control_seed": settings.seed}
+    jobs = plan(settings, config.model, config.train.sequence_length, origin)
+    folder, trained = settings.workdir / FOLDER, []
     for whole in jobs:
         # One that was interrupted goes on as it was, also where others were asked for beside it then.
         for job in [*_interrupted(folder, whole), whole]:
             job = job.without_stored(folder) if job is whole else job
             if not job.runs:
                 continue
-            done = _train_job(job, opened, settings, folder, say, show_progress)
-            if isinstance(done, str):
-                return SaeReport(trained=tuple(stored), results=None, stopped=done)
-            stored += done
+            result = _train_job(job, run, settings, folder, say, show_progress)
+            if isinstance(result, str):
+                return SaeReport(trained=tuple(trained), results=None, stopped=result)
+            trained += result
     asked = sum(len(job.runs) for job in jobs)
-    if len(stored) < asked:
-        say(f"{asked - len(stored)} of {asked} autoencoders were stored already")
-    return SaeReport(trained=tuple(stored), results=runner.score(settings.of_score(), say))
+    if len(trained) < asked:
+        say(f"{asked - len(trained)} of {asked} autoencoders were stored already")
+    return SaeReport(trained=tuple(trained), results=score(settings.score(), say))
 
 
-def open_run(settings: SaeSettings) -> Opened:
-    """Checkpoint and training text of a run.
+def plan(settings: SaeSettings, model: ModelConfig, length: int, origin: Mapping[str, Any]) -> list[Job]:
+    """The jobs of a command, one for each width of its sites.
+
+    Args:
+      settings: settings of the command.
+      model: config of the decoder.
+      length: tokens of a sequence.
+      origin: see `Job`.
 
     Raises:
-      ConfigError, DataError, CheckpointError: as `autoencoders` says.
+      ConfigError: a site does not exist, or a number does not fit the width.
     """
-    config = require_language_model(settings.workdir, "autoencoders are trained on")
-    model = SelfAblatingTransformer(config.model)
-    for name in settings.sites:
-        features.find_site(config.model, name)
-    params, step = restore_params(settings.workdir, step=settings.step_for(config))
-    with progress_report() as report:
-        data = prepare(config.data, report=report)
-    text, tokenizer = data.train, load_tokenizer(settings.workdir / "tokenizer")
-    check_data(settings.workdir, tokenizer, data.tokenizer, {"train": text.data_hash}, config.data.cache_dir)
-    origin = {"model": features.fingerprint(params), "model_step": int(step), "data": text.data_hash,
-              "control": settings.control, "control_seed": settings.data_seed}
-    return Opened(config=config, model=model, params=params, text=text, origin=origin)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Source:
-    """What a job's autoencoders are trained on."""
-
-    activations: Callable[[Any, jax.Array], jax.Array]
-    params: Any
-    tokens: Callable[[int], Iterator[np.ndarray]]
-    model_params: Any
-    """Of the decoder whose activations they are, or have the moments of."""
-
-
-def _source(job: Job, opened: Opened) -> _Source:
-    names, seed = features.sites_of(job.runs), job.settings.seed
-    reader, params = features.reader(opened.model, names), opened.params
-    rows, length = job.windows
-
-    def text(start: int) -> Iterator[np.ndarray]:
-        batches = train_batches(opened.text, batch_size=rows, sequence_length=length, seed=seed, start_step=start)
-        with contextlib.closing(batches):
-            for batch in batches:
-                yield batch["inputs"]
-
-    if job.origin["control"] == "random-weights":
-        params = sae_jobs.random_params(opened.model, job.origin["control_seed"])
-    if job.origin["control"] != "gaussian":
-        return _Source(activations=reader, params=params, tokens=text, model_params=params)
-    count = job.settings.buffer_batches * job.settings.batch_tokens // (rows * length)
-    moments = features.moments(reader, params, islice(text(0), count))
-    gaussian = features.GaussianActivations(names, seed)
-    return _Source(activations=gaussian, params=moments, tokens=features.blanks(job.windows), model_params=params)
+    places = [find_site(model, name) for name in settings.sites or (features.paper_site(model),)]
+    # Whole sequences of the text must fill half the buffer, so it has a multiple of the steps that they make up.
+    unit = length // math.gcd(length, settings.tokens_per_step)
+    training = settings.training(2 * max(settings.buffer_batches // 2 // unit, 1) * unit)
+    # A token batch has the most sequences that divide half the buffer, within a limit.
+    sequences = training.round_steps * training.batch_tokens // length
+    rows = next(rows for rows in range(max(_WINDOW_TOKENS // length, 1), 0, -1) if sequences % rows == 0)
+    jobs = []
+    for width in dict.fromkeys(place.width for place in places):
+        runs = tuple(SaeRun(place.name, l1, seed) for place in places if place.width == width
+                     for l1 in settings.coefficients for seed in settings.seeds)
+        config = AutoencoderConfig(
+            d_in=width, d_sae=settings.width * width, architecture=settings.architecture,
+            k=32 if settings.k is None else settings.k, decoder=settings.decoder,
+            project_gradient=PRESETS[settings.preset]["project_gradient"],
+        )
+        jobs.append(Job(runs=runs, config=config, settings=training, windows=(rows, length), origin=origin))
+    return jobs
 
 
 def _interrupted(folder: Path, asked: Job) -> Iterator[Job]:
@@ -175,60 +304,93 @@ def _interrupted(folder: Path, asked: Job) -> Iterator[Job]:
             yield dataclasses.replace(asked, runs=tuple(by_name[name] for name in names))
 
 
-def _train_job(
-    job: Job, opened: Opened, settings: SaeSettings, folder: Path, say: Say, show_progress: ShowProgress
-) -> list[Path] | str:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What a job's autoencoders are trained on."""
+
+    activations: Callable[[Any, jax.Array], jax.Array]
+    params: Any
+    tokens: Callable[[int], Iterator[np.ndarray]]
+    model_params: Params
+    """Parameters of the decoder whose activations they are, or have the moments of."""
+
+
+def _source(job: Job, run: Run) -> _Source:
+    names, seed = sites_of(job.runs), job.settings.seed
+    reader = features.reader(run.model, names)
+    rows, length = job.windows
+
+    def text(start: int) -> Iterator[np.ndarray]:
+        batches = train_batches(run.splits["train"].tokens, batch_size=rows, sequence_length=length, seed=seed,
+                                start_step=start)
+        with contextlib.closing(batches):
+            for batch in batches:
+                yield batch["inputs"]
+
+    # On one device, where the run's are on all of them.
+    params = jax.tree.map(jnp.asarray, jax.device_get(run.params))
+    if job.origin["control"] == "random-weights":
+        params = random_params(run.model, job.origin["control_seed"])
+    if job.origin["control"] != "gaussian":
+        return _Source(activations=reader, params=params, tokens=text, model_params=params)
+    count = job.settings.buffer_batches * job.settings.batch_tokens // (rows * length)
+    moments = features.moments(reader, params, islice(text(0), count))
+    gaussian = features.GaussianActivations(names, seed)
+    return _Source(activations=gaussian, params=moments, tokens=gaussian.batches(job.windows), model_params=params)
+
+
+def _train_job(job: Job, run: Run, settings: SaeSettings, folder: Path, say: Callable[[str], None],
+               show_progress: Callable[[int], contextlib.AbstractContextManager[Line]]) -> list[Path] | str:
     """Folders of the trained autoencoders, or where a signal stopped the training."""
     where = folder / "jobs" / job.digest
     with _held(where):
-        source, state = _source(job, opened), None
+        source, state = _source(job, run), None
         if (where / STATE).exists():
-            state = _restored(where / STATE, job)
+            try:
+                state = features.load_state(where / STATE, job.runs, job.config, job.settings)
+            except DataError as error:
+                raise CheckpointError(f"{error}; delete {where / STATE} to start anew") from error
         first = 0 if state is None else int(state.step)
-        say(_banner(job, opened, first))
+        say(_banner(job, run.splits["train"].tokens.n_tokens, first))
         with show_progress(job.settings.steps) as line, _Rounds(job, where, settings, line, first) as rounds, (
-            Interruption()) as interruption:
-            done = features.train(source.activations, source.params, source.tokens, job.runs, job.config, job.settings,
-                                  state=state, progress=rounds, stop=lambda: interruption.name is not None)
-            if int(done.state.step) < job.settings.steps:
-                rounds.save(done.state)
-                return f"step {int(done.state.step):,} of {job.settings.steps:,}"
-        stored = _store(job, done, source, opened, folder)
+                Interruption()) as interruption, warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            trained = features.train(source.activations, source.params, source.tokens, job.runs, job.config,
+                                     job.settings, state=state, progress=rounds,
+                                     stop=lambda: interruption.name is not None)
+            if int(trained.state.step) < job.settings.steps:
+                rounds.save(trained.state)
+                return f"step {int(trained.state.step):,} of {job.settings.steps:,}"
+        for warning in warned:
+            say(f"warning: {warning.message}")
+        paths = _store(job, trained, source, run, folder)
         (where / STATE).unlink(missing_ok=True)
-    return stored
+    return paths
 
 
-def _store(job: Job, done: features.Trained, source: _Source, opened: Opened, folder: Path) -> list[Path]:
+def _store(job: Job, trained: features.Trained, source: _Source, run: Run, folder: Path) -> list[Path]:
     """Writes the autoencoders of a finished job."""
-    conditions, out = provenance(jax.devices()), []
-    sites, densities = features.sites_of(job.runs), features.buffer_density(done, job.config)
-    for run, sae, scale, density in zip(done.runs, done.autoencoders, done.scales, densities, strict=True):
-        at = sites.index(run.site)
-        moments = jax.tree.map(lambda x, at=at: x[at : at + 1], source.params)
-        out.append(features.save_autoencoder(
-            folder / job.name(run), sae, job.config, run.site, opened.config.model, params=source.model_params,
-            density=density, moments=moments if job.origin["control"] == "gaussian" else None,
-            details={"identity": job.identity(run), "scale": scale, "trained": conditions.date,
+    conditions, paths = provenance(jax.devices()), []
+    for sae_run, sae, scale in zip(trained.runs, trained.autoencoders, trained.scales, strict=True):
+        at = sites_of(job.runs).index(sae_run.site)
+        gaussian = job.origin["control"] == "gaussian"
+        paths.append(features.save(
+            folder / job.name(sae_run), sae, sae_run.site, model=run.model.config, params=source.model_params,
+            density=features.reconstruction(sae, trained.vectors(sae_run)).density,
+            moments=jax.tree.map(lambda x, at=at: x[at : at + 1], source.params) if gaussian else None,
+            details={"identity": job.identity(sae_run), "scale": scale, "trained": conditions.date,
                      "revision": conditions.revision, "device": conditions.device}))
-    return out
+    return paths
 
 
-def _restored(path: Path, job: Job) -> features.TrainState:
-    try:
-        return features.load_state(path, job.runs, job.config, job.settings)
-    except DataError as error:
-        raise CheckpointError(f"{error}; delete {path} to start anew") from error
-
-
-def _banner(job: Job, opened: Opened, first: int) -> str:
+def _banner(job: Job, text_tokens: int, first: int) -> str:
     s, c = job.settings, job.config
     many = f"{len(job.runs)} autoencoders" if len(job.runs) > 1 else "an autoencoder"
     what = {"none": "", "gaussian": ", on Gaussian vectors of their mean and covariance",
             "random-weights": ", of the model with random weights"}[job.origin["control"]]
     begin = f"goes on from step {first:,}" if first else "starts"
-    return (f"training {many} {c.d_in:,} -> {c.d_sae:,} at {', '.join(features.sites_of(job.runs))}{what}: {s.steps:,} "
-            f"steps of {s.batch_tokens:,} tokens; the text has {opened.text.n_tokens:,}, of which {s.tokens:,} are "
-            f"drawn; {begin}")
+    return (f"training {many} {c.d_in:,} -> {c.d_sae:,} at {', '.join(sites_of(job.runs))}{what}: {s.steps:,} steps of "
+            f"{s.batch_tokens:,} tokens; the text has {text_tokens:,}, of which {s.tokens:,} are drawn; {begin}")
 
 
 class _Rounds:
@@ -236,13 +398,15 @@ class _Rounds:
 
     def __init__(self, job: Job, folder: Path, settings: SaeSettings, line: Line, first: int):
         self._job, self._folder, self._line = job, folder, line
-        self._every, self._first, self._began = settings.save_every, first, None
+        self._every, self._first = settings.save_every, first
+        self._began: tuple[int, float] | None = None
 
     def __enter__(self) -> "_Rounds":
         about = {"autoencoders": [self._job.name(run) for run in self._job.runs],
                  "identities": [self._job.identity(run) for run in self._job.runs]}
-        write(self._folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
-        _drop_after(self._folder / METRICS, self._first)
+        files.write_json(self._folder / ABOUT, about, indent=1, otherwise=_OTHERWISE)
+        # Lines of later steps will come again.
+        files.cut_jsonl(self._folder / METRICS, lambda line: line["step"] <= self._first)
         self._file = (self._folder / METRICS).open("a")
         self._saved = time.monotonic()
         return self
@@ -261,7 +425,7 @@ class _Rounds:
                 self._file.write(json.dumps({"step": step, **dataclasses.asdict(run), "figures": values}) + "\n")
             self._file.flush()
         except OSError as error:
-            raise write_error(self._folder / METRICS, error, "choose another --workdir") from error
+            raise files.write_error(self._folder / METRICS, error, _OTHERWISE) from error
         self._line(step, means, self._rate(step))
         if time.monotonic() - self._saved >= self._every and step < self._job.settings.steps:
             self.save(state)
@@ -286,13 +450,14 @@ class _Rounds:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 (self._folder / STATE).unlink(missing_ok=True)  # from there it would come to this again
                 raise TrainingError(f"{self._job.name(run)} had loss={loss} before step {step:,}; a lower "
-                                    f"--learning-rate than {self._job.settings.learning_rate:g} may help")
+                                    f"--learning-rate than {self._job.settings.rate:g} may help")
 
 
 @contextlib.contextmanager
 def _held(where: Path) -> Iterator[None]:
     """Makes a job's folder and keeps other processes out of it; it is gone again if nothing comes of it."""
-    with hold_workdir(where):
+    busy = f"another process is training in {where}; wait for it or stop it"
+    with files.lock(where / ".lock", busy=busy, otherwise=_OTHERWISE):
         try:
             yield
         finally:
@@ -305,10 +470,43 @@ def _held(where: Path) -> Iterator[None]:
                         path.rmdir()  # stays where it holds anything
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Rewrites the log without the lines of later steps, which will come again, and without half a line."""
-    kept = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            kept += [text + "\n"] if json.loads(text)["step"] <= step else []
-    write(path, "".join(kept).encode())
+@contextlib.contextmanager
+def training_line(console: Console, steps: int) -> Iterator[Line]:
+    """A live line with step, figures, speed and the time left; plain lines where the console is no terminal.
+
+    Args:
+      console: where to draw.
+      steps: steps of the whole training.
+    """
+    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task, last = progress.add_task("compiling", total=steps), -_SECONDS_BETWEEN_LINES
+
+        def show(step: int, figures: Mapping[str, np.ndarray], rate: float | None) -> None:
+            nonlocal last
+            text = line(step, steps, figures, rate)
+            progress.update(task, completed=step, description=text)
+            now = time.monotonic()
+            if not console.is_terminal and (now - last >= _SECONDS_BETWEEN_LINES or step == steps):
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
+                last = now
+
+        yield show
+
+
+def line(step: int, steps: int, figures: Mapping[str, np.ndarray], rate: float | None) -> str:
+    """One line of progress; of several autoencoders the least and the greatest figure.
+
+    >>> figures = {"loss": np.array([30.0, 8.0]), "l0": np.array([3.2, 31.0]),
+    ...            "explained_variance": np.array([0.5, 0.75]), "dead": np.array([4, 0])}
+    >>> line(64, 4000, figures, 8.0)
+    'step 64/4000  loss 8..30  L0 3.2..31  explained variance 0.5..0.75  dead 0..4  8.0 steps/s  0:08:12 left'
+    """
+    parts = [f"step {step}/{steps}"]
+    for label, name in {"loss": "loss", "L0": "l0", "explained variance": "explained_variance", "dead": "dead"}.items():
+        low, high = f"{np.min(figures[name]):.3g}", f"{np.max(figures[name]):.3g}"
+        parts.append(f"{label} {low}" if low == high else f"{label} {low}..{high}")
+    if rate is not None:
+        left = datetime.timedelta(seconds=round((steps - step) / rate))
+        parts += [f"{rate:.1f} steps/s", f"{left} left"]
+    return "  ".join(parts)

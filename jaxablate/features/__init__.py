@@ -13,10 +13,10 @@ Several at once, on a model's activations as it computes them:
 >>> done = features.train(
 ...     lambda params, tokens: params[tokens][:, :, None],  # [W, T, one site, D]; `features.reader` reads a decoder's
 ...     table,
-...     lambda start: (np.random.default_rng(i).integers(0, 7, (2, 8)) for i in range(start, 100)),
-...     [features.SaeRun("embedding", l1=5.0), features.SaeRun("embedding", l1=0.5)],
+...     lambda start: (np.random.default_rng(i).integers(0, 7, (2, 8)) for i in range(start, 400)),
+...     [features.SaeRun("embedding", l1=1.0), features.SaeRun("embedding", l1=0.5)],
 ...     features.AutoencoderConfig(d_in=4, d_sae=16),
-...     features.SaeTrainConfig(steps=4, batch_tokens=8, buffer_batches=4),
+...     features.SaeTrainConfig(steps=400, batch_tokens=8, buffer_batches=4),
 ... )
 >>> [sae.W_dec.shape for sae in done.autoencoders]
 [(16, 4), (16, 4)]

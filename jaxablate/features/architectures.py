@@ -164,6 +164,7 @@ ARCHITECTURES: Registry[Architecture] = Registry("autoencoder architecture", [
         training=lambda pre, cut, config: jnp.where(pre >= cut, jax.nn.relu(pre), 0),
     ),
     Architecture(
-        name="jumprelu", has_threshold=True, inference=lambda pre, threshold, config: jnp.where(pre > threshold, pre, 0),
+        name="jumprelu", has_threshold=True,
+        inference=lambda pre, threshold, config: jnp.where(pre > threshold, pre, 0),
     ),
 ])

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxablate.errors import DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
@@ -41,7 +41,7 @@ class GaussianActivations:
     names: tuple[str, ...]
     seed: int = 0
 
-    def __call__(self, moments: Moments, numbers_WT: jax.Array) -> Float[Array, "w t sites d"]:
+    def __call__(self, moments: Moments, numbers_WT: Int[Array | np.ndarray, "w t"]) -> Float[Array, "w t sites d"]:
         """Draws for each site; only ``numbers_WT[0, 0]`` and the shape are read."""
         key = jax.random.fold_in(jax.random.key(self.seed), numbers_WT[0, 0])
         width = moments.mean.shape[-1]

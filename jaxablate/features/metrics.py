@@ -360,10 +360,11 @@ def estimates(unit_sums: np.ndarray, seed: int = 0) -> dict[str, Estimate]:
       seed: seed of resampling.
     """
     tokens = unit_sums[:, 0]
-    means = dict(zip(COLUMNS, (unit_sums.sum(0) / tokens.sum()).tolist(), strict=True))
+    means = dict(zip(COLUMNS, unit_sums.sum(0) / tokens.sum(), strict=True))
     resamples = stats.ratio_resamples(unit_sums.T, tokens, seed=seed) if len(tokens) > 1 else np.zeros((len(means), 0))
     drawn = dict(zip(COLUMNS, resamples, strict=True))
     # Where ablation does not raise the loss, there is no share of a rise to speak of.
     missing = {f"ce_score_{kind}" for kind in ("zero", "mean") if not means[f"ce_{kind}"] > means["ce"]}
     return {name: Estimate(None) if name in missing else
-            stats.from_draws(formula(means), formula(drawn), n=len(tokens)) for name, formula in FORMULAS.items()}
+            stats.from_draws(float(formula(means)), formula(drawn), n=len(tokens))
+            for name, formula in FORMULAS.items()}

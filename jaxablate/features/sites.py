@@ -121,8 +121,8 @@ def reader(model: SelfAblatingTransformer, names: Sequence[str]) -> Reader:
 
 
 def forward(
-    model: SelfAblatingTransformer, params: Params, tokens_BT: Int[Array | np.ndarray, "b t"], names: Sequence[str] = (),
-    replaced: Mapping[str, jax.Array] | None = None,
+    model: SelfAblatingTransformer, params: Params, tokens_BT: Int[Array | np.ndarray, "b t"],
+    names: Sequence[str] = (), replaced: Mapping[str, jax.Array] | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """One forward pass in which sites are read and replaced.
 

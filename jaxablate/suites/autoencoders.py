@@ -1,13 +1,13 @@
 """Suite ``sae``: every autoencoder stored in a working directory, over the whole validation split.
 
-The paper reports L0 and CE score of one autoencoder a model (docs/papers.md, Feature concentration). Here they
-stand with intervals over stories and over seeds, beside what the reconstruction explains, and beside controls:
-autoencoders of Gaussian vectors of the site's mean and covariance, and of the same model with random weights.
+The paper reports L0 and CE score of one autoencoder a model (docs/papers.md, Feature concentration). Here they stand
+with intervals over stories and over seeds, beside what the reconstruction explains, and beside controls: autoencoders
+of Gaussian vectors of the site's mean and covariance, and of the same model with random weights.
 `jaxablate.features.metrics` has the formulas.
 """
 
 import dataclasses
-import operator
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from jaxablate import features, stats
-from jaxablate.commands import sae_jobs
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.intervals_old import RESAMPLES, interval_ends, percentile_interval, ratio_resamples
-from jaxablate.reports.panels import Panel
-from jaxablate.reports.results import Figure
+from jaxablate.features.controls import random_params
+from jaxablate.features.files import stored, without_seed
+from jaxablate.features.metrics import DENSITY_EDGES, FORMULAS
+from jaxablate.reports.panels import Curves, Grid, Histogram, HistogramGrid, Panel, Series
+from jaxablate.reports.results import Better, Figure
 from jaxablate.runs.run import Run
-from jaxablate.suites import autoencoders_panels as sae_panels
-from jaxablate.suites.autoencoders_panels import Estimate, Seeds, StoredAutoencoder
+from jaxablate.stats import Estimate, number
 from jaxablate.suites.suite import Suite
 from jaxablate.types import Batch
 
@@ -32,6 +32,58 @@ AT_ONCE = 8
 """Autoencoders in one pass over the split."""
 BLANKS = (16, 256)
 """Shape of a batch of a Gaussian control, whose vectors belong to no text."""
+CONTROLS = {"none": "the model", "gaussian": "Gaussian vectors", "random-weights": "random weights"}
+"""Control -> what its autoencoders were trained on, for readers."""
+MOST_HISTOGRAMS = 24
+RANGES: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("l0", "l1", "dead", "mse", "ce", "ce_sae", "ce_zero", "ce_mean", "kl", "kl_zero", "kl_mean"),
+                    stats.COUNT),
+    **dict.fromkeys(("explained_variance", "explained_variance_saelens"), (-math.inf, 1.0)), "cosine": (-1.0, 1.0),
+}
+"""Measure -> least and greatest number possible, where there are limits."""
+_HELD_OUT = 1 << 20
+"""Added to the seed of a Gaussian control's held-out draws, so that they are not those it was trained on."""
+_HEADLINE: tuple[tuple[str, str, str, Better], ...] = (
+    ("L0", "l0", "latents", "down"), ("CE score", "ce_score_zero", "", "up"),
+    ("explained var.", "explained_variance", "", "up"))
+"""(name, measure, unit, better) of the headline."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredAutoencoder:
+    """One autoencoder and its figures; see `jaxablate.features.SaeMeasures` for what each is."""
+
+    name: str
+    """Name of its folder."""
+    site: str
+    kind: str
+    """Its architecture and what decides its sparsity: ``L1 5``, ``topk 32``."""
+    control: str
+    """none, gaussian or random-weights."""
+    seed: int | None
+    """None where it is not known, as for an autoencoder that another program trained."""
+    steps: int | None
+    learning_rate: float | None
+    latents: int
+    group: str
+    """The same for autoencoders that differ in their seed alone."""
+    tokens: int
+    measures: Mapping[str, Estimate]
+    """`SaeMeasures.estimates`; those of losses have no value for controls."""
+    dead: int
+    """Latents that are active for no token of the split."""
+    density_histogram: tuple[int, ...]
+    """Latents that are not dead, by density, in bins of `jaxablate.features.metrics.DENSITY_EDGES`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seeds:
+    """Autoencoders that differ in their seed alone."""
+
+    members: tuple[str, ...]
+    """Names of their folders."""
+    means: Mapping[str, Estimate]
+    """`StoredAutoencoder.measures` and ``dead``, each a mean with a 95 % Student interval."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +93,7 @@ class SaeResult:
     paper_site: str
     autoencoders: tuple[StoredAutoencoder, ...]
     seeds: tuple[Seeds, ...]
-    """Autoencoders that differ in nothing but the seed of their weights, where there are several."""
+    """Groups of several seeds."""
     passed_over: tuple[tuple[str, str], ...]
     """(folder, why)."""
     unit: str
@@ -49,90 +101,95 @@ class SaeResult:
     units: int
 
     def headline(self) -> tuple[Figure, ...]:
-        """L0, CE score and explained variance of each kind; intervals over seeds where there are several."""
-        return sae_panels.figures(self.autoencoders, self.seeds, self.paper_site)
+        """L0, CE score and explained variance of each kind but controls, the paper's site first.
+
+        Intervals are over seeds where there are several.
+        """
+        groups = {name: group for group in self.seeds for name in group.members}
+        firsts: dict[str, StoredAutoencoder] = {}
+        for row in self.autoencoders:
+            if row.control == "none":
+                firsts.setdefault(row.group, row)
+        ordered = sorted(firsts.values(), key=lambda row: row.site != self.paper_site)
+        figures = []
+        for row, label in zip(ordered, _labels(ordered, self.paper_site), strict=True):
+            measures = groups[row.name].means if row.name in groups else row.measures
+            figures += [Figure(f"{name} at {label}", measures[key], unit, better, RANGES.get(key))
+                        for name, key, unit, better in _HEADLINE]
+        return tuple(figures)
 
     def panels(self) -> tuple[Panel, ...]:
-        """Tables, densities, and what sparsity costs."""
-        return sae_panels.panels(self.autoencoders, self.seeds, self.passed_over, f"{self.units:,} {self.unit}")
+        """Tables, histograms of densities, curves over coefficients, and what was passed over."""
+        rows, panels = self.autoencoders, list[Panel]()
+        if rows:
+            intervals = (f"In brackets: 95 % bootstrap intervals over {self.units:,} {self.unit}; of Gaussian vectors "
+                         "over rows of 256 of them.")
+            panels += [_losses(rows, intervals), _reconstructions(rows, intervals)]
+            panels += [_over_seeds(rows, self.seeds)] if self.seeds else []
+            curves = (_curves(rows, y) for y in ("explained_variance", "ce_score_zero"))
+            panels += [*(curve for curve in curves if curve is not None), _densities(rows), _trained(rows)]
+        if self.passed_over:
+            panels.append(Grid(title="Passed over", caption="Folders that hold no autoencoder of this checkpoint.",
+                               columns=("folder", "why"), rows=self.passed_over))
+        return tuple(panels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
-    """One stored autoencoder of this checkpoint."""
+class _Member:
+    """One stored autoencoder of this checkpoint: its folder's name, and what is in it."""
 
     name: str
-    saved: features.Saved
-    control: str
+    saved: features.SavedAutoencoder
 
     @property
-    def subject(self) -> features.Subject:
-        """As it is measured."""
-        return features.Subject(self.saved.site, self.saved.sae, self.saved.config)
+    def identity(self) -> Mapping[str, Any]:
+        """What decided its weights, as the command stored it; empty for another program's."""
+        return self.saved.details.get("identity", {})
+
+    @property
+    def control(self) -> str:
+        return self.identity.get("control", "none")
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """By site, kind, what decides the sparsity, control, seed."""
+        config, run = self.saved.sae.config, self.identity.get("run", {})
+        return (self.saved.name, config.architecture, run.get("l1", 0.0), config.k, list(CONTROLS).index(self.control),
+                run.get("seed", 0), self.name)
 
 
 def lacks(workdir: Path) -> str | None:
     """Why there is nothing to measure in a working directory; None where an autoencoder is stored."""
-    if sae_jobs.stored(workdir):
-        return None
-    return f"no autoencoder is stored; train one: python eval.py sae --workdir {workdir}"
-
-
-def open_stored(folders: Sequence[Path], model: Any, params: Any) -> tuple[list[Opened], list[tuple[str, str]]]:
-    """Autoencoders of these parameters, and the folders that hold no such one.
-
-    Args:
-      folders: of autoencoders.
-      model: the decoder.
-      params: its parameters.
-
-    Returns:
-      Those that can be measured, and (folder's name, why) of the others.
-    """
-    found, passed_over, of_run = [], [], features.fingerprint(params)
-    for folder in folders:
-        try:
-            saved = features.load_autoencoder(folder, model.config)
-        except (ConfigError, DataError) as error:
-            passed_over.append((folder.name, str(error)))
-            continue
-        identity = saved.details.get("identity", {})
-        owner = identity.get("model", saved.fingerprint)
-        if owner not in (None, of_run):
-            passed_over.append((folder.name, f"it belongs to another model: that has fingerprint {owner[:12]}..., this "
-                                f"checkpoint {of_run[:12]}..."))
-            continue
-        found.append(Opened(name=folder.name, saved=saved, control=identity.get("control", "none")))
-    return found, passed_over
+    return None if stored(workdir) else f"no autoencoder is stored; train one: jaxablate sae --workdir {workdir}"
 
 
 def measure(run: Run) -> SaeResult:
-    """Measures every stored autoencoder of the subject's parameters.
+    """Measures every stored autoencoder of the run's parameters.
 
     Raises:
-      ConfigError: the subject has no working directory, or nothing is stored in it.
+      ConfigError: the run has no working directory, or nothing is stored in it.
       DataError: the split is too short, or activations are not finite.
     """
     if run.workdir is None or (reason := lacks(run.workdir)) is not None:
         raise ConfigError(reason if run.workdir else "the suite sae needs a working directory")
-    opened, passed_over = open_stored(sae_jobs.stored(run.workdir), run.model, run.params)
+    members, passed_over = _members(stored(run.workdir), run)
     batches, unit = with_units(run.splits["valid"].batches, run.tokenizer.eot_id)
-    found: dict[str, features.SaeMeasures] = {}
-    for control in dict.fromkeys(one.control for one in opened):
-        group = [one for one in opened if one.control == control]
+    measures: dict[str, features.SaeMeasures] = {}
+    for control, evaluate in _EVALUATE.items():
+        group = [member for member in members if member.control == control]
         for start in range(0, len(group), AT_ONCE):
-            part = group[start : start + AT_ONCE]
-            measures, refused = _MEASURES[control](run, batches, part)
-            found |= measures
+            part, refused = evaluate(run, batches, group[start : start + AT_ONCE])
+            measures |= part
             passed_over += refused
-    rows = [_row(one, found[one.name], run.seed) for one in sorted(opened, key=_order) if one.name in found]
-    units = max((len(m.unit_sums) for m in found.values()), default=0)
-    return SaeResult(paper_site=features.paper_site(run.config.model), autoencoders=tuple(rows), seeds=_seeds(rows),
-                     passed_over=tuple(passed_over), unit=unit, units=units)
+    rows = [_row(member, measures[member.name]) for member in sorted(members, key=lambda member: member.order)
+            if member.name in measures]
+    units = max((len(m.unit_sums) for m in measures.values()), default=0)
+    return SaeResult(paper_site=features.paper_site(run.config.model), autoencoders=tuple(rows),
+                     seeds=seed_groups(rows), passed_over=tuple(passed_over), unit=unit, units=units)
 
 
 def with_units(batches: Callable[[], Iterator[Batch]], eot_id: int) -> tuple[Callable[[], Iterator[Batch]], str]:
-    """Batches that say which story each target is of, or which window where there are few stories.
+    """Batches that say which story each target belongs to, or which window where there are few stories.
 
     Args:
       batches: starts the split anew, in file order.
@@ -141,129 +198,213 @@ def with_units(batches: Callable[[], Iterator[Batch]], eot_id: int) -> tuple[Cal
     Returns:
       Function that starts the split anew, with ``unit`` int [B, T] in each batch; and what a unit is.
     """
-    ends = sum(int(((np.asarray(b["targets"]) == eot_id) & (np.asarray(b["mask"]) > 0)).sum()) for b in batches())
+    def last(batch: Batch) -> np.ndarray:
+        return (np.asarray(batch["targets"]) == eot_id) & (np.asarray(batch["mask"]) > 0)
 
     def numbered() -> Iterator[Batch]:
         story = 0
         for batch in batches():
-            last = (np.asarray(batch["targets"]) == eot_id) & (np.asarray(batch["mask"]) > 0)
-            yield {**batch, "unit": story + np.cumsum(last.ravel()).reshape(last.shape) - last}
-            story += int(last.sum())
+            ends = last(batch)
+            yield {**batch, "unit": story + np.cumsum(ends.ravel()).reshape(ends.shape) - ends}
+            story += int(ends.sum())
 
-    return (numbered, "stories") if ends >= MIN_STORIES else (batches, "windows")
-
-
-def _of_model(run: Run, batches, part: list[Opened]):
-    found = features.evaluate(run.model, run.params, batches, [one.subject for one in part])
-    return {one.name: measures for one, measures in zip(part, found, strict=True)}, []
+    enough = sum(int(last(batch).sum()) for batch in batches()) >= MIN_STORIES
+    return (numbered, "stories") if enough else (batches, "windows")
 
 
-def _of_random_weights(run: Run, batches, part: list[Opened]):
-    """Each on the weights it was trained on, drawn again from their seed."""
-    measures, refused = {}, []
-    for one in part:
-        params = sae_jobs.random_params(run.model, one.saved.details["identity"]["control_seed"])
-        if one.saved.fingerprint != features.fingerprint(params):
-            refused.append((one.name, "its random weights are drawn otherwise by this version of JAX; train it anew: "
-                                      "python eval.py sae --control random-weights"))
-            continue
-        reader = features.reader(run.model, [one.saved.site])
-        measures[one.name], = features.evaluate_alone(reader, params, batches, [one.saved.site], [one.subject])
-    return measures, refused
+def seed_groups(rows: Sequence[StoredAutoencoder]) -> tuple[Seeds, ...]:
+    """Groups of autoencoders that differ in their seed alone, with the means of their measures."""
+    def mean(name: str, values: Sequence[float | None]) -> Estimate:
+        known = [value for value in values if value is not None]
+        whole = len(known) == len(values)
+        return stats.student(known, within=RANGES.get(name, stats.UNBOUNDED)) if whole else Estimate(None)
 
-
-def _of_gaussian(run: Run, batches, part: list[Opened]):
-    """Each on new draws of its own mean and covariance, as many as the split has tokens."""
-    tokens = sum(int((np.asarray(batch["mask"]) > 0).sum()) for batch in run.splits["valid"].batches())
-    count = -(-tokens // (BLANKS[0] * BLANKS[1]))
-    measures = {}
-    for one in part:
-        if one.saved.moments is None:
-            continue
-        draws = features.GaussianActivations((one.saved.site,), seed=_HELD_OUT + run.seed)
-        blanks = features.blanks(BLANKS)
-
-        def numbered(blanks=blanks) -> Iterator[Batch]:
-            for _, inputs in zip(range(count), blanks(0), strict=False):
-                yield {"inputs": inputs, "mask": np.ones(BLANKS, np.float32)}
-
-        measures[one.name], = features.evaluate_alone(draws, one.saved.moments, numbered, [one.saved.site],
-                                                      [one.subject])
-    refused = [(one.name, "the mean and covariance of this control are missing") for one in part
-               if one.saved.moments is None]
-    return measures, refused
-
-
-_MEASURES = {"none": _of_model, "random-weights": _of_random_weights, "gaussian": _of_gaussian}
-_HELD_OUT = 1 << 20
-"""Added to the seed of a Gaussian control's held-out draws, so that they are not those it was trained on."""
-
-
-def _order(one: Opened) -> tuple[Any, ...]:
-    """By site, kind, what decides the sparsity, control, seed."""
-    config, run = one.saved.config, one.saved.details.get("identity", {}).get("run", {})
-    return (one.saved.site, config.architecture, run.get("l1", 0.0), config.k, list(_MEASURES).index(one.control),
-            run.get("seed", 0), one.name)
-
-
-def _row(one: Opened, m: features.SaeMeasures, seed: int) -> StoredAutoencoder:
-    config, identity = one.saved.config, one.saved.details.get("identity")
-    run, settings = (identity["run"], identity["settings"]) if identity else ({}, {})
-    l1 = f"L1 {run['l1']:g}" if run else "L1"
-    kind = l1 if config.architecture == "standard" else config.architecture
-    kind += f" {config.k:g}" if config.architecture in ("topk", "batchtopk") else ""
-    return StoredAutoencoder(
-        name=one.name, site=m.site, kind=kind, control=one.control, seed=run.get("seed"), steps=settings.get("steps"),
-        learning_rate=settings.get("learning_rate"), latents=config.d_sae, tokens=m.tokens, dead=m.dead,
-        group=sae_jobs.without_seed(identity) if identity else one.name, density_histogram=m.density_histogram,
-        measures=estimates(m, seed),
-    )
-
-
-_FORMULAS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    **{name: operator.itemgetter(name) for name in ("l0", "l1", "explained_variance_saelens", "cosine", "ce", "ce_sae",
-                                                    "ce_zero", "ce_mean", "kl_zero", "kl_mean")},
-    "mse": lambda c: c["squared_error"],
-    "kl": lambda c: c["kl_sae"],
-    "explained_variance": lambda c: 1 - c["squared_error"] / c["variance"],
-    "ce_score_zero": lambda c: (c["ce_zero"] - c["ce_sae"]) / (c["ce_zero"] - c["ce"]),
-    "ce_score_mean": lambda c: (c["ce_mean"] - c["ce_sae"]) / (c["ce_mean"] - c["ce"]),
-}
-"""Measures from means over tokens of `features.COLUMNS`."""
-
-
-def estimates(m: features.SaeMeasures, seed: int) -> dict[str, Estimate]:
-    """Each measure with its bootstrap interval over the units; no value where the measure has none."""
-    tokens = m.unit_sums[:, 0]
-    means = dict(zip(features.COLUMNS, m.unit_sums.sum(0) / tokens.sum(), strict=True))
-    draws = ratio_resamples(m.unit_sums.T, tokens, seed=seed) if len(tokens) > 1 else np.zeros((len(means), 0))
-    drawn = dict(zip(features.COLUMNS, draws, strict=True))
-    out = {}
-    for name, formula in _FORMULAS.items():
-        missing = getattr(m, name, 0.0) is None or not np.isfinite(formula(means))
-        interval = None if missing else percentile_interval(formula(drawn))
-        out[name] = Estimate(value=None if missing else float(formula(means)), **interval_ends(interval))
-    return out
-
-
-def _seeds(rows: Sequence[StoredAutoencoder]) -> tuple[Seeds, ...]:
     groups: dict[str, list[StoredAutoencoder]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
     return tuple(Seeds(members=tuple(row.name for row in group),
-                       means={name: _mean([row.measures[name].value for row in group]) for name in _FORMULAS}
-                       | {"dead": _mean([row.dead for row in group])})
+                       means={name: mean(name, [row.measures[name].value for row in group]) for name in FORMULAS}
+                       | {"dead": mean("dead", [row.dead for row in group])})
                  for group in groups.values() if len(group) > 1)
 
 
-def _mean(values: Sequence[float | None]) -> Estimate:
-    if None in values:
-        return Estimate(value=None)
-    return Estimate(value=float(np.mean(values)), **interval_ends(stats.student(values).interval))
+def _members(folders: Sequence[Path], run: Run) -> tuple[list[_Member], list[tuple[str, str]]]:
+    """Autoencoders of the run's parameters, and (folder's name, why) of the folders that hold no such one."""
+    members, passed_over, own = [], [], features.fingerprint(run.params)
+    for folder in folders:
+        try:
+            member = _Member(name=folder.name, saved=features.load(folder, run.model.config))
+        except (ConfigError, DataError) as error:
+            passed_over.append((folder.name, str(error)))
+            continue
+        owner = member.identity.get("model", member.saved.fingerprint)
+        if owner in (None, own):
+            members.append(member)
+        else:
+            passed_over.append((folder.name, f"it belongs to another model: that has fingerprint {owner[:12]}..., this "
+                                f"checkpoint {own[:12]}..."))
+    return members, passed_over
+
+
+_Measured = tuple[dict[str, features.SaeMeasures], list[tuple[str, str]]]
+"""Measures by folder, and (folder, why) where there are none."""
+
+
+def _of_model(run: Run, batches: Callable[[], Iterator[Batch]], members: Sequence[_Member]) -> _Measured:
+    pairs = [(member.saved.name, member.saved.sae) for member in members]
+    measures = features.evaluate(run.model, run.params, batches, pairs, seed=run.seed)
+    return {member.name: m for member, m in zip(members, measures, strict=True)}, []
+
+
+def _of_random_weights(run: Run, batches: Callable[[], Iterator[Batch]], members: Sequence[_Member]) -> _Measured:
+    """Each on the weights it was trained on, drawn again from their seed."""
+    measures, refused = {}, []
+    for member in members:
+        saved, site = member.saved, member.saved.name
+        params = random_params(run.model, member.identity["control_seed"])
+        if saved.fingerprint != features.fingerprint(params):
+            refused.append((member.name, "its random weights are drawn otherwise by this version of JAX; train it "
+                            "anew: jaxablate sae --control random-weights"))
+            continue
+        measures[member.name], = features.evaluate_reconstruction(
+            features.reader(run.model, [site]), params, batches, [site], [(site, saved.sae)], seed=run.seed)
+    return measures, refused
+
+
+def _of_gaussian(run: Run, _batches: Callable[[], Iterator[Batch]], members: Sequence[_Member]) -> _Measured:
+    """Each on new draws of its own mean and covariance, as many as the split has tokens."""
+    tokens = sum(int((np.asarray(batch["mask"]) > 0).sum()) for batch in run.splits["valid"].batches())
+    count = -(-tokens // (BLANKS[0] * BLANKS[1]))
+
+    def draws() -> Iterator[Batch]:
+        for _, numbers in zip(range(count), features.GaussianActivations.batches(BLANKS)(0), strict=False):
+            yield {"inputs": numbers, "mask": np.ones(BLANKS, np.float32)}
+
+    measures, refused = {}, []
+    for member in members:
+        saved, site = member.saved, member.saved.name
+        if saved.moments is None:
+            refused.append((member.name, "the mean and covariance of this control are missing"))
+            continue
+        gaussian = features.GaussianActivations((site,), seed=_HELD_OUT + run.seed)
+        measures[member.name], = features.evaluate_reconstruction(gaussian, saved.moments, draws, [site],
+                                                                  [(site, saved.sae)], seed=run.seed)
+    return measures, refused
+
+
+_EVALUATE = {"none": _of_model, "gaussian": _of_gaussian, "random-weights": _of_random_weights}
+"""How the autoencoders of each control are measured."""
+
+
+def _row(member: _Member, m: features.SaeMeasures) -> StoredAutoencoder:
+    config, identity = member.saved.sae.config, member.identity
+    run, settings = identity.get("run", {}), identity.get("settings", {})
+    return StoredAutoencoder(
+        name=member.name, site=m.site, kind=config.kind.label(config, run.get("l1")), control=member.control,
+        seed=run.get("seed"), steps=settings.get("steps"), learning_rate=settings.get("learning_rate"),
+        latents=config.d_sae, tokens=m.tokens, dead=m.dead, measures=m.estimates,
+        group=without_seed(identity) if identity else member.name, density_histogram=m.density_histogram,
+    )
+
+
+def _labels(rows: Sequence[StoredAutoencoder], paper_site: str) -> list[str]:
+    """The shortest names that differ: the kind, with the site where it is not the paper's, and what else it takes."""
+    short = [row.kind if row.site == paper_site else f"{row.kind}, {row.site}" for row in rows]
+    longer = [f"{label}, {row.latents:,} latents, {number(row.steps)} steps, rate {number(row.learning_rate)}"
+              for label, row in zip(short, rows, strict=True)]
+    digests, folders = ([f"{label}, {row.name[start:]}" for label, row in zip(short, rows, strict=True)]
+                        for start in (-8, 0))
+    return [next(names[i] for names in (short, longer, digests, folders) if names is folders
+                 or names.count(names[i]) == 1) for i in range(len(rows))]
+
+
+_WHO = ("site", "kind", "trained on", "seed")
+
+
+def _who(row: StoredAutoencoder) -> tuple[str, str, str, str]:
+    return row.site, row.kind, CONTROLS[row.control], "-" if row.seed is None else str(row.seed)
+
+
+def _losses(rows: Sequence[StoredAutoencoder], intervals: str) -> Grid:
+    names = ("l0", "ce_score_zero", "ce_score_mean", "kl")
+    return Grid(
+        title="Sparsity, and what the model loses", columns=(*_WHO, "L0", "CE score", "CE score, mean", "KL", "dead"),
+        rows=tuple((*_who(row), *(row.measures[name] for name in names), f"{row.dead:,} of {row.latents:,}")
+                   for row in rows),
+        caption="L0: active latents a token. CE score: share of the loss that the site saves, against zeros (and "
+                "against its mean), which its reconstruction saves too; 1 at best. KL: nats a token from the model to "
+                "the one with the reconstruction. Dead: active for no token of the split. "
+                f"{intervals} The losses of controls mean nothing and are left out.",
+    )
+
+
+def _reconstructions(rows: Sequence[StoredAutoencoder], intervals: str) -> Grid:
+    names = ("explained_variance", "explained_variance_saelens", "cosine", "mse", "l1")
+    return Grid(
+        title="Reconstruction",
+        columns=(*_WHO, "explained variance", "as SAELens has it", "cosine", "squared error", "L1"),
+        rows=tuple((*_who(row), *(row.measures[name] for name in names)) for row in rows),
+        caption="Explained variance: 1 - squared error / variance, sums over the split. SAELens 5.1.0 reports the mean "
+                "over tokens of 1 - squared error / squared distance to the batch's mean, which few tokens near the "
+                "mean decide. L1: sum of a token's latents, where activations are scaled to the mean norm sqrt(width). "
+                + intervals,
+    )
+
+
+def _over_seeds(rows: Sequence[StoredAutoencoder], seeds: Sequence[Seeds]) -> Grid:
+    by_name = {row.name: row for row in rows}
+    names = ("l0", "ce_score_zero", "explained_variance", "dead")
+    return Grid(
+        title="Over seeds", columns=(*_WHO[:3], "seeds", "L0", "CE score", "explained variance", "dead"),
+        rows=tuple((*_who(by_name[group.members[0]])[:3], len(group.members), *(group.means[name] for name in names))
+                   for group in seeds),
+        caption="Mean and 95 % Student interval over autoencoders that differ in the seed of their weights alone. "
+                "All saw the same activations.",
+    )
+
+
+def _curves(rows: Sequence[StoredAutoencoder], measure: str) -> Curves | None:
+    """A measure against L0, a curve for each site and source; None with fewer than two points."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    parts = [(row.site.removeprefix("clean."), row.kind.split()[0], CONTROLS[row.control]) for row in rows]
+    varied = [i for i in range(3) if len({part[i] for part in parts}) > 1] or [2]
+    for row, part in zip(rows, parts, strict=True):
+        y, x = row.measures[measure].value, row.measures["l0"].value
+        if y is not None and x:
+            series.setdefault(", ".join(part[i] for i in varied), []).append((x, y))
+    if len({point for points in series.values() for point in points}) < 2:
+        return None
+    name = {"explained_variance": "explained variance", "ce_score_zero": "CE score"}[measure]
+    lines = tuple(Series(label=label, x=tuple(x for x, _ in sorted(points)), y=tuple(y for _, y in sorted(points)))
+                  for label, points in series.items())
+    return Curves(title=f"{name[0].upper()}{name[1:]} and sparsity", x_label="L0, active latents a token",
+                  y_label=name, series=lines, log_x=True,
+                  caption="A dot an autoencoder: farther left is sparser, higher is better.")
+
+
+def _densities(rows: Sequence[StoredAutoencoder]) -> HistogramGrid:
+    edges = tuple(10.0**edge for edge in DENSITY_EDGES)
+    histograms = tuple(
+        Histogram(title=f"{row.site.removeprefix('clean.')}, {row.kind}", edges=edges, counts=row.density_histogram,
+                  apart=row.dead, apart_label="dead",
+                  note=", ".join([CONTROLS[row.control], *([] if row.seed is None else [f"seed {row.seed}"])]))
+        for row in rows[:MOST_HISTOGRAMS]
+    )
+    more = f" The first {MOST_HISTOGRAMS} of {len(rows)}." if len(rows) > MOST_HISTOGRAMS else ""
+    return HistogramGrid(title="Densities of latents", x_label="share of tokens for which a latent is active",
+                         histograms=histograms, caption=f"Number of latents by density.{more}")
+
+
+def _trained(rows: Sequence[StoredAutoencoder]) -> Grid:
+    return Grid(
+        title="How they were trained", columns=("folder", "latents", "steps", "learning rate", "tokens measured"),
+        rows=tuple((row.name, row.latents, row.steps, row.learning_rate, row.tokens) for row in rows),
+        caption="Everything else is in cfg.json of the folder, under autoencoders in the working directory.",
+    )
 
 
 def _run(run: Run) -> tuple[SaeResult, dict[str, Any]]:
-    return measure(run), {"bootstrap_resamples": RESAMPLES, "seed": run.seed}
+    return measure(run), {"bootstrap_resamples": stats.RESAMPLES, "seed": run.seed}
 
 
 SUITE = Suite(name="sae", run=_run, lacks=lacks,
