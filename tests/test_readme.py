@@ -12,7 +12,7 @@ from jaxablate.commands.circuit import CircuitSettings
 from jaxablate.commands.explain import ExplainSettings
 from jaxablate.commands.match_settings import MatchSettings
 from jaxablate.commands.neurons_settings import NeuronSettings
-from jaxablate.commands.sae_settings import SaeSettings
+from jaxablate.commands.sae import SaeSettings
 from jaxablate.commands.score import ScoreSettings
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from jaxablate import features, stats
 from jaxablate.features.metrics import COLUMNS, FORMULAS, estimates
+from jaxablate.reports import tables
 from jaxablate.reports.html import draw
 from jaxablate.reports.panels import Curves, Grid, HistogramGrid, panel_from_dict
-from jaxablate.reports import tables
 from jaxablate.stats import Estimate
 from jaxablate.suites import autoencoders as suite
 from jaxablate.suites.autoencoders import StoredAutoencoder

@@ -44,8 +44,8 @@ from jaxablate.features.controls import random_params
 from jaxablate.features.files import CONFIG, FOLDER, identity_digest
 from jaxablate.features.training import sites_of
 from jaxablate.provenance import provenance
-from jaxablate.reports.results import Results
 from jaxablate.reports import tables
+from jaxablate.reports.results import Results
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.run import Run, require_language_model
 from jaxablate.types import Params
@@ -137,8 +137,8 @@ class SaeSettings(base.RunSettings):
         if report.results is None:
             print(f"stopped at {report.stopped}; the same command goes on from there", file=sys.stderr)
             raise SystemExit(130)
-        panels = report.results.suites["sae"].panels
-        table = tables.terminal(dataclasses.replace(panels[0], title=f"autoencoders of {self.workdir}"))
+        panel = report.results.suites["sae"].panels[0]
+        table = tables.terminal(dataclasses.replace(panel, title=f"autoencoders of {self.workdir}"))
         console.print(table)
         base.say_paths(console, [*report.trained, self.workdir / "report.html"])
 
