@@ -79,7 +79,7 @@ def check_regularizers(objective: RegularizedObjective, *, vmask: bool) -> None:
       vmask: whether the model has VMASK, which one kind of regulariser reads.
 
     Raises:
-      ConfigError: a regulariser is not registered (the nearest name is told), or reads what the model does not have.
+      ConfigError: a regulariser is not registered, or reads what the model does not have.
     """
     for name, coefficient in objective.coefficients.items():
         if REGULARIZERS[name].reads == "vmask" and coefficient and not vmask:
@@ -112,7 +112,7 @@ def _with_terms(loss: jax.Array, objective: RegularizedObjective, terms: Metrics
 def _decoder_arrays(out: DecoderOutput, config: ModelConfig, objective: ObjectiveConfig, site: Site
                     ) -> list[jax.Array]:
     """What regularisers read in the chosen layers and streams: neurons as they reach the down-projection (gated ones
-    in the ablated stream), or attention weights made anew from queries and keys."""
+    in the ablated stream), or attention weights, computed from queries and keys."""
     arrays = []
     for i in objective.regularized_layers or range(config.n_layers):
         layer, options = out.layers[i], {"window": config.layer_window(i), "scale": config.attention_scale}

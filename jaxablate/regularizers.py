@@ -8,7 +8,7 @@ that is the mean over everything, as in the released code.
 All derivatives are JAX's own. A root of a sum of squares is taken by `_length`, whose gradient at zero is zero, so that
 zero rows give finite gradients.
 
-A term of one's own is one call, from a script or from a package's entry point (group ``jaxablate.regularizers``):
+Another term is added by one call, from a script or from a package's entry point (group ``jaxablate.regularizers``):
 
     regularizers.register(Regularizer(name="sparsity", reads="vectors", term=lambda x, mask=None: jnp.mean(jnp.abs(x))))
     ObjectiveConfig(regularizers={"sparsity": 0.1})         # or --objective.regularizers sparsity 0.1
@@ -124,7 +124,7 @@ def information(logits: Float[ArrayLike, "batch tokens 2"], mask: Shaped[ArrayLi
     (Chen & Ji 2020; SAFR's released code has no such term).
 
     Args:
-      logits: of VMASK, to drop a token and to keep it.
+      logits: VMASK's logits, to drop a token and to keep it.
       mask: 1 for a token that counts, 0 for padding; None counts all. A text without tokens does not count.
 
     Returns:

@@ -81,7 +81,7 @@ def gradient_by_token(
       params: its parameters.
       tokens: ids.
       mask: 1 for a token, 0 for padding.
-      stream: whose logits.
+      stream: stream of the logits.
 
     Returns:
       The gradient [B, L], log-probabilities [B, C] of all classes, and the model's output.

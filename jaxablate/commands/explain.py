@@ -37,7 +37,7 @@ class ExplainSettings(base.RunSettings):
     """Show what a text classifier makes of one text: neurons of each token, tokens that share them."""
 
     text: str
-    """In the form of the training texts; words are separated by spaces."""
+    """The text, written as the training texts are; words are separated by spaces."""
     before: Path | None = None
     """Another run with the same vocabulary, shown beside it: for example the one without regularisers."""
     layer: int = -1
@@ -64,7 +64,7 @@ parse = partial(base.parse, ExplainSettings)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explained:
-    """What `explain_text` has made."""
+    """Explanations of a text and the files that hold them."""
 
     explanation: Explanation
     step: int
@@ -82,7 +82,7 @@ def explain_text(settings: ExplainSettings, say: Callable[[str], None] = lambda 
 
     Raises:
       ConfigError: a value is out of range, or a run is not that of a text classifier.
-      DataError: no word of the text is known, or the two runs have different vocabularies.
+      DataError: no word of the text is in the vocabulary, or the two runs have different vocabularies.
       CheckpointError: a run cannot be read.
       FileError: the files cannot be written; then none is.
     """

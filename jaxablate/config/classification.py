@@ -91,8 +91,8 @@ class SentimentDataConfig:
     source: Literal["sst2", "imdb"] = "sst2"
     """sst2: Stanford Sentiment Treebank without its neutral sentences; imdb: Large Movie Review Dataset."""
     path: str | None = incidental(None)
-    """sst2: folder of PTB trees (train.txt, dev.txt, test.txt) or of GLUE (train.tsv, dev.tsv), recognised by its files.
-    imdb: aclImdb_v1.tar.gz or its unpacked folder. None: cache_dir, downloaded where a network allows."""
+    """sst2: folder of PTB trees (train.txt, dev.txt, test.txt) or of GLUE (train.tsv, dev.tsv). imdb: aclImdb_v1.tar.gz
+    or its unpacked folder. None: cache_dir, downloaded where a network allows."""
     cache_dir: str = incidental("data")
     """Folder of downloads."""
     vocabulary: Literal["words", "gpt2"] = "words"
@@ -114,14 +114,14 @@ class EpochTrainConfig:
     """Length of a run in epochs, and how often it is measured, logged and saved."""
 
     epochs: int = 100
-    """At most."""
+    """Epochs at most."""
     patience: int = 3
     """Epochs without a better development accuracy after which training stops; 0 never stops early."""
     batch_size: int = 32
     """Texts of one optimiser step, over all devices."""
     bucket_multiple: int = 8
-    """Texts of like length share a batch, which is padded to the next multiple of this many tokens; 0 pads every batch
-    to max_length. `model.padding="paper"` always does."""
+    """Texts of similar length share a batch, which is padded to the next multiple of this many tokens; 0 pads every
+    batch to max_length. `model.padding="paper"` always does."""
     seed: int = 0
     log_every: int = incidental(50)
     """Steps between two lines of the log."""

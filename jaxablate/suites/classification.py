@@ -43,7 +43,7 @@ class CalibrationBin:
     high: float
     texts: int
     confidence: float | None
-    """Their mean probability; None for an empty bin."""
+    """Mean probability of these texts; None for an empty bin."""
     accuracy: float | None
 
 
@@ -53,7 +53,7 @@ class ClassificationResult:
 
     texts: int
     accuracy: Estimate
-    """With Wilson's interval; the intervals of other scores are bootstraps over texts."""
+    """It has Wilson's interval; the intervals of other scores are bootstraps over texts."""
     accuracy_ablated: Estimate | None
     """Accuracy of the gated stream's own logits; None without gates."""
     accuracy_dev: Estimate | None

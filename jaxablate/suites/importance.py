@@ -59,7 +59,7 @@ class ImportanceResult:
     """Every measure under every ranking, and the rankings' differences."""
 
     measures: tuple[Measure, ...]
-    """By name, in this order: post-hoc accuracy@k and post-hoc gold accuracy@k, drop@k (of the predicted class's
+    """Means, in this order of names: post-hoc accuracy@k and post-hoc gold accuracy@k, drop@k (of the predicted class's
     probability with the k most important words deleted), AOPC (mean of the drops; 10/11 of it where
     the drop of 0 with nothing deleted counts too, as in Samek et al. 2017), comprehensiveness and sufficiency at each
     of `SHARES` and their means."""
@@ -129,7 +129,7 @@ def draw(texts: TextMeasures, *, max_texts: int, max_words: int, seed: int) -> T
 
 
 def batches_of(texts: TextMeasures, *, fixed_length: bool = False, pad_id: int = 0) -> Iterator[Batch]:
-    """Texts in batches of like length, in the form of the data's batches, with filler rows at the end of the last.
+    """Texts in batches of similar length, in the form of the data's batches, with filler rows at the end of the last.
 
     Args:
       texts: ``tokens`` [texts, L], NaN where a text has ended, ``label``, ``index`` and ``length`` (of the batch that
@@ -164,8 +164,8 @@ def text_measures(model: Any, params: Params, batch: Batch, *, fixed_length: boo
     classify = functools.partial(_classify, model, params, np.asarray(batch["tokens"]), full["predicted"],
                                  least=mask.shape[-1] if fixed_length else 0, pad_id=pad_id)
     measures: dict[str, np.ndarray] = {}
-    for name, kept in _kept_words(ranks, words).items():
-        chosen, probability = classify(kept)
+    for name, keep in _kept_words(ranks, words).items():
+        chosen, probability = classify(keep)
         values = {name: full["probability"] - probability}
         if name.startswith("post-hoc"):
             values = {name: chosen == full["predicted"],
@@ -196,14 +196,14 @@ def ranks_of(importance: Float[np.ndarray, "batch tokens"], mask: Bool[np.ndarra
     return np.argsort(order, axis=-1, kind="stable")
 
 
-def shortened(tokens: Int[np.ndarray, "*rows tokens"], kept: Bool[np.ndarray, "*rows tokens"], length: int,
+def shortened(tokens: Int[np.ndarray, "*rows tokens"], keep: Bool[np.ndarray, "*rows tokens"], length: int,
               pad_id: int = 0) -> tuple[Int[np.ndarray, "*rows length"], Float[np.ndarray, "*rows length"]]:
-    """The kept tokens in their order, the gaps closed.
+    """The tokens that stay, in their order, with the gaps closed.
 
     Args:
       tokens: ids.
-      kept: which of them stay.
-      length: length of the result, at least the number of kept tokens of any row.
+      keep: which of them stay.
+      length: length of the result, at least the number of tokens that stay in any row.
       pad_id: token of padding.
 
     Returns:
@@ -212,9 +212,9 @@ def shortened(tokens: Int[np.ndarray, "*rows tokens"], kept: Bool[np.ndarray, "*
     >>> shortened(np.array([[5, 6, 7]]), np.array([[True, False, True]]), 2)[0].tolist()
     [[5, 7]]
     """
-    mask = np.arange(length) < kept.sum(-1, keepdims=True)
+    mask = np.arange(length) < keep.sum(-1, keepdims=True)
     out = np.full(mask.shape, pad_id, np.int32)
-    out[mask] = tokens[kept]
+    out[mask] = tokens[keep]
     return out, mask.astype(np.float32)
 
 
@@ -229,14 +229,14 @@ def class_probability(
     return jnp.argmax(logits, axis=-1), jnp.take_along_axis(p, jnp.asarray(of)[:, None], axis=-1)[:, 0]
 
 
-def _classify(model: Any, params: Params, tokens: np.ndarray, predicted: np.ndarray, kept: np.ndarray, *, least: int,
+def _classify(model: Any, params: Params, tokens: np.ndarray, predicted: np.ndarray, keep: np.ndarray, *, least: int,
               pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Class and probability of the predicted class, [R, B], of the texts that ``kept`` [R, B, L] leaves."""
-    length = max(least, min(tokens.shape[-1], _rounded(kept.sum(-1).max())))
-    texts, mask = shortened(np.broadcast_to(tokens, kept.shape), kept, length, pad_id)
+    """Class and probability of the predicted class, [R, B], of the texts that ``keep`` [R, B, L] leaves."""
+    length = max(least, min(tokens.shape[-1], _rounded(keep.sum(-1).max())))
+    texts, mask = shortened(np.broadcast_to(tokens, keep.shape), keep, length, pad_id)
     classes, probability = class_probability(model, params, texts.reshape(-1, length), mask.reshape(-1, length),
-                                             np.tile(predicted, len(kept)))
-    return np.asarray(classes).reshape(kept.shape[:2]), np.asarray(probability).reshape(kept.shape[:2])
+                                             np.tile(predicted, len(keep)))
+    return np.asarray(classes).reshape(keep.shape[:2]), np.asarray(probability).reshape(keep.shape[:2])
 
 
 def _kept_words(ranks: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:

@@ -77,8 +77,8 @@ class SiteSuperposition:
     over: Estimate
     """Fraction of tokens with a capacity above `OVER`."""
     represented: Estimate
-    """Mean over texts of the sum of a text's capacities divided by its tokens: vectors the site tells apart, as a
-    share of those it could."""
+    """Mean over texts of the sum of a text's capacities divided by its tokens: how many of its tokens have a
+    dimension of their own, as a share of all."""
     zero_rows: float
     """Fraction of tokens whose vector is zero; their capacity and alignment count as 0."""
     polysemanticity: float

@@ -1,4 +1,4 @@
-"""Labelled texts of two kinds, good and bad: sentences of films and whole reviews, as tokens and batches.
+"""Labelled texts of two classes, negative and positive: sentences about films and film reviews, as tokens and batches.
 
 Nothing is imported here; `jaxablate.classifier` has the public names.
 """

@@ -1,4 +1,4 @@
-"""Batches of labelled texts: texts of like length together, every text once an epoch.
+"""Batches of labelled texts: texts of similar length together, every text once an epoch.
 
 Which texts a step sees is a pure function of (seed, step): epoch e = step // steps_per_epoch has an order of its own,
 Philox words keyed by the seed with e as counter, sorted (`jaxablate.data.sentiment.texts.permutation`). In that order

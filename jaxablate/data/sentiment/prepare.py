@@ -1,4 +1,4 @@
-"""From a `SentimentDataConfig` to encoded splits and their tokenizer; made anew each time, which takes seconds."""
+"""From a `SentimentDataConfig` to encoded splits and their tokenizer. Nothing is cached: it takes seconds."""
 
 import dataclasses
 import hashlib

@@ -24,7 +24,7 @@ class LabelledTexts:
     """One split of a data set, in a defined order."""
 
     name: str
-    """For messages, for example ``sst2-trees train``."""
+    """Name in messages, for example ``sst2-trees train``."""
     texts: tuple[str, ...]
     labels: Int[np.ndarray, " texts"]
     """Class of each text, int32: `NEGATIVE` or `POSITIVE`."""
@@ -89,7 +89,7 @@ def permutation(seed: int, domain: int, counter: int, n: int) -> Int[np.ndarray,
 
     Args:
       seed: any integer; taken modulo 2^64.
-      domain: second word of the key; keeps different uses of a seed apart.
+      domain: second word of the key; gives each use of a seed its own order.
       counter: 0, 1, ...: which order of this seed.
       n: how many.
 
@@ -106,7 +106,7 @@ def permutation(seed: int, domain: int, counter: int, n: int) -> Int[np.ndarray,
 def held_out(seed: int, counter: int, n: int, n_held: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices 0 .. n - 1 in two parts at random, each in rising order: those that stay, and ``n_held`` held out.
 
-    ``counter`` keeps the draws of one data set apart.
+    ``counter`` gives each draw of one data set its own order.
     """
     order = permutation(seed, _HELD_OUT_DOMAIN, counter, n)
     return np.sort(order[n_held:]), np.sort(order[:n_held])
