@@ -1,6 +1,7 @@
 """The embedded corpus: stories are reproducible, good English, and what they say agrees with their facts."""
 
 import hashlib
+import itertools
 import math
 import re
 from collections import Counter
@@ -17,6 +18,10 @@ GOLDEN = {"stories-1": "5853b912e40ba9e5102e0c4e329f3d9c06516f7fe8ee2b4e94f68e97
 NAME = "(" + "|".join(words.NAMES) + ")"
 
 
+def texts(seed, start, count):
+    return [story.text for story in corpus.stories(seed, start, count)]
+
+
 @pytest.fixture(scope="module")
 def some():
     """Three thousand stories; enough for every word to occur."""
@@ -24,7 +29,7 @@ def some():
 
 
 def test_first_stories_are_those_of_the_version():
-    text = "\0".join(corpus.text_iter(0, 0, 100))
+    text = "\0".join(texts(0, 0, 100))
     found = hashlib.sha256(text.encode()).hexdigest()
     assert GOLDEN.get(corpus.CORPUS_VERSION) == found, (
         f"the first 100 stories of seed 0 changed (now {found}). If that was not meant, undo it: every token file and "
@@ -43,8 +48,8 @@ def test_a_story_does_not_depend_on_how_it_is_reached():
 def test_token_stream_is_the_encoded_text_with_end_of_text():
     tokenizer = corpus.CorpusTokenizer()
     tokens, offsets = corpus.token_stream(1, 700, 40)
-    expected = [tokenizer.encode(text) + [tokenizer.eot_id] for text in corpus.text_iter(1, 700, 40)]
-    assert tokens.dtype == np.uint16 and tokens.tolist() == sum(expected, [])
+    expected = [[*tokenizer.encode(text), tokenizer.eot_id] for text in texts(1, 700, 40)]
+    assert tokens.dtype == np.uint16 and tokens.tolist() == list(itertools.chain(*expected))
     assert [tokens[a : a + len(e)].tolist() for a, e in zip(offsets, expected, strict=True)] == expected
     assert all(map(len, corpus.token_stream(0, 0, 1))) and not any(map(len, corpus.token_stream(0, 0, 0)))
 
@@ -213,7 +218,7 @@ def test_entropy_floor_is_that_of_single_stories():
 def test_equal_texts_are_equally_likely():
     """Stories of one opening line, counted: the choices' probabilities are those with which the text comes."""
     count = 20000
-    opening = Counter(story.split(" named ")[0] for story in corpus.text_iter(7, 0, count))
+    opening = Counter(story.split(" named ")[0] for story in texts(7, 0, count))
     assert len(opening) == 4 * len(words.TRAITS) * 2 * 2
     p = 1 / len(opening)
     assert max(abs(n / count - p) for n in opening.values()) < 5 * math.sqrt(p / count)

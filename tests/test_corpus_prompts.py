@@ -23,14 +23,14 @@ def test_satisfies_the_protocol():
 
 
 def test_round_trip_is_exact():
-    texts = list(corpus.text_iter(0, 0, 300))
+    texts = [story.text for story in corpus.stories(0, 0, 300)]
     assert [TOKENIZER.decode(ids) for ids in TOKENIZER.encode_batch(texts)] == texts
     assert TOKENIZER.encode("") == [] and TOKENIZER.decode([]) == ""
 
 
 def test_names_are_one_token_with_their_space():
     for name in words.NAMES:
-        assert TOKENIZER.encode(f" {name}") == [TOKENIZER.token_id(f" {name}")]
+        assert len(TOKENIZER.encode(f" {name}")) == 1
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_prompts_are_sentences_of_the_corpus(prompts):
     def skeleton(text):
         return places.sub("PLACE", nouns.sub("THING", names.sub(" NAME", text)))
 
-    written = "\n".join(skeleton(text) for text in corpus.text_iter(0, 0, 4000))
+    written = "\n".join(skeleton(story.text) for story in corpus.stories(0, 0, 4000))
     for p in prompts:
         assert skeleton(p.clean) + " NAME" in written, p.clean
 
@@ -140,12 +140,6 @@ def test_prompts_are_a_function_of_seed_and_options(prompts):
     only = corpus.ioi_prompts(0, 4, names=("after",), orders=("BABA",))
     assert {(p.template, p.order) for p in only} == {("after", "BABA")}
     assert corpus.ioi_prompts(0, 0) == []
-
-
-def test_prompt_in_the_reference_layout(prompts):
-    p = prompts[0]
-    assert p.as_reference() == {"clean": p.clean, "corrupt": p.corrupt, "answers": [p.answer],
-                                "wrong_answers": [p.wrong_answer]}
 
 
 @pytest.mark.parametrize(

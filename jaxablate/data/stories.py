@@ -1,6 +1,6 @@
 """Where stories come from: text files with one ``<|endoftext|>`` line after each, or the embedded corpus.
 
-Both are a `StorySource`: a name, a record that tells whether anything changed, and a stream of stories.
+Both have a label for file names, a record that tells whether anything changed, and a stream of stories.
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from jaxablate.data import corpus
 from jaxablate.data.ids import END_OF_TEXT
@@ -24,37 +24,8 @@ _PROBE_STORIES = 64
 _WANTED = "give the path of a UTF-8 text file with one <|endoftext|> line after each story"
 
 
-class StorySource(Protocol):
-    """Stories that can be read again and again, and whether they are still what they were."""
-
-    @property
-    def label(self) -> str:
-        """Part of a token file's name that tells the source's files from those of others in the same folder."""
-        ...
-
-    def available(self) -> bool:
-        """Whether the source is here; where it is not, a token file made earlier still serves."""
-        ...
-
-    def require(self) -> None:
-        """See to it that the source is here, or raise a DataError that names the fix."""
-        ...
-
-    def unchanged(self, record: SourceRecord) -> bool:
-        """Whether reading the source would give the stories of the record."""
-        ...
-
-    def stories(self, report: Report = silent) -> Iterator[str]:
-        """Every story, stripped, in order."""
-        ...
-
-    def record(self) -> SourceRecord:
-        """The source as it was when `stories` last ended."""
-        ...
-
-
 class TextSource:
-    """A text file of stories, as a `StorySource`.
+    """A text file of stories.
 
     Stories are what lies between ``<|endoftext|>`` markers, without surrounding white space; ``\\r\\n`` becomes
     ``\\n``; empty ones are skipped; the last may lack its marker. The file is read in pieces of 4 MiB and must be
@@ -71,12 +42,14 @@ class TextSource:
         self.path = Path(path)
         resolved = self.path.resolve()
         inside = resolved.parent == Path(cache_dir).resolve()
+        # Part of a token file's name; a file elsewhere is told from one of the same name in the folder.
         self.label = resolved.stem + ("" if inside else f"-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}")
         self._fetch = fetch
         self._record: SourceRecord | None = None
         self._hash_at: tuple[int, str] | None = None
 
     def available(self) -> bool:
+        """Whether the source is here; where it is not, a token file made earlier still serves."""
         return self.path.exists()
 
     def require(self) -> None:
@@ -102,6 +75,7 @@ class TextSource:
         return status.st_mtime_ns == record.mtime_ns or self._hash(status.st_mtime_ns) == record.sha256
 
     def record(self) -> SourceRecord:
+        """The source as it was when `stories` last ended."""
         if self._record is None:
             raise ValueError("record() before stories() was read to its end")
         return self._record
@@ -139,7 +113,7 @@ class TextSource:
 
 @dataclasses.dataclass
 class EmbeddedSource:
-    """A range of the embedded corpus, as a `StorySource`: its record is a hash of a sample of the stories."""
+    """A range of the embedded corpus, with the same methods; its record is a hash of a sample of the stories."""
 
     seed: int
     start: int
@@ -184,6 +158,10 @@ class EmbeddedSource:
             yield story.text.strip()
             if done % 1000 == 0 or done == self.count:
                 report("making stories", done, self.count)
+
+
+StorySource = TextSource | EmbeddedSource
+"""Stories that can be read again and again, and that tell whether they are still what they were."""
 
 
 def batched_by_length(stories: Iterable[str], characters: int) -> Iterator[list[str]]:

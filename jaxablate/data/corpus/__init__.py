@@ -27,12 +27,11 @@ from jaxablate.data.corpus.story import (
     entropy_floor,
     stories,
     story,
-    text_iter,
     token_stream,
 )
 from jaxablate.data.corpus.tokenizer import CorpusTokenizer
 
 __all__ = [
     "CORPUS_VERSION", "IOI_LINES", "LABELS", "VALID_START", "Character", "CorpusTokenizer", "Handover", "IOIPrompt",
-    "Story", "StoryFacts", "entropy_floor", "ioi_prompts", "stories", "story", "text_iter", "token_stream",
+    "Story", "StoryFacts", "entropy_floor", "ioi_prompts", "stories", "story", "token_stream",
 ]

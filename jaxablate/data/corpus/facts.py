@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxablate.data.corpus import words
 from jaxablate.data.corpus.grammar import FEELINGS, PARAGRAPH, PRONOUNS, ROLES, TOKEN_IDS, VOCABULARY
-from jaxablate.data.corpus.narrator import MOODS, NOBODY, Page, Transfer
+from jaxablate.data.corpus.narrator import MOODS, NOBODY, Page
 
 PEOPLE = ("nobody", *words.NAMES, "several")
 THINGS = ("nothing", *(noun.word for noun in words.NOUNS))
@@ -42,30 +42,28 @@ _IO = ROLES.index("indirect object")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Character:
-    """A child of the story; `kin` is with whom they live, where it was told."""
+    """A child of the story."""
 
     name: str
     gender: str
     kin: str | None
+    """The adult with whom the child lives, where the story tells it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Handover:
-    """A thing changed hands.
-
-    Attributes:
-      giver: name of who had it.
-      receiver: name of who has it then.
-      thing: noun.
-      kind: ``"give"``, ``"take"`` or ``"return"``.
-      position: index of the token that ends the clause which tells it.
-    """
+    """A thing changed hands."""
 
     giver: str
+    """Name of the child who had it."""
     receiver: str
+    """Name of the child who has it then."""
     thing: str
+    """Noun."""
     kind: str
+    """``"give"``, ``"take"`` or ``"return"``."""
     position: int
+    """Index of the token that ends the clause which tells it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,35 +105,22 @@ class StoryFacts:
 
 def collect(page: Page, plot: str) -> StoryFacts:
     """Facts of a finished page."""
-    per_token = _per_token(page)
-    people = list(dict.fromkeys(person - 1 for _, person, _ in page.marks if person))
+    per_token, names = _per_token(page), words.NAMES
+    people = dict.fromkeys(person - 1 for _, person, _ in page.marks if person)
     held = per_token["holder"][-1]
+    told = [WHERE[value] for _, field, value in page.log if field == "place"]
     return StoryFacts(
         plot=plot,
-        characters=tuple(_character(page, person) for person in people),
-        handovers=tuple(_handover(transfer) for transfer in page.transfers),
-        places=_places(page),
-        moods={words.NAMES[person]: MOODS[mood] for person, mood in page.moods.items()},
+        characters=tuple(Character(names[person], "girl" if person >= len(words.BOYS) else "boy",
+                                   words.KIN[page.kin[person]] if person in page.kin else None) for person in people),
+        handovers=tuple(Handover(names[t.giver], names[t.receiver], words.NOUNS[t.noun].word, t.kind, t.position)
+                        for t in page.transfers),
+        places=tuple(place for i, place in enumerate(told) if i == 0 or place != told[i - 1]),
+        moods={names[person]: MOODS[mood] for person, mood in page.moods.items()},
         holder=None if held == NOBODY else PEOPLE[held],
         nats=page.nats,
         per_token=per_token,
     )
-
-
-def _places(page: Page) -> tuple[str, ...]:
-    told = [WHERE[value] for _, field, value in page.log if field == "place"]
-    return tuple(place for i, place in enumerate(told) if i == 0 or place != told[i - 1])
-
-
-def _character(page: Page, person: int) -> Character:
-    kin = words.KIN[page.kin[person]] if person in page.kin else None
-    return Character(words.NAMES[person], "girl" if person >= len(words.BOYS) else "boy", kin)
-
-
-def _handover(transfer: Transfer) -> Handover:
-    names = words.NAMES
-    noun = words.NOUNS[transfer.noun].word
-    return Handover(names[transfer.giver], names[transfer.receiver], noun, transfer.kind, transfer.position)
 
 
 def _per_token(page: Page) -> dict[str, np.ndarray]:

@@ -69,17 +69,14 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Template:
-    """One compiled line.
-
-    Attributes:
-      text: the line as written.
-      items: token ids, slots and choices in order.
-      opening: the first token without its space, for the start of a paragraph; negative where the line never opens one.
-    """
+    """One compiled line."""
 
     text: str
+    """The line as written."""
     items: tuple[int | Slot | Choice, ...]
+    """Token ids, slots and choices in order."""
     opening: int
+    """The first token without its space, for the start of a paragraph; negative where the line never opens one."""
 
 
 def split_words(text: str) -> list[str]:
@@ -114,8 +111,8 @@ def _slot(spec: str, sentence_start: bool) -> Slot:
     return Slot(key, form, ROLE_CODES[role or default], sentence_start)
 
 
-def _all_lines() -> dict[str, tuple[str, ...]]:
-    return {name: lines for name, lines in vars(templates).items() if isinstance(lines, tuple)}
+_LINES: dict[str, tuple[str, ...]] = {name: lines for name, lines in vars(templates).items()
+                                      if isinstance(lines, tuple)}
 
 
 def _lexicon() -> list[str]:
@@ -131,24 +128,20 @@ def _lexicon() -> list[str]:
 
 def _constants(group: str, line: str) -> list[str]:
     """Every token that a line writes by itself; its first word without space where the group opens paragraphs."""
-    parsed = _parse(line)
-    found = []
-    for item in parsed:
+    tokens = []
+    for item in _parse(line):
         if isinstance(item, str):
-            found.append(item)
+            tokens.append(item)
         elif isinstance(item, tuple):
-            found.extend(token for option in item for token in split_words(option))
+            tokens.extend(token for option in item for token in split_words(option))
     if group in templates.OPENING:
-        return [found[0].lstrip(" "), *found[1:]]
-    return [found[0].lstrip(" "), *found] if group in templates.SOMETIMES_OPENING else found
+        return [tokens[0].lstrip(" "), *tokens[1:]]
+    return [tokens[0].lstrip(" "), *tokens] if group in templates.SOMETIMES_OPENING else tokens
 
 
 def _build_vocabulary() -> tuple[str, ...]:
-    found = set(_lexicon())
-    for group, lines in _all_lines().items():
-        for line in lines:
-            found.update(_constants(group, line))
-    return (END_OF_TEXT, PARAGRAPH, *sorted(found))
+    tokens = {token for group, lines in _LINES.items() for line in lines for token in _constants(group, line)}
+    return (END_OF_TEXT, PARAGRAPH, *sorted(tokens | set(_lexicon())))
 
 
 VOCABULARY: tuple[str, ...] = _build_vocabulary()
@@ -187,9 +180,5 @@ def compile_template(text: str) -> Template:
     return Template(text, tuple(items), opening)
 
 
-def _compile_all() -> dict[str, tuple[Template, ...]]:
-    return {name: tuple(compile_template(line) for line in lines) for name, lines in _all_lines().items()}
-
-
-TEMPLATES: dict[str, tuple[Template, ...]] = _compile_all()
+TEMPLATES = {name: tuple(map(compile_template, lines)) for name, lines in _LINES.items()}
 """Compiled lines by the name of their group."""

@@ -5,6 +5,8 @@ Every random choice goes through `Page.draw`, which also adds up its information
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from jaxablate.data.corpus.grammar import (
     Template,
     word_ids,
 )
+
+T = TypeVar("T")
 
 NOBODY, SEVERAL = 0, len(words.NAMES) + 1
 NO_ONE = -1
@@ -62,21 +66,15 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Transfer:
-    """A thing changed hands.
-
-    Attributes:
-      giver: who had it: an index into `words.NAMES`.
-      receiver: who has it now.
-      noun: index into `words.NOUNS`.
-      position: token at which the sentence that tells so ends.
-      kind: how: ``"give"``, ``"take"`` (the receiver took it) or ``"return"``.
-    """
+    """A thing changed hands; people and nouns are indices into `words.NAMES` and `words.NOUNS`."""
 
     giver: int
     receiver: int
     noun: int
     position: int
+    """Token at which the sentence that tells so ends."""
     kind: str
+    """``"give"``, ``"take"`` (the receiver took it) or ``"return"``."""
 
 
 class Page:
@@ -121,7 +119,7 @@ class Page:
         self._next = i + 1
         return int(self._dice[i] * n)
 
-    def pick(self, options):
+    def pick(self, options: Sequence[T]) -> T:
         """One of a sequence, each as likely."""
         return options[self.draw(len(options))]
 
@@ -139,7 +137,7 @@ class Page:
 
     # The world -------------------------------------------------------------------------------------------------------
 
-    def thing(self, nouns, holder: int, *, always_described: bool = False) -> Thing:
+    def thing(self, nouns: Sequence[int], holder: int, *, always_described: bool = False) -> Thing:
         """A new thing, one of `nouns`, with an adjective or, half the time, without."""
         noun = self.pick(nouns)
         described = always_described or self.draw(2)
@@ -163,12 +161,12 @@ class Page:
         """Starts the next paragraph."""
         self.tokens.append(_PARAGRAPH)
 
-    def tell(self, group: str, **cast) -> None:
+    def tell(self, group: str, **cast: Any) -> None:
         """Writes one line of a group of `templates`; ``A=3`` is a name for slot ``A``, ``o=thing`` a thing."""
         lines = TEMPLATES[group]
         self.write(lines[self.draw(len(lines)) if len(lines) > 1 else 0], cast)
 
-    def write(self, template: Template, cast) -> None:
+    def write(self, template: Template, cast: Mapping[str, Any]) -> None:
         """Writes one line."""
         tokens, items = self.tokens, template.items
         if not tokens or tokens[-1] == _PARAGRAPH:
@@ -190,7 +188,7 @@ class Page:
         self.breaks.append(len(self.tokens))
         self.log.append((len(self.tokens), "subject", NOBODY))
 
-    def _fill(self, slot: Slot, cast) -> None:
+    def _fill(self, slot: Slot, cast: Mapping[str, Any]) -> None:
         key = slot.key
         if key in cast:
             if slot.form == "kin":

@@ -33,28 +33,20 @@ _WIDTH = 16
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class IOIPrompt:
-    """One prompt pair, equal in tokens; all prompts of a template have the same length.
-
-    Attributes:
-      clean: text up to the indirect object.
-      corrupt: the same with three other names.
-      answer: the indirect object with its space, one token.
-      wrong_answer: the subject, likewise.
-      template: key of `IOI_LINES`.
-      order: ``ABBA`` where the answer is named first (Rob and Sue ... Sue gave ... to Rob), otherwise ``BABA``.
-    """
+    """One prompt pair, equal in tokens; all prompts of a template have the same length."""
 
     clean: str
+    """Text up to the indirect object."""
     corrupt: str
+    """The same text with three other names."""
     answer: str
+    """The indirect object with its space, one token."""
     wrong_answer: str
+    """The subject, likewise."""
     template: str
+    """Key of `IOI_LINES`."""
     order: Order
-
-    def as_reference(self) -> dict[str, str | list[str]]:
-        """As in the ``prompts`` list of an AutoCircuit file."""
-        return {"clean": self.clean, "corrupt": self.corrupt,
-                "answers": [self.answer], "wrong_answers": [self.wrong_answer]}
+    """``ABBA`` where the answer is named first (Rob and Sue ... Sue gave ... to Rob), otherwise ``BABA``."""
 
 
 def ioi_prompts(
@@ -68,7 +60,7 @@ def ioi_prompts(
     """Prompts whose answer is the name that the sentence's subject leaves over.
 
     Args:
-      seed: of the draw; prompt i depends on (seed, i) and the options alone.
+      seed: seed of the draw; prompt i depends on (seed, i) and the options alone.
       count: prompts; templates and orders take turns, so any multiple of both counts is balanced.
       pairs: ``held_out`` takes only pairs of names that meet in no story (see `words.held_out`), so that the answer
         cannot come from having seen the pair; ``seen`` only pairs that do; ``any`` both.

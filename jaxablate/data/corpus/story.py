@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Int64, UInt16
 
 from jaxablate.data.corpus import facts, narrator, plots
 from jaxablate.data.corpus.grammar import TOKEN_IDS, VOCABULARY
@@ -24,17 +25,12 @@ _EOT = TOKEN_IDS[END_OF_TEXT]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Story:
-    """One story.
-
-    Attributes:
-      seed: of the corpus.
-      index: of the story.
-      tokens: uint16 [n_tokens], ids of `jaxablate.data.corpus.tokenizer.CorpusTokenizer`, without end-of-text.
-    """
+    """One story."""
 
     seed: int
     index: int
-    tokens: np.ndarray
+    tokens: UInt16[np.ndarray, " n_tokens"]
+    """Ids of `jaxablate.data.corpus.tokenizer.CorpusTokenizer`, without end-of-text."""
     _page: narrator.Page = dataclasses.field(repr=False)
     _plot: str = dataclasses.field(repr=False)
 
@@ -72,23 +68,17 @@ def stories(seed: int, start: int, count: int) -> Iterator[Story]:
         yield Story(seed, index, np.asarray(page.tokens, np.uint16), page, plot)
 
 
-def text_iter(seed: int, start: int, count: int) -> Iterator[str]:
-    """Texts of stories start .. start + count - 1."""
-    for item in stories(seed, start, count):
-        yield item.text
-
-
-def token_stream(seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def token_stream(seed: int, start: int, count: int
+                 ) -> tuple[UInt16[np.ndarray, " n_tokens"], Int64[np.ndarray, " count"]]:
     """Token ids of many stories with one end-of-text after each, without going through text.
 
     Args:
-      seed: of the corpus.
+      seed: seed of the corpus.
       start: first story.
       count: stories; 20,000 take about a second.
 
     Returns:
-      tokens: uint16 [n_tokens].
-      offsets: int64 [count], where each story begins.
+      (all tokens, where each story begins).
 
     Raises:
       DataError: a number is out of range.

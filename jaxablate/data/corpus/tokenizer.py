@@ -53,16 +53,6 @@ class CorpusTokenizer:
         """
         return "".join([VOCABULARY[i] for i in check_ids(ids, self.vocab_size)])
 
-    def token_id(self, word: str) -> int:
-        """Id of one word with its space, for example ``" Rob"``.
-
-        Raises:
-          DataError: it is not one token of the corpus.
-        """
-        if word not in TOKEN_IDS:
-            raise DataError(_message(word, 0))
-        return TOKEN_IDS[word]
-
     def fingerprint(self) -> str:
         """SHA-256 of the vocabulary in its order."""
         return hashlib.sha256("\0".join(VOCABULARY).encode()).hexdigest()
