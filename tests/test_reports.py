@@ -214,6 +214,14 @@ def test_paths_and_mesh_do_not_split_a_row_but_other_data_does():
     assert len(other.rows) == 2 and other.fields == ("validation data",)
 
 
+def test_other_regularisers_split_a_row_but_none_is_as_in_results_without_the_field():
+    old, none, some = (results(seed=seed) for seed in (0, 1, 2))
+    del old.config["objective"]["regularizers"]
+    some.config["objective"]["regularizers"] = [["sparsity", 0.1]]
+    rows = compare(runs(old, none, some)).rows
+    assert [row.seeds for row in rows] == [(0, 1), (2,)]
+
+
 def test_embedded_corpora_of_different_seeds_are_repetitions():
     embedded = {"source": "embedded", "tokenizer": "corpus"}
     comparison = compare(runs(results(**embedded), results(seed=1, data_hash="e", embedded_seed=1, **embedded)))

@@ -144,6 +144,8 @@ def _settings(results: Results) -> dict[str, Any]:
     flat = flatten(results.config)
     skip = SEED_FIELDS + INCIDENTAL
     out = {k: v for k, v in flat.items() if k not in skip and not k.startswith(tuple(f"{s}." for s in skip))}
+    if not out.get("objective.regularizers"):  # results of version 0.1 have no such field
+        out.pop("objective.regularizers", None)
     if flat.get("model.ablation") == "none":
         inert = ("model.k_", "model.gate", "model.surrogate", "model.temperature_", *_inert_objective(results))
         out = {k: v for k, v in out.items() if not k.startswith(inert)}
