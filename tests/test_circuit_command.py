@@ -15,7 +15,6 @@ import pytest
 from rich.console import Console
 
 from jaxablate.circuits import AcdcRun, Graph, load_circuit, load_mib, patching
-from jaxablate.circuits.competence import nodes_within
 from jaxablate.commands import circuit as command
 from jaxablate.commands.circuit import CircuitSettings
 from jaxablate.commands.main import main
@@ -267,16 +266,6 @@ def test_rises_are_over_the_last_edge_that_was_cut():
                   removed=np.array([False, True, True, False, True]), kept=np.array([False, False, True, True, False]),
                   min_margin=0.1, final_kl=0.3, checked_kl=0.3)
     np.testing.assert_allclose(run.rises, [0.0, 0.1, 0.6, 0.9, 0.2])
-
-
-def test_nodes_count_where_edges_lead_in_and_out():
-    def within(*names):
-        kept = np.zeros(GRAPH.n_edges, bool)
-        kept[[GRAPH.edge(name) for name in names]] = True
-        return nodes_within(GRAPH, kept)
-
-    assert within() == (0, 0) == within("Resid Start->Resid End", "Resid Start->A0.0.Q", "MLP 1->Resid End")
-    assert within("Resid Start->A0.0.K", "A0.0->MLP 0", "MLP 0->A1.1.V", "A1.1->Resid End") == (2, 1)
 
 
 def test_the_bar_says_what_is_left():

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.circuits.tasks import (
     PromptText,
-    fitting,
     from_corpus,
     load_prompts,
     load_task,
@@ -183,9 +182,6 @@ def test_texts_that_do_not_fit_are_named(changes, message):
     with pytest.raises(DataError, match=re.escape(message)) as error:
         tokenise(prompts, Words(), name="t", context_length=8, source="f.json")
     assert "\n" not in str(error.value)
-    kept, refused = fitting(prompts, Words(), context_length=8)
-    assert kept == (prompts[0],) and len(refused) == 1
-    assert refused[0] == str(error.value).removeprefix("f.json: ")
 
 
 def test_the_token_before_counts_for_the_context():
@@ -276,8 +272,8 @@ def test_nothing_is_left_where_writing_fails(tmp_path):
         ([GOOD, {**GOOD, "clean": ["a"]}], "FILE: prompt 1: 'clean' is a list; write a text"),
         ([{**GOOD, "corrupt": None}], "FILE: prompt 0: 'corrupt' is null"),
         ([{**GOOD, "answers": " Rob"}], "FILE: prompt 0: 'answers' is a text; write a list of texts, for"),
-        ([{**GOOD, "answers": []}], "FILE: prompt 0: 'answers' is empty; write at least one text"),
-        ([{**GOOD, "answers": [" Rob", True]}], "FILE: prompt 0: 'answers' has true or false in it; write texts only"),
+        ([{**GOOD, "answers": []}], "FILE: prompt 0: 'answers' is empty; write a list of texts"),
+        ([{**GOOD, "answers": [" Rob", True]}], "FILE: prompt 0: 'answers' has true or false in it; write a list"),
         ([{**GOOD, "wrong_answers": [None]}], "FILE: prompt 0: 'wrong_answers' has null in it"),
         ([{**GOOD, "group": 3}], "FILE: prompt 0: 'group' is a number; write a text"),
         ([GOOD, {**GOOD, "corrupt": "Tom met"}], "FILE: prompt 1: clean has 8 tokens and corrupt 2, but positions"),
@@ -310,10 +306,7 @@ def test_the_papers_prompts_are_read(gpt2, name):
     assert (p.clean != p.corrupt).sum(-1).max() <= 3, "names differ, nothing else"
 
 
-def test_prompts_of_another_tokenizer_are_refused_and_sorted_out():
+def test_prompts_of_another_tokenizer_are_refused():
     path = real_data("ioi", "autocircuit_ioi_customized_prompts.json")
     with pytest.raises(DataError, match="customized_prompts.json: prompt 0: answer ' Rob' is 4 tokens"):
         load_task(path, Bytes())
-    kept, refused = fitting(load_prompts(path), Words(long=("Rob",)))
-    assert 0 < len(kept) < 1000 and len(kept) + len(refused) == 1000
-    assert all(" Rob" not in p.answers + p.wrong_answers for p in kept)

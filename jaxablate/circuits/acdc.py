@@ -32,7 +32,7 @@ from jaxablate.circuits.blocks import Inputs
 from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.live import Follower, LiveGraph, Values, prepare
-from jaxablate.circuits.patching import ablated_values, patched_final, source_run
+from jaxablate.circuits.patching import patched_final, source_run
 from jaxablate.circuits.problem import Problem, in_type, take_prompts, takes_problem
 from jaxablate.errors import CheckpointError, ConfigError
 from jaxablate.files import atomic_write
@@ -292,8 +292,7 @@ class Search:
         self.graph, self.order, self.prompts = problem.graph, order, len(problem.pairs)
         self.layers = self.graph.edge_layer[order]
         self.followers: list[Follower] = []
-        for start in range(0, self.prompts, problem.batch_size):
-            rows = np.arange(start, min(start + problem.batch_size, self.prompts))
+        for rows in problem.parts():
             inputs = problem.inputs.take(rows)
             clean = source_run(problem.decoder, problem.params, inputs)
             other = take_prompts(problem.replacement, rows)
@@ -425,13 +424,9 @@ class ExactDivergence:
     def _prepare(self) -> None:
         """Sets (clean prompts, what patched edges carry, clean log-probabilities) of each batch."""
         problem, self._params = self._problem, in_type(self._problem.params, np.float64)
-        size, n = problem.batch_size, len(problem.pairs)
-        batches = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
         clean, corrupt = (jax.tree.map(_wide, x) for x in (problem.inputs, problem.corrupt))
-        sources = jnp.concatenate([source_run(self._decoder, self._params, corrupt.take(rows)).sources
-                                   for rows in batches], axis=1)
-        other = ablated_values(problem.ablation, sources, corrupt.valid, problem.stream == "ablated")
-        for rows in batches:
+        other = problem.replaced(self._decoder, self._params, corrupt)
+        for rows in problem.parts():
             final = source_run(self._decoder, self._params, clean.take(rows)).final
             self._prepared.append((clean.take(rows), take_prompts(other, rows), self._log_probs(final)))
 

@@ -127,6 +127,17 @@ class Circuit:
                 fed[d.source] |= out[d.edges].any()
         return out
 
+    @functools.cached_property
+    def nodes(self) -> Bool[np.ndarray, " sources"]:
+        """Sources that kept edges lead both into and out of; the embedding where they lead out of it."""
+        graph, into, out_of = self.graph, np.zeros(self.graph.n_sources, bool), np.zeros(self.graph.n_sources, bool)
+        into[0] = True
+        out_of[graph.edge_source[self.kept]] = True
+        for d in graph.destinations:
+            if d.source is not None:
+                into[d.source] |= self.kept[d.edges].any()
+        return into & out_of
+
     def connected(self, side: Side = "both") -> "Circuit":
         """The circuit without its dangling edges.
 

@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxablate import stats
-from jaxablate.circuits.circuit import without_dangling
+from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.faithfulness import metric_values, prompt_draws
-from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.problem import Problem, takes_problem
 from jaxablate.circuits.prompts import NO_ANSWER, PromptPairs
 from jaxablate.errors import DataError
@@ -144,10 +143,12 @@ def measure(problem: Problem, kept: Bool[np.ndarray, " edges"], *, seed: int = 0
     n = margin.shape[1]
     answers = [Answers(kl=stats.mean(k, seed=seed), accuracy=stats.proportion(int((m > 0).sum()), n),
                        logit_difference=stats.mean(m, seed=seed)) for k, m in zip(kl, margin, strict=True)]
-    heads, mlps = nodes_within(graph, kept)
+    circuit = Circuit(graph=graph, kept=kept, scores=np.zeros(kept.size))
+    is_mlp = graph.source_layers[1:] % 2 == 1
     return Measured(
-        prompts=n, edges=kept.size, kept=int(kept.sum()), connected=int(without_dangling(graph, kept).sum()),
-        heads=heads, mlps=mlps, all_heads=graph.n_layers * graph.n_heads, all_mlps=graph.n_layers,
+        prompts=n, edges=kept.size, kept=circuit.n_kept, connected=circuit.connected().n_kept,
+        heads=int(circuit.nodes[1:][~is_mlp].sum()), mlps=int(circuit.nodes[1:][is_mlp].sum()),
+        all_heads=graph.n_layers * graph.n_heads, all_mlps=graph.n_layers,
         model=answers[0], circuit=answers[1], empty=answers[2], faithfulness=share_of_difference(*margin, seed=seed))
 
 
@@ -173,19 +174,6 @@ def share_of_difference(model: np.ndarray, circuit: np.ndarray, empty: np.ndarra
     n = len(model)
     drawn = [share(rows) for rows in prompt_draws(n, draws=draws, seed=seed)] if n > 1 else []
     return stats.from_draws(share(), np.array(drawn), n=n)
-
-
-def nodes_within(graph: Graph, kept: np.ndarray) -> tuple[int, int]:
-    """Numbers of heads and of MLPs that kept edges [E] lead both into and out of."""
-    into, out_of = np.zeros(graph.n_sources, bool), np.zeros(graph.n_sources, bool)
-    for d in graph.destinations:
-        out_of[: d.fan_in] |= kept[d.edges]
-        if d.source is not None:
-            into[d.source] |= kept[d.edges].any()
-    within = into & out_of
-    is_mlp = graph.source_layers % 2 == 1
-    is_mlp[0] = False
-    return int((within & ~is_mlp).sum()), int((within & is_mlp).sum())
 
 
 def _check(logits: np.ndarray, pairs: PromptPairs) -> None:

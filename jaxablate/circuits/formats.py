@@ -26,33 +26,30 @@ _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, None: math.nan}
 
 
 def save_circuit(circuit: Circuit, path: str | os.PathLike[str]) -> Path:
-    """Writes a circuit as our JSON.
+    """Writes a circuit as our JSON and returns the file's path.
 
     The file holds format and version, the graph's shape, `about`, and name -> score of the kept and of the cut edges in
     the graph's order. Scores come back bit for bit: infinite ones are the strings ``inf`` and ``-inf``, none is null.
 
     Args:
       circuit: what to write. Values of its `about` may be plain ones, NumPy's, and lists or mappings of such.
-      path: of the file; it is replaced in one step.
-
-    Returns:
-      The file's path.
+      path: the file; it is replaced in one step.
 
     Raises:
       DataError: a value of `about` is no JSON.
       FileError: the file cannot be written; nothing is left behind.
     """
     graph = circuit.graph
-    scores = dict(zip(graph.edge_names, map(_score_text, circuit.scores.tolist()), strict=True))
-    kept = set(circuit.edge_names())
-    _write(Path(path), {
+    scores = [score if math.isfinite(score) else None if math.isnan(score) else str(score)
+              for score in circuit.scores.tolist()]
+    edges = list(zip(graph.edge_names, scores, circuit.kept.tolist(), strict=True))
+    kept, cut = ({name: score for name, score, k in edges if k == part} for part in (True, False))
+    return _write(path, {
         "format": FORMAT, "version": VERSION,
         "graph": {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "n_edges": graph.n_edges},
         "about": {str(name): _plain(value, f"about[{name!r}]") for name, value in circuit.about.items()},
-        "kept": {name: score for name, score in scores.items() if name in kept},
-        "cut": {name: score for name, score in scores.items() if name not in kept},
+        "kept": kept, "cut": cut,
     })
-    return Path(path)
 
 
 def load_circuit(path: str | os.PathLike[str], *, graph: Graph | None = None, params_digest: str | None = None
@@ -62,10 +59,10 @@ def load_circuit(path: str | os.PathLike[str], *, graph: Graph | None = None, pa
     Edges that the file leaves out are cut and have no score, so one that lists the kept edges alone will do.
 
     Args:
-      path: of the file.
-      graph: of the model that it is to be used on; None takes any.
-      params_digest: of that model's parameters; None takes any. A file whose `about` names none fits every model of its
-        shape.
+      path: the file.
+      graph: graph of the model that it is to be used on; None takes any.
+      params_digest: digest of that model's parameters; None takes any. A file whose `about` names none fits every model
+        of its shape.
 
     Raises:
       DataError: the file is missing, damaged, of another format or version, has an edge that its graph lacks, or is of
@@ -73,30 +70,38 @@ def load_circuit(path: str | os.PathLike[str], *, graph: Graph | None = None, pa
     """
     path = Path(path)
     values = _read(path, strict=True)
-    _check_header(path, values)
-    found = _graph(path, values.get("graph"))
-    if values["graph"].get("n_edges", found.n_edges) != found.n_edges:
-        raise DataError(f"{path} is damaged: {_shape(found)} have {found.n_edges:,} edges, "
-                        f"it says {values['graph']['n_edges']!r}; make it again")
-    about = values.get("about", {})
-    if not isinstance(about, dict):
-        raise DataError(f"{path} is damaged: 'about' is {_kind(about)}; make it again")
-    _check_model(path, found, graph, about.get("params_digest"), params_digest)
-    kept, scores = np.zeros(found.n_edges, bool), np.full(found.n_edges, np.nan)
-    places = {name: i for i, name in enumerate(found.edge_names)}
-    parts = {"cut": {}} | values
-    both = _mapping(path, parts, "kept").keys() & _mapping(path, parts, "cut").keys()
-    if both:
-        raise DataError(f"{path} is damaged: edge {min(both)!r} is both kept and cut; make it again")
+    if values.get("format") != FORMAT:
+        mib = all(key in values for key in _MIB_KEYS)
+        hint = "it looks like one of the MIB benchmark, read it with load_mib" if mib else "choose another"
+        raise DataError(f"{path} is no circuit file (format {values.get('format')!r}, not {FORMAT!r}); {hint}")
+    if values.get("version") != VERSION:
+        raise DataError(f"{path} is a circuit file of version {values.get('version')!r}, this program reads {VERSION}; "
+                        f"make it again or use the program that wrote it")
+    stored = _graph(path, values.get("graph"))
+    if values["graph"].get("n_edges", stored.n_edges) != stored.n_edges:
+        raise _damaged(path, f"{_shape(stored)} have {stored.n_edges:,} edges, it says {values['graph']['n_edges']!r}")
+    values = {"cut": {}, "about": {}} | values
+    for part in ("kept", "cut", "about"):
+        if not isinstance(values.get(part), dict):
+            raise _damaged(path, f"{part!r} is {_kind(values.get(part))}, not a mapping")
+    digest = values["about"].get("params_digest", params_digest)
+    _check_model(path, stored, graph)
+    if params_digest is not None and digest != params_digest:
+        raise DataError(f"{path} is a circuit file of another model: its params_digest is {digest}, this model's is "
+                        f"{params_digest}; give a circuit of this checkpoint")
+    if both := values["kept"].keys() & values["cut"].keys():
+        raise _damaged(path, f"edge {min(both)!r} is both kept and cut")
+    places = {name: i for i, name in enumerate(stored.edge_names)}
+    kept, scores = np.zeros(stored.n_edges, bool), np.full(stored.n_edges, np.nan)
     for part in ("kept", "cut"):
-        for name, score in parts[part].items():
-            i = _place(path, places, found, name)
+        for name, score in values[part].items():
+            i = _place(path, places, stored, name)
             kept[i], scores[i] = part == "kept", _score(path, name, score)
-    return Circuit(graph=found, kept=kept, scores=scores, about=about)
+    return Circuit(graph=stored, kept=kept, scores=scores, about=values["about"])
 
 
 def save_mib(circuit: Circuit, path: str | os.PathLike[str], *, d_model: int) -> Path:
-    """Writes a circuit in the format of the MIB benchmark's circuit track.
+    """Writes a circuit in the format of the MIB benchmark's circuit track and returns the file's path.
 
     It is what ``Graph.to_json`` of EAP-IG (hannamw/EAP-IG, ``src/eap/graph.py`` at commit 8fd10d9) writes and what the
     benchmark's evaluation reads: ``cfg`` (``n_layers``, ``n_heads``, ``parallel_attn_mlp``, ``d_model``), ``nodes``
@@ -109,11 +114,8 @@ def save_mib(circuit: Circuit, path: str | os.PathLike[str], *, d_model: int) ->
 
     Args:
       circuit: what to write; its `about` has no place in this format.
-      path: of the file; it is replaced in one step.
+      path: the file; it is replaced in one step.
       d_model: width of the model, which the format asks for.
-
-    Returns:
-      The file's path.
 
     Raises:
       DataError: the width is not positive.
@@ -122,14 +124,15 @@ def save_mib(circuit: Circuit, path: str | os.PathLike[str], *, d_model: int) ->
     if d_model < 1:
         raise DataError(f"d_model={d_model} of a MIB circuit must be positive; give the width of the model")
     graph = circuit.graph
-    kept, scores = circuit.kept.tolist(), _finite(circuit.scores).tolist()
-    names = mib_edge_names(graph)
-    _write(Path(path), {
+    most = max(1.0, 2.0 * float(np.abs(circuit.scores[np.isfinite(circuit.scores)]).max(initial=0.0)))
+    scores = np.nan_to_num(circuit.scores, nan=0.0, posinf=most, neginf=-most).tolist()
+    nodes = dict(zip(map(_mib_name, graph.source_names), circuit.nodes.tolist(), strict=True)) | {_mib_name(END): True}
+    return _write(path, {
         "cfg": {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": False, "d_model": d_model},
-        "nodes": {name: {"in_graph": within} for name, within in _mib_nodes(circuit).items()},
-        "edges": {name: {"score": s, "in_graph": k} for name, s, k in zip(names, scores, kept, strict=True)},
+        "nodes": {name: {"in_graph": within} for name, within in nodes.items()},
+        "edges": {name: {"score": score, "in_graph": within} for name, score, within in zip(
+            mib_edge_names(graph), scores, circuit.kept.tolist(), strict=True)},
     })
-    return Path(path)
 
 
 def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None) -> Circuit:
@@ -140,11 +143,8 @@ def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None) -> Cir
     nodes are not used, since the edges say it all: without kept edges a node is out.
 
     Args:
-      path: of the JSON file (not ``.pt``).
-      graph: of the model that it is to be used on; None takes any.
-
-    Returns:
-      The circuit, scores included.
+      path: the JSON file (not ``.pt``).
+      graph: graph of the model that it is to be used on; None takes any.
 
     Raises:
       DataError: the file is missing, damaged or no such file, its model runs attention and MLP in parallel, it keeps
@@ -160,18 +160,18 @@ def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None) -> Cir
     if cfg.get("parallel_attn_mlp"):
         raise DataError(f"{path} is of a model with attention and MLP in parallel (parallel_attn_mlp); "
                         f"only graphs where the MLP follows attention can be read")
-    found = _graph(path, cfg)
-    _check_model(path, found, graph, None, None)
+    stored = _graph(path, cfg)
+    _check_model(path, stored, graph)
     _check_whole_nodes(path, values)
-    kept, scores = np.zeros(found.n_edges, bool), np.zeros(found.n_edges)
-    places = {name: i for i, name in enumerate(mib_edge_names(found))}
+    kept, scores = np.zeros(stored.n_edges, bool), np.zeros(stored.n_edges)
+    places = {name: i for i, name in enumerate(mib_edge_names(stored))}
     for name, edge in values["edges"].items():
-        i = _place(path, places, found, name)
+        i = _place(path, places, stored, name)
         if not isinstance(edge, dict) or not isinstance(edge.get("in_graph"), bool):
-            raise DataError(f"{path} is damaged: edge {name!r} has no score and in_graph; write it again")
+            raise _damaged(path, f"edge {name!r} has no score and in_graph")
         kept[i], scores[i] = edge["in_graph"], _score(path, name, edge.get("score"))
     about = {"method": "MIB file", "file": path.name} | {k: cfg[k] for k in ("d_model",) if k in cfg}
-    return Circuit(graph=found, kept=kept, scores=scores, about=about)
+    return Circuit(graph=stored, kept=kept, scores=scores, about=about)
 
 
 def mib_edge_names(graph: Graph) -> tuple[str, ...]:
@@ -200,19 +200,6 @@ def _mib_name(node: str) -> str:
     return f"a{block}.h{head}"
 
 
-def _mib_nodes(circuit: Circuit) -> dict[str, bool]:
-    """Names and flags of the nodes, from the embedding to the logits, whose flag is always set."""
-    graph = circuit.graph
-    sends, receives = np.zeros(graph.n_sources, bool), np.zeros(graph.n_sources, bool)
-    receives[0] = True
-    sends[graph.edge_source[circuit.kept]] = True
-    for d in graph.destinations:
-        if d.source is not None:
-            receives[d.source] |= circuit.kept[d.edges].any()
-    flags = (sends & receives).tolist()
-    return dict(zip(map(_mib_name, graph.source_names), flags, strict=True)) | {_mib_name(END): True}
-
-
 def _check_whole_nodes(path: Path, values: Mapping[str, Any]) -> None:
     """Refuses circuits of neurons: an edge of ours carries the whole output of its source."""
     per_node = {name: node.get("neurons") for name, node in values["nodes"].items() if isinstance(node, dict)}
@@ -223,30 +210,14 @@ def _check_whole_nodes(path: Path, values: Mapping[str, Any]) -> None:
                             f"only circuits of whole nodes can be read")
 
 
-def _finite(scores: np.ndarray) -> np.ndarray:
-    """[E] scores without inf and NaN, in the same ranking."""
-    finite = np.abs(scores[np.isfinite(scores)])
-    most = max(1.0, 2.0 * float(finite.max(initial=0.0)))
-    return np.nan_to_num(scores, nan=0.0, posinf=most, neginf=-most)
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(f"{path} is damaged: {what}; make it again")
 
 
-def _check_header(path: Path, values: Mapping[str, Any]) -> None:
-    if values.get("format") != FORMAT:
-        mib = all(key in values for key in _MIB_KEYS)
-        hint = "it looks like one of the MIB benchmark, read it with load_mib" if mib else "choose another"
-        raise DataError(f"{path} is no circuit file (format {values.get('format')!r}, not {FORMAT!r}); {hint}")
-    if values.get("version") != VERSION:
-        raise DataError(f"{path} is a circuit file of version {values.get('version')!r}, this program reads {VERSION}; "
-                        f"make it again or use the program that wrote it")
-
-
-def _check_model(path: Path, found: Graph, graph: Graph | None, digest: str | None, params_digest: str | None) -> None:
-    if graph is not None and found != graph:
-        raise DataError(f"{path} is a circuit file of another model: its graph has {_shape(found)}, this model's has "
+def _check_model(path: Path, stored: Graph, graph: Graph | None) -> None:
+    if graph is not None and stored != graph:
+        raise DataError(f"{path} is a circuit file of another model: its graph has {_shape(stored)}, this model's has "
                         f"{_shape(graph)}; give a circuit of this model")
-    if params_digest is not None and digest is not None and digest != params_digest:
-        raise DataError(f"{path} is a circuit file of another model: its params_digest is {digest}, this model's is "
-                        f"{params_digest}; give a circuit of this checkpoint")
 
 
 def _graph(path: Path, shape: Any) -> Graph:
@@ -254,7 +225,7 @@ def _graph(path: Path, shape: Any) -> Graph:
     given = [shape.get(name) for name in ("n_layers", "n_heads")] if isinstance(shape, dict) else []
     sizes = [size for size in given if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1000]
     if len(sizes) != 2:
-        raise DataError(f"{path} is damaged: n_layers and n_heads are not numbers from 1 to 1000; make it again")
+        raise _damaged(path, "n_layers and n_heads are not numbers from 1 to 1000")
     return Graph(*sizes)
 
 
@@ -269,14 +240,6 @@ def _place(path: Path, places: Mapping[str, int], graph: Graph, name: str) -> in
     return places[name]
 
 
-def _mapping(path: Path, values: Mapping[str, Any], part: str) -> dict[str, Any]:
-    found = values.get(part)
-    if not isinstance(found, dict):
-        raise DataError(f"{path} is damaged: {part!r} is {_kind(found)}, not a mapping from edges to scores; "
-                        f"make it again")
-    return found
-
-
 def _kind(value: Any) -> str:
     return "missing" if value is None else f"of type {type(value).__name__}"
 
@@ -285,17 +248,9 @@ def _score(path: Path, name: str, value: Any) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
             return float(value)
-    if value is None or isinstance(value, str):
-        found = _NOT_FINITE.get(value)
-        if found is not None:
-            return found
+    elif value is None or (isinstance(value, str) and value in _NOT_FINITE):
+        return _NOT_FINITE[value]
     raise DataError(f"{path} has the score {value!r} at edge {name!r}; scores are numbers, 'inf', '-inf' or null")
-
-
-def _score_text(score: float) -> float | str | None:
-    if math.isfinite(score):
-        return score
-    return None if math.isnan(score) else str(score)
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -314,12 +269,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _read(path: Path, strict: bool) -> dict[str, Any]:
-    """A JSON file's object.
-
-    Args:
-      path: of the file.
-      strict: whether to refuse ``NaN`` and ``Infinity``, which Python writes but JSON lacks.
-    """
+    """A JSON file's object, without keys that stand there twice; `strict` also refuses ``NaN`` and ``Infinity``."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats,
                             parse_constant=_no_constant if strict else None)
@@ -334,16 +284,15 @@ def _read(path: Path, strict: bool) -> dict[str, Any]:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in found if names.count(n) > 1)!r} stands there twice")
-    return found
+    values, names = dict(pairs), [name for name, _ in pairs]
+    if len(values) < len(pairs):
+        raise ValueError(f"{next(n for n in values if names.count(n) > 1)!r} stands there twice")
+    return values
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    write(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+def _write(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Path:
+    return write(path, json.dumps(values, indent=1, allow_nan=False) + "\n")

@@ -5,7 +5,6 @@ so nothing in it tells the answer. Which names there are depends on the tokenize
 answer is one token and the pair has one length.
 """
 
-import dataclasses
 import itertools
 import string
 from collections.abc import Mapping, Sequence
@@ -57,15 +56,6 @@ _NAME_FIELDS = {"A", "B", "S"}
 _FIELDS = _NAME_FIELDS | {"place", "object"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Words:
-    """What prompts are filled with."""
-
-    names: tuple[str, ...]
-    places: tuple[str, ...]
-    objects: tuple[str, ...]
-
-
 def ioi(tokenizer: Tokenizer, seed: int, count: int, orders: Sequence[Order] = ORDERS,
         templates: Mapping[str, str] | None = None, *, names: Sequence[str] = NAMES, places: Sequence[str] = PLACES,
         objects: Sequence[str] = OBJECTS) -> tuple[PromptText, ...]:
@@ -76,9 +66,9 @@ def ioi(tokenizer: Tokenizer, seed: int, count: int, orders: Sequence[Order] = O
     those that are one token of the tokenizer.
 
     Args:
-      tokenizer: of the model.
-      seed: of the draw, at least 0.
-      count: prompts, at least 1.
+      tokenizer: the model's.
+      seed: seed of the draw, at least 0.
+      count: number of prompts, at least 1.
       orders: ``ABBA`` names the answer first (Tom and Lily ... Lily gave ... to Tom), ``BABA`` the giver.
       templates: name -> sentence up to the answer, with ``{A}``, ``{B}``, ``{S}`` and, if wanted, ``{place}`` and
         ``{object}``; `TEMPLATES` by default.
@@ -95,24 +85,37 @@ def ioi(tokenizer: Tokenizer, seed: int, count: int, orders: Sequence[Order] = O
         and corrupt prompt differ in tokens.
     """
     templates = TEMPLATES if templates is None else templates
-    _check_numbers(seed, count, orders)
-    _check_texts(templates, names=names, places=places, objects=objects)
-    words = _Words(names=single_token_names(tokenizer, names), places=tuple(places), objects=tuple(objects))
+    if seed < 0 or count < 1:
+        raise DataError(f"seed={seed} must not be negative, and count={count} prompts must be at least 1")
+    bad = [orders] if isinstance(orders, str) or not orders else [order for order in orders if order not in ORDERS]
+    if bad:
+        raise DataError(f"orders: {bad[0]!r} is none; give a list of {' and '.join(ORDERS)}, or one of them")
+    for what, given in (("templates", templates), ("names", names), ("places", places), ("objects", objects)):
+        if isinstance(given, str) or not given:
+            raise DataError(f"{what}={given!r} must hold at least one; leave it out for those of this package")
+    for name, template in templates.items():
+        _check_template(name, template)
+    names = single_token_names(tokenizer, names)
     turns = itertools.islice(itertools.cycle(itertools.product(templates, orders)), count)
-    prompts = tuple(_prompt(np.random.default_rng((seed, i)), template, templates[template], order, words)
-                    for i, (template, order) in enumerate(turns))
-    for i, prompt in enumerate(prompts):
+    prompts = []
+    for i, (template, order) in enumerate(turns):
+        rng = np.random.default_rng((seed, i))
+        answer, giver, *others = (names[j] for j in rng.permutation(len(names))[:FEWEST_NAMES])
+        filling = {"place": places[int(rng.integers(len(places)))], "object": objects[int(rng.integers(len(objects)))]}
+        first, second = (answer, giver) if order == "ABBA" else (giver, answer)
+        prompt = PromptText(
+            clean=templates[template].format(A=first, B=second, S=giver, **filling),
+            corrupt=templates[template].format(**dict(zip("ABS", others, strict=True)), **filling),
+            answers=(f" {answer}",), wrong_answers=(f" {giver}",), group=f"{template}, {order}")
         _check_lengths(i, prompt, tokenizer)
-    return prompts
+        prompts.append(prompt)
+    return tuple(prompts)
 
 
 def single_token_names(tokenizer: Tokenizer, names: Sequence[str] = NAMES) -> tuple[str, ...]:
     """The names that are, with the space before them, one token that no other name has.
 
-    Args:
-      tokenizer: of the model. One that has a token for all unknown words gives that one to many names; they are left
-        out.
-      names: to choose from.
+    A tokenizer that has a token for all unknown words gives that one to many names; they are left out.
 
     Raises:
       DataError: fewer than 5 are left.
@@ -127,17 +130,6 @@ def single_token_names(tokenizer: Tokenizer, names: Sequence[str] = NAMES) -> tu
     return single
 
 
-def _prompt(rng: np.random.Generator, name: str, template: str, order: Order, words: _Words) -> PromptText:
-    answer, giver, *others = (words.names[i] for i in rng.permutation(len(words.names))[:FEWEST_NAMES])
-    filling = {"place": words.places[rng.integers(len(words.places))],
-               "object": words.objects[rng.integers(len(words.objects))]}
-    first, second = (answer, giver) if order == "ABBA" else (giver, answer)
-    return PromptText(
-        clean=template.format(A=first, B=second, S=giver, **filling),
-        corrupt=template.format(**dict(zip("ABS", others, strict=True)), **filling),
-        answers=(f" {answer}",), wrong_answers=(f" {giver}",), group=f"{name}, {order}")
-
-
 def _check_lengths(i: int, prompt: PromptText, tokenizer: Tokenizer) -> None:
     try:
         clean, corrupt = (len(tokenizer.encode(text)) for text in (prompt.clean, prompt.corrupt))
@@ -147,24 +139,6 @@ def _check_lengths(i: int, prompt: PromptText, tokenizer: Tokenizer) -> None:
     if clean != corrupt:
         raise DataError(f"prompt {i}: {prompt.clean!r} is {clean} tokens and {prompt.corrupt!r} is {corrupt}; "
                         f"word the template of {prompt.group!r} so that every name is a word with a space before it")
-
-
-def _check_numbers(seed: int, count: int, orders: Sequence[str]) -> None:
-    if seed < 0:
-        raise DataError(f"seed={seed} must not be negative; choose 0 or more")
-    if count < 1:
-        raise DataError(f"count={count} prompts must be at least 1")
-    bad = [orders] if isinstance(orders, str) or not orders else [order for order in orders if order not in ORDERS]
-    if bad:
-        raise DataError(f"orders: {bad[0]!r} is none; give a list of {' and '.join(ORDERS)}, or one of them")
-
-
-def _check_texts(templates: Mapping[str, str], **choices: Sequence[str]) -> None:
-    for what, given in {"templates": templates, **choices}.items():
-        if isinstance(given, str) or not given:
-            raise DataError(f"{what}={given!r} must hold at least one; leave it out for those of this package")
-    for name, template in templates.items():
-        _check_template(name, template)
 
 
 def _check_template(name: str, template: str) -> None:

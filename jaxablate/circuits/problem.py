@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from jaxablate.circuits.blocks import Decoder, Inputs, decoder_for
 from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.metrics import METRICS, Divergence, LogitDifference, Metric, Target
-from jaxablate.circuits.patching import ABLATIONS, Ablation, Run, ablated_values, source_run
+from jaxablate.circuits.patching import ABLATIONS, Ablation, ablated_values, source_run
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.circuits.tasks import PromptText, tokenise
 from jaxablate.config import ModelConfig
@@ -140,14 +140,13 @@ class Problem:
     @_once
     def replacement(self) -> Float[Array, "sources _n _time width"]:
         """What patched edges carry; of the kinds that do not differ by prompt or position, with 1 in their place."""
-        parts = [run.sources for run in self._runs(self.corrupt)]
-        sources = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
-        return ablated_values(self.ablation, sources, self.corrupt.valid, self.stream == "ablated")
+        return self.replaced(self.decoder, self.params, self.corrupt)
 
     @_once
     def final(self) -> Float[Array, "n width"]:
         """Last position of the model's own run on the clean prompts, after the final norm."""
-        return jnp.concatenate([run.final for run in self._runs(self.inputs)])
+        return jnp.concatenate([source_run(self.decoder, self.params, self.inputs.take(rows)).final
+                                for rows in self.parts()])
 
     @property
     def logits(self) -> Float[Array, "n vocab"]:
@@ -159,6 +158,16 @@ class Problem:
         """The metric of these prompts."""
         table = self.decoder.unembedding(self.params)
         return Divergence.of(table, self.final) if self.metric == "kl" else LogitDifference.of(table, self.pairs)
+
+    def parts(self) -> list[np.ndarray]:
+        """Rows of all prompts, at most `batch_size` at a time."""
+        return np.split(np.arange(len(self.pairs)), range(self.batch_size, len(self.pairs), self.batch_size))
+
+    def replaced(self, decoder: Decoder, params: Params, corrupt: Inputs) -> jax.Array:
+        """What patched edges carry, [S, n or 1, T or 1, D], by a run of the corrupt prompts in any floating type."""
+        parts = [source_run(decoder, params, corrupt.take(rows)).sources for rows in self.parts()]
+        sources = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+        return ablated_values(self.ablation, sources, corrupt.valid, self.stream == "ablated")
 
     def batches(self, size: int | None = None, values: jax.Array | None = None) -> Iterator[tuple[Batch, int]]:
         """All prompts in order, in batches of one size, so that one compilation serves any number of them.
@@ -191,12 +200,6 @@ class Problem:
             return inputs
         attention, neuron = self.decoder.last_gates(self.params, inputs)
         return dataclasses.replace(inputs, attention_gates=attention, neuron_gates=neuron)
-
-    def _runs(self, inputs: Inputs) -> Iterator[Run]:
-        """Ordinary runs of at most `batch_size` prompts each."""
-        for start in range(0, len(self.pairs), self.batch_size):
-            part = inputs.take(np.arange(start, min(start + self.batch_size, len(self.pairs))))
-            yield source_run(self.decoder, self.params, part)
 
 
 def problem(

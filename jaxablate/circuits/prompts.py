@@ -77,7 +77,7 @@ class PromptPairs:
           wrong_answers: wrong next tokens of each prompt.
           name: name of the task.
           groups: kind of each prompt; none by default.
-          source: what messages call the prompts, for example the file they are from; ``name`` by default.
+          source: what messages call the prompts; ``name`` by default.
 
         Raises:
           DataError: no prompts, a prompt without tokens, a pair of two lengths, a prompt without answers, or an id
@@ -93,10 +93,17 @@ class PromptPairs:
             raise DataError(f"{source}: there are no prompts; give at least one")
         for i, pair in enumerate(zip(clean, corrupt, answers, wrong_answers, strict=True)):
             check_pair(*pair, where=f"{source}: prompt {i}")
-        length = max(map(len, clean))
-        return cls(clean=_left_padded(clean, length), corrupt=_left_padded(corrupt, length),
-                   valid=_left_padded([[1] * len(ids) for ids in clean], length).astype(bool),
-                   answers=_filled(answers), wrong_answers=_filled(wrong_answers), groups=tuple(groups), name=name)
+
+        def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
+            width = max(map(len, rows))
+            return np.array([[PAD] * (width - len(row)) + list(row) for row in rows], np.int32)
+
+        def filled(rows: Sequence[Sequence[int]]) -> np.ndarray:
+            width = max(map(len, rows))
+            return np.array([list(row) + [NO_ANSWER] * (width - len(row)) for row in rows], np.int32)
+
+        return cls(clean=padded(clean), corrupt=padded(corrupt), valid=padded([[1] * len(ids) for ids in clean]) > 0,
+                   answers=filled(answers), wrong_answers=filled(wrong_answers), groups=tuple(groups), name=name)
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -128,15 +135,7 @@ class PromptPairs:
         return content.hexdigest()
 
     def check_fits(self, *, context_length: int, vocab_size: int) -> None:
-        """Refuses a model that cannot take these prompts.
-
-        Args:
-          context_length: positions that the model has.
-          vocab_size: tokens that the model has.
-
-        Raises:
-          DataError: a prompt is longer, or a token is beyond the vocabulary.
-        """
+        """Raises DataError where a prompt is longer than a model's context, or a token is beyond its vocabulary."""
         longest = int(self.lengths.argmax())
         if self.lengths[longest] > context_length:
             raise DataError(too_long(f"{self.name}: prompt {longest}", int(self.lengths[longest]), context_length))
@@ -148,18 +147,8 @@ class PromptPairs:
 
 def check_pair(clean: Sequence[int], corrupt: Sequence[int], answers: Sequence[int], wrong_answers: Sequence[int], *,
                where: str) -> None:
-    """Checks one prompt pair.
-
-    Args:
-      clean: token ids.
-      corrupt: token ids.
-      answers: token ids.
-      wrong_answers: token ids.
-      where: what the message begins with.
-
-    Raises:
-      DataError: it has no tokens, two lengths, no answers, an answer that is wrong too, or an id below 0 or too large.
-    """
+    """Raises DataError for a pair of token ids without tokens, of two lengths, without answers, with an answer that is
+    wrong too, or with an id that is none. The message begins with ``where``."""
     for kind, ids in (("clean", clean), ("corrupt", corrupt)):
         if not len(ids):
             raise DataError(f"{where}: {kind} has no tokens; write a text")
@@ -181,15 +170,6 @@ def too_long(where: str, tokens: int, context_length: int) -> str:
     """Message about a prompt that a model cannot take."""
     return (f"{where}: {tokens} tokens are more than the model's context of {context_length}; shorten the prompt, "
             "leave it out, or use a model of longer context")
-
-
-def _left_padded(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
-    return np.array([[PAD] * (length - len(row)) + list(row) for row in rows], np.int32)
-
-
-def _filled(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    width = max(map(len, rows))
-    return np.array([list(row) + [NO_ANSWER] * (width - len(row)) for row in rows], np.int32)
 
 
 def _check_shapes(pairs: PromptPairs) -> None:

@@ -89,33 +89,6 @@ def tokenise(prompts: Sequence[PromptText], tokenizer: Tokenizer, *, name: str, 
                                 source=source)
 
 
-def fitting(prompts: Sequence[PromptText], tokenizer: Tokenizer, *, context_length: int | None = None,
-            bos_id: int | None = None) -> tuple[tuple[PromptText, ...], tuple[str, ...]]:
-    """The prompts that `tokenise` takes, and why it refuses the others.
-
-    A file of prompts made for one tokenizer holds few pairs of equal length for another; whoever takes those that fit
-    should report how many were left out.
-
-    Args:
-      prompts: the task.
-      tokenizer: the model's.
-      context_length: positions that the model has.
-      bos_id: as for `tokenise`.
-
-    Returns:
-      The prompts that fit, in order, and a line for each of the others.
-    """
-    kept, refused = [], []
-    for i, prompt in enumerate(prompts):
-        try:
-            _encode(prompt, tokenizer, context_length, bos_id, f"prompt {i}")
-        except DataError as error:
-            refused.append(str(error))
-        else:
-            kept.append(prompt)
-    return tuple(kept), tuple(refused)
-
-
 def single_token(tokenizer: Tokenizer, text: str) -> int | None:
     """Token id of a text that is one token; None where it is several, none, or unknown to the tokenizer."""
     try:
@@ -126,15 +99,7 @@ def single_token(tokenizer: Tokenizer, text: str) -> int | None:
 
 
 def from_corpus(prompts: Iterable[Any]) -> tuple[PromptText, ...]:
-    """Prompt pairs of the embedded corpus, or of any source with the same fields.
-
-    Args:
-      prompts: objects with ``clean``, ``corrupt``, ``answer``, ``wrong_answer``, ``template`` and ``order``, as
-        ``jaxablate.data.corpus.ioi_prompts`` makes them.
-
-    Returns:
-      The same prompts; their groups are ``template, order``.
-    """
+    """Prompt pairs of ``jaxablate.data.corpus.ioi_prompts``, in groups ``template, order``."""
     return tuple(PromptText(clean=p.clean, corrupt=p.corrupt, answers=(p.answer,), wrong_answers=(p.wrong_answer,),
                             group=f"{p.template}, {p.order}") for p in prompts)
 
@@ -277,17 +242,18 @@ def _text(item: dict[str, Any], key: str, where: str) -> str:
 
 def _words(item: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     value = _value(item, key, where)
+    wrong = None
     if not isinstance(value, list):
-        raise DataError(f"{where}: {key!r} is {_kind(value)}; write a list of texts, for example [\" Rob\"]")
-    if not value:
-        raise DataError(f"{where}: {key!r} is empty; write at least one text, for example [\" Rob\"]")
-    others = [word for word in value if not isinstance(word, str)]
-    if others:
-        raise DataError(f"{where}: {key!r} has {_kind(others[0])} in it; write texts only, for example [\" Rob\"]")
+        wrong = f"is {_kind(value)}"
+    elif not value:
+        wrong = "is empty"
+    elif others := [word for word in value if not isinstance(word, str)]:
+        wrong = f"has {_kind(others[0])} in it"
+    if wrong:
+        raise DataError(f"{where}: {key!r} {wrong}; write a list of texts, for example [\" Rob\"]")
     return tuple(value)
 
 
 def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")
