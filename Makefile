@@ -1,7 +1,10 @@
 # Every target sets itself up on a machine that has only Python 3.11+, pip and make.
 #   make quickstart   train a small self-ablating model on the embedded stories, score it, print samples
-#   make test         the whole test suite          make lint    static checks
-#   make bench        speed at the paper's shape    make clean   remove what these made
+#   make test         the whole test suite
+#   make test-fast    the suite without its slow files
+#   make lint         ruff and pyright
+#   make bench        speed at the paper's shape
+#   make clean        remove what these made
 # PYTHON=python3.12 picks the interpreter that makes .venv; TEST_WORKERS=8 uses more cores.
 
 PYTHON ?= python3
@@ -11,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint bench clean
+.PHONY: help setup quickstart test test-fast lint bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -31,8 +34,13 @@ quickstart: $(READY)
 	$(BIN)/jaxablate train --config quickstart --workdir runs/quickstart
 	$(BIN)/jaxablate score --workdir runs/quickstart
 
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0
+
 test: $(READY)
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0
+	$(PYTEST)
+
+test-fast: $(READY)
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

@@ -83,6 +83,22 @@ baseline_run = _copied_run("baseline")
 classifier_run = _copied_run("classifier")
 
 
+_SLOW = {
+    "test_acdc", "test_circuit_command", "test_eval_cli", "test_extending", "test_guide", "test_known_circuit",
+    "test_leakage", "test_match", "test_neurons_command", "test_parity_acdc", "test_parity_safr", "test_parity_sat",
+    "test_parity_topk", "test_readme", "test_resume", "test_sae_command", "test_sharding", "test_suite_circuits",
+    "test_suite_neurons", "test_suites_importance", "test_train_classifier",
+}
+"""Files that compile many programs or run commands from end to end; ``-m "not slow"`` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of the files above, beside those that are marked where they stand."""
+    for item in items:
+        if item.path.stem in _SLOW:
+            item.add_marker("slow")
+
+
 _ROOT = pathlib.Path(__file__).parent.parent
 _PARITY_FILES = {"sat_file": "sat_*.npz", "topk_file": "topk.npz", "safr_file": "safr_*.npz",
                  "acdc_file": "acdc_*.npz", "sae_file": "sae_*.npz"}
