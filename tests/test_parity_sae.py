@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.tolerance import assert_close, assert_same_distribution
 
 from jaxablate.features import AutoencoderConfig, SaeState, SaeTrainConfig, SparseAutoencoder, train_step
 from jaxablate.features import sae as ae
@@ -86,25 +87,25 @@ def test_losses_of_every_step(sae_file, dtype):
     for theirs, ours in {"loss": "loss", "mse_loss": "mse", "l1_loss": "l1", "grad_norm": "grad_norm"}.items():
         count = len(r.metrics[ours])
         rtol = 1e-6 if dtype == "float32" else 3e-7
-        np.testing.assert_allclose(r.metrics[ours], r.expected[theirs][:count], rtol=rtol, err_msg=theirs)
+        assert_close(r.metrics[ours], r.expected[theirs][:count], rtol=rtol, err_msg=theirs)
 
 
 def test_active_latents_of_every_step(sae_file, dtype):
     r = run(sae_file, dtype)
-    np.testing.assert_allclose(r.metrics["l0"], r.expected["l0"][: len(r.metrics["l0"])], rtol=1e-7)
+    assert_close(r.metrics["l0"], r.expected["l0"][: len(r.metrics["l0"])])
 
 
 def test_schedules(sae_file, dtype):
     r = run(sae_file, dtype)
     for theirs, ours in {"lr": "learning_rate", "l1_coefficient": "l1_coefficient"}.items():
         expected = r.expected[theirs][: len(r.metrics[ours])]
-        np.testing.assert_allclose(r.metrics[ours], expected, rtol=1e-7 if dtype == "float32" else 1e-12)
+        assert_close(r.metrics[ours], expected, err_msg=theirs)
 
 
 def test_explained_variance_as_saelens_computes_it(sae_file, dtype):
     r = run(sae_file, dtype)
     found = r.metrics["explained_variance_saelens"]
-    np.testing.assert_allclose(found, r.expected["explained_variance"][: len(found)], rtol=1e-6, atol=5e-7)
+    assert_close(found, r.expected["explained_variance"][: len(found)], rtol=1e-6, atol=1e-6)
 
 
 def test_explained_variance_proper(sae_file, dtype):
@@ -113,13 +114,13 @@ def test_explained_variance_proper(sae_file, dtype):
     variance = ((x - x.mean(1, keepdims=True)) ** 2).sum((1, 2))
     count = len(r.metrics["explained_variance"])
     expected = 1 - r.expected["mse_loss"][:count] * x.shape[1] / variance
-    np.testing.assert_allclose(r.metrics["explained_variance"], expected, rtol=1e-6, atol=1e-6)
+    assert_close(r.metrics["explained_variance"], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_first_forward_pass(sae_file, dtype):
     r = run(sae_file, dtype)
-    np.testing.assert_allclose(r.latents, r.expected["step0_feature_acts"], rtol=0, atol=3e-6)
-    np.testing.assert_allclose(r.out, r.expected["step0_sae_out"], rtol=0, atol=1e-5)
+    assert_close(r.latents, r.expected["step0_feature_acts"], atol=3e-6)
+    assert_close(r.out, r.expected["step0_sae_out"], atol=1e-5)
 
 
 def test_dead_counters(sae_file, dtype):
@@ -134,8 +135,8 @@ def test_final_and_folded_weights(sae_file, dtype):
     folded = r.state.sae.fold_scale(float(r.expected["norm_scaling_factor"]))
     for name in WEIGHTS:
         atol = 2e-6 if dtype == "float32" else 3e-7
-        np.testing.assert_allclose(getattr(r.state.sae, name), r.expected[f"final/{name}"], rtol=0, atol=atol)
-        np.testing.assert_allclose(getattr(folded, name), r.expected[f"final_folded/{name}"], rtol=0, atol=1.5 * atol)
+        assert_close(getattr(r.state.sae, name), r.expected[f"final/{name}"], atol=atol, err_msg=name)
+        assert_close(getattr(folded, name), r.expected[f"final_folded/{name}"], atol=1.5 * atol, err_msg=name)
 
 
 def test_init_has_the_distribution_of_theirs(sae_file, dtype):
@@ -146,10 +147,9 @@ def test_init_has_the_distribution_of_theirs(sae_file, dtype):
     for name in ("W_enc", "W_dec"):
         found, expected = np.asarray(getattr(ours, name)), r.expected[f"init/{name}"]
         assert found.shape == expected.shape and found.dtype == dtype
-        np.testing.assert_allclose(found.std(), expected.std(), rtol=0.05)
-        np.testing.assert_allclose(found.mean(), expected.mean(), atol=0.1 * expected.std())
+        assert_same_distribution(found, expected)
     sizes = np.linalg.norm(r.expected["init/W_dec"], axis=1)
-    np.testing.assert_allclose(np.linalg.norm(ours.W_dec, axis=1), sizes, rtol=1e-6)
+    assert_close(np.linalg.norm(ours.W_dec, axis=1), sizes, rtol=1e-6)
 
 
 def test_scale_gives_the_mean_norm(sae_file, dtype):
@@ -158,4 +158,4 @@ def test_scale_gives_the_mean_norm(sae_file, dtype):
     x = r.expected["x_raw"]
     with jax.enable_x64(dtype == "float64"):
         found = ae.activation_scale(jnp.asarray(x.reshape(-1, x.shape[-1]), dtype))
-    np.testing.assert_allclose(found, r.expected["norm_scaling_factor"], rtol=1e-6)
+    assert_close(found, r.expected["norm_scaling_factor"], rtol=1e-6)
