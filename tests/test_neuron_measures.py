@@ -11,14 +11,14 @@ import pytest
 from jaxablate.config import MeshConfig, ModelConfig
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.neurons import MEASURES, Facts, facts, firing_table, measure, measures, nulls, stream, units
+from jaxablate.neurons import MEASURES, Facts, facts, firing_counts, measure, measure_arrays, measures, summarise, units
 from jaxablate.sharding import batch_sharding, make_mesh, replicated
 
 SHAPE = {"vocab_size": 50, "context_length": 16, "d_model": 16, "n_layers": 2, "n_heads": 2, "d_mlp": 32,
          "k_attention": 3, "k_neurons": 4, "scale_attention": True, "position_std": 0.05}
 TOKENS = 50 * 16 - 5
 TIES = 0.03
-"""Windows that begin with the same token have equal activations there; what is tied at a threshold does not fire."""
+"""Values that are tied at a threshold do not fire."""
 
 
 def make(**changes):
@@ -30,9 +30,14 @@ def make(**changes):
 
 
 def split(rows=50, batch=7, seed=0):
-    """Windows of tokens, common ones more often; the last has masked ones, and so has the filling of the last batch."""
+    """Windows of tokens, common ones more often; the last has masked ones, and so has the filling of the last batch.
+
+    No two windows begin with the same token: activations there would be equal but for rounding, and on one side of a
+    threshold or the other.
+    """
     rng = np.random.default_rng(seed)
     tokens = np.minimum(rng.zipf(1.4, (rows + -rows % batch, 16)) - 1, 49).astype(np.int32)
+    tokens[:50, 0] = np.random.default_rng(seed + 1).permutation(50)[: len(tokens)]
     mask = np.ones(tokens.shape, np.float32)
     mask[rows:], mask[rows - 1, 11:] = 0, 0
     starts = range(0, len(tokens), batch)
@@ -147,7 +152,7 @@ def test_what_shuffled_tokens_tell_is_subtracted(found):
     drawn = rng.multivariate_hypergeometric(found.counts, m, size=n_units, method="marginals").T
     candidates = found.counts >= measures.LEAST_OF_CLASS
     told, _ = measures.token_selectivity(drawn, found.counts, candidates)
-    by_chance = nulls.shuffle_tokens(found.counts, candidates, np.array([5, m, 300]), draws=200, seed=1)
+    by_chance = measures.shuffle_tokens(found.counts, candidates, np.array([5, m, 300]), draws=2000, seed=1)
     expected, upper = by_chance.at(np.full(n_units, m))
     assert told.information.mean() > 0.02
     assert (told.information - expected.information).mean() == pytest.approx(0, abs=1e-3)
@@ -166,11 +171,11 @@ def test_random_directions_fire_as_often_as_their_units(found):
 
 def test_matched_interpolates_in_the_logarithm():
     rates = np.geomspace(0.001, 0.1, 200)
-    at = nulls.matched(np.array([0.01, 0.0, 1e-6]), rates, 5 + np.log(rates))
+    at = measures.matched(np.array([0.01, 0.0, 1e-6]), rates, 5 + np.log(rates))
     assert at[0] == pytest.approx(5 + math.log(0.01), abs=0.01)
-    assert np.isnan(at[1]) and at[2] == pytest.approx(5 + np.log(rates[: nulls.NEIGHBOURS]).mean())
-    assert np.isnan(nulls.matched(np.array([0.1]), np.array([0.1, 0.2]), np.full(2, np.nan))).all()
-    assert nulls.matched(np.array([0.1]), np.full(3, 0.1), np.array([1.0, 2.0, 6.0])) == pytest.approx(3.0)
+    assert np.isnan(at[1]) and at[2] == pytest.approx(5 + np.log(rates[: measures.NEIGHBOURS]).mean())
+    assert np.isnan(measures.matched(np.array([0.1]), np.array([0.1, 0.2]), np.full(2, np.nan))).all()
+    assert measures.matched(np.array([0.1]), np.full(3, 0.1), np.array([1.0, 2.0, 6.0])) == pytest.approx(3.0)
 
 
 def test_hand_values_of_binary_units():
@@ -189,25 +194,13 @@ def test_kurtosis_survives_a_large_mean():
     assert measures.shape(sums, np.array([1000.0]), a.size, np.zeros(1)).kurtosis[0] == pytest.approx(0, abs=0.05)
 
 
-@pytest.mark.parametrize(("columns", "tokens"), [(5, 30_000), (6, 30_000), (5, 70_000)])
-def test_counts_do_not_overflow(columns, tokens):
-    """Every unit fires on every token: halves of the numbers are taken before 65,536 of them."""
-    tables = firing_table.FiringTables(2, (columns, columns))
-    fired = [jnp.ones((1, columns - 2), bool), jnp.ones((1, 2), bool)]
-    step = jax.jit(lambda tables: ([x.at[0].add(tokens * firing_table.packed(fired, x)[0]) for x in tables], tokens))
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    for _ in range(5):
-        assert tables.update(step, tokens, sharding) == tokens
-    assert [x.tolist() for x in tables.totals()] == [[[5 * tokens] * columns, [0] * columns]] * 2
-
-
 def test_rare_tokens_share_a_class():
-    counts = np.concatenate([np.full(stream.CLASSES + 100, 2), np.zeros(50, int)])
+    counts = np.concatenate([np.full(firing_counts.CLASSES + 100, 2), np.zeros(50, int)])
     counts[7] = 50
     tokens = np.repeat(np.arange(len(counts)), counts)
     tokens = np.concatenate([tokens, np.zeros(-len(tokens) % 16, int)]).reshape(-1, 16)
-    found = stream.survey([{"inputs": tokens, "mask": np.ones(tokens.shape)}], len(counts))
-    assert len(found.counts) == stream.CLASSES and found.token_of[-1] == -1 and found.counts.sum() == tokens.size
+    found = firing_counts.classify_tokens([{"inputs": tokens, "mask": np.ones(tokens.shape)}], len(counts))
+    assert len(found.counts) == firing_counts.CLASSES and found.token_of[-1] == -1 and found.counts.sum() == tokens.size
     assert found.token_of[found.class_of[7]] == 7 and found.counts[found.class_of[7]] == 50
     assert found.counts[-1] == tokens.size - found.counts[:-1].sum()
 
@@ -228,7 +221,7 @@ def test_a_unit_that_is_the_fact_tells_all_of_it():
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 4, 2000)
     given = Facts(tokens=tokens, story=np.arange(2000) // 50, labels={"odd": tokens % 2}, names={"odd": ("no", "yes")})
-    rows = facts.fact_rows(given, 2000)
+    rows = facts.fact_rows(given, tokens)
     fires = np.stack([rng.random(2000) < 0.5, tokens % 2 == 1], axis=1).astype(int)
     table = np.zeros((len(rows.counts), 2), int)
     for j in range(rows.rows.shape[1]):
@@ -296,3 +289,74 @@ def test_activations_that_are_no_numbers_are_refused(gated):
     broken = {**params, "layer_1": {**params["layer_1"], "mlp": mlp}}
     with pytest.raises(DataError, match="neurons clean of layer 1 are NaN or infinite in 1 of 32 units"):
         measure(model, broken, split(), directions=16)
+
+
+def array_units(n=6000, seed=0):
+    """Tokens, and units that fire on token 3, on token 1 or 2, on their own, and never."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 8, n)
+    noise = rng.random((n, 4)) * 0.1
+    noise[:, 3] = 0
+    fires = np.stack([tokens == 3, (tokens == 1) | (tokens == 2), rng.random(n) < 0.2, np.zeros(n)], axis=1)
+    return tokens, (noise + fires).astype(np.float32)
+
+
+def test_arrays_of_any_model_are_measured():
+    tokens, values = array_units()
+    result = measure_arrays(values, tokens, threshold=0.5, directions=16, shuffles=10)
+    group, h = result.groups[0], lambda p: -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+    assert result.kinds == ("units",) and result.tokens == len(tokens) and group.best_token[0] == 3
+    assert group.information[:2] == pytest.approx([h(1 / 8), h(1 / 4)], abs=0.02)
+    assert group.information[2] == pytest.approx(0, abs=0.003) and np.isnan(group.information[3])
+    assert group.tokens.effective_tokens[:3] == pytest.approx([1, 2, 8], rel=0.01)
+    assert group.fired.tolist() == (values > 0.5).sum(0).tolist()
+    size = np.sort(values[:, 0].astype(float))
+    gini = 2 * (np.arange(1, len(size) + 1) * size).sum() / (len(size) * size.sum()) - (len(size) + 1) / len(size)
+    assert group.shape.gini[0] == pytest.approx(gini)
+    at_rate = measure_arrays([values, -values], tokens, rate=0.05, signed=True,
+                             directions=16, shuffles=10)
+    assert [g.layer for g in at_rate.groups] == [0, 1]
+    for group in at_rate.groups:
+        assert group.rates[:3] == pytest.approx(0.05, abs=0.001)
+        assert group.direction_rates == pytest.approx(0.05, abs=0.002)
+    of_gates = measure_arrays(values > 0.5, tokens, directions=16, shuffles=10).groups[0]
+    assert of_gates.fired.tolist() == (values > 0.5).sum(0).tolist()
+    assert of_gates.shape.gini[0] == pytest.approx(1 - of_gates.rates[0])
+    overall = summarise(result)[0].of("information")
+    assert overall.mean.value == pytest.approx(np.nanmean(result.groups[0].information))
+
+
+def test_arrays_give_what_the_pass_over_a_decoder_gives(found, truth):
+    """Clean channels of both layers: the same firings, sums and facts, from arrays instead of a model."""
+    values, tokens = truth
+    channels = [x.astype(np.float32) for x in values["attention clean"]]
+    result = measure_arrays(channels, tokens, rate=3 / 16, signed=True, facts=facts_of(split()), shuffles=30)
+    for a, b in zip(result.groups, found.of("attention clean"), strict=True):
+        assert a.fired == pytest.approx(b.fired, abs=1)
+        assert a.shape.kurtosis == pytest.approx(b.shape.kurtosis, rel=1e-3)
+        assert a.tokens.information == pytest.approx(b.tokens.information, abs=5e-3)
+    by = {x.label: x for x in found.facts if x.kind == "attention clean"}
+    for x in result.facts:
+        assert np.concatenate(x.information) == pytest.approx(np.concatenate(by[x.label].information), abs=5e-3)
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"activations": np.zeros((5, 2))}, DataError, r"layer 0 have shape \(5, 2\), the tokens \(6000,\)"),
+    ({"activations": []}, DataError, "no layer"),
+    ({"tokens": np.full(6000, -1)}, DataError, "are no ids"),
+    ({"rate": 1.5}, ConfigError, "rate=1.5 must be between"),
+    ({"rate": 0.001}, DataError, "at least 10,000"),
+    ({"activations": np.full((6000, 2), np.nan, np.float32)}, DataError, "NaN or infinite in 12,000 places"),
+])
+def test_arrays_that_do_not_fit_are_refused(change, error, message):
+    tokens, values = array_units()
+    with pytest.raises(error, match=message):
+        measure_arrays(**{"activations": values, "tokens": tokens} | change)
+
+
+def test_a_model_whose_scores_read_nothing_known_is_refused(gated):
+    model, params = gated
+    config = dataclasses.replace(model.config)
+    object.__setattr__(config, "ablation", "other")
+    with pytest.raises(ConfigError, match="ablation='other'"):
+        units.draw_directions(config, params, 4, 0)

@@ -9,17 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxablate.commands.score import SUITES
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
 from jaxablate.data import corpus
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.neurons import MEASURES, measure
+from jaxablate.neurons import MEASURES, measure, summarise
 from jaxablate.reports.html import draw
 from jaxablate.reports.panels import Beside, Grid, panel_from_dict
-from jaxablate.runs.run import _known_facts
+from jaxablate.runs.run import Run, Split, _known_facts
+from jaxablate.suites import SUITES
 from jaxablate.suites import neurons as suite
-from jaxablate.suites.neurons_summaries import expected_best, summaries, weight_capacities
-from jaxablate.suites.suite import Subject
 
 DATA = DataConfig(source="embedded", tokenizer="corpus", embedded_valid_stories=30)
 MODEL = ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2, n_heads=2, d_mlp=32, k_attention=3,
@@ -47,9 +45,9 @@ def batches():
 @pytest.fixture(scope="module")
 def result(params):
     config = Config(model=MODEL, data=DATA, train=TrainConfig(sequence_length=32))
-    subject = Subject(config=config, model=SelfAblatingTransformer(MODEL), params=params, batches=batches, seed=1,
-                      tokenizer=corpus.CorpusTokenizer(), **_known_facts(DATA))
-    return suite.SUITE.run(subject)[0]
+    run = Run(config=config, model=SelfAblatingTransformer(MODEL), params=params, splits={"valid": Split(batches=batches)},
+              seed=1, tokenizer=corpus.CorpusTokenizer(), **_known_facts(DATA))
+    return suite.SUITE.run(run)[0]
 
 
 def test_facts_are_of_the_tokens_they_stand_beside():
@@ -68,19 +66,19 @@ def test_facts_are_of_the_tokens_they_stand_beside():
 
 def test_a_summary_is_the_mean_over_live_units(params):
     found = measure(SelfAblatingTransformer(MODEL), params, batches, directions=16, shuffles=4)
-    made = {(x.kind, x.layer): x for x in summaries(found, seed=0)}
+    made = {(x.kind, x.layer): x for x in summarise(found, seed=0)}
     for kind, name in itertools.product(found.kinds, MEASURES):
         values = [group.measure(name) for group in found.of(kind)]
         every = np.concatenate(values)
         overall = made[kind, None].of(name)
-        assert overall.value == pytest.approx(every[np.isfinite(every)].mean())
-        assert overall.interval[0] <= overall.value <= overall.interval[1]
+        assert overall.mean.value == pytest.approx(every[np.isfinite(every)].mean())
+        assert overall.mean.low <= overall.mean.value <= overall.mean.high
         for layer, of_layer in enumerate(values):
-            assert made[kind, layer].of(name).value == pytest.approx(of_layer[np.isfinite(of_layer)].mean())
+            assert made[kind, layer].of(name).mean.value == pytest.approx(of_layer[np.isfinite(of_layer)].mean())
         random = [group.matched(name)[np.isfinite(group.measure(name))] for group in found.of(kind)]
         random = np.concatenate(random)
         if np.isfinite(random).all():
-            assert overall.directions == pytest.approx(random.mean())
+            assert overall.directions.value == pytest.approx(random.mean())
     for kind in found.kinds:
         assert made[kind, None].live == sum(made[kind, layer].live for layer in (0, 1))
         assert made[kind, None].of("gini").shuffled is None
@@ -89,7 +87,7 @@ def test_a_summary_is_the_mean_over_live_units(params):
 
 
 def test_suite_is_registered_and_fits_every_language_model():
-    assert suite.SUITE in SUITES
+    assert SUITES["neurons"] is suite.SUITE
     baseline = dataclasses.replace(Config(), model=dataclasses.replace(MODEL, ablation="none", context_length=256))
     assert suite.SUITE.reason_against(baseline) is None
 
@@ -130,17 +128,18 @@ def test_units_are_named_with_their_tokens(result):
 
 
 def test_capacity_of_weights_is_that_of_the_formula(params):
-    found = {(x.layer, x.weights): x for x in weight_capacities(params, 2, seed=0)}
+    found = {(x.layer, x.weights): x for x in suite.weight_capacities(params, 2, seed=0)}
     w = np.asarray(params["layer_1"]["mlp"]["up"]["kernel"], np.float64).T
     gram = w @ w.T
-    assert found[1, "in"].value == pytest.approx((np.diag(gram) ** 2 / (gram**2).sum(1)).mean(), rel=1e-4)
-    assert found[1, "in"].value == pytest.approx(found[1, "in"].random, rel=0.1)  # these weights are random
-    assert found[1, "out"].interval[0] < found[1, "out"].value < found[1, "out"].interval[1] < 16 / 32 + 0.05
+    assert found[1, "in"].capacity.value == pytest.approx((np.diag(gram) ** 2 / (gram**2).sum(1)).mean(), rel=1e-4)
+    assert found[1, "in"].capacity.value == pytest.approx(found[1, "in"].random, rel=0.1)  # these weights are random
+    out = found[1, "out"].capacity
+    assert out.low < out.value < out.high < 16 / 32 + 0.05
 
 
 def test_expected_best_is_the_mean_over_subsets():
     values = np.array([0.3, -1.0, 2.0, 0.9, 0.4])
     for size in (1, 2, 4, 5):
         every = [max(subset) for subset in itertools.combinations(values, size)]
-        assert expected_best(values, size) == pytest.approx(np.mean(every))
-    assert expected_best(values, 9) == 2.0
+        assert suite.expected_best(values, size) == pytest.approx(np.mean(every))
+    assert suite.expected_best(values, 9) == 2.0

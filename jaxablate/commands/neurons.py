@@ -1,243 +1,235 @@
-"""``eval.py neurons``: restores a language model and makes, scores and writes a graph of each of its neurons."""
+"""``jaxablate neurons``: graphs of what fires each neuron of a language model; searches and shows those there are.
+
+Searching and showing read files only: no model is run and JAX is not loaded.
+"""
 
 import dataclasses
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import jax
-import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from jaxablate.commands import neurons_files as neuron_files
-from jaxablate.commands.neurons_scores import Layer, summary, unit_scores
-from jaxablate.commands.neurons_settings import NeuronSettings
-from jaxablate.config import Config
-from jaxablate.data.pipeline import validation_batches
-from jaxablate.data.preparation import PreparedData, prepare
-from jaxablate.data.progress import progress_report
-from jaxablate.data.token_file import TokenFile
-from jaxablate.data.tokenizer import Tokenizer, load_tokenizer
+from jaxablate import files
+from jaxablate.commands import base
+from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.files import sole_builder
-from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.neurons.examples import NOTHING, Batch, TopExamples, UnitReader, top_examples
-from jaxablate.neurons.graphs import trie
-from jaxablate.neurons.matching import Text, count_hits, firings
-from jaxablate.neurons.neuron_to_graph import FIRES, GraphSettings, UnitGraph, build_graphs
-from jaxablate.neurons.pruning import Neighbours, Noise
-from jaxablate.neurons.short_runs import ShortRuns
-from jaxablate.provenance import provenance
-from jaxablate.reports.neuron_records import ExampleRecord, NeuronRecord, NodeRecord, Summary
-from jaxablate.runs.checkpoint import restore_params
-from jaxablate.runs.run import _check_data as check_data
-from jaxablate.runs.run import params_digest, require_language_model, require_stream
+from jaxablate.reports.neuron_graph import neuron_page, no_graph, verdict, visible
+from jaxablate.reports.neuron_records import (
+    ExampleRecord,
+    NeuronRecord,
+    named_before,
+    neuron_file,
+    neuron_name,
+    read_index,
+    read_record,
+    search,
+)
+from jaxablate.stats import number
 
-MIN_SCORE_TOKENS = 1_000
-"""Of held-out text; in less hardly a neuron fires."""
-_METHOD = 1
-"""Raised when graphs of the same settings become others; those of an interrupted job are then made anew."""
-Say = Callable[[str], None]
+MOST_SHOWN, MOST_TOKENS = 20, 6
+"""Neurons that a search lists, and tokens of one place of a pattern that tables write."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
-    """A run, checked, before anything is computed."""
+class NeuronsSettings(base.RunSettings):
+    """Make a graph of what fires each neuron of a language model (Neuron to Graph), search them, show them.
 
-    config: Config
-    params: Any
-    step: int
-    tokenizer: Tokenizer
-    data: PreparedData
-    identity: str
-    """Hex digest of all that the graphs depend on."""
-    about: Mapping[str, Any]
+    Raises:
+      ConfigError: a value is out of range, or options exclude each other.
+    """
+
+    search: str | None = None
+    """Say which neurons fire at the end of this text, by the graphs that were made; " dog" with its space is one token
+    of most tokenizers."""
+    show: tuple[str, ...] = ()
+    """Print these neurons (layer.number, for example 3.17) and write a page of them, from graphs that were made."""
+    units: Literal["neurons", "channels"] = "neurons"
+    """neurons: of the MLPs, after the activation function. channels: of the concatenated heads of attention."""
+    stream: Literal["clean", "ablated"] = "clean"
+    """ablated: what the gates let through, of a model with gates."""
+    examples: int = 20
+    """Top examples of each neuron, each of another window of the training text."""
+    build: int = 20
+    """How many of them a graph is made from."""
+    context: int = 24
+    """Tokens of an example, the one at which the neuron is strong included."""
+    tokens: int = 400_000
+    """Tokens of training text in which examples are looked for."""
+    score_tokens: int = 200_000
+    """At most so many tokens of validation text on which graphs are scored."""
+    importance: float = 0.4
+    """Share of the activation that must be lost without a context token for it to be in the graph."""
+    candidates: int = 8
+    """Tokens of most similar embeddings that are tried in the place of each token of a pattern."""
+    out: Path | None = None
+    """Folder of the graphs; by default neurons/graphs in the working directory, with the names of stream and units
+    where they are not the default."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        base.require_at_least(self, 1, "examples", "build", "context", "tokens", "score_tokens", "candidates")
+        if self.build > self.examples:
+            raise ConfigError(f"build={self.build} examples of {self.examples} cannot be used; raise --examples or "
+                              "lower --build")
+        if not 0 < self.importance < 1:
+            raise ConfigError(f"importance={self.importance:g} must be between 0 and 1")
+        if self.search is not None and self.show:
+            raise ConfigError("--search and --show are two commands; give one of them")
+        if self.search is not None and not self.search:
+            raise ConfigError('--search "" has no text; give some, for example --search " dog"')
+        for name in self.show:
+            if not re.fullmatch(r"\d+\.\d+", name):
+                raise ConfigError(f"{name!r} names no neuron; give layer.number, for example 3.17")
 
     @property
-    def layers(self) -> int:
-        """How many the model has."""
-        return self.config.model.n_layers
+    def folder(self) -> Path:
+        """Where graphs lie.
 
+        >>> NeuronsSettings(workdir=Path("runs/x"), stream="ablated").folder.name
+        'graphs-ablated'
+        """
+        if self.out is not None:
+            return self.out
+        other = [x for x in (self.stream, self.units) if x not in ("clean", "neurons")]
+        return self.workdir / "neurons" / "-".join(["graphs", *other])
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GraphsReport:
-    """What `make_graphs` made."""
+    @property
+    def command(self) -> str:
+        """The command line that makes these graphs."""
+        flags = [f"--{name} {value}" for name, value, default in
+                 (("stream", self.stream, "clean"), ("units", self.units, "neurons"), ("out", self.out, None))
+                 if value != default]
+        return " ".join(["jaxablate neurons --workdir", str(self.workdir), *flags])
 
-    whole: Summary
-    layers: tuple[Summary, ...]
-    folder: Path
-    seconds: float
-
-
-def make_graphs(settings: NeuronSettings, say: Say = lambda line: None) -> GraphsReport:
-    """Graphs of all neurons, layer by layer, each layer's folder written when it is done, the index last.
-
-    A job that was interrupted goes on with the first layer that is missing. Graphs of another checkpoint or of other
-    settings in the same folder are replaced.
-
-    Args:
-      settings: which run, units and text.
-      say: receives lines of progress.
-
-    Raises:
-      ConfigError: a value is out of range, or the run is none of a language model, or has no such stream.
-      DataError: the text is too short or not the run's, or the folder cannot be written.
-      CheckpointError: the run cannot be read.
-    """
-    settings.check()
-    opened, folder, start = open_run(settings), settings.folder(), time.perf_counter()
-    with sole_builder(folder / neuron_files.INDEX):
-        done = {i: neuron_files.read_layer(folder, i, opened.identity) for i in range(opened.layers)}
-        missing = [i for i, layer in done.items() if layer is None]
-        if missing:
-            neuron_files.clear(folder)
-            if len(missing) < opened.layers:
-                say(f"going on with an interrupted job: {opened.layers - len(missing)} of {opened.layers} layers are "
-                    "done")
-            done |= dict(_layers(settings, opened, missing, folder, say))
+    def run(self, console: Console) -> None:
+        """Makes graphs, or searches or shows those that were made, and prints the tables."""
+        if self.search is not None:
+            shown = search_tables(self)
+        elif self.show:
+            records, page = show(self)
+            shown = [*(part for record in records for part in neuron_tables(record)), str(page)]
         else:
-            say("all layers were made before; only the index is written anew")
-        layers = [done[i] for i in range(opened.layers)]
-        whole, each = summary(layers, settings.seed), [summary([x], settings.seed) for x in layers]
-        neuron_files.write_index(folder, opened.about, whole, each, len(layers[0].active))
-    return GraphsReport(whole=whole, layers=tuple(each), folder=folder, seconds=time.perf_counter() - start)
+            from jaxablate.commands.neuron_graphs import make_graphs, summary_table
+
+            with base.terminable(f"stopped; the layers in {self.folder} are kept, the same command goes on from them"):
+                report = make_graphs(self, partial(base.say, console))
+            title = f"graphs of {self.units} of {self.workdir}, {self.stream} stream"
+            shown = [summary_table(report.whole, report.layers, title), str(report.folder)]
+        for part in shown:
+            console.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
-def open_run(settings: NeuronSettings) -> Opened:
-    """Checks everything that can be checked before text is read.
+parse = partial(base.parse, NeuronsSettings)
+
+
+def search_tables(settings: NeuronsSettings) -> list[Table | str]:
+    """Neurons that fire at the end of `settings.search`, by their graphs, and those to which its last token matters
+    before another.
 
     Raises:
-      ConfigError, DataError, CheckpointError: as `make_graphs` says.
+      DataError: the text has a word that the model's tokenizer does not know.
+      FileError: there are no graphs yet, or they are damaged.
     """
-    config = require_language_model(settings.workdir, "graphs are made of the neurons of")
-    require_stream(settings.workdir, config, settings.stream)
-    if settings.context > config.model.context_length:
-        raise ConfigError(f"context={settings.context} must be at most the model's "
-                          f"context_length={config.model.context_length}")
-    with progress_report() as report:
-        data = prepare(config.data, report=report)
+    index = read_index(settings.folder, settings.command)
     tokenizer = load_tokenizer(settings.workdir / "tokenizer")
-    _check_text(settings, config, tokenizer, data)
-    params, step = restore_params(settings.workdir, step=settings.step_for(config))
-    about = _about(settings, config, params, int(step), tokenizer, data)
-    identity = hashlib.sha256(json.dumps(about | {"method": _METHOD}, sort_keys=True).encode()).hexdigest()
-    conditions = dataclasses.asdict(provenance(jax.devices()))
-    return Opened(config=config, params=params, step=int(step), tokenizer=tokenizer, data=data, identity=identity,
-                  about=about | {"provenance": conditions})
+    ids = tokenizer.encode(settings.search or "")
+    if not ids:
+        raise DataError(f"--search {settings.search!r} has no token; give some text")
+
+    def word(token: int) -> str:
+        return visible(tokenizer.decode([token]))
+
+    text, last = " ".join(map(word, ids)), word(ids[-1])
+    names = [name for name, _ in named_before(index, ids[-1])]
+    more = f" and {len(names) - MOST_SHOWN:,} more" if len(names) > MOST_SHOWN else ""
+    before = (f"{last} matters before another token to {len(names):,} neurons: {', '.join(names[:MOST_SHOWN])}{more}"
+              if names else f"to no neuron does {last} matter before another token")
+    matches = search(index, ids)
+    if not matches:
+        return [f"no neuron's graph matches at the end of {text}", before]
+    plural = "s" if len(matches) > 1 else ""
+    table = _table(f"{len(matches):,} neuron{plural} whose graph fires at the end of {text}",
+                   {"neuron": "right", "strength": "right", "F1": "right", "precision": "right", "pattern": "left",
+                    "": "left"},
+                   "strength: activation of the pattern's strongest example as a share of the neuron's maximum; by "
+                   "strength times F1, conditional ones last")
+    for x in matches[:MOST_SHOWN]:
+        pattern = "  ".join("any" if place is None else _some([word(i) for i in place])
+                            for place in reversed(x.pattern))
+        table.add_row(x.neuron, _two(x.strength), _two(x.f1), _two(x.precision), Text(pattern),
+                      "needs more before the text" if x.conditional else "")
+    rest = len(matches) - MOST_SHOWN
+    return [table, *([f"and {rest:,} more"] if rest > 0 else []), before]
 
 
-def _check_text(settings: NeuronSettings, config: Config, tokenizer: Tokenizer, data: PreparedData) -> None:
-    """Refuses text that is not the run's, or too short."""
-    hashes = {"train": data.train.data_hash, "valid": data.valid.data_hash}
-    check_data(settings.workdir, tokenizer, data.tokenizer, hashes, config.data.cache_dir)
-    needed = settings.examples * config.train.sequence_length
-    found = min(settings.tokens, data.train.n_tokens)
-    if found < needed:
-        raise DataError(f"{found:,} tokens of training text are too few: {settings.examples} examples of windows of "
-                        f"{config.train.sequence_length} tokens need at least {needed:,}; raise --tokens, or lower "
-                        "--examples")
-    held_out = min(settings.score_tokens, data.valid.n_tokens)
-    if held_out < MIN_SCORE_TOKENS:
-        raise DataError(f"{held_out:,} tokens of validation text are too few to score graphs on; at least "
-                        f"{MIN_SCORE_TOKENS:,} are needed")
+def show(settings: NeuronsSettings) -> tuple[tuple[NeuronRecord, ...], Path]:
+    """The neurons of `settings.show`, and a page of them in the folder of the graphs.
+
+    Raises:
+      ConfigError: there is no such neuron.
+      FileError: there are no graphs yet, a file is damaged, or the page cannot be written.
+    """
+    folder = settings.folder
+    index = read_index(folder, settings.command)
+    names = list(dict.fromkeys(neuron_name(name, index) for name in settings.show))
+    records = tuple(read_record(neuron_file(folder, name)) for name in names)
+    about, plural = index["about"], "s" if len(names) > 1 else ""
+    kind = "Channel" if about["settings"]["units"] == "channels" else "Neuron"
+    first = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
+    title = f"{kind}{plural} {first} of {settings.workdir.resolve().name}"
+    line = (f"Step {about['step']:,}, parameters {about['params_digest']}, revision "
+            f"{about['provenance']['revision'] or 'unknown'}, {about['provenance']['date']}.")
+    page = folder / f"neurons-{'-'.join(names[:4])}{f'-and-{len(names) - 4}-more' if len(names) > 4 else ''}.html"
+    return records, files.write(page, neuron_page(records, title, line), otherwise="choose another --out")
 
 
-def _about(settings: NeuronSettings, config: Config, params: Any, step: int, tokenizer: Tokenizer, data: PreparedData
-           ) -> dict[str, Any]:
-    """All that the graphs depend on, as plain values."""
-    chosen = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)
-              if f.name not in ("workdir", "search", "show", "checkpoint", "out", "batch_size")}
-    return {"step": step, "params_digest": params_digest(params), "n_layers": config.model.n_layers,
-            "sequence_length": config.train.sequence_length, "tokenizer": tokenizer.fingerprint(),
-            "train_hash": data.train.data_hash, "valid_hash": data.valid.data_hash, "settings": chosen}
+def neuron_tables(record: NeuronRecord) -> list[Table | str]:
+    """Scores, patterns and examples of one neuron."""
+    patterns = _table(f"neuron {record.neuron}: patterns, read forward to the token at which it fires",
+                      {"strength": "right", "examples": "right", "pattern": "left"})
+    for path in record.paths():
+        pattern = "  ".join("any" if n.tokens is None else _some([visible(t) for t in n.tokens]) for n in path)
+        patterns.add_row(_two(path[0].strength), str(path[0].examples), Text(pattern))
+    examples = _table("where it is strongest", {"activation": "right", "suffix": "right", "text": "left"},
+                      "underlined: the token at which it is strong; bold: tokens that the pattern names")
+    for example in record.examples:
+        suffix = "" if example.suffix is None else str(example.suffix or "none")
+        examples.add_row(number(example.activation), suffix, _styled(example))
+    shown = [patterns] if record.nodes else [f"neuron {record.neuron}: {no_graph(record)}"]
+    return [*shown, examples, verdict(record.scores)]
 
 
-def _layers(settings: NeuronSettings, opened: Opened, missing: list[int], folder: Path, say: Say
-            ) -> Iterator[tuple[int, Layer]]:
-    """Makes and writes the layers that are missing."""
-    model = SelfAblatingTransformer(opened.config.model)
-    read = UnitReader(model, tuple(range(opened.layers)), settings.units, settings.stream)
-    eot_id, start = opened.tokenizer.eot_id, time.perf_counter()
-    top = top_examples(read, opened.params, _windows(settings, opened, opened.data.train, settings.tokens),
-                       vocab_size=opened.config.model.vocab_size, eot_id=eot_id, examples=settings.examples,
-                       context=settings.context)
-    limits = np.where(top.strongest > 0, top.strongest * FIRES, np.inf)
-    held_out = _windows(settings, opened, opened.data.valid, settings.score_tokens)
-    bits, text = firings(read, opened.params, held_out, limits, eot_id)
-    say(f"{top.tokens:,} tokens of training text read for examples, {(text.tokens != NOTHING).sum():,} of validation "
-        f"text to score on, {time.perf_counter() - start:.0f} s")
-    nearest = Neighbours(opened.params["embed"]["embedding"], top.counts, settings.candidates)
-    for i in missing:
-        start = time.perf_counter()
-        ask = ShortRuns(dataclasses.replace(read, layers=(i,)), opened.params)
-        graphs = build_graphs(ask, top.activations[i], top.contexts[i], Noise(top.counts, (settings.seed, i)), nearest,
-                              GraphSettings(build=settings.build, above=settings.importance,
-                                            candidates=settings.candidates))
-        counts = count_hits([g.patterns for g in graphs], bits[i], text, (settings.seed, i))
-        layer = Layer(counts, top.strongest[i] > 0, np.array([bool(g.patterns) for g in graphs]))
-        records = _records(settings, opened, i, graphs, top, layer, text)
-        neuron_files.write_layer(folder, i, records, layer, opened.identity)
-        say(f"layer {i}: {ask.questions:,} questions, {ask.tokens_run:,} tokens, {time.perf_counter() - start:.0f} s")
-        yield i, layer
+def _table(title: str, columns: dict[str, Literal["left", "right"]], caption: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for name, justify in columns.items():
+        table.add_column(name, justify=justify)
+    return table
 
 
-def _windows(settings: NeuronSettings, opened: Opened, file: TokenFile, tokens: int) -> Iterator[Batch]:
-    """Adjoining windows from the start of a split, at most so many tokens of it (rounded up to whole windows)."""
-    length = opened.config.train.sequence_length
-    rows = settings.batch_size + -settings.batch_size % (8 // np.gcd(8, length))
-    left = tokens
-    for batch in validation_batches(file, batch_size=rows, sequence_length=length):
-        seen = np.arange(batch["mask"].size).reshape(batch["mask"].shape) < left
-        yield {"inputs": batch["inputs"], "mask": batch["mask"] * seen}
-        left -= batch["mask"].size
-        if left <= 0:
-            return
+def _styled(example: ExampleRecord) -> Text:
+    line, pivot = Text(), len(example.tokens) - 1
+    for i, token in enumerate(example.tokens):
+        line.append(visible(token),
+                    style="bold underline" if i == pivot else "bold" if pivot - i in example.named else "dim")
+    return line
 
 
-def _records(settings: NeuronSettings, opened: Opened, number: int, graphs: list[UnitGraph], top: TopExamples,
-             layer: Layer, text: Text) -> list[NeuronRecord]:
-    """What is written of each neuron of a layer."""
-    scores = unit_scores(layer.counts, int((text.tokens != NOTHING).sum()), settings.seed)
-    field = "mlp_post" if settings.units == "neurons" else "head_out"
-    words = Words(opened.tokenizer)
-    out = []
-    for graph, score in zip(graphs, scores, strict=True):
-        strongest = float(top.strongest[number, graph.unit])
-        out.append(NeuronRecord(
-            neuron=f"{number}.{graph.unit}", site=f"{settings.stream}.layer_{number}.{field}", strongest=strongest,
-            threshold=strongest * FIRES, examples=_examples(graph, number, top, words),
-            nodes=tuple(_node(node, words) for node in trie(graph.patterns)), scores=score))
-    return out
+def _two(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
-def _examples(graph: UnitGraph, number: int, top: TopExamples, words: "Words") -> tuple[ExampleRecord, ...]:
-    out = []
-    for i, activation in enumerate(top.activations[number, graph.unit].tolist()):
-        context = top.contexts[number, graph.unit, i]
-        ids = tuple(context[context != NOTHING].tolist())
-        used = graph.examples[i] if i < len(graph.examples) else None
-        more = {} if used is None else {"suffix": used.length, "importance": used.importance[::-1], "named": used.named}
-        out.append(ExampleRecord(tokens=words(ids), ids=ids, activation=activation, **more))
-    return tuple(out)
+def _some(tokens: Sequence[str]) -> str:
+    """A few of the tokens that may stand at one place.
 
-
-def _node(node: Any, words: "Words") -> NodeRecord:
-    ids = None if node.tokens is None else tuple(sorted(node.tokens))
-    return NodeRecord(parent=node.parent, offset=node.offset, tokens=None if ids is None else words(ids), ids=ids,
-                      importance=node.importance, strength=node.strength, examples=node.examples)
-
-
-class Words:
-    """Text of single tokens, each decoded once."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer, self._known = tokenizer, {}
-
-    def __call__(self, ids: tuple[int, ...]) -> tuple[str, ...]:
-        """The text of each."""
-        for i in ids:
-            if i not in self._known:
-                self._known[i] = self._tokenizer.decode([i])
-        return tuple(self._known[i] for i in ids)
+    >>> _some(["a"]), _some(list("abcdefgh"))
+    ('a', '{a b c d e f +2}')
+    """
+    if len(tokens) == 1:
+        return tokens[0]
+    more = f" +{len(tokens) - MOST_TOKENS}" if len(tokens) > MOST_TOKENS else ""
+    return f"{{{' '.join(tokens[:MOST_TOKENS])}{more}}}"

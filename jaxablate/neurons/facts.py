@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float, Integer
 
 from jaxablate.errors import DataError, TooLittleDataError
 from jaxablate.neurons.measures import token_selectivity
@@ -21,107 +22,92 @@ ROLLS = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Facts:
-    """Labels of every token of a split, in the order of the batches.
-
-    Attributes:
-      tokens: int [n] token ids, at least as many as the split's inputs; they must be the same.
-      story: int [n] number of the story that a token is of, never falling.
-      labels: name of a label -> int [n], its value at each token.
-      names: name of a label -> what each value means.
-    """
+    """Labels of every token of a split, in the order of the batches."""
 
     tokens: np.ndarray
+    """int [n] token ids, at least as many as the split's inputs; they must be the same."""
     story: np.ndarray
+    """int [n] number of the story that a token is of, never falling."""
     labels: Mapping[str, np.ndarray]
+    """Name of a label -> int [n], its value at each token."""
     names: Mapping[str, tuple[str, ...]]
+    """Name of a label -> what each value means."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FactMeasures:
-    """What one kind of units tells of one label.
-
-    Attributes:
-      label: its name.
-      kind: of the units.
-      entropy: bits of the label, the most that a unit could tell.
-      information: for each layer [units], bits that a unit's firing tells of the label, minus what it tells of labels
-        moved along the split (`ROLLS` distances), which is the bias of the estimate and what lies in the rhythm of
-        texts; may be negative.
-      directions: the same of random directions that fire as often as units of the kind.
-      best: (layer, unit) of the greatest information.
-      best_means: the two likeliest values of the label: where this unit fires, and where it does not.
-      accuracy: [folds] share of tokens of a fold whose label is told by the firing of one unit. The unit and its two
-        answers are those that are best on the other folds.
-      directions_accuracy: the same with the best random direction.
-      majority: the same with the likeliest label, whatever the unit.
-    """
+    """What one kind of units tells of one label."""
 
     label: str
     kind: str
+    """Name of the kind of units."""
     entropy: float
+    """Bits of the label, the most that a unit could tell."""
     information: tuple[np.ndarray, ...]
+    """For each layer [units], bits that a unit's firing tells of the label, minus what it tells of labels moved along
+    the split (`ROLLS` distances), which is the bias of the estimate and what lies in the rhythm of texts; may be
+    negative."""
     directions: tuple[np.ndarray, ...]
+    """The same of random directions that fire as often as units of the kind."""
     best: tuple[int, int]
+    """(layer, unit) of the greatest information."""
     best_means: tuple[str, str]
+    """The two likeliest values of the label: where this unit fires, and where it does not."""
     accuracy: np.ndarray
+    """[folds] share of tokens of a fold whose label is told by the firing of one unit. The unit and its two answers are
+    those that are best on the other folds."""
     directions_accuracy: np.ndarray
+    """The same with the best random direction."""
     majority: np.ndarray
+    """The same with the likeliest label, whatever the unit."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FactRows:
-    """Where in a table each token's labels are counted.
-
-    Attributes:
-      facts: what is counted.
-      rows: int32 [n, labels * (1 + ROLLS)] rows from 0 on, of every token.
-      counts: [rows of the table] tokens of each.
-    """
+    """Rows of a table in which the labels of tokens are counted, and how many tokens each row has."""
 
     facts: Facts
     rows: np.ndarray
+    """int32 [n, labels * (1 + ROLLS)], the rows of every token."""
     counts: np.ndarray
-
-    @property
-    def width(self) -> int:
-        """Values of all labels together."""
-        return sum(len(names) for names in self.facts.names.values())
+    """[rows of the table] tokens of each."""
 
     def tables(self, label: str, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A table's rows of one label: ([FOLDS, values, ...] by fold of the story, [ROLLS, values, ...] moved)."""
-        start = 0
-        for name, names in self.facts.names.items():
-            if name == label:
-                break
-            start += len(names)
-        cut = table.reshape(FOLDS + ROLLS, self.width, *table.shape[1:])[:, start : start + len(names)]
-        return cut[:FOLDS], cut[FOLDS:]
+        widths = {name: len(values) for name, values in self.facts.names.items()}
+        start = sum(list(widths.values())[: list(widths).index(label)])
+        parts = table.reshape(FOLDS + ROLLS, sum(widths.values()), *table.shape[1:])
+        return tuple(np.split(parts[:, start : start + widths[label]], [FOLDS]))
 
 
-def fact_rows(facts: Facts, tokens: int) -> FactRows:
-    """Rows of a split's first tokens.
+def fact_rows(facts: Facts, tokens: Integer[np.ndarray, " n"]) -> FactRows:
+    """Rows of a split's tokens.
 
     Args:
-      facts: labels of at least so many tokens.
-      tokens: n.
+      facts: labels of at least these tokens.
+      tokens: ids of the split's tokens, in order.
 
     Raises:
-      DataError: there are fewer labels than tokens, or fewer stories than folds.
+      DataError: facts are of fewer or of other tokens, or there are fewer stories than folds.
     """
-    if len(facts.tokens) < tokens:
-        raise DataError(f"facts are of {len(facts.tokens):,} tokens, the split has {tokens:,}; give the split's own")
-    story = facts.story[:tokens]
+    n = len(tokens)
+    if len(facts.tokens) < n:
+        raise DataError(f"facts are of {len(facts.tokens):,} tokens, the split has {n:,}; give the split's own")
+    differs = np.flatnonzero(tokens != facts.tokens[:n])
+    if differs.size:
+        raise DataError(f"facts are not of this split: its token {differs[0]:,} is {tokens[differs[0]]}, in the facts "
+                        f"{facts.tokens[differs[0]]}; give facts in the order of the batches")
+    story = facts.story[:n]
     fold = (story - story[0]) * FOLDS // (story[-1] - story[0] + 1)
     if len(np.unique(fold)) < FOLDS:
-        found = story[-1] - story[0] + 1
-        raise TooLittleDataError(f"{found} stories are too few for facts; at least {FOLDS} are needed")
+        raise TooLittleDataError(f"{story[-1] - story[0] + 1} stories are too few for facts; at least {FOLDS} are "
+                                 "needed")
     width = sum(len(names) for names in facts.names.values())
     rows, start = [], 0
     for name, names in facts.names.items():
-        values = start + facts.labels[name][:tokens].astype(np.int32)
-        rows.append(fold * width + values)
-        shifts = ((i + 1) * tokens // (ROLLS + 1) for i in range(ROLLS))
-        rows += [(FOLDS + i) * width + np.roll(values, shift) for i, shift in enumerate(shifts)]
+        values = start + facts.labels[name][:n].astype(np.int32)
+        shifts = [(i + 1) * n // (ROLLS + 1) for i in range(ROLLS)]
+        rows += [fold * width + values, *((FOLDS + i) * width + np.roll(values, s) for i, s in enumerate(shifts))]
         start += len(names)
     stacked = np.stack(rows, axis=-1).astype(np.int32)
     return FactRows(facts, stacked, np.bincount(stacked.ravel(), minlength=(FOLDS + ROLLS) * width))
@@ -132,41 +118,44 @@ def fact_measures(rows: FactRows, kind: str, units: Sequence[np.ndarray], direct
     """Measures of all labels.
 
     Args:
-      rows: what was counted.
-      kind: name of the units.
+      rows: rows of the tables.
+      kind: name of the kind of units.
       units: for each layer the table [rows, units] of firings.
       directions: the same of random directions.
     """
-    found = []
-    sizes = np.cumsum([t.shape[1] for t in units])[:-1], np.cumsum([t.shape[1] for t in directions])[:-1]
-    joined, joined_directions = np.concatenate(units, axis=1), np.concatenate(directions, axis=1)
+    result = []
+    ends, direction_ends = (np.cumsum([t.shape[1] for t in tables])[:-1] for tables in (units, directions))
+    firings, direction_firings = np.concatenate(units, axis=1), np.concatenate(directions, axis=1)
     for label, names in rows.facts.names.items():
         counts, moved_counts = rows.tables(label, rows.counts)
-        table, moved = rows.tables(label, joined)
+        table, moved = rows.tables(label, firings)
+        random, random_moved = rows.tables(label, direction_firings)
         information = corrected_information(table, counts, moved, moved_counts)
-        random_table, random_moved = rows.tables(label, joined_directions)
-        random_information = corrected_information(random_table, counts, random_moved, moved_counts)
-        by_layer = tuple(np.split(information, sizes[0]))
         best = int(np.nanargmax(np.nan_to_num(information, nan=-1)))
-        layer = int(np.searchsorted(sizes[0], best, side="right"))
-        means = answers(table.sum(0), counts.sum(0))
+        layer = int(np.searchsorted(ends, best, side="right"))
+        fires = table.sum(0)[:, best]
         accuracy, majority = held_out_accuracy(table, counts)
-        found.append(FactMeasures(
-            label=label, kind=kind, entropy=entropy(counts.sum(0)), information=by_layer,
-            directions=tuple(np.split(random_information, sizes[1])),
-            best=(layer, best - int(sum(len(x) for x in by_layer[:layer]))),
-            best_means=(names[means[0][best]], names[means[1][best]]), accuracy=accuracy, majority=majority,
-            directions_accuracy=held_out_accuracy(random_table, counts)[0]))
-    return tuple(found)
+        result.append(FactMeasures(
+            label=label, kind=kind, entropy=entropy(counts.sum(0)), information=tuple(np.split(information, ends)),
+            directions=tuple(np.split(corrected_information(random, counts, random_moved, moved_counts),
+                                      direction_ends)),
+            best=(layer, best - int(sum(t.shape[1] for t in units[:layer]))),
+            best_means=(names[fires.argmax()], names[(counts.sum(0) - fires).argmax()]), accuracy=accuracy,
+            majority=majority, directions_accuracy=held_out_accuracy(random, counts)[0]))
+    return tuple(result)
 
 
-def corrected_information(table: np.ndarray, counts: np.ndarray, moved: np.ndarray, moved_counts: np.ndarray
-                          ) -> np.ndarray:
-    """Bits [units] that firing tells of a label, minus the mean of what it tells of moved ones; NaN if it never fires.
+def corrected_information(
+    table: Integer[np.ndarray, "folds values units"], counts: Integer[np.ndarray, "folds values"],
+    moved: Integer[np.ndarray, "rolls values units"], moved_counts: Integer[np.ndarray, "rolls values"],
+) -> Float[np.ndarray, " units"]:
+    """Bits that firing tells of a label, minus the mean of what it tells of moved ones; NaN if it never fires.
 
     Args:
-      table: [folds, values, units] firings, of ``counts`` [folds, values] tokens.
-      moved: [rolls, values, units], of ``moved_counts`` [rolls, values].
+      table: firings, of ``counts`` tokens.
+      counts: tokens of each value.
+      moved: firings by the values of moved labels, of ``moved_counts`` tokens.
+      moved_counts: tokens of each moved value.
     """
     def bits(t: np.ndarray, c: np.ndarray) -> np.ndarray:
         return token_selectivity(t, c, np.zeros(len(c), bool))[0].information
@@ -175,25 +164,16 @@ def corrected_information(table: np.ndarray, counts: np.ndarray, moved: np.ndarr
     return bits(table.sum(0), counts.sum(0)) - chance
 
 
-def answers(table: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The likeliest value [units] where a unit fires and where it does not.
-
-    Args:
-      table: [values, units] firings.
-      counts: [values] tokens.
-    """
-    return table.argmax(0), (counts[:, None] - table).argmax(0)
-
-
-def held_out_accuracy(table: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def held_out_accuracy(table: Integer[np.ndarray, "folds values units"], counts: Integer[np.ndarray, "folds values"]
+                      ) -> tuple[Float[np.ndarray, " folds"], Float[np.ndarray, " folds"]]:
     """How well the best unit tells a label in each fold, chosen on the other folds.
 
     Args:
-      table: [folds, values, units] firings.
-      counts: [folds, values] tokens.
+      table: firings.
+      counts: tokens.
 
     Returns:
-      Accuracy of the unit and of the majority's value, both [folds].
+      Accuracy of the unit and of the majority's value.
 
     >>> table = np.array([[[4, 1], [0, 2]], [[4, 4], [0, 4]]])  # unit 0 fires exactly on value 0
     >>> [x.tolist() for x in held_out_accuracy(table, np.array([[4, 4], [4, 4]]))]
@@ -211,7 +191,11 @@ def held_out_accuracy(table: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray
     return np.array(accuracy, float), np.array(majority, float)
 
 
-def entropy(counts: np.ndarray) -> float:
-    """Bits of a distribution given by counts."""
+def entropy(counts: Integer[np.ndarray, " values"]) -> float:
+    """Bits of a distribution given by counts.
+
+    >>> entropy(np.array([2, 2, 0]))
+    1.0
+    """
     share = counts[counts > 0] / counts.sum()
     return float(-np.sum(share * np.log2(share)))

@@ -14,38 +14,39 @@ or its mask may itself be a message. These losses of the ablated stream tell one
     mask_random   the same with random k-subsets: beyond the current token's embedding, nothing speaks
 
 `audit_gates` streams a split, or its first `MOST_TOKENS` tokens, twice, first for the means, and keeps a bounded sample
-of gates as packed bits.
+of gates as packed bits. `ngram_losses` says what counts alone know of the next token.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Integer
 
 from jaxablate.errors import DataError, TooLittleDataError
 from jaxablate.gating import GATES, hard_top_k
 from jaxablate.models.decoder import DecoderOutput, Gates, SelfAblatingTransformer
+from jaxablate.neurons.firing_counts import Batches
 from jaxablate.neurons.units import FIRES_ABOVE
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
-
-Params = Any
-Batch = Mapping[str, Any]
-"""``inputs`` and ``targets`` int [B, T], ``mask`` [B, T], 1 where a target counts; batches in file order."""
+from jaxablate.types import Batch, Params
 
 KINDS = ("attention", "neurons")
 OF_ALL = ("clean", "own", "random", "other", "mask", "mask_random")
 OF_PAIRED = ("own", "same", "mask", "mask_same")
 """Losses over the tokens that another token of the same id can lend its gates."""
 COLUMNS = ("tokens", *OF_ALL, "paired", *(f"{name}, paired" for name in OF_PAIRED))
-"""Of `Audit.story_sums`: counts, and sums of losses in nats."""
+"""Columns of `Audit.story_sums`: counts, and sums of losses in nats."""
 SAMPLE = 65_536
 MIN_TOKENS, MIN_STORIES = 2_000, 30
 MOST_TOKENS = 262_144
 """Of longer splits the first batches with so many tokens are read: each token costs eight runs of the output matrix."""
+STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Weights of the n-grams' prior that are tried; the best is taken. One number chosen on a split gains next to
+nothing."""
 _CONTENT = ("head_out", "mlp_post")
 _DRAWS = 0x6C65616B
 """Keeps these random draws apart from others of the same seed."""
@@ -53,20 +54,18 @@ _DRAWS = 0x6C65616B
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GateSample:
-    """Gates of some tokens of a split, those that fire as bits.
-
-    Attributes:
-      current, following: [n] int32, a token and the one after it.
-      story: [n] int32, which story the target is of.
-      bits: by kind uint8 [n, L, ceil(U / 8)], `np.packbits` along the units; a unit fires above `FIRES_ABOVE`.
-      units: by kind the number of units of a layer, D or F.
-    """
+    """Gates of some tokens of a split, those that fire as bits."""
 
     current: np.ndarray
+    """int32 [n] ids of the tokens."""
     following: np.ndarray
+    """int32 [n] ids of the tokens after them."""
     story: np.ndarray
+    """int32 [n], which story the following token is of."""
     bits: Mapping[str, np.ndarray]
+    """By kind uint8 [n, L, ceil(U / 8)], `np.packbits` along the units; a unit fires above `FIRES_ABOVE`."""
     units: Mapping[str, int]
+    """By kind the number of units of a layer, D or F."""
 
     @property
     def layers(self) -> int:
@@ -85,71 +84,69 @@ class GateSample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What `audit_gates` measures.
-
-    Attributes:
-      story_sums: float64 [stories, columns], `COLUMNS` summed over the targets of each story; stories without any are
-        left out.
-      current, following, story: int32 [tokens], of the whole split in file order.
-      sample: gates of at most `SAMPLE` of these tokens.
-    """
+    """What `audit_gates` measures."""
 
     story_sums: np.ndarray
+    """float64 [stories, columns], `COLUMNS` summed over the targets of each story."""
     current: np.ndarray
+    """int32 [tokens], all tokens that were read, in file order; `following` and `story` as in `GateSample`."""
     following: np.ndarray
     story: np.ndarray
     sample: GateSample
+    """Gates of at most `SAMPLE` of these tokens."""
 
 
-def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Callable[[], Iterable[Batch]], *, eot_id: int,
-                seed: int = 0, sample: int = SAMPLE, most: int = MOST_TOKENS) -> Audit:
+def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Batches, *, eot_id: int, seed: int = 0,
+                sample: int = SAMPLE, most: int = MOST_TOKENS) -> Audit:
     """Losses of the ablated stream under every replacement, and a sample of its gates.
 
     Args:
       model: a gated decoder.
       params: its parameters.
-      batches: starts the split anew; it is called twice. Gates are lent within a batch, so larger ones lend from more.
+      batches: starts the split anew, batches in file order with ``inputs`` and ``targets`` int [B, T] and ``mask``
+        [B, T], 1 where a target counts; it is called twice. Gates are lent within a batch, so larger ones lend from
+        more.
       eot_id: token that ends a story; it is the last target of its story.
-      seed: of random gates, of who lends to whom, and of the sample.
+      seed: seed of random gates, of who lends to whom, and of the sample.
       sample: most tokens whose gates are kept.
       most: tokens after which no further batch is read.
-
-    Returns:
-      `Audit`.
 
     Raises:
       DataError: fewer than `MIN_TOKENS` tokens or `MIN_STORIES` stories, or activations that are not finite.
     """
     model = SelfAblatingTransformer(dataclasses.replace(model.config, remat="none"))
-    means, tokens = content_means(model, params, first(batches(), most))
+    means, tokens = content_means(model, params, _first(batches(), most))
     rng = np.random.default_rng((seed, _DRAWS))
-    kept = np.zeros(tokens, bool)
-    kept[rng.choice(tokens, size=min(sample, tokens), replace=False)] = True
-    sums, seen, bits, place = StorySums(), [], {kind: [] for kind in KINDS}, Place()
-    for number, batch in enumerate(first(batches(), most)):
+    sampled = np.zeros(tokens, bool)
+    sampled[rng.choice(tokens, size=min(sample, tokens), replace=False)] = True
+    pairs, columns, bits, done = [], [], {kind: [] for kind in KINDS}, 0
+    for number, batch in enumerate(_first(batches(), most)):
         inputs, targets, mask = (np.asarray(batch[name]) for name in ("inputs", "targets", "mask"))
         counted = mask > 0
-        lent = lenders(inputs, counted, rng)
+        other, same, has_same = lenders(inputs, counted, rng)
         key = jax.random.fold_in(jax.random.key(seed), number)
-        losses, fired = jax.device_get(replaced_losses(model, params, batch, means, lent[:2], key))
-        check_finite(losses, counted, number)
-        story, index = place.of(targets, counted, eot_id)
-        sums.add(story[counted], columns(losses, counted, lent[2]))
-        seen.append(np.stack([inputs[counted], targets[counted], story[counted]]).astype(np.int32))
-        chosen = counted & kept[np.minimum(index, tokens - 1)]
+        losses, fired = jax.device_get(replaced_losses(model, params, batch, means, (other, same), key))
+        columns.append(_columns({name: loss[counted].astype(np.float64) for name, loss in losses.items()},
+                                has_same[counted], number))
+        pairs.append(np.stack([inputs[counted], targets[counted]]).astype(np.int32))
+        chosen = np.zeros_like(counted)
+        chosen[counted] = sampled[done : done + pairs[-1].shape[1]]
+        done += pairs[-1].shape[1]
         for kind in KINDS:
             bits[kind].append(fired[kind][chosen])
-    current, following, story = np.concatenate(seen, axis=1)
+    current, following = np.concatenate(pairs, axis=1)
+    ends = following == eot_id
+    story = (np.cumsum(ends) - ends).astype(np.int32)
+    _check_enough(tokens, int(story[-1]) + 1)
     units = {"attention": model.config.d_model, "neurons": model.config.mlp_width}
-    found = sums.joined()
-    check_enough(tokens, len(found))
-    packed = {kind: np.concatenate(x) for kind, x in bits.items()}
-    return Audit(story_sums=found, current=current, following=following, story=story,
-                 sample=GateSample(current=current[kept], following=following[kept], story=story[kept], bits=packed,
-                                   units=units))
+    return Audit(
+        story_sums=np.stack([np.bincount(story, weights=x) for x in np.concatenate(columns, axis=1)], axis=-1),
+        current=current, following=following, story=story,
+        sample=GateSample(current=current[sampled], following=following[sampled], story=story[sampled], units=units,
+                          bits={kind: np.concatenate(x) for kind, x in bits.items()}))
 
 
-def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
+def _first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
     """The first batches, up to the one with which there are so many tokens."""
     for batch in batches:
         yield batch
@@ -158,21 +155,23 @@ def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
             return
 
 
-def check_enough(tokens: int, stories: int | None = None) -> None:
-    """Raises TooLittleDataError where the split is too short for the audit; its stories may not be known yet."""
-    if tokens < MIN_TOKENS or (stories is not None and stories < MIN_STORIES):
-        found = f"{tokens:,}" if stories is None else f"{tokens:,} of {stories:,}"
-        raise TooLittleDataError(
-            f"the leakage audit needs at least {MIN_TOKENS:,} tokens of {MIN_STORIES} stories, this split has {found}; "
-            "read more of it (--max-batches) or take a longer one")
-
-
-def check_finite(losses: Mapping[str, np.ndarray], counted: np.ndarray, batch: int) -> None:
-    """Raises DataError at the first loss that is NaN or infinite."""
+def _columns(losses: Mapping[str, np.ndarray], paired: np.ndarray, batch: int) -> np.ndarray:
+    """`COLUMNS` of each counted token, float64 [columns, n]; raises DataError at a loss that is NaN or infinite."""
     for name, loss in losses.items():
-        if not np.isfinite(loss[counted]).all():
+        if not np.isfinite(loss).all():
             raise DataError(f"the loss {name!r} of batch {batch} is NaN or infinite; the model's parameters are "
                             "damaged, choose another --checkpoint")
+    return np.stack([np.ones(len(paired)), *(losses[name] for name in OF_ALL), paired,
+                     *(np.where(paired, losses[name], 0) for name in OF_PAIRED)])
+
+
+def _check_enough(tokens: int, stories: int | None = None) -> None:
+    """Raises TooLittleDataError where the split is too short for the audit; its stories may not be known yet."""
+    if tokens < MIN_TOKENS or (stories is not None and stories < MIN_STORIES):
+        size = f"{tokens:,}" if stories is None else f"{tokens:,} of {stories:,}"
+        raise TooLittleDataError(
+            f"the leakage audit needs at least {MIN_TOKENS:,} tokens of {MIN_STORIES} stories, this split has {size}; "
+            "read more of it (--max-batches) or take a longer one")
 
 
 def content_means(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batch]
@@ -187,15 +186,15 @@ def content_means(model: SelfAblatingTransformer, params: Params, batches: Itera
     """
     sums, tokens = None, 0
     for batch in batches:
-        found = jax.tree.map(lambda x: np.asarray(x, np.float64), _content_sums(model, params, batch))
-        for field, value in found.items():
+        now = jax.tree.map(lambda x: np.asarray(x, np.float64), _content_sums(model, params, batch))
+        for field, value in now.items():
             if not np.isfinite(value).all():
                 raise DataError(f"activations {field} of the ablated stream are NaN or infinite; the model's "
                                 "parameters are damaged, choose another --checkpoint")
-        sums = found if sums is None else jax.tree.map(np.add, sums, found)
+        sums = now if sums is None else jax.tree.map(np.add, sums, now)
         tokens += int((np.asarray(batch["mask"]) > 0).sum())
-    check_enough(tokens)
-    return {field: jnp.asarray(total / tokens, jnp.float32) for field, total in sums.items()}, tokens
+    _check_enough(tokens)
+    return {field: jnp.asarray(total / tokens, jnp.float32) for field, total in (sums or {}).items()}, tokens
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -204,25 +203,25 @@ def _content_sums(model: SelfAblatingTransformer, params: Params, batch: Batch) 
 
     def total(field: str) -> jax.Array:
         x = jnp.stack([getattr(layer.ablated, field) for layer in out.layers])
-        seen = (batch["mask"] > 0).reshape(*batch["mask"].shape, *[1] * (x.ndim - 3))
-        return jnp.sum(jnp.where(seen, x, 0), axis=(1, 2))
+        counted = (batch["mask"] > 0).reshape(*batch["mask"].shape, *[1] * (x.ndim - 3))
+        return jnp.sum(jnp.where(counted, x, 0), axis=(1, 2))
 
     return {field: total(field) for field in _CONTENT}
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def replaced_losses(model: SelfAblatingTransformer, params: Params, batch: Batch, means: Mapping[str, jax.Array],
-                    lenders: tuple[jax.Array, jax.Array], key: jax.Array
+                    lenders: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike], key: jax.Array
                     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Cross-entropy of each target under each replacement, in nats.
 
     Args:
       model: gated, without rematerialisation.
       params: its parameters.
-      batch: see `Batch`.
-      means: of `content_means`.
+      batch: ``inputs``, ``targets``, ``mask`` [B, T].
+      means: from `content_means`.
       lenders: int [B, T] each, index into the batch's B T tokens: whose gates ``other`` and ``same`` take.
-      key: of random gates.
+      key: key of random gates.
 
     Returns:
       Losses by name, float32 [B, T], ``clean`` among them; and by kind uint8 [B, T, L, ceil(U / 8)], the gates that
@@ -230,7 +229,8 @@ def replaced_losses(model: SelfAblatingTransformer, params: Params, batch: Batch
     """
     out = model.apply({"params": params}, batch["inputs"])
     own, random = out.gates, _random_gates(model, out, key)
-    other, same = (jax.tree.map(functools.partial(_lent, lender=x), own) for x in lenders)
+    other, same = (jax.tree.map(lambda gates, lender=lender: gates.reshape(-1, *gates.shape[2:])[lender], own)
+                   for lender in lenders)
     at_means = functools.partial(_at_means, means)
     finals = {"clean": out.final_clean, "own": out.final_ablated}
     for name, gates, edit in (("random", random, None), ("other", other, None), ("same", same, None),
@@ -252,11 +252,6 @@ def _at_means(means: Mapping[str, jax.Array], site: str, x: jax.Array) -> jax.Ar
     return jnp.broadcast_to(means[field][int(layer.removeprefix("layer_"))], x.shape).astype(x.dtype)
 
 
-def _lent(gates: jax.Array, lender: jax.Array) -> jax.Array:
-    """Gates [B, T, L, U] of the tokens that lend theirs."""
-    return gates.reshape(-1, *gates.shape[2:])[lender]
-
-
 def _random_gates(model: SelfAblatingTransformer, out: DecoderOutput, key: jax.Array) -> Gates:
     """For each token and layer as many winners as it has, at random; soft gates keep their values, in random order."""
     config = model.config
@@ -273,81 +268,77 @@ def _random_gates(model: SelfAblatingTransformer, out: DecoderOutput, key: jax.A
                  neuron=kind("neurons", out.neuron_gates, keys[1]))
 
 
-def lenders(tokens: np.ndarray, counted: np.ndarray, rng: np.random.Generator
-            ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def lenders(
+    tokens: Integer[np.ndarray, "batch time"], counted: Bool[np.ndarray, "batch time"], rng: np.random.Generator,
+) -> tuple[Integer[np.ndarray, "batch time"], Integer[np.ndarray, "batch time"], Bool[np.ndarray, "batch time"]]:
     """Who lends gates to whom within a batch.
 
     Args:
-      tokens: [B, T] ids.
-      counted: bool [B, T]; the others neither lend nor borrow.
+      tokens: ids.
+      counted: tokens that count; the others neither lend nor borrow.
       rng: draws a random order.
 
     Returns:
-      Index into the B T tokens of any other token, the same of another token of the same id, both int32 [B, T], and
-      bool [B, T]: whether there is one of the same id.
+      Index into the B T tokens of any other token, the same of another token of the same id, and whether there is one
+      of the same id.
     """
     flat = np.flatnonzero(counted)
     other, same = (np.arange(tokens.size, dtype=np.int32) for _ in range(2))
-    other[flat] = flat[others_of_kind(np.zeros(len(flat), np.int32), rng)]
-    same[flat] = flat[others_of_kind(tokens.ravel()[flat], rng)]
-    found = (same != np.arange(tokens.size)).reshape(tokens.shape)
-    return other.reshape(tokens.shape), same.reshape(tokens.shape), found
+    other[flat] = flat[others_of_group(np.zeros(len(flat), np.int32), rng)]
+    same[flat] = flat[others_of_group(tokens.ravel()[flat], rng)]
+    has_same = (same != np.arange(tokens.size)).reshape(tokens.shape)
+    return other.reshape(tokens.shape), same.reshape(tokens.shape), has_same
 
 
-def others_of_kind(kinds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each element the index of another one of its kind, each lending once; its own where it is the only one.
+def others_of_group(groups: Integer[np.ndarray, " n"], rng: np.random.Generator) -> Integer[np.ndarray, " n"]:
+    """For each element the index of another one of its group, each lending once; its own where it is the only one.
 
-    >>> others_of_kind(np.array([7, 5, 7]), np.random.default_rng(0)).tolist()
+    >>> others_of_group(np.array([7, 5, 7]), np.random.default_rng(0)).tolist()
     [2, 1, 0]
     """
-    order = np.lexsort((rng.random(len(kinds)), kinds))
-    begins = np.flatnonzero(np.diff(kinds[order], prepend=kinds[order][:1] - 1))
-    after = np.arange(1, len(kinds) + 1)
-    after[np.append(begins[1:], len(kinds))[: len(begins)] - 1] = begins
-    out = np.empty(len(kinds), np.int64)
-    out[order] = order[after]
-    return out
+    # In an order in which groups adjoin, each element takes the next one, and the last of a group its first.
+    order = np.lexsort((rng.random(len(groups)), groups))
+    begins = np.flatnonzero(np.diff(groups[order], prepend=groups[order][:1] - 1))
+    after = np.arange(1, len(groups) + 1)
+    after[np.append(begins[1:], len(groups))[: len(begins)] - 1] = begins
+    result = np.empty(len(groups), np.int64)
+    result[order] = order[after]
+    return result
 
 
-def columns(losses: Mapping[str, np.ndarray], counted: np.ndarray, paired: np.ndarray) -> np.ndarray:
-    """`COLUMNS` of each counted token, float64 [columns, n]."""
-    has = paired[counted]
-    values = {name: np.asarray(loss, np.float64)[counted] for name, loss in losses.items()}
-    return np.stack([np.ones(len(has)), *(values[name] for name in OF_ALL), has,
-                     *(np.where(has, values[name], 0) for name in OF_PAIRED)])
+def ngram_losses(current: Integer[np.ndarray, " tokens"], following: Integer[np.ndarray, " tokens"],
+                 story: Integer[np.ndarray, " tokens"], vocab_size: int
+                 ) -> tuple[Float[np.ndarray, " tokens"], Float[np.ndarray, " tokens"]]:
+    """Losses of next tokens under counts of the other stories.
+
+    With N the counts over all stories but the token's own,
+
+        unigram   p(n)     = (N(n) + a / V) / (N + a)
+        bigram    p(n | c) = (N(c, n) + b p(n)) / (N(c) + b)
+
+    Args:
+      current: ids of tokens.
+      following: ids of the tokens after them.
+      story: which story each token is of.
+      vocab_size: V.
+
+    Returns:
+      Unigram and bigram losses, float64, nats.
+    """
+    groups = (np.zeros(len(story), np.int64), following, current, current.astype(np.int64) * vocab_size + following)
+    size, of_next, of_current, of_pair = (_elsewhere(group, story) for group in groups)
+    unigram = _likeliest([(of_next + a / vocab_size) / (size + a) for a in STRENGTHS])
+    bigram = _likeliest([(of_pair + b * unigram) / (of_current + b) for b in STRENGTHS])
+    return -np.log(unigram), -np.log(bigram)
 
 
-class Place:
-    """Where in the split the next batch begins: its story and its token."""
-
-    def __init__(self):
-        self._story = self._token = 0
-
-    def of(self, targets: np.ndarray, counted: np.ndarray, eot_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """Number of the story and of the token, int [B, T] each, of a batch; the next call goes on after it."""
-        ends = ((targets == eot_id) & counted).ravel()
-        story = self._story + np.cumsum(ends) - ends
-        index = self._token + np.cumsum(counted.ravel()) - counted.ravel()
-        self._story += int(ends.sum())
-        self._token += int(counted.sum())
-        return story.reshape(targets.shape), index.reshape(targets.shape)
+def _elsewhere(groups: np.ndarray, story: np.ndarray) -> np.ndarray:
+    """For each token how many tokens of other stories are of its group."""
+    _, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    local = place.astype(np.int64) * (int(story.max()) + 1) + story
+    _, here, own = np.unique(local, return_inverse=True, return_counts=True)
+    return (counts[place] - own[here]).astype(np.float64)
 
 
-class StorySums:
-    """Adds up columns by story; a story may go on in the next batch."""
-
-    def __init__(self):
-        self._parts: list[tuple[int, np.ndarray]] = []
-
-    def add(self, story: np.ndarray, values: np.ndarray) -> None:
-        """Takes the story [n] of each token and values [columns, n]."""
-        if story.size:
-            first = int(story.min())
-            self._parts.append((first, np.stack([np.bincount(story - first, weights=row) for row in values], axis=-1)))
-
-    def joined(self) -> np.ndarray:
-        """[stories, columns], without stories that have no token (the first column is their number)."""
-        total = np.zeros((max(first + len(x) for first, x in self._parts), self._parts[0][1].shape[-1]))
-        for first, x in self._parts:
-            total[first : first + len(x)] += x
-        return total[total[:, 0] > 0]
+def _likeliest(probabilities: list[np.ndarray]) -> np.ndarray:
+    return max(probabilities, key=lambda p: np.log(p).sum())

@@ -1,6 +1,6 @@
-"""How unevenly a unit fires, and how much its firing says of the token (docs/papers.md, Neuron measures).
+"""How unevenly a unit fires, how much its firing says of the token, and what both are by chance.
 
-Of a unit with activations a over n tokens:
+The formulas are those of docs/papers.md, Neuron measures. Of a unit with activations a over n tokens:
 
     lifetime sparsity   1 - (sum |a| / n)^2 / (sum a^2 / n)                     (Treves & Rolls 1991)
     Hoyer               (sqrt n - |a|_1 / |a|_2) / (sqrt n - 1)                 (Hoyer 2004)
@@ -12,14 +12,23 @@ and of a unit that fires on m of them, t_c of these of class c (the current toke
     effective tokens    exp H(c | fires), H = - sum_c (t_c / m) ln (t_c / m)
     information         I(fires; c) in bits
     selectivity         (mu_max - mu_rest) / (mu_max + mu_rest), mu_c = t_c / n_c, mu_rest that of all other classes
+
+A unit's firing rate alone moves every measure (one that fires on few tokens has few effective tokens), and a gate fixes
+the rate by construction. So a measure says something of a model only beside its values under two nulls: shuffled tokens
+(`shuffle_tokens`), and random directions that fire as often (`matched`).
 """
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Bool, Float, Integer, Num
 
 LEAST_OF_CLASS = 50
 """A class with fewer tokens is no candidate for mu_max: its firing rate would be noise."""
+SHUFFLE_GRID = 40
+"""Numbers of firings at which tokens are shuffled; between them values are interpolated in the logarithm."""
+NEIGHBOURS = 8
+"""Random directions, nearest in rate, whose mean is what a unit of that rate is compared with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,15 +55,16 @@ class TokenSelectivity:
     """NaN also where no class has `LEAST_OF_CLASS` tokens."""
 
 
-def shape(sums: np.ndarray, pilot: np.ndarray, tokens: int, gini: np.ndarray) -> Shape:
-    """Measures from power sums.
+def shape(sums: Float[np.ndarray, "5 units"], pilot: Float[np.ndarray, " units"], tokens: int,
+          gini: Float[np.ndarray, " units"]) -> Shape:
+    """Measures of shape from power sums.
 
     Args:
-      sums: [5, units] float64: sum |a|, then sum (a - pilot)^p for p = 1..4. A pilot near the mean keeps the central
-        moments free of cancellation.
-      pilot: [units].
+      sums: sum |a|, then sum (a - pilot)^p for p = 1..4, float64. A pilot near the mean keeps the central moments free
+        of cancellation.
+      pilot: any number near each unit's mean.
       tokens: n.
-      gini: [units], from `gini_of`.
+      gini: Gini indices, from `gini_of`.
 
     >>> one = shape(np.array([[2.0], [2.0], [4.0], [8.0], [16.0]]), np.zeros(1), 4, np.zeros(1))  # 2, 0, 0, 0
     >>> one.lifetime_sparsity.item(), one.hoyer.item(), round(one.kurtosis.item(), 4)
@@ -73,28 +83,28 @@ def shape(sums: np.ndarray, pilot: np.ndarray, tokens: int, gini: np.ndarray) ->
     return Shape(lifetime_sparsity=1 - ratio, hoyer=hoyer, gini=gini, kurtosis=kurtosis)
 
 
-def binary_shape(fired: np.ndarray, tokens: int) -> Shape:
-    """Measures of gates that are 0 or 1: exact functions of how often they are 1.
+def binary_shape(fired: Num[np.ndarray, " units"], tokens: int) -> Shape:
+    """Measures of units that are 0 or 1: exact functions of the number of tokens on which each is 1.
 
     Args:
-      fired: [units] number of tokens.
+      fired: that number.
       tokens: n.
     """
     fired = np.asarray(fired, np.float64)
-    zero = np.zeros_like(fired)
     gini = np.where(fired > 0, 1 - fired / tokens, np.nan)
-    return shape(np.stack([fired] * 5), zero, tokens, gini)
+    return shape(np.stack([fired] * 5), np.zeros_like(fired), tokens, gini)
 
 
-def power_sums(values: np.ndarray, pilot: np.ndarray) -> np.ndarray:
-    """The sums that `shape` takes, of values [units, n]: float64 [5, units]."""
+def power_sums(values: Float[np.ndarray, "units tokens"], pilot: Float[np.ndarray, " units"]
+               ) -> Float[np.ndarray, "5 units"]:
+    """The sums that `shape` takes, float64 for values in float64."""
     y = values - pilot[:, None]
     y2 = y * y
     return np.stack([np.abs(values).sum(-1), y.sum(-1), y2.sum(-1), (y2 * y).sum(-1), (y2 * y2).sum(-1)])
 
 
-def gini_of(sizes: np.ndarray) -> np.ndarray:
-    """Gini index of each row of sizes [units, n], |a| sorted ascending; NaN for a row of zeros.
+def gini_of(sizes: Float[np.ndarray, "units tokens"]) -> Float[np.ndarray, " units"]:
+    """Gini index of each row, |a| sorted ascending; NaN for a row of zeros.
 
     >>> gini_of(np.array([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 3.0]])).tolist()
     [0.0, 0.75]
@@ -105,20 +115,22 @@ def gini_of(sizes: np.ndarray) -> np.ndarray:
     return np.divide(2 * ranked, n * total, out=np.full_like(total, np.nan), where=total > 0) - (n + 1) / n
 
 
-def token_selectivity(table: np.ndarray, counts: np.ndarray, candidates: np.ndarray
-                      ) -> tuple[TokenSelectivity, np.ndarray]:
-    """Measures from how often units fire on each class.
+def token_selectivity(
+    table: Integer[np.ndarray, "classes units"], counts: Integer[np.ndarray, " classes"],
+    candidates: Bool[np.ndarray, " classes"],
+) -> tuple[TokenSelectivity, Integer[np.ndarray, " units"]]:
+    """Measures from how often units fire on each class of tokens.
 
     Args:
-      table: [C, units] t_c.
-      counts: [C] n_c.
-      candidates: bool [C], which classes may be the one that fires the unit most.
+      table: t_c, firings.
+      counts: n_c, tokens.
+      candidates: which classes may be the one that fires the unit most.
 
     Returns:
-      The measures, and the class of mu_max, int [units], -1 where there is none.
+      The measures, and the class of mu_max, -1 where there is none.
 
-    >>> found, best = token_selectivity(np.array([[2, 1], [0, 1]]), np.array([2, 2]), np.array([True, True]))
-    >>> found.information.tolist(), found.effective_tokens.round(6).tolist(), found.selectivity.tolist()
+    >>> measures, best = token_selectivity(np.array([[2, 1], [0, 1]]), np.array([2, 2]), np.array([True, True]))
+    >>> measures.information.tolist(), measures.effective_tokens.round(6).tolist(), measures.selectivity.tolist()
     ([1.0, 0.0], [1.0, 2.0], [1.0, 0.0])
     >>> best.tolist()
     [0, 0]
@@ -130,21 +142,96 @@ def token_selectivity(table: np.ndarray, counts: np.ndarray, candidates: np.ndar
     entropy = np.log(np.maximum(m, 1)) - inside / np.maximum(m, 1)
     conditional = inside + _x_log_x(c - t).sum(0) - _x_log_x(c).sum()
     information = (conditional - _x_log_x(m) - _x_log_x(n - m) + _x_log_x(n)) / (n * np.log(2))
-    selectivity, best = _selectivity(t, c, m, candidates)
+    if candidates.any():
+        rate = np.where(candidates[:, None], t / np.maximum(c, 1), -1)
+        best, most = rate.argmax(0), rate.max(0)
+        rest = (m - t[best, np.arange(len(m))]) / np.maximum(n - c[best, 0], 1)
+        selectivity = np.divide(most - rest, most + rest, out=np.zeros_like(most), where=most + rest > 0)
+    else:
+        best, selectivity = np.full(len(m), -1), np.full(len(m), np.nan)
     return TokenSelectivity(effective_tokens=np.where(fired, np.exp(entropy), np.nan),
                             information=np.where(fired, np.maximum(information, 0), np.nan),
                             selectivity=np.where(fired, selectivity, np.nan)), np.where(fired, best, -1)
 
 
-def _selectivity(t: np.ndarray, c: np.ndarray, m: np.ndarray, candidates: np.ndarray):
-    if not candidates.any():
-        return np.full(t.shape[1], np.nan), np.full(t.shape[1], -1)
-    rate = np.where(candidates[:, None], t / np.maximum(c, 1), -1)
-    best = rate.argmax(0)
-    most, units = rate.max(0), np.arange(t.shape[1])
-    others = np.maximum(c.sum() - c[best, 0], 1)
-    rest = (m - t[best, units]) / others
-    return np.divide(most - rest, most + rest, out=np.zeros_like(most), where=most + rest > 0), best
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ShuffledTokens:
+    """Measures under shuffles of the tokens, by the number of firings.
+
+    The firings of a unit stay where they are and tokens are permuted: then the unit's row of the table of classes is
+    multivariate hypergeometric, whatever the unit, so it is drawn from that distribution and needs no model.
+    """
+
+    log_fired: np.ndarray
+    """[grid] logarithms of the numbers of firings."""
+    mean: TokenSelectivity
+    """Means over the draws, arrays [grid]."""
+    information_95: np.ndarray
+    """[grid] 95 % quantile of the information over the draws."""
+
+    def at(self, fired: Integer[np.ndarray, " units"]) -> tuple[TokenSelectivity, Float[np.ndarray, " units"]]:
+        """Expected measures of units that fire so often, and the 95 % quantile of their information."""
+        x = np.log(np.maximum(fired, 1))
+
+        def interpolated(y: np.ndarray) -> np.ndarray:
+            return np.where(fired > 0, np.interp(x, self.log_fired, y), np.nan)
+
+        fields = {name: interpolated(values) for name, values in vars(self.mean).items()}
+        return TokenSelectivity(**fields), interpolated(self.information_95)
+
+
+def shuffle_tokens(counts: Integer[np.ndarray, " classes"], candidates: Bool[np.ndarray, " classes"],
+                   fired: Integer[np.ndarray, " units"], *, draws: int, seed: int) -> ShuffledTokens:
+    """Draws shuffles for numbers of firings between the least and the greatest of ``fired``.
+
+    Args:
+      counts: tokens of each class.
+      candidates: as in `token_selectivity`.
+      fired: numbers of firings of all units; zeros are passed over.
+      draws: shuffles at each of up to `SHUFFLE_GRID` numbers.
+      seed: seed of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    alive = fired[fired > 0]
+    ends = (1, 1) if alive.size == 0 else (alive.min(), alive.max())
+    grid = np.unique(np.geomspace(*ends, SHUFFLE_GRID).round().astype(np.int64))
+    occurs = counts > 0
+    drawn = [token_selectivity(rng.multivariate_hypergeometric(counts[occurs], m, size=draws, method="marginals").T,
+                               counts[occurs], candidates[occurs])[0] for m in grid]
+    names = [field.name for field in dataclasses.fields(TokenSelectivity)]
+    means = TokenSelectivity(**{name: np.array([getattr(x, name).mean() for x in drawn]) for name in names})
+    return ShuffledTokens(log_fired=np.log(grid), mean=means,
+                          information_95=np.array([np.quantile(x.information, 0.95) for x in drawn]))
+
+
+def matched(rates: Float[np.ndarray, " units"], direction_rates: Float[np.ndarray, " directions"],
+            values: Float[np.ndarray, " directions"]) -> Float[np.ndarray, " units"]:
+    """What random directions have that fire as often as each unit.
+
+    The mean over the `NEIGHBOURS` directions nearest in rate, interpolated linearly in the logarithm of the rate; a
+    unit that fires less or more often than all directions gets the value of the nearest ones.
+
+    Args:
+      rates: firing rates of units, NaN or 0 for those that never fire.
+      direction_rates: firing rates of the random directions.
+      values: their measure; NaN is passed over.
+
+    Returns:
+      NaN for a unit that never fires, or where no direction has the measure.
+    """
+    good = np.isfinite(values) & (direction_rates > 0)
+    result = np.full(rates.shape, np.nan)
+    if not good.any():
+        return result
+    order = np.argsort(direction_rates[good], kind="stable")
+    size = min(NEIGHBOURS, len(order))
+    x, y = (np.lib.stride_tricks.sliding_window_view(a[good][order], size).mean(-1)
+            for a in (np.log(np.where(good, direction_rates, 1.0)), values))
+    x, inverse = np.unique(x, return_inverse=True)
+    y = np.bincount(inverse, y) / np.bincount(inverse)
+    fires = rates > 0
+    result[fires] = np.interp(np.log(rates[fires]), x, y)
+    return result
 
 
 def _x_log_x(x: np.ndarray) -> np.ndarray:

@@ -1,67 +1,88 @@
-"""How specialised the units of a decoder are: every measure of every unit, beside what it is by chance."""
+"""How specialised units are: every measure of every unit, beside what it is by chance.
+
+`measure` reads a decoder over a split, `measure_arrays` takes activations of any model, `summarise` averages units.
+"""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from jaxtyping import Array, Bool, Integer, Num
 
+from jaxablate import stats
 from jaxablate.errors import ConfigError, DataError, TooLittleDataError
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.neurons.facts import FactMeasures, FactRows, Facts, fact_measures, fact_rows
+from jaxablate.neurons.facts import FactMeasures, FactRows, Facts, entropy, fact_measures, fact_rows
+from jaxablate.neurons.firing_counts import (
+    SAMPLE_TOKENS,
+    Batches,
+    Calibration,
+    FiringCounts,
+    TokenClasses,
+    calibrate,
+    calibration,
+    classify_tokens,
+    count_firings,
+)
 from jaxablate.neurons.measures import (
     LEAST_OF_CLASS,
     Shape,
+    ShuffledTokens,
     TokenSelectivity,
     binary_shape,
+    matched,
+    power_sums,
     shape,
+    shuffle_tokens,
     token_selectivity,
 )
-from jaxablate.neurons.nulls import ShuffledTokens, matched, shuffle_tokens
-from jaxablate.neurons.stream import SAMPLE_TOKENS, Batches, Counted, Level, Levels, Split, calibrate, count, survey
-from jaxablate.neurons.units import Kind, draw_directions, kinds
+from jaxablate.neurons.units import FIRES_ABOVE, PARTS, Kind, draw_directions, fires, kinds, rotation
+from jaxablate.stats import Estimate
+from jaxablate.types import Params
 
 DIRECTIONS = 256
 """Random directions for each kind, over all layers."""
 SHUFFLES = 24
 LEAST_FIRINGS = 10
 """A unit that fires at the rate asked for fires on at least so many tokens of the split, or there are too few."""
+ARRAY_SAMPLE = 65_536
+"""Tokens from which `measure_arrays` takes thresholds and Gini indices; of fewer it takes all."""
+DIRECTION_RESAMPLES = 200
+"""Bootstrap draws of the random directions."""
 
-Params = Mapping[str, Any]
+MEASURES = (*(f.name for f in dataclasses.fields(TokenSelectivity)), *(f.name for f in dataclasses.fields(Shape)))
+"""Names of all measures."""
+_OF_SHAPE = frozenset(field.name for field in dataclasses.fields(Shape))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class UnitGroup:
-    """The units of one kind in one layer.
-
-    Attributes:
-      kind: ``neurons clean``, ``attention gates`` and so on, see `units.Kind`.
-      layer: from 0.
-      fired: int [units], tokens on which each fires.
-      rates: [units] the same as a share of all tokens.
-      shape: how unevenly they are active.
-      tokens: what their firing says of the current token, plug-in.
-      best_token: int [units], the token whose share of firings is greatest; -1 where there is none.
-      shuffled: `tokens` as expected of each unit if tokens were shuffled.
-      shuffled_information_95: [units] 95 % quantile of the information under shuffles.
-      direction_rates: [R] share of tokens on which each random direction fires.
-      direction_tokens: `tokens` of the random directions, their information minus what shuffles have.
-      direction_shape: `shape` of the random directions, from the sample.
-    """
+    """The units of one kind in one layer."""
 
     kind: str
+    """``neurons clean``, ``attention gates`` and so on, see `units.kinds`."""
     layer: int
     fired: np.ndarray
+    """int [units], tokens on which each fires."""
     rates: np.ndarray
+    """[units] the same as a share of all tokens."""
     shape: Shape
+    """How unevenly they are active."""
     tokens: TokenSelectivity
+    """What their firing says of the current token, plug-in."""
     best_token: np.ndarray
+    """int [units], the token whose share of firings is greatest; -1 where there is none."""
     shuffled: TokenSelectivity
+    """`tokens` as expected of each unit if tokens were shuffled."""
     shuffled_information_95: np.ndarray
+    """[units] 95 % quantile of the information under shuffles."""
     direction_rates: np.ndarray
+    """[R] share of tokens on which each random direction fires."""
     direction_tokens: TokenSelectivity
+    """`tokens` of the random directions, their information minus what shuffles have."""
     direction_shape: Shape
+    """`shape` of the random directions, from the sample."""
 
     @property
     def information(self) -> np.ndarray:
@@ -77,41 +98,37 @@ class UnitGroup:
         """One of `MEASURES` for each unit, NaN where a unit does not have it; information is the corrected one."""
         if name == "information":
             return self.information
-        return getattr(self.shape if hasattr(self.shape, name) else self.tokens, name)
+        return getattr(self.shape if name in _OF_SHAPE else self.tokens, name)
+
+    def direction_measure(self, name: str) -> np.ndarray:
+        """The same of the random directions, [R]."""
+        return getattr(self.direction_shape if name in _OF_SHAPE else self.direction_tokens, name)
 
     def matched(self, name: str) -> np.ndarray:
-        """The same of random directions that fire as often as each unit."""
-        of = self.direction_shape if hasattr(self.shape, name) else self.direction_tokens
-        return matched(self.rates, self.direction_rates, getattr(of, name))
-
-
-MEASURES = (*(f.name for f in dataclasses.fields(TokenSelectivity)), *(f.name for f in dataclasses.fields(Shape)))
-"""Names of all measures."""
+        """The same of random directions that fire as often as each unit, [units]."""
+        return matched(self.rates, self.direction_rates, self.direction_measure(name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class NeuronMeasures:
-    """All groups of a model.
-
-    Attributes:
-      groups: by kind, then by layer.
-      facts: by kind, then by label; empty without facts.
-      tokens: how many of the split count.
-      sampled: about how many of them thresholds and Gini indices come from.
-      token_of: int [C] token of each class, -1 for the class of all others.
-      counts: int [C] tokens of each class.
-      token_information: bits of the current token, the most that a unit could tell.
-      match_k: activations fire on match_k / units of the tokens, by kind of unit and layer.
-    """
+    """All groups of a model."""
 
     groups: tuple[UnitGroup, ...]
+    """By kind, then by layer."""
     facts: tuple[FactMeasures, ...]
+    """By kind, then by label; empty without facts."""
     tokens: int
+    """How many of the split count."""
     sampled: int
+    """About how many of them thresholds and Gini indices come from."""
     token_of: np.ndarray
+    """int [C] token of each class, -1 for the class of all others."""
     counts: np.ndarray
+    """int [C] tokens of each class."""
     token_information: float
+    """Bits of the current token, the most that a unit could tell."""
     match_k: Mapping[str, tuple[int, ...]]
+    """Activations of a decoder fire on match_k / units of the tokens, by kind of unit and layer; empty for arrays."""
 
     def of(self, kind: str) -> tuple[UnitGroup, ...]:
         """The layers of one kind, in order."""
@@ -138,7 +155,7 @@ def measure(
 
     Gates fire above 0.5. Activations fire on the tokens where they are greatest (attention channels: in size), as many
     as a model with k winners would let through: k / units of all tokens. So all models are compared at one rate. The
-    thresholds come from about `stream.SAMPLE_TOKENS` tokens; the rate on the whole split is in the result. An
+    thresholds come from about `firing_counts.SAMPLE_TOKENS` tokens; the rate on the whole split is in the result. An
     activation of 0, or a negative one of a neuron, never fires.
 
     Args:
@@ -149,11 +166,8 @@ def measure(
         model without gates is what its gated twin has (8 by default).
       facts: labels of the tokens; adds `NeuronMeasures.facts`.
       directions: random directions for each kind, over all layers.
-      shuffles: draws of the shuffled tokens at each of `nulls.GRID` rates.
-      seed: of directions and shuffles.
-
-    Returns:
-      `NeuronMeasures`.
+      shuffles: draws of the shuffled tokens at each of `measures.SHUFFLE_GRID` numbers of firings.
+      seed: seed of directions and shuffles.
 
     Raises:
       ConfigError: match_k is out of range.
@@ -167,100 +181,304 @@ def measure(
       >>> model = SelfAblatingTransformer(config)
       >>> tokens = jax.random.randint(jax.random.key(0), (40, 16), 0, 11)
       >>> params = model.init(jax.random.key(1), tokens)["params"]
-      >>> found = measure(model, params, lambda: [{"inputs": tokens, "mask": jnp.ones_like(tokens)}])
-      >>> found.kinds[:3], found.tokens
+      >>> result = measure(model, params, lambda: [{"inputs": tokens, "mask": jnp.ones_like(tokens)}])
+      >>> result.kinds[:3], result.tokens
       (('neurons clean', 'neurons ablated', 'neurons gates'), 640)
-      >>> found.of("neurons gates")[0].fired.sum().item() == 640 * 4
+      >>> result.of("neurons gates")[0].fired.sum().item() == 640 * 4
       True
     """
+    config, all_kinds = model.config, kinds(model.config)
     winners = _winners(model, match_k)
-    config = model.config
-    rates = {kind.name: [k / kind.width(config) for k in winners[kind.part]] for kind in kinds(config)}
-    split = survey(batches(), config.vocab_size)
-    _check_enough(split.tokens, rates)
-    rows = None if facts is None else _checked_rows(facts, split, batches)
+    rates = {kind.name: [k / kind.width for k in winners[kind.name.split()[0]]] for kind in all_kinds}
+    classes = classify_tokens(batches(), config.vocab_size, with_ids=facts is not None)
+    _check_enough(classes.tokens, min(min(layers) for layers in rates.values()))
+    rows = None if facts is None else fact_rows(facts, classes.ids)
     drawn = draw_directions(config, params, max(directions // config.n_layers, 2), seed)
-    levels = calibrate(model, params, batches(), split, rates, drawn)
+    calibrations = calibrate(model, params, batches(), classes, rates, drawn)
     more = {} if rows is None else {"more_rows": rows.rows, "more": len(rows.counts)}
-    counted = count(model, params, batches(), split, levels, drawn, **more)
-    groups = _groups(kinds(config), split, levels, counted, shuffles, seed)
-    share = split.counts[split.counts > 0] / split.tokens
-    return NeuronMeasures(
-        groups=groups, facts=() if rows is None else _facts(kinds(config), split, rows, counted),
-        tokens=split.tokens, sampled=min(split.tokens, split.length * -(-SAMPLE_TOKENS // split.length)),
-        token_of=split.token_of, counts=split.counts, token_information=float(-(share * np.log2(share)).sum()),
-        match_k={part: tuple(ks) for part, ks in winners.items()})
+    counts = count_firings(model, params, batches(), classes, calibrations, drawn, **more)
+    sampled = min(classes.tokens, classes.length * -(-SAMPLE_TOKENS // classes.length))
+    return _result(all_kinds, classes, calibrations, counts, rows, sampled, shuffles, seed,
+                   match_k={part: tuple(ks) for part, ks in winners.items()})
+
+
+def measure_arrays(
+    activations: Num[Array | np.ndarray, "*tokens units"] | Bool[Array | np.ndarray, "*tokens units"]
+    | Sequence[Array | np.ndarray],
+    tokens: Integer[Array | np.ndarray, "*tokens"],
+    *,
+    rate: float = 0.02,
+    threshold: float | None = None,
+    signed: bool = False,
+    facts: Facts | None = None,
+    directions: int = DIRECTIONS,
+    shuffles: int = SHUFFLES,
+    seed: int = 0,
+    name: str = "units",
+) -> NeuronMeasures:
+    """Measures every unit of any model, from its activations.
+
+    A unit fires on the tokens where it is greatest, as many as ``rate`` says, or above a ``threshold``. A value of 0 or
+    a negative one never fires, unless units are ``signed`` or a threshold says otherwise. The random directions are
+    those of random rotations of each layer's activations, at the rates of its units.
+
+    Args:
+      activations: value of each unit at each token, or one such array for each layer; bool arrays say where units fire.
+      tokens: ids of the tokens, of the same leading shape (``[n]``, ``[batch, time]``).
+      rate: share of tokens on which each unit fires, in (0, 1).
+      threshold: value above which every unit fires instead; rates then differ from unit to unit.
+      signed: units have no preferred sign: large negative values count as firing, too.
+      facts: labels of the tokens, with the story or document that each is of; adds `NeuronMeasures.facts`.
+      directions: random directions over all layers.
+      shuffles: draws of the shuffled tokens at each of `measures.SHUFFLE_GRID` numbers of firings.
+      seed: seed of directions and shuffles.
+      name: what the units are called in the result.
+
+    Returns:
+      One group for each layer.
+
+    Raises:
+      ConfigError: rate is out of range.
+      DataError: shapes do not fit, tokens are no ids, too few tokens, values that are not finite, or facts of other
+        tokens.
+
+    Example:
+      >>> rng = np.random.default_rng(0)
+      >>> tokens = rng.integers(0, 5, 4000)
+      >>> activations = rng.random((4000, 8)) + 3 * (tokens == 2)[:, None] * (np.arange(8) == 6)
+      >>> result = measure_arrays(activations, tokens, rate=0.1)
+      >>> int(result.groups[0].information.argmax()), int(result.groups[0].best_token[6])
+      (6, 2)
+    """
+    ids = np.asarray(tokens)
+    layers = [np.asarray(x) for x in (activations if isinstance(activations, list | tuple) else [activations])]
+    _check_arrays(layers, ids, rate)
+    ids = ids.reshape(-1)
+    layers = [x.reshape(len(ids), -1) for x in layers]
+    classes = classify_tokens([{"inputs": ids[None], "mask": np.ones((1, len(ids)))}], int(ids.max()) + 1)
+    if threshold is None and layers[0].dtype != bool:
+        _check_enough(len(ids), rate)
+    rows = None if facts is None else fact_rows(facts, ids)
+    row_ids = classes.class_of[ids][:, None]
+    if rows is not None:
+        row_ids = np.concatenate([row_ids, len(classes.counts) + rows.rows], axis=1)
+    n_rows = len(classes.counts) + (0 if rows is None else len(rows.counts))
+    rng, sampled = np.random.default_rng(seed), min(len(ids), ARRAY_SAMPLE)
+    sample = np.arange(sampled) * len(ids) // sampled
+    counts = FiringCounts(units={name: []}, directions={name: []}, sums={name: []})
+    calibrations: dict[str, list[Calibration]] = {name: []}
+    for i, layer in enumerate(layers):
+        binary = layer.dtype == bool
+        kind = Kind(name=name, width=layer.shape[1], signed=signed, binary=binary,
+                    threshold=FIRES_ABOVE if binary else threshold)
+        values = layer.astype(np.float32)
+        random = values @ rotation(kind.width, max(directions // len(layers), 2), rng)
+        at = calibration(kind, *(np.ascontiguousarray(x[sample].T) for x in (values, random)), rate, i)
+        calibrations[name].append(at)
+        counts.units[name].append(_tables(fires(values, at.threshold, signed), row_ids, n_rows))
+        counts.directions[name].append(_tables(fires(random, at.direction_threshold, signed), row_ids, n_rows))
+        # One unit at a time, since the sums are taken in float64.
+        counts.sums[name].append(np.concatenate(
+            [power_sums(values[:, u][None].astype(np.float64), at.pilot[u : u + 1].astype(np.float64))
+             for u in range(kind.width)], axis=1))
+    return _result([kind], classes, calibrations, counts, rows, sampled, shuffles, seed, match_k={})
+
+
+def _check_arrays(layers: Sequence[np.ndarray], tokens: np.ndarray, rate: float) -> None:
+    if not 0 < rate < 1:
+        raise ConfigError(f"rate={rate:g} must be between 0 and 1")
+    if not np.issubdtype(tokens.dtype, np.integer) or tokens.size == 0 or tokens.min() < 0:
+        raise DataError(f"tokens of shape {tokens.shape} and type {tokens.dtype} are no ids; give whole numbers from 0 "
+                        "on, one for each token")
+    if not layers:
+        raise DataError("there is no layer; give an array of activations, or one for each layer")
+    for i, x in enumerate(layers):
+        if x.ndim != tokens.ndim + 1 or x.shape[:-1] != tokens.shape or x.shape[-1] == 0:
+            raise DataError(f"activations of layer {i} have shape {x.shape}, the tokens {tokens.shape}; give "
+                            "[tokens, units], one row for each token")
+        if not np.isfinite(x).all():
+            raise DataError(f"activations of layer {i} are NaN or infinite in {(~np.isfinite(x)).sum():,} places; "
+                            "leave these tokens out or mend them")
+
+
+def _tables(fired: np.ndarray, row_ids: np.ndarray, rows: int) -> np.ndarray:
+    """int [rows, units]: how often units fire [n, units] on tokens of each row [n, J]."""
+    table = np.zeros((rows, fired.shape[1]), np.int64)
+    for ids in row_ids.T:
+        order = np.argsort(ids, kind="stable")
+        present, starts = np.unique(ids[order], return_index=True)
+        table[present] += np.add.reduceat(fired[order], starts, axis=0, dtype=np.int64)
+    return table
 
 
 def _winners(model: SelfAblatingTransformer, match_k: int | None) -> dict[str, list[int]]:
     """k of the rate of activations, by part and layer."""
     config = model.config
-    found = {part: [config.layer_k(part, i) if match_k is None else match_k for i in range(config.n_layers)]
-             for part in ("neurons", "attention")}
+    result = {part: [config.layer_k(part, i) if match_k is None else match_k for i in range(config.n_layers)]
+              for part in PARTS}
     for part, width in (("neurons", config.mlp_width), ("attention", config.d_model)):
-        for k in found[part]:
+        for k in result[part]:
             if not 1 <= k < width:
                 name = f"match_k={match_k}" if match_k is not None else f"k_{part}={k} of the config"
                 raise ConfigError(f"{name} must be in 1..{width - 1}, below the {width} {part} units of a layer; "
                                   "set match_k")
-    return found
+    return result
 
 
-def _check_enough(tokens: int, rates: Mapping[str, Sequence[float]]) -> None:
-    needed = math.ceil(LEAST_FIRINGS / min(rate for layers in rates.values() for rate in layers))
+def _check_enough(tokens: int, rate: float) -> None:
+    needed = math.ceil(LEAST_FIRINGS / rate)
     if tokens < needed:
         raise TooLittleDataError(
             f"the split has {tokens:,} tokens; at least {needed:,} are needed for every unit to fire {LEAST_FIRINGS} "
             "times; give a longer split or more batches")
 
 
-def _checked_rows(facts: Facts, split: Split, batches: Batches) -> FactRows:
-    """Rows of the facts, which must be of these very tokens."""
-    rows, start = fact_rows(facts, split.tokens), 0
-    for batch in batches():
-        seen = np.asarray(batch["inputs"])[np.asarray(batch["mask"]) > 0]
-        differs = np.flatnonzero(seen != facts.tokens[start : start + len(seen)])
-        if differs.size:
-            at = differs[0]
-            raise DataError(f"facts are not of this split: its token {start + at:,} is {seen[at]}, in the facts "
-                            f"{facts.tokens[start + at]}; give facts in the order of the batches")
-        start += len(seen)
-    return rows
+def _result(all_kinds: Sequence[Kind], classes: TokenClasses, calibrations: Mapping[str, Sequence[Calibration]],
+            counts: FiringCounts, rows: FactRows | None, sampled: int, shuffles: int, seed: int,
+            match_k: Mapping[str, tuple[int, ...]]) -> NeuronMeasures:
+    """All measures from what was counted."""
+    size = len(classes.counts)
+    candidates = (classes.counts >= LEAST_OF_CLASS) & (classes.token_of >= 0)
+    fired = np.concatenate([table[:size].sum(0) for by_kind in (counts.units, counts.directions)
+                            for layers in by_kind.values() for table in layers])
+    shuffled = shuffle_tokens(classes.counts, candidates, fired, draws=shuffles, seed=seed)
+    groups = tuple(
+        _group(kind, i, classes, at, candidates, shuffled, counts.units[kind.name][i][:size],
+               counts.directions[kind.name][i][:size], counts.sums[kind.name][i] if kind.name in counts.sums else None)
+        for kind in all_kinds for i, at in enumerate(calibrations[kind.name]))
+    facts = () if rows is None else tuple(
+        measures for kind in all_kinds for measures in fact_measures(
+            rows, kind.name, *([table[size:] for table in x[kind.name]] for x in (counts.units, counts.directions))))
+    return NeuronMeasures(groups=groups, facts=facts, tokens=classes.tokens, sampled=sampled, match_k=match_k,
+                          token_of=classes.token_of, counts=classes.counts, token_information=entropy(classes.counts))
 
 
-def _groups(found: Sequence[Kind], split: Split, levels: Levels, counted: Counted, shuffles: int, seed: int
-            ) -> tuple[UnitGroup, ...]:
-    candidates = (split.counts >= LEAST_OF_CLASS) & (split.token_of >= 0)
-    tables = [layer[: len(split.counts)] for by_kind in (counted.units, counted.directions)
-              for layers in by_kind.values() for layer in layers]
-    fired = np.concatenate([table.sum(0) for table in tables])
-    shuffled = shuffle_tokens(split.counts, candidates, fired, draws=shuffles, seed=seed)
-    return tuple(
-        _group(kind, i, split, levels[kind.name][i], candidates, shuffled,
-               [x[kind.name][i][: len(split.counts)] for x in (counted.units, counted.directions)],
-               counted.sums[kind.name][i] if kind.name in counted.sums else None)
-        for kind in found for i in range(len(levels[kind.name])))
-
-
-def _group(kind: Kind, layer: int, split: Split, level: Level, candidates: np.ndarray, shuffled: ShuffledTokens,
-           tables: Sequence[np.ndarray], sums: np.ndarray | None) -> UnitGroup:
-    units, best = token_selectivity(tables[0], split.counts, candidates)
-    random, _ = token_selectivity(tables[1], split.counts, candidates)
-    fired, random_fired = (table.sum(0) for table in tables)
+def _group(kind: Kind, layer: int, classes: TokenClasses, at: Calibration, candidates: np.ndarray,
+           shuffled: ShuffledTokens, table: np.ndarray, random_table: np.ndarray, sums: np.ndarray | None) -> UnitGroup:
+    tokens, best = token_selectivity(table, classes.counts, candidates)
+    random, _ = token_selectivity(random_table, classes.counts, candidates)
+    fired, random_fired = table.sum(0), random_table.sum(0)
     by_chance, upper = shuffled.at(fired)
     corrected = random.information - shuffled.at(random_fired)[0].information
-    pilot = level.pilot.astype(np.float64)
+    own_shape = (binary_shape(fired, classes.tokens) if kind.binary or sums is None else
+                 shape(sums, at.pilot.astype(np.float64), classes.tokens, at.gini))
     return UnitGroup(
-        kind=kind.name, layer=layer, fired=fired, rates=fired / split.tokens,
-        shape=binary_shape(fired, split.tokens) if sums is None else shape(sums, pilot, split.tokens, level.gini),
-        tokens=units, best_token=np.where(best >= 0, split.token_of[best], -1), shuffled=by_chance,
-        shuffled_information_95=upper, direction_rates=random_fired / split.tokens,
-        direction_tokens=dataclasses.replace(random, information=corrected), direction_shape=level.directions)
+        kind=kind.name, layer=layer, fired=fired, rates=fired / classes.tokens, shape=own_shape, tokens=tokens,
+        best_token=np.where(best >= 0, classes.token_of[best], -1), shuffled=by_chance, shuffled_information_95=upper,
+        direction_rates=random_fired / classes.tokens, direction_shape=at.directions,
+        direction_tokens=dataclasses.replace(random, information=corrected))
 
 
-def _facts(found: Sequence[Kind], split: Split, rows: FactRows, counted: Counted) -> tuple[FactMeasures, ...]:
-    def below(layers: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [layer[len(split.counts) :] for layer in layers]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeasureSummary:
+    """Mean of one measure over live units, beside both nulls. Bootstrap over units, or over directions, in layers."""
 
-    return tuple(measures for kind in found for measures in fact_measures(
-        rows, kind.name, below(counted.units[kind.name]), below(counted.directions[kind.name])))
+    measure: str
+    mean: Estimate
+    """Without a value where no unit has the measure."""
+    shuffled: float | None
+    """Mean expected of the same units if tokens were shuffled; None for measures that this leaves as they are. The
+    information is that which is subtracted from the plug-in estimate."""
+    directions: Estimate
+    """Mean of random directions that fire as often as these units."""
+    above: Estimate
+    """mean - directions; units and directions are resampled independently."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupSummary:
+    """Units of one kind in one layer, or in all."""
+
+    kind: str
+    layer: int | None
+    """None: all layers."""
+    units: int
+    live: int
+    """Units that fire on any token."""
+    rate: float
+    """Share of tokens on which a unit fires, mean over units."""
+    telling: float | None
+    """Share of live units whose information exceeds the 95 % quantile of that of shuffled tokens: 0.05 by chance."""
+    measures: tuple[MeasureSummary, ...]
+
+    def of(self, measure: str) -> MeasureSummary:
+        """The summary of one of `MEASURES`."""
+        return next(x for x in self.measures if x.measure == measure)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Draws:
+    """Means of one group, [measures], and bootstrap draws of them, [measures, resamples]."""
+
+    weight: np.ndarray
+    """Units that have the measure."""
+    mean: np.ndarray
+    shuffled: np.ndarray
+    directions: np.ndarray
+    mean_draws: np.ndarray
+    direction_draws: np.ndarray
+
+
+def summarise(measures: NeuronMeasures, seed: int = 0) -> tuple[GroupSummary, ...]:
+    """Means over units with both nulls: each kind over all layers, then layer by layer.
+
+    Args:
+      measures: from `measure` or `measure_arrays`.
+      seed: seed of the bootstrap.
+    """
+    result = []
+    for kind in measures.kinds:
+        groups = measures.of(kind)
+        draws = [_draws(group, seed + i) for i, group in enumerate(groups)]
+        result.append(_summary(groups, draws, None))
+        result += [_summary([group], [draw], group.layer) for group, draw in zip(groups, draws, strict=True)]
+    return tuple(result)
+
+
+def _draws(group: UnitGroup, seed: int) -> _Draws:
+    values = np.stack([group.measure(name) for name in MEASURES])
+    shuffled = np.stack([getattr(group.shuffled, name, np.full(len(group.fired), np.nan)) for name in MEASURES])
+    random = np.stack([group.matched(name) for name in MEASURES])
+    has = np.isfinite(values)
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, len(group.direction_rates), (DIRECTION_RESAMPLES, len(group.direction_rates)))
+    drawn = [[_mean(matched(group.rates, group.direction_rates[pick], group.direction_measure(name)[pick])[has[i]])
+              for pick in picks] for i, name in enumerate(MEASURES)]
+    mean, by_chance, directions = (np.array([_mean(row[of]) for row, of in zip(rows, has, strict=True)])
+                                   for rows in (values, shuffled, random))
+    return _Draws(weight=has.sum(-1).astype(float), mean=mean, shuffled=by_chance, directions=directions,
+                  mean_draws=stats.ratio_resamples(np.where(has, values, 0), has.astype(float), seed=seed),
+                  direction_draws=np.array(drawn))
+
+
+def _summary(groups: Sequence[UnitGroup], draws: Sequence[_Draws], layer: int | None) -> GroupSummary:
+    weight = np.stack([d.weight for d in draws])
+
+    def joined(name: str) -> np.ndarray:
+        """Mean over layers, weighted by the units that have the measure."""
+        parts = np.stack([getattr(d, name) for d in draws])
+        w = np.where(np.isfinite(parts), weight.reshape(weight.shape + (1,) * (parts.ndim - 2)), 0)
+        total = w.sum(0)
+        return np.divide((np.nan_to_num(parts) * w).sum(0), total, out=np.full(total.shape, np.nan), where=total > 0)
+
+    mean, shuffled, directions = joined("mean"), joined("shuffled"), joined("directions")
+    mean_draws, direction_draws = joined("mean_draws"), joined("direction_draws")
+    summaries = []
+    for i, name in enumerate(MEASURES):
+        n = int(weight[:, i].sum())
+        summaries.append(MeasureSummary(
+            measure=name, mean=stats.from_draws(float(mean[i]), mean_draws[i], n=n),
+            shuffled=float(shuffled[i]) if np.isfinite(shuffled[i]) else None,
+            directions=stats.from_draws(float(directions[i]), direction_draws[i]),
+            above=stats.from_draws(float(mean[i] - directions[i]),
+                                   mean_draws[i, :DIRECTION_RESAMPLES] - direction_draws[i], n=n)))
+    live = np.concatenate([g.live for g in groups])
+    above = np.concatenate([g.tokens.information > g.shuffled_information_95 for g in groups])
+    return GroupSummary(kind=groups[0].kind, layer=layer, units=len(live), live=int(live.sum()),
+                        rate=float(np.concatenate([g.rates for g in groups]).mean()),
+                        telling=float(above[live].mean()) if live.any() else None, measures=tuple(summaries))
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if values.size else np.nan

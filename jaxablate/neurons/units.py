@@ -6,72 +6,60 @@ stream, on the ablated stream as the next layer sees them (activation times gate
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxablate.config import ModelConfig, UnitKind
-from jaxablate.gating import gate
+from jaxablate.errors import ConfigError
+from jaxablate.gating import GATES, gate
 from jaxablate.models.decoder import DecoderOutput, LayerActivations, StreamActivations
 from jaxablate.ops.normalization import layer_norm
+from jaxablate.types import Params
 
 FIRES_ABOVE = 0.5
 """A gate fires on a token when it exceeds this."""
 
-Params = Mapping[str, Any]
-Arrays = dict[str, list[jax.Array]]
-"""Name of a kind -> one array [n, units] for each layer; rows are tokens, those of a batch one after another."""
+Values = dict[str, list[jax.Array]]
+"""Name of a kind -> float32 [tokens, units] of each layer, the tokens of a batch one after another."""
+PARTS: tuple[UnitKind, ...] = ("neurons", "attention")
+A = TypeVar("A", np.ndarray, jax.Array)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One kind of units.
+    """One kind of units, the same in every layer."""
 
-    Attributes:
-      part: which units of a layer.
-      source: where they are read.
-    """
-
-    part: UnitKind
-    source: Literal["clean", "ablated", "gates"]
-
-    @property
-    def name(self) -> str:
-        """As in every table: ``neurons clean``, ``attention gates``."""
-        return f"{self.part} {self.source}"
-
-    @property
-    def signed(self) -> bool:
-        """Whether large negative values count as firing: attention channels have no preferred sign, neurons do."""
-        return self.part == "attention" and self.source != "gates"
-
-    def width(self, config: ModelConfig) -> int:
-        """Units of a layer."""
-        return config.mlp_width if self.part == "neurons" else config.d_model
+    name: str
+    """As in every table: ``neurons clean``, ``attention gates``."""
+    width: int
+    """Units of a layer."""
+    signed: bool = False
+    """Whether large negative values count as firing: attention channels have no preferred sign, neurons do."""
+    threshold: float | None = None
+    """Value above which a unit fires; None: chosen for each unit so that it fires on a given share of the tokens."""
+    binary: bool = False
+    """Whether all values are 0 or 1, as those of hard gates."""
+    directions: Literal["values", "scores", "pre-activations"] = "values"
+    """What is read of a random direction: a value like that of a unit, the score of a gate, or a neuron *before* the
+    activation function, which is not monotone and would blur the order of its values."""
 
 
 def kinds(config: ModelConfig) -> tuple[Kind, ...]:
     """The kinds of units a model has; without gates, those of the clean stream."""
-    sources = ("clean", "ablated", "gates") if config.gated else ("clean",)
-    return tuple(Kind(part=part, source=source) for part in ("neurons", "attention") for source in sources)
-
-
-def unit_values(out: DecoderOutput) -> Arrays:
-    """Every unit on every token of a batch.
-
-    Args:
-      out: of a batch [B, T].
-
-    Returns:
-      By kind and layer [B * T, units], float32.
-    """
-    found: Arrays = {}
-    for layer in out.layers:
-        for name, value in layer_values(layer).items():
-            found.setdefault(name, []).append(_rows(value))
-    return found
+    result = []
+    for part, width in (("neurons", config.mlp_width), ("attention", config.d_model)):
+        signed = part == "attention"
+        result.append(Kind(name=f"{part} clean", width=width, signed=signed,
+                           directions="values" if signed else "pre-activations"))
+        if config.gated:
+            result += [Kind(name=f"{part} ablated", width=width, signed=signed),
+                       Kind(name=f"{part} gates", width=width, threshold=FIRES_ABOVE, binary=GATES[config.gate].binary,
+                            directions="scores")]
+    return tuple(result)
 
 
 def layer_values(layer: LayerActivations) -> dict[str, jax.Array]:
@@ -87,6 +75,12 @@ def layer_values(layer: LayerActivations) -> dict[str, jax.Array]:
     return values
 
 
+def unit_values(out: DecoderOutput) -> Values:
+    """Every unit on every token of a batch, by kind and layer."""
+    layers = [layer_values(layer) for layer in out.layers]
+    return {name: [_rows(values[name]) for values in layers] for name in layers[0]}
+
+
 def draw_directions(config: ModelConfig, params: Params, count: int, seed: int) -> list[dict[str, Any]]:
     """Random units of each layer: they read what trained units read, but nothing in particular.
 
@@ -95,65 +89,66 @@ def draw_directions(config: ModelConfig, params: Params, count: int, seed: int) 
     A random channel is a column of a random rotation of the layer's D channels.
 
     Args:
-      config: of the model.
+      config: shape of the model.
       params: its parameters.
       count: R, random units of each sort and layer.
-      seed: of the draws.
+      seed: seed of the draws.
 
     Returns:
       For each layer ``up`` [D, R], ``bias`` [R], ``rotation`` [D, R], and ``neurons gates``, ``attention gates`` by
       what is read, [D, R]; float32.
+
+    Raises:
+      ConfigError: it is not known what the model's score heads read.
     """
     rng = np.random.default_rng(seed)
     drawn = []
     for i in range(config.n_layers):
         up = params[f"layer_{i}"]["mlp"]["up"]
-        model = rng.integers(0, config.mlp_width, count)
-        layer: dict[str, Any] = {"up": _turned(up["kernel"], model, rng), "rotation": _rotations(config, count, rng),
-                                 "bias": np.asarray(up["bias"], np.float32)[model]}
-        for part in ("neurons", "attention") if config.gated else ():
+        neurons = rng.integers(0, config.mlp_width, count)
+        layer: dict[str, Any] = {"up": _turned(up["kernel"], neurons, rng),
+                                 "rotation": rotation(config.d_model, count, rng),
+                                 "bias": np.asarray(up["bias"], np.float32)[neurons]}
+        for part in PARTS if config.gated else ():
             heads = _score_kernels(config, params, part, i)
-            model = rng.integers(0, next(iter(heads.values())).shape[1], count)
-            layer[f"{part} gates"] = {read: _turned(kernel, model, rng) for read, kernel in heads.items()}
+            units = rng.integers(0, next(iter(heads.values())).shape[1], count)
+            layer[f"{part} gates"] = {read: _turned(kernel, units, rng) for read, kernel in heads.items()}
         drawn.append(layer)
     return drawn
 
 
-def _score_kernels(config: ModelConfig, params: Params, part: str, layer: int) -> dict[str, np.ndarray]:
+def _score_kernels(config: ModelConfig, params: Params, part: UnitKind, layer: int) -> dict[str, np.ndarray]:
     """Kernels [D, units] of a layer's scores by what they read: ``block``, its input, or ``final``, the last state."""
-    name, found = {"neurons": "neuron_scores", "attention": "attention_scores"}[part], {}
+    name, kernels = {"neurons": "neuron_scores", "attention": "attention_scores"}[part], {}
     if config.ablation in ("local", "both"):
-        found["block"] = np.asarray(params[f"layer_{layer}"][name]["kernel"])
+        kernels["block"] = np.asarray(params[f"layer_{layer}"][name]["kernel"])
     if config.ablation in ("global", "both"):
-        found["final"] = np.split(np.asarray(params[name]["kernel"]), config.n_layers, axis=1)[layer]
-    return found
+        kernels["final"] = np.split(np.asarray(params[name]["kernel"]), config.n_layers, axis=1)[layer]
+    if not kernels:
+        raise ConfigError(f"ablation={config.ablation!r}: what its score heads read is not known, so no random gates "
+                          "can be drawn beside them; measure a model with local, global, both or none")
+    return kernels
 
 
 def _turned(kernel: jax.typing.ArrayLike, columns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """These columns of a kernel [D, units], each in a random direction."""
     lengths = np.linalg.norm(np.asarray(kernel, np.float64)[:, columns], axis=0)
-    direction = rng.standard_normal((len(kernel), len(columns)))
+    direction = rng.standard_normal((np.shape(kernel)[0], len(columns)))
     return (direction * lengths / np.linalg.norm(direction, axis=0)).astype(np.float32)
 
 
-def _rotations(config: ModelConfig, count: int, rng: np.random.Generator) -> np.ndarray:
-    """[D, count] columns of random rotations, as many as it takes."""
-    square = (config.d_model, config.d_model)
-    turns = [np.linalg.qr(rng.standard_normal(square))[0] for _ in range(-(-count // config.d_model))]
+def rotation(width: int, count: int, rng: np.random.Generator) -> Float[np.ndarray, "width count"]:
+    """Columns of random rotations of a space of ``width`` dimensions, of as many rotations as it takes."""
+    turns = [np.linalg.qr(rng.standard_normal((width, width)))[0] for _ in range(-(-count // width))]
     return np.concatenate(turns, axis=1)[:, :count].astype(np.float32)
 
 
-def direction_values(config: ModelConfig, params: Params, out: DecoderOutput, drawn: list[dict[str, Any]]) -> Arrays:
-    """Every random unit on every token of a batch.
+def direction_values(config: ModelConfig, params: Params, out: DecoderOutput, drawn: list[dict[str, Any]]) -> Values:
+    """Every random unit on every token of a batch, by kind and layer; `Kind.directions` says what is read of them.
 
     On the ablated stream as many random units as of the trained ones pass: winners by the random scores.
-
-    Returns:
-      By kind and layer [B * T, R], float32: random neurons of the clean stream *before* the activation function, which
-      is not monotone and would blur their order; random channels; random scores; on the ablated stream activation
-      times gate.
     """
-    found: Arrays = {}
+    result: Values = {}
     for i, (layer, random) in enumerate(zip(out.layers, drawn, strict=True)):
         norm = params[f"layer_{i}"]["ln_2"]
         states = {"block": layer.clean.resid_pre, "final": out.final_clean}
@@ -162,11 +157,12 @@ def direction_values(config: ModelConfig, params: Params, out: DecoderOutput, dr
         if layer.ablated is not None:
             neurons, attention = _random_units(config, norm, random, layer.ablated)
             for part, active in (("neurons", jax.nn.gelu(neurons, approximate=True)), ("attention", attention)):
-                scores = sum(_rows(states[read]) @ kernel for read, kernel in random[f"{part} gates"].items())
+                scores = jnp.asarray(sum(_rows(states[read]) @ kernel
+                                         for read, kernel in random[f"{part} gates"].items()))
                 values |= {f"{part} gates": scores, f"{part} ablated": active * _winners(config, part, i, scores)}
         for name, value in values.items():
-            found.setdefault(name, []).append(value)
-    return found
+            result.setdefault(name, []).append(value)
+    return result
 
 
 def _random_units(config: ModelConfig, norm: Params, random: Mapping[str, jax.Array], stream: StreamActivations
@@ -183,11 +179,11 @@ def _winners(config: ModelConfig, part: UnitKind, layer: int, scores: jax.Array)
     return gate(config, part, layer)(scores, k=k)
 
 
-def fires(values: jax.Array, threshold: jax.Array, signed: bool) -> jax.Array:
-    """bool [n, units], where a unit is beyond its threshold [units], or below minus the threshold if it is signed."""
-    return (jnp.abs(values) if signed else values) > threshold
+def fires(values: A, threshold: Any, signed: bool) -> A:
+    """bool [tokens, units]: is a unit beyond its threshold [units], or below minus the threshold if it is signed?"""
+    return (abs(values) if signed else values) > threshold
 
 
-def _rows(x: jax.Array) -> jax.Array:
+def _rows(x: Float[Array, "batch time *unit"]) -> Float[Array, "tokens units"]:
     """[B, T, ...] -> [B * T, units], float32."""
     return x.reshape(x.shape[0] * x.shape[1], -1).astype(jnp.float32)

@@ -7,13 +7,14 @@ to its left. It carries its own colours for light and dark screens, so it is the
 import dataclasses
 import html
 from collections.abc import Sequence
+from typing import Any
 
 from jaxablate.reports.html import template
 from jaxablate.reports.neuron_records import ExampleRecord, NeuronRecord, NodeRecord, Scores
 from jaxablate.stats import number
 
 MOST_PATTERNS, MOST_COLUMNS, MOST_TOKENS, MOST_LETTERS = 12, 8, 5, 16
-"""Of a picture; what is not drawn is counted under it."""
+"""Limits of a picture; what is not drawn is counted under it."""
 _LINE, _GAP_X, _GAP_Y, _LETTER, _PAD = 16, 54, 10, 7.3, 7
 
 _STYLE = """
@@ -22,7 +23,7 @@ _STYLE = """
 .neuron-graph{--n-page:#1c2027;--n-ink:#e6e8eb;--n-soft:#98a1ad;--n-hue:#6ea8e8;--n-rule:#4a525e}}
 .neuron-graph .ground{fill:var(--n-page)}
 .neuron-graph text{fill:var(--n-ink);font:12px ui-monospace,"DejaVu Sans Mono",monospace}
-.neuron-graph .said{fill:var(--n-soft);font:11px system-ui,"DejaVu Sans",sans-serif}
+.neuron-graph .note{fill:var(--n-soft);font:11px system-ui,"DejaVu Sans",sans-serif}
 .neuron-graph .box{fill:var(--n-page);stroke:var(--n-rule)}.neuron-graph .pivot{stroke:var(--n-ink);stroke-width:1.6}
 .neuron-graph .shade{fill:var(--n-hue)}.neuron-graph .way{fill:none;stroke:var(--n-rule);stroke-width:1.4}
 .neuron-graph .more{fill:var(--n-soft)}
@@ -30,28 +31,33 @@ _STYLE = """
 
 
 @dataclasses.dataclass(eq=False)
-class _Drawn:
-    """A node with its place; gap: tokens that may be anything between it and its parent."""
+class _Box:
+    """A node with the middle of its box."""
 
     node: NodeRecord
     column: int
+    """Columns from the right: 0 for a pivot."""
     gap: int
-    children: list["_Drawn"] = dataclasses.field(default_factory=list)
+    """Tokens that may be anything between it and its parent."""
+    children: list["_Box"] = dataclasses.field(default_factory=list)
     cut: int = 0
+    """Patterns that go on from here and are not drawn, for want of columns."""
     x: float = 0.0
     y: float = 0.0
 
-    @property
-    def lines(self) -> list[str]:
-        """What is written in the box."""
+    def __post_init__(self):
         tokens = self.node.tokens or ()
-        shown = [visible(t, MOST_LETTERS) for t in tokens[:MOST_TOKENS]]
-        return shown + ([f"+{len(tokens) - MOST_TOKENS} more"] if len(tokens) > MOST_TOKENS else [])
+        self.lines = [visible(t, MOST_LETTERS) for t in tokens[:MOST_TOKENS]]
+        if len(tokens) > MOST_TOKENS:
+            self.lines.append(f"+{len(tokens) - MOST_TOKENS} more")
+        self.height = _LINE * len(self.lines) + _PAD
+        self.width = _LETTER * max(map(len, self.lines), default=0) + 2 * _PAD
 
-    @property
-    def height(self) -> float:
-        """Of the box."""
-        return _LINE * len(self.lines) + _PAD
+    def move(self, by: float) -> None:
+        """Moves the box and all before it down."""
+        self.y += by
+        for child in self.children:
+            child.move(by)
 
 
 def visible(token: str, most: int | None = None) -> str:
@@ -66,13 +72,13 @@ def visible(token: str, most: int | None = None) -> str:
 
 def graph_svg(record: NeuronRecord) -> str:
     """The picture of a graph."""
-    roots, drawn = _forest(record)
-    if not drawn:
-        return _picture(f"Neuron {record.neuron}: no graph", 360, 44, [_said(12, 27, no_graph(record))])
-    width, height = _place(roots, drawn)
-    notes = _notes(record, drawn)
-    marks = [mark for box in drawn for mark in _ways(box)] + [mark for box in drawn for mark in _box(box)]
-    marks += [_said(10, height + 14 + 15 * i, note) for i, note in enumerate(notes)]
+    roots, boxes = _forest(record)
+    if not boxes:
+        return _picture(f"Neuron {record.neuron}: no graph", 360, 44, [_note(12, 27, no_graph(record))])
+    width, height = _place(roots, boxes)
+    notes = _notes(record, boxes)
+    marks = [mark for box in boxes for mark in _lines_to(box)] + [mark for box in boxes for mark in _box_marks(box)]
+    marks += [_note(10, height + 14 + 15 * i, note) for i, note in enumerate(notes)]
     return _picture(f"What fires neuron {record.neuron}", max(width, 10 + 6.2 * max(map(len, notes))),
                     height + 15 * len(notes) + 10, marks)
 
@@ -85,10 +91,10 @@ def no_graph(record: NeuronRecord) -> str:
     return f"in no example do its last {most} tokens alone keep half of the activation: no graph"
 
 
-def _forest(record: NeuronRecord) -> tuple[list[_Drawn], list[_Drawn]]:
+def _forest(record: NeuronRecord) -> tuple[list[_Box], list[_Box]]:
     """Pivots, and all boxes of the strongest patterns; tokens that may be anything have none."""
-    made: dict[int, _Drawn] = {}
-    roots: list[_Drawn] = []
+    boxes: dict[int, _Box] = {}
+    roots: list[_Box] = []
     places = {id(node): i for i, node in enumerate(record.nodes)}
     for path in record.paths()[:MOST_PATTERNS]:
         after, gap = None, 0
@@ -97,23 +103,22 @@ def _forest(record: NeuronRecord) -> tuple[list[_Drawn], list[_Drawn]]:
                 gap += 1
                 continue
             at = places[id(node)]
-            if after is not None and after.column == MOST_COLUMNS - 1 and at not in made:
+            if after is not None and after.column == MOST_COLUMNS - 1 and at not in boxes:
                 after.cut += 1
                 break
-            if at not in made:
-                made[at] = _Drawn(node, 0 if after is None else after.column + 1, gap)
-                (roots if after is None else after.children).append(made[at])
-            after, gap = made[at], 0
-    return roots, list(made.values())
+            if at not in boxes:
+                boxes[at] = _Box(node, 0 if after is None else after.column + 1, gap)
+                (roots if after is None else after.children).append(boxes[at])
+            after, gap = boxes[at], 0
+    return roots, list(boxes.values())
 
 
-def _place(roots: list[_Drawn], drawn: list[_Drawn]) -> tuple[float, float]:
+def _place(roots: list[_Box], boxes: list[_Box]) -> tuple[float, float]:
     """Gives each box its middle; returns width and height of the drawing."""
-    columns = max(box.column for box in drawn) + 1
-    letters = [max(len(line) for box in drawn if box.column == c for line in box.lines) for c in range(columns)]
-    widths = [_LETTER * n + 2 * _PAD for n in letters]
+    columns = max(box.column for box in boxes) + 1
+    widths = [max(box.width for box in boxes if box.column == c) for c in range(columns)]
     right = 12.0 + 40 + sum(widths) + _GAP_X * (columns - 1)
-    for box in drawn:
+    for box in boxes:
         box.x = right - sum(widths[: box.column]) - _GAP_X * box.column - widths[box.column] / 2
     bottom = 12.0
     for root in roots:
@@ -121,7 +126,7 @@ def _place(roots: list[_Drawn], drawn: list[_Drawn]) -> tuple[float, float]:
     return right + 12, bottom
 
 
-def _rows(box: _Drawn, top: float) -> float:
+def _rows(box: _Box, top: float) -> float:
     """Places a box beside the middle of what comes before it; returns where the next one may begin."""
     bottom = top
     for child in box.children:
@@ -129,41 +134,31 @@ def _rows(box: _Drawn, top: float) -> float:
     if box.children:
         middle = (box.children[0].y + box.children[-1].y) / 2
         shift = max(0.0, top + box.height / 2 - middle)
-        for child in box.children if shift else ():
-            _shift(child, shift)
+        for child in box.children:
+            child.move(shift)
         box.y = middle + shift
         return max(bottom + shift, box.y + box.height / 2 + _GAP_Y)
     box.y = top + box.height / 2
     return top + box.height + _GAP_Y
 
 
-def _shift(box: _Drawn, by: float) -> None:
-    box.y += by
-    for child in box.children:
-        _shift(child, by)
-
-
-def _half(box: _Drawn) -> float:
-    return (_LETTER * max(map(len, box.lines)) + 2 * _PAD) / 2
-
-
-def _ways(box: _Drawn) -> list[str]:
+def _lines_to(box: _Box) -> list[str]:
     """Lines from what comes before to a box, and how many tokens between them may be anything."""
     marks = []
     for child in box.children:
-        a, b = child.x + _half(child), box.x - _half(box)
+        a, b = child.x + child.width / 2, box.x - box.width / 2
         middle = (a + b) / 2
         marks.append(f'<path class="way" d="M{a:g} {child.y:g}C{middle:g} {child.y:g} {middle:g} {box.y:g} {b:g} '
                      f'{box.y:g}"/>')
         if child.gap:
-            marks.append(_said(a + 4, child.y - 4, f"{child.gap} any"))
+            marks.append(_note(a + 4, child.y - 4, f"{child.gap} any"))
     return marks
 
 
-def _box(box: _Drawn) -> list[str]:
-    node, half, height = box.node, _half(box), box.height
-    left, top = box.x - half, box.y - height / 2
-    shape = f'x="{left:g}" y="{top:g}" width="{2 * half:g}" height="{height:g}" rx="4"'
+def _box_marks(box: _Box) -> list[str]:
+    node = box.node
+    left, top = box.x - box.width / 2, box.y - box.height / 2
+    shape = f'x="{left:g}" y="{top:g}" width="{box.width:g}" height="{box.height:g}" rx="4"'
     shade = 0.08 + 0.5 * min(max(node.importance or 0.0, 0.0), 1.0)
     marks = [f'<g><title>{html.escape(_title(node))}</title>',
              f'<rect class="box{" pivot" if node.parent is None else ""}" {shape}/>',
@@ -174,9 +169,9 @@ def _box(box: _Drawn) -> list[str]:
         marks.append(f'<text{style} x="{left + _PAD:g}" y="{y:g}">{html.escape(line)}</text>')
     marks.append("</g>")
     if node.strength is not None:
-        marks.append(_said(left - 6, box.y + 4, f"{node.strength:.0%}", "end"))
+        marks.append(_note(left - 6, box.y + 4, f"{node.strength:.0%}", "end"))
     elif box.cut:
-        marks.append(_said(left - 6, box.y + 4, "…", "end"))
+        marks.append(_note(left - 6, box.y + 4, "…", "end"))
     return marks
 
 
@@ -188,20 +183,20 @@ def _title(node: NodeRecord) -> str:
     return f"{tokens} ({node.offset} before the pivot, importance {number(node.importance)})"
 
 
-def _notes(record: NeuronRecord, drawn: Sequence[_Drawn]) -> list[str]:
+def _notes(record: NeuronRecord, boxes: Sequence[_Box]) -> list[str]:
     """What the marks mean, and how much is not drawn."""
     notes = ["The neuron fires at the framed token. Shade: importance. “2 any”: two tokens that may be anything.",
              "At the left: activation of a pattern's strongest example, as a share of the neuron's maximum.",
              "· is a space, ↵ a line end."]
     patterns, named = len(record.paths()), sum(node.tokens is not None for node in record.nodes)
-    if patterns > MOST_PATTERNS or named > len(drawn):
-        notes.append(f"Drawn: {min(patterns, MOST_PATTERNS)} of {patterns} patterns, {len(drawn)} of {named} nodes; "
+    if patterns > MOST_PATTERNS or named > len(boxes):
+        notes.append(f"Drawn: {min(patterns, MOST_PATTERNS)} of {patterns} patterns, {len(boxes)} of {named} nodes; "
                      "the JSON file has all.")
     return notes
 
 
-def _said(x: float, y: float, words: str, anchor: str = "start") -> str:
-    return f'<text class="said" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{html.escape(words)}</text>'
+def _note(x: float, y: float, words: str, anchor: str = "start") -> str:
+    return f'<text class="note" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{html.escape(words)}</text>'
 
 
 def _picture(title: str, width: float, height: float, marks: Sequence[str]) -> str:
@@ -216,7 +211,7 @@ def neuron_page(records: Sequence[NeuronRecord], title: str, conditions: str) ->
 
     Args:
       records: neurons, in the order of the page.
-      title: of the page.
+      title: title of the page.
       conditions: one line on the checkpoint and its surroundings.
     """
     shown = [{"record": r, "picture": graph_svg(r), "verdict": verdict(r.scores),
@@ -227,17 +222,17 @@ def neuron_page(records: Sequence[NeuronRecord], title: str, conditions: str) ->
 def verdict(scores: Scores) -> str:
     """What the graph is worth, in a sentence.
 
-    >>> verdict(Scores(tokens=900, fires=0, predicted=0, hits=0, precision=None, recall=None, f1=None, f1_interval=None,
+    >>> from jaxablate.stats import Estimate
+    >>> verdict(Scores(tokens=900, fires=0, predicted=0, hits=0, precision=None, recall=None, f1=Estimate(None),
     ...                f1_shuffled=None, f1_pivot=None))
     'The neuron does not fire in the 900 tokens of held-out text, so its graph has no score.'
     """
     if not scores.fires:
         return (f"The neuron does not fire in the {scores.tokens:,} tokens of held-out text, so its graph has no "
                 "score.")
-    spread = "" if scores.f1_interval is None else " [{:.2f}, {:.2f}]".format(*scores.f1_interval)
     return (f"Held-out text of {scores.tokens:,} tokens: it fires at {scores.fires:,}, the graph says so at "
             f"{scores.predicted:,}, {scores.hits:,} of them rightly. Precision {_two(scores.precision)}, recall "
-            f"{_two(scores.recall)}, F1 {_two(scores.f1)}{spread}; its pivots alone {_two(scores.f1_pivot)}, another "
+            f"{_two(scores.recall)}, F1 {scores.f1}; its pivots alone {_two(scores.f1_pivot)}, another "
             f"neuron's graph {_two(scores.f1_shuffled)}.")
 
 
@@ -245,7 +240,7 @@ def _two(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _shaded(example: ExampleRecord) -> dict:
+def _shaded(example: ExampleRecord) -> dict[str, Any]:
     """Tokens of an example as (text, shade in percent, whether it is the pivot, title)."""
     words, first = [], len(example.tokens) - len(example.importance)
     for i, token in enumerate(example.tokens):

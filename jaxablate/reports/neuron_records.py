@@ -1,6 +1,8 @@
-"""What is on file of one neuron's graph: the JSON of ``neuron_U.json``, and the dataclasses it is read into.
+"""What is on file of neurons' graphs, as plain dataclasses: one JSON file a neuron, and the index of all.
 
-    format, version       "jaxablate neuron graph", 1
+``layer_L/neuron_U.json``, one neuron (`NeuronRecord`):
+
+    format, version       "jaxablate neuron graph", 2
     neuron, site          "3.17", "clean.layer_3.mlp_post"
     strongest, threshold  largest activation in the text of the examples; above the threshold, half of it, it fires
     examples              strongest first: tokens and ids up to the pivot, activation; of those the graph was made from
@@ -9,31 +11,37 @@
     nodes                 of the trie: parent (null for a pivot), offset (tokens before the pivot), tokens and ids that
                           may stand there (null for any), importance; strength and examples where a pattern is complete
     edges                 [parent, child], by number of node
-    scores                on text that no example is of; see `Scores`
+    scores                on text that no example is of; see `Scores`. In version 1 f1 was a number, its interval beside
+                          it as f1_interval
+
+``index.json``: scores and patterns of all neurons, for searching, and the summaries of the layers and of all. Tokens of
+a pattern are read back from the pivot; in version 1 they were in the order of the text.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxablate.errors import DataError
+from jaxablate import files, stats
+from jaxablate.errors import ConfigError, FileError
+from jaxablate.stats import Estimate
 
-FORMAT, VERSION = "jaxablate neuron graph", 1
+FORMAT, INDEX_FORMAT = "jaxablate neuron graph", "jaxablate neuron graphs"
+VERSION, VERSIONS = 2, (1, 2)
+INDEX = "index.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleRecord:
-    """A place where the neuron is strong. Tokens read forward, the pivot last; importance goes with the last of them.
-
-    suffix is None for an example the graph was not made from.
-    """
+    """A place where the neuron is strong. Tokens read forward, the pivot last; importance is that of the last ones."""
 
     tokens: tuple[str, ...]
     ids: tuple[int, ...]
     activation: float
     suffix: int | None = None
+    """None for an example the graph was not made from."""
     importance: tuple[float, ...] = ()
     named: tuple[int, ...] = ()
 
@@ -53,58 +61,22 @@ class NodeRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The graph as a classifier of firing, on held-out text. None: not defined, nothing fires or nothing is predicted.
-
-    Attributes:
-      tokens: of the text.
-      fires, predicted, hits: places where the neuron fires, where the graph says so, both.
-      precision, recall, f1: of the graph.
-      f1_interval: 95 %, bootstrap over stories.
-      f1_shuffled: of the graph of another neuron of the layer.
-      f1_pivot: of the pivots alone, whatever comes before them.
-    """
+    """The graph as a classifier of firing, on held-out text. None: nothing fires, or nothing is predicted."""
 
     tokens: int
+    """Tokens of the text."""
     fires: int
     predicted: int
     hits: int
+    """Places where the neuron fires, where the graph says so, both."""
     precision: float | None
     recall: float | None
-    f1: float | None
-    f1_interval: tuple[float, float] | None
+    f1: Estimate
+    """With its interval over stories."""
     f1_shuffled: float | None
+    """F1 of the graph of another neuron of the layer."""
     f1_pivot: float | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Graphs of many units together. Means are over units that fire often enough; intervals are 95 %, over stories.
-
-    Attributes:
-      units: how many there are.
-      inactive: never above 0 in the text of the examples; they have no graph and are in no mean.
-      rare: of the others, those that fire at fewer than 10 places of the held-out text; they are in no mean.
-      scored: all others.
-      without_graph: of these, those with no example of which any suffix is enough; their F1 counts as 0.
-      recall, f1: means over the scored units.
-      precision: mean over those whose graph says anything.
-      f1_shuffled: the null: each graph against the firing of another unit of its layer.
-      f1_pivot: of the pivots alone.
-      gain: mean of f1 - f1_pivot: what context adds.
-    """
-
-    units: int
-    inactive: int
-    rare: int
-    scored: int
-    without_graph: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    f1_shuffled: float | None
-    f1_pivot: float | None
-    gain: float | None
-    intervals: Mapping[str, tuple[float, float] | None]
+    """F1 of the pivots alone, whatever comes before them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,13 +93,13 @@ class NeuronRecord:
 
     def paths(self) -> list[list[NodeRecord]]:
         """Each pattern as its nodes in reading order, the pivot last; the strongest pattern first."""
-        out = []
-        for end in sorted((n for n in self.nodes if n.strength is not None), key=lambda n: -n.strength):
+        paths = []
+        for end in sorted((n for n in self.nodes if n.strength is not None), key=lambda n: -(n.strength or 0)):
             path = [end]
             while path[-1].parent is not None:
                 path.append(self.nodes[path[-1].parent])
-            out.append(path)
-        return out
+            paths.append(path)
+        return paths
 
 
 def to_json(record: NeuronRecord) -> str:
@@ -137,27 +109,150 @@ def to_json(record: NeuronRecord) -> str:
     return json.dumps(values, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def neuron_file(folder: Path, name: str) -> Path:
+    """Where a neuron's graph lies: 3.17 in layer_3/neuron_17.json."""
+    layer, unit = name.split(".")
+    return folder / f"layer_{int(layer)}" / f"neuron_{int(unit)}.json"
+
+
 def read_record(path: Path) -> NeuronRecord:
     """A neuron's file.
 
     Raises:
-      DataError: it is missing or damaged.
+      FileError: it is missing or damaged.
     """
+    fix = f"delete the folder {path.parent} and run jaxablate neurons again"
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read as a neuron's graph ({' '.join(str(error).split())}); delete the "
-                        f"folder {path.parent} and run eval.py neurons again") from error
+        return from_dict(files.read_json(path, what="a neuron's graph", fix=fix, format=FORMAT, versions=VERSIONS))
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{path} cannot be read as a neuron's graph ({' '.join(str(error).split())}); {fix}") from error
 
 
 def from_dict(values: Mapping[str, Any]) -> NeuronRecord:
     """The record of a file's values; raises KeyError, TypeError or ValueError where they are none of this format."""
-    if (values["format"], values["version"]) != (FORMAT, VERSION):
-        raise ValueError(f"format {values['format']!r} {values['version']}, this version reads {FORMAT!r} {VERSION}")
+    scores = dict(values["scores"])
+    if values["version"] == 1:
+        scores["f1"] = Estimate(scores["f1"], *(scores.pop("f1_interval") or ()))
     plain = {name: values[name] for name in ("neuron", "site", "strongest", "threshold")}
     return NeuronRecord(
         **plain, examples=tuple(ExampleRecord(**_tuples(x)) for x in values["examples"]),
-        nodes=tuple(NodeRecord(**_tuples(x)) for x in values["nodes"]), scores=Scores(**_tuples(values["scores"])))
+        nodes=tuple(NodeRecord(**_tuples(x)) for x in values["nodes"]),
+        scores=Scores(**scores | {"f1": stats.from_json(scores["f1"])}))
+
+
+def write_index(folder: Path, about: Mapping[str, Any], summaries: Sequence[Any], units: int) -> None:
+    """Writes ``index.json`` from the neurons' files.
+
+    Args:
+      folder: of the graphs.
+      about: what they were made from.
+      summaries: dataclasses, of all units and then of each layer.
+      units: units of a layer.
+
+    Raises:
+      FileError: a neuron's file is damaged, or the index cannot be written.
+    """
+    whole, *layers = map(dataclasses.asdict, summaries)
+    names = [f"{layer}.{unit}" for layer in range(len(layers)) for unit in range(units)]
+    values = {"format": INDEX_FORMAT, "version": VERSION, "about": dict(about), "summary": whole, "layers": layers,
+              "units": units, "neurons": [_entry(read_record(neuron_file(folder, name))) for name in names]}
+    files.write_json(folder / INDEX, values, indent=None, otherwise="choose another --out")
+
+
+def _entry(record: NeuronRecord) -> dict[str, Any]:
+    patterns = []
+    for path in record.paths():
+        places: list[Any] = [None] * (path[0].offset + 1)
+        for node in path:
+            places[node.offset] = node.ids
+        patterns.append({"tokens": places, "strength": path[0].strength, "examples": path[0].examples})
+    scores = record.scores
+    return {"neuron": record.neuron, "strongest": record.strongest, "f1": scores.f1.value,
+            "precision": scores.precision, "recall": scores.recall, "fires": scores.fires, "patterns": patterns}
+
+
+def read_index(folder: Path, command: str) -> dict[str, Any]:
+    """The index of a finished job.
+
+    Args:
+      folder: of the graphs.
+      command: makes them.
+
+    Raises:
+      FileError: there is none, or it is damaged.
+    """
+    try:
+        index = files.read_json(folder / INDEX, what="an index of graphs", fix=f"delete it and run: {command}",
+                                format=INDEX_FORMAT, versions=VERSIONS)
+    except FileNotFoundError:
+        begun = " (a job was begun and not finished)" if any(folder.glob("layer_*")) else ""
+        raise FileError(f"no graphs of neurons in {folder}{begun}; run: {command}") from None
+    if index["version"] == 1:
+        for pattern in (p for neuron in index["neurons"] for p in neuron["patterns"]):
+            pattern["tokens"] = pattern["tokens"][::-1]
+    return index
+
+
+def neuron_name(name: str, index: Mapping[str, Any]) -> str:
+    """A neuron's name without needless zeros.
+
+    Raises:
+      ConfigError: the model has no such layer or neuron.
+    """
+    layer, unit = (int(x) for x in name.split("."))
+    layers, units = len(index["layers"]), index["units"]
+    if layer >= layers or unit >= units:
+        raise ConfigError(f"neuron {name} does not exist; there are layers 0..{layers - 1} of neurons 0..{units - 1}")
+    return f"{layer}.{unit}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Match:
+    """A neuron whose graph matches at the end of a text."""
+
+    neuron: str
+    strength: float
+    """Strength of the strongest pattern that matches, as a share of the neuron's maximum."""
+    f1: float | None
+    precision: float | None
+    """Scores of the whole graph on held-out text; None where it has none."""
+    pattern: tuple[tuple[int, ...] | None, ...]
+    """Ids that may stand at each place, read back from the last token; None for any."""
+    conditional: bool
+    """Whether the pattern asks for more tokens before the text than the text has."""
+
+
+def search(index: Mapping[str, Any], ids: Sequence[int]) -> list[Match]:
+    """Neurons whose graph matches at the last token of a text.
+
+    A pattern that reaches back beyond the text matches under a condition: that what it asks for came before.
+
+    Args:
+      index: from `read_index`.
+      ids: tokens of the text, at least one.
+
+    Returns:
+      One entry a neuron, its best pattern: those without condition first, then by strength times F1.
+    """
+    def fits(tokens: Iterable[Any]) -> bool:
+        return all(allowed is None or i in allowed for allowed, i in zip(tokens, reversed(ids), strict=False))
+
+    matches = []
+    for neuron in index["neurons"]:
+        fitting = [(len(p["tokens"]) > len(ids), -p["strength"], p) for p in neuron["patterns"] if fits(p["tokens"])]
+        if fitting:
+            conditional, _, best = min(fitting, key=lambda x: x[:2])
+            matches.append(Match(
+                neuron=neuron["neuron"], strength=best["strength"], f1=neuron["f1"], precision=neuron["precision"],
+                pattern=tuple(None if t is None else tuple(t) for t in best["tokens"]), conditional=conditional))
+    return sorted(matches, key=lambda x: (x.conditional, -x.strength * (x.f1 or 0.0), x.neuron))
+
+
+def named_before(index: Mapping[str, Any], token: int) -> list[tuple[str, int]]:
+    """Neurons for which a token matters before the one at which they fire: (neuron, in how many patterns)."""
+    counts = [(neuron["neuron"], sum(any(t is not None and token in t for t in p["tokens"][1:])
+                                     for p in neuron["patterns"])) for neuron in index["neurons"]]
+    return sorted(((name, n) for name, n in counts if n), key=lambda x: (-x[1], x[0]))
 
 
 def _rounded(value: Any) -> Any:

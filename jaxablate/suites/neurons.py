@@ -7,37 +7,37 @@ often.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxablate import stats
-from jaxablate.intervals_old import RESAMPLES, both_ends
-from jaxablate.neurons import Facts, NeuronMeasures, measure
-from jaxablate.neurons.nulls import NEIGHBOURS
-from jaxablate.neurons.specialisation import DIRECTIONS, SHUFFLES
-from jaxablate.neurons.stream import Batches
+from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.neurons.facts import FactMeasures, Facts
+from jaxablate.neurons.firing_counts import Batches
+from jaxablate.neurons.measures import NEIGHBOURS
+from jaxablate.neurons.specialisation import (
+    DIRECTION_RESAMPLES,
+    DIRECTIONS,
+    SHUFFLES,
+    GroupSummary,
+    NeuronMeasures,
+    measure,
+    summarise,
+)
+from jaxablate.ops.capacity import capacity
 from jaxablate.reports.panels import Bar, Bars, Beside, Grid, Heatmap, Histogram, HistogramGrid, Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
-from jaxablate.suites.neurons_summaries import (
-    DIRECTION_RESAMPLES,
-    FactSummary,
-    GroupSummary,
-    TellingUnit,
-    WeightCapacity,
-    fact_summaries,
-    summaries,
-    telling_units,
-    weight_capacities,
-)
+from jaxablate.stats import Estimate
 from jaxablate.suites.samples import readable
 from jaxablate.suites.suite import Suite
 from jaxablate.types import Params
 
 BINS = 24
-
+SHOWN_UNITS = 4
+"""Units of each kind that the report names."""
 _LABELS = {
     "information": "information (bits)", "effective_tokens": "effective tokens", "selectivity": "selectivity",
     "lifetime_sparsity": "lifetime sparsity", "hoyer": "Hoyer", "gini": "Gini", "kurtosis": "excess kurtosis",
@@ -54,6 +54,60 @@ class InformationHistogram:
     counts: tuple[int, ...]
     below: int
     """Units that tell less than the first edge, or never fire."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TellingUnit:
+    """A unit and what fires it."""
+
+    kind: str
+    layer: int
+    unit: int
+    token: str
+    """The token that fires it on the greatest share of its occurrences."""
+    rate: float
+    effective_tokens: float
+    information: float
+    selectivity: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightCapacity:
+    """How far the weight vectors of a layer's neurons have directions to themselves."""
+
+    layer: int
+    weights: str
+    """in: what a neuron reads; out: what it writes."""
+    capacity: Estimate
+    """Mean over neurons; at most D / F, for all directions together have D."""
+    random: float
+    """Capacity of vectors of the same lengths with random directions."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FactSummary:
+    """What units of one kind tell of one recorded fact."""
+
+    label: str
+    kind: str
+    entropy: float
+    information: float
+    """Bits that the best unit's firing tells of the label."""
+    layer: int
+    unit: int
+    """Layer and number of the best unit."""
+    firing_means: str
+    silence_means: str
+    """Likeliest values where the best unit fires and where it does not."""
+    equal_number: float
+    """Information expected of the best of as many units as there are directions."""
+    directions: float
+    """Information of the best random direction."""
+    accuracy: Estimate
+    """Accuracy of telling the label from the firing of one unit, both chosen on other stories; over folds."""
+    directions_accuracy: float
+    majority: float
+    """Accuracy of the likeliest label."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,14 +128,10 @@ class NeuronsResult:
         """Information of each kind, by how much it is above that of random directions, and effective tokens."""
         figures = []
         for x in self._overall():
-            told, effective = x.of("information"), x.of("effective_tokens")
-            figures += [
-                Figure(f"token information {x.kind}", stats.Estimate(told.value, *both_ends(told.interval)), "bits"),
-                Figure(f"token information {x.kind} above random",
-                       stats.Estimate(told.above, *both_ends(told.above_interval)), "bits"),
-                Figure(f"effective tokens {x.kind}", stats.Estimate(effective.value, *both_ends(effective.interval)),
-                       "tokens"),
-            ]
+            information = x.of("information")
+            figures += [Figure(f"token information {x.kind}", information.mean, unit="bits"),
+                        Figure(f"token information {x.kind} above random", information.above, unit="bits"),
+                        Figure(f"effective tokens {x.kind}", x.of("effective_tokens").mean, unit="tokens")]
         return tuple(figures)
 
     def panels(self) -> tuple[Panel, ...]:
@@ -96,33 +146,33 @@ class NeuronsResult:
         return tuple(x for x in self.groups if x.layer is None)
 
 
-def evaluate(model: Any, params: Params, batches: Batches, *, decode: Callable[[int], str] = str,
+def evaluate(model: SelfAblatingTransformer, params: Params, batches: Batches, *, decode: Callable[[int], str] = str,
              facts: Facts | None = None, match_k: int | None = None, seed: int = 0) -> NeuronsResult:
     """Measures every unit and averages over units.
 
     Args:
-      model: a `SelfAblatingTransformer`.
+      model: the decoder.
       params: its parameters.
       batches: starts the split, see `Batches`.
-      decode: a token's text.
+      decode: gives a token's text.
       facts: recorded facts of the split's tokens.
       match_k: see `jaxablate.neurons.measure`.
-      seed: of directions, shuffles and resampling.
+      seed: seed of directions, shuffles and resampling.
 
     Raises:
       ConfigError, DataError: as `jaxablate.neurons.measure`.
     """
-    found = measure(model, params, batches, match_k=match_k, facts=facts, seed=seed)
+    measures = measure(model, params, batches, match_k=match_k, facts=facts, seed=seed)
     return NeuronsResult(
-        tokens=found.tokens, sampled=found.sampled, token_information=found.token_information,
-        groups=summaries(found, seed), histograms=_by_information(found), telling=telling_units(found, decode),
-        capacities=weight_capacities(params, model.config.n_layers, seed), facts=fact_summaries(found.facts, seed))
+        tokens=measures.tokens, sampled=measures.sampled, token_information=measures.token_information,
+        groups=summarise(measures, seed), histograms=_by_information(measures), telling=telling_units(measures, decode),
+        capacities=weight_capacities(params, model.config.n_layers, seed), facts=fact_summaries(measures.facts, seed))
 
 
-def _by_information(found: NeuronMeasures) -> tuple[InformationHistogram, ...]:
+def _by_information(measures: NeuronMeasures) -> tuple[InformationHistogram, ...]:
     """Logarithmic bins, the same for all kinds, over four decades up to the greatest value."""
-    values = {kind: np.concatenate([np.nan_to_num(group.information, nan=-1) for group in found.of(kind)])
-              for kind in found.kinds}
+    values = {kind: np.concatenate([np.nan_to_num(group.information, nan=-1) for group in measures.of(kind)])
+              for kind in measures.kinds}
     most = max((float(x.max()) for x in values.values()), default=0.0)
     top = 10.0 ** math.ceil(math.log10(most)) if most > 0 else 1.0
     edges = np.geomspace(top / 1e4, top, BINS + 1)
@@ -132,15 +182,76 @@ def _by_information(found: NeuronMeasures) -> tuple[InformationHistogram, ...]:
         for kind, x in values.items())
 
 
+def telling_units(measures: NeuronMeasures, decode: Callable[[int], str]) -> tuple[TellingUnit, ...]:
+    """The units of each kind whose firing tells most of the current token.
+
+    Args:
+      measures: all measures.
+      decode: gives a token's text.
+    """
+    result = []
+    for kind in measures.kinds:
+        every = [(group.information[unit], group, unit) for group in measures.of(kind)
+                 for unit in np.flatnonzero(group.live)]
+        for information, group, unit in sorted(every, key=lambda x: -x[0])[:SHOWN_UNITS]:
+            best, selectivity = int(group.best_token[unit]), float(group.tokens.selectivity[unit])
+            result.append(TellingUnit(
+                kind=kind, layer=group.layer, unit=int(unit), token=decode(best) if best >= 0 else "",
+                rate=float(group.rates[unit]), effective_tokens=float(group.tokens.effective_tokens[unit]),
+                information=float(information), selectivity=selectivity if math.isfinite(selectivity) else None))
+    return tuple(result)
+
+
+def weight_capacities(params: Params, layers: int, seed: int) -> tuple[WeightCapacity, ...]:
+    """Capacity of in- and out-weights of every layer's neurons; weights take the place of docs/papers.md's tokens."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for layer in range(layers):
+        mlp = params[f"layer_{layer}"]["mlp"]
+        for name, kernel in (("in", np.asarray(mlp["up"]["kernel"]).T), ("out", np.asarray(mlp["down"]["kernel"]))):
+            random = rng.standard_normal(kernel.shape)
+            random *= np.linalg.norm(kernel, axis=1, keepdims=True) / np.linalg.norm(random, axis=1, keepdims=True)
+            result.append(WeightCapacity(
+                layer=layer, weights=name, capacity=stats.mean(np.asarray(capacity(kernel), np.float64), seed=seed),
+                random=float(np.mean(capacity(random.astype(np.float32))))))
+    return tuple(result)
+
+
+def fact_summaries(facts: Sequence[FactMeasures], seed: int) -> tuple[FactSummary, ...]:
+    """One line for each label and kind."""
+    result = []
+    for x in facts:
+        units, directions = np.concatenate(x.information), np.concatenate(x.directions)
+        result.append(FactSummary(
+            label=x.label, kind=x.kind, entropy=x.entropy, information=float(x.information[x.best[0]][x.best[1]]),
+            layer=x.best[0], unit=x.best[1], firing_means=x.best_means[0], silence_means=x.best_means[1],
+            equal_number=expected_best(units[np.isfinite(units)], len(directions)),
+            directions=float(np.nanmax(directions)), accuracy=stats.mean(x.accuracy, seed=seed),
+            directions_accuracy=float(x.directions_accuracy.mean()), majority=float(x.majority.mean())))
+    return tuple(result)
+
+
+def expected_best(values: np.ndarray, size: int) -> float:
+    """Mean of the greatest of ``size`` values drawn without replacement; the greatest of all where there are no more.
+
+    >>> round(expected_best(np.array([1.0, 2.0, 3.0]), 2), 6)
+    2.666667
+    """
+    ascending, total, left = np.sort(values), 0.0, 1.0
+    for i in range(len(ascending) - 1, -1, -1):  # the chance that value i is drawn and none above it
+        chance = left * min(size / (i + 1), 1.0)
+        total, left = total + chance * ascending[i], left - chance
+    return float(total)
+
+
 def _bars(result: NeuronsResult, name: str, title: str, unit: str) -> Bars:
     bars = []
     for x in result._overall():
-        e = x.of(name)
-        bars.append(Bar(x.kind, stats.Estimate(e.value or 0.0, *both_ends(e.interval))))
-        bars.append(Bar(f"{x.kind}, random directions",
-                        stats.Estimate(e.directions or 0.0, *both_ends(e.directions_interval))))
-        if name != "information" and e.shuffled is not None:
-            bars.append(Bar(f"{x.kind}, shuffled tokens", e.shuffled))
+        of = x.of(name)
+        for label, value in ((x.kind, of.mean), (f"{x.kind}, random directions", of.directions)):
+            bars.append(Bar(label, 0.0 if value.value is None else value))
+        if name != "information" and of.shuffled is not None:
+            bars.append(Bar(f"{x.kind}, shuffled tokens", of.shuffled))
     caption = (f"Mean over live units of all layers, {result.tokens:,} validation tokens. Random directions: of the "
                "space the units live in, made to fire as often. "
                + ("What the same units tell of shuffled tokens is subtracted; the current token has "
@@ -151,9 +262,8 @@ def _bars(result: NeuronsResult, name: str, title: str, unit: str) -> Bars:
 
 
 def _measure_table(result: NeuronsResult) -> Grid:
-    rows = tuple(
-        (x.kind, label, e.value, *both_ends(e.interval), e.shuffled, e.directions, *both_ends(e.directions_interval))
-        for x in result._overall() for name, label in _LABELS.items() for e in (x.of(name),))
+    rows = tuple((x.kind, label, of.mean, of.shuffled, of.directions)
+                 for x in result._overall() for name, label in _LABELS.items() for of in (x.of(name),))
     caption = ("Means over live units of all layers. Shuffled: what shuffled tokens give; they leave the last four "
                "measures as they are, and what they tell is subtracted from the information. Random: in-weights of "
                "neurons or score heads of gates of the same length in a random direction; for channels, a random "
@@ -161,39 +271,34 @@ def _measure_table(result: NeuronsResult) -> Grid:
                f"with the {NEIGHBOURS} nearest in firing rate. The last four measures of random directions, and Gini "
                f"of activations, are from {result.sampled:,} tokens.")
     return Grid(title="All measures", caption=caption, rows=rows,
-                columns=("units", "measure", "mean", "95 % from", "to", "shuffled", "random", "95 % from", "to"))
+                columns=("units", "measure", "mean", "shuffled", "random"))
 
 
 def _layer_table(result: NeuronsResult) -> Grid:
-    others = ("effective_tokens", "selectivity")
     rows = tuple(
-        (x.kind, x.layer, x.live / x.units, x.rate, x.telling, x.of("information").value,
-         *both_ends(x.of("information").interval), x.of("information").directions,
-         *(x.of(name).value for name in others))
+        (x.kind, x.layer, x.live / x.units, x.rate, x.telling, x.of("information").mean,
+         x.of("information").directions.value, *(x.of(name).mean.value for name in ("effective_tokens", "selectivity")))
         for x in result.groups if x.layer is not None)
     caption = ("Live: fires on any token. Rate: share of tokens on which a unit fires. Telling: share of live units "
                "that tell more of the token than 95 % of shuffles would. Bits: information; random: that of directions "
                "which fire as often.")
     return Grid(title="By layer", caption=caption, rows=rows,
-                columns=("units", "layer", "live", "rate", "telling", "bits", "95 % from", "to", "random",
-                         *(_LABELS[name] for name in others)))
+                columns=("units", "layer", "live", "rate", "telling", "bits", "random", "effective tokens",
+                         "selectivity"))
 
 
 def _histograms(result: NeuronsResult) -> HistogramGrid:
     overall = {x.kind: x for x in result._overall()}
-    cells = tuple(
-        Histogram(title=h.kind, edges=h.edges, counts=h.counts, apart=h.below, apart_label="less",
-                  mark=_inside(overall[h.kind].of("information").directions, h.edges),
-                  note=f"{overall[h.kind].live} of {overall[h.kind].units} live")
-        for h in result.histograms)
-    return HistogramGrid(title="Units by what they tell of the token", x_label="bits", histograms=cells,
+    cells = []
+    for h in result.histograms:
+        group, mark = overall[h.kind], overall[h.kind].of("information").directions.value
+        inside = mark is not None and h.edges[0] <= mark <= h.edges[-1]
+        cells.append(Histogram(title=h.kind, edges=h.edges, counts=h.counts, apart=h.below, apart_label="less",
+                               mark=mark if inside else None, note=f"{group.live} of {group.units} live"))
+    return HistogramGrid(title="Units by what they tell of the token", x_label="bits", histograms=tuple(cells),
                          mark_label="mean of random directions that fire as often",
                          caption="Units of all layers. Those that tell less than the scale shows, or never fire, are "
                                  "the bar at the left.")
-
-
-def _inside(value: float | None, edges: tuple[float, ...]) -> float | None:
-    return value if value is not None and edges[0] <= value <= edges[-1] else None
 
 
 def _unit_table(result: NeuronsResult) -> Grid:
@@ -205,11 +310,11 @@ def _unit_table(result: NeuronsResult) -> Grid:
 
 
 def _capacity_table(result: NeuronsResult) -> Grid:
-    rows = tuple((x.layer, x.weights, x.value, *both_ends(x.interval), x.random) for x in result.capacities)
     caption = ("Share of a dimension that a neuron's weight vector has to itself, mean over the layer's neurons; at "
                "most D / F. In: what it reads, out: what it writes. Random: vectors of the same lengths.")
-    return Grid(title="Capacity of the neurons' weights", caption=caption, rows=rows,
-                columns=("layer", "weights", "capacity", "95 % from", "to", "random"))
+    return Grid(title="Capacity of the neurons' weights", caption=caption,
+                rows=tuple((x.layer, x.weights, x.capacity, x.random) for x in result.capacities),
+                columns=("layer", "weights", "capacity", "random"))
 
 
 def _fact_map(result: NeuronsResult) -> Beside:
@@ -217,10 +322,12 @@ def _fact_map(result: NeuronsResult) -> Beside:
     by = {(x.label, x.kind): x for x in result.facts}
 
     def heat(title: str, field: str) -> Heatmap:
-        shares = tuple(tuple(_share(getattr(by[label, kind], field), by[label, kind].entropy) for kind in kinds)
-                       for label in labels)
-        return Heatmap(title=title, caption="", rows=labels, values=shares, x_label="units", columns=kinds,
-                       value_label="share of the fact's bits")
+        def share(x: FactSummary) -> float:
+            return max(getattr(x, field) / x.entropy, 0.0) if x.entropy > 0 else 0.0
+
+        return Heatmap(title=title, caption="", rows=labels, x_label="units", columns=kinds,
+                       value_label="share of the fact's bits",
+                       values=tuple(tuple(share(by[label, kind]) for kind in kinds) for label in labels))
 
     caption = ("Facts of the story corpus at each token; next_io is the next token's, all others are known at the "
                "token. Information of the best unit as a share of all there is, beside that of the best random "
@@ -230,14 +337,10 @@ def _fact_map(result: NeuronsResult) -> Beside:
                   panels=(heat("best unit", "information"), heat("best random direction", "directions")))
 
 
-def _share(part: float, whole: float) -> float:
-    return max(part / whole, 0.0) if whole > 0 else 0.0
-
-
 def _fact_table(result: NeuronsResult) -> Grid:
     rows = tuple((x.label, x.kind, x.entropy, x.information, x.equal_number, x.directions, f"{x.layer}.{x.unit}",
-                  x.firing_means, x.silence_means, x.accuracy, *both_ends(x.accuracy_interval), x.directions_accuracy,
-                  x.majority) for x in result.facts)
+                  x.firing_means, x.silence_means, x.accuracy, x.directions_accuracy, x.majority)
+                 for x in result.facts)
     caption = ("Information: bits that the firing of the best unit tells of the fact, minus what it tells of the facts "
                "of other places in the split; of an equal number: expected of the best of as many units as there are "
                "directions. Accuracy: of telling the fact from the firing of one unit, which is chosen, with its two "
@@ -245,7 +348,7 @@ def _fact_table(result: NeuronsResult) -> Grid:
                "Majority: always the likeliest value.")
     return Grid(title="Recorded facts", caption=caption, rows=rows,
                 columns=("fact", "units", "bits", "information", "of an equal number", "random directions", "best unit",
-                         "fires", "is silent", "accuracy", "95 % from", "to", "random directions", "majority"))
+                         "fires", "is silent", "accuracy", "random directions", "majority"))
 
 
 def _run(run: Run) -> tuple[NeuronsResult, dict[str, Any]]:
@@ -253,7 +356,8 @@ def _run(run: Run) -> tuple[NeuronsResult, dict[str, Any]]:
     result = evaluate(run.model, run.params, run.splits["valid"].batches, facts=facts, seed=run.seed,
                       decode=lambda token: readable(run.tokenizer, [token]))
     return result, {"directions": DIRECTIONS, "shuffles": SHUFFLES, "sampled_tokens": result.sampled,
-                    "bootstrap_resamples": RESAMPLES, "direction_resamples": DIRECTION_RESAMPLES, "seed": run.seed}
+                    "bootstrap_resamples": stats.RESAMPLES, "direction_resamples": DIRECTION_RESAMPLES,
+                    "seed": run.seed}
 
 
 SUITE = Suite(name="neurons", run=_run,

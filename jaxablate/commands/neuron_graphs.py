@@ -1,0 +1,266 @@
+"""Makes the graphs of ``jaxablate neurons``: opens a run, makes, scores and writes a graph of each neuron.
+
+    layer_L/neuron_U.json   one graph; see `jaxablate.reports.neuron_records`
+    layer_L/neuron_U.svg    its picture
+    layer_L/counts.npz      counts by story, and what they were made from (`identity`)
+    index.json              scores and patterns of all neurons, for searching, and the summary
+
+A layer's folder appears when all of it is written, the index when all layers are there, so a job that was interrupted
+goes on with the first layer that is missing.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from jaxablate import files, stats
+from jaxablate.commands.neurons import NeuronsSettings
+from jaxablate.errors import ConfigError, DataError
+from jaxablate.neurons.examples import NOTHING, ShortRuns, TopExamples, UnitReader, top_examples
+from jaxablate.neurons.graphs import FIRES, GraphSettings, Neighbours, UnitGraph, build_graphs, trie
+from jaxablate.neurons.matching import (
+    MIN_FIRES,
+    Counts,
+    GraphSummary,
+    count_hits,
+    firings,
+    rates,
+    story_draws,
+    summarise_graphs,
+)
+from jaxablate.provenance import provenance
+from jaxablate.reports.neuron_graph import graph_svg
+from jaxablate.reports.neuron_records import (
+    INDEX,
+    ExampleRecord,
+    NeuronRecord,
+    NodeRecord,
+    Scores,
+    neuron_file,
+    to_json,
+    write_index,
+)
+from jaxablate.runs.run import Run, Split, require_language_model, require_stream
+from jaxablate.types import Batch
+
+MIN_SCORE_TOKENS = 1_000
+"""Least tokens of held-out text; in less hardly a neuron fires."""
+_METHOD = 1
+"""Raised when graphs of the same settings become others; those of an interrupted job are then made anew."""
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphsReport:
+    """Summaries of the graphs that `make_graphs` made, and where they lie."""
+
+    whole: GraphSummary
+    layers: tuple[GraphSummary, ...]
+    folder: Path
+
+
+def make_graphs(settings: NeuronsSettings, say: Say = lambda line: None) -> GraphsReport:
+    """Graphs of all neurons, layer by layer, each layer's folder written when it is done, the index last.
+
+    A job that was interrupted goes on with the first layer that is missing. Graphs of another checkpoint or of other
+    settings in the same folder are replaced.
+
+    Args:
+      settings: which run, units and text.
+      say: receives lines of progress.
+
+    Raises:
+      ConfigError: the run is none of a language model, or has no such stream, or the context is too long for it.
+      DataError: the text is too short or not the run's.
+      CheckpointError: the run cannot be read.
+      FileError: the folder cannot be written.
+    """
+    require_stream(settings.workdir, require_language_model(settings.workdir, "graphs are made of the neurons of"),
+                   settings.stream)
+    run, folder = settings.open(), settings.folder
+    _check(settings, run)
+    about = _about(settings, run)
+    identity = hashlib.sha256(json.dumps(about | {"method": _METHOD}, sort_keys=True).encode()).hexdigest()
+    with files.lock(folder / f".{INDEX}.lock", waiting=lambda: say(f"waiting for another process to finish {folder}"),
+                    otherwise="choose another --out"):
+        names = [folder / f"layer_{i}" for i in range(run.config.model.n_layers)]
+        done = {i: counts for i, name in enumerate(names) if (counts := read_counts(name, identity)) is not None}
+        missing = [i for i in range(len(names)) if i not in done]
+        if missing:
+            (folder / INDEX).unlink(missing_ok=True)
+            for name in names:
+                files.remove_partials(name)
+            if done:
+                say(f"going on with an interrupted job: {len(done)} of {len(names)} layers are done")
+            for i, records, counts in _layers(settings, run, missing, say):
+                write_layer(names[i], records, counts, identity)
+                done[i] = counts
+        else:
+            say("all layers were made before; only the index is written anew")
+        layers = [done[i] for i in range(len(names))]
+        whole, *each = (summarise_graphs(some, settings.seed) for some in (layers, *([x] for x in layers)))
+        conditions = {"provenance": dataclasses.asdict(provenance(jax.devices()))}
+        write_index(folder, about | conditions, [whole, *each], len(layers[0].active))
+    return GraphsReport(whole=whole, layers=tuple(each), folder=folder)
+
+
+def _check(settings: NeuronsSettings, run: Run) -> None:
+    """Refuses contexts and texts that do not fit the run."""
+    model, length = run.config.model, run.config.train.sequence_length
+    if settings.context > model.context_length:
+        raise ConfigError(f"context={settings.context} must be at most the model's "
+                          f"context_length={model.context_length}")
+    needed, given = settings.examples * length, min(settings.tokens, run.splits["train"].tokens.n_tokens)
+    if given < needed:
+        raise DataError(f"{given:,} tokens of training text are too few: {settings.examples} examples of windows of "
+                        f"{length} tokens need at least {needed:,}; raise --tokens, or lower --examples")
+    held_out = min(settings.score_tokens, run.splits["valid"].tokens.n_tokens)
+    if held_out < MIN_SCORE_TOKENS:
+        raise DataError(f"{held_out:,} tokens of validation text are too few to score graphs on; at least "
+                        f"{MIN_SCORE_TOKENS:,} are needed")
+
+
+def _about(settings: NeuronsSettings, run: Run) -> dict[str, Any]:
+    """All that the graphs depend on, as plain values."""
+    chosen = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)
+              if f.name not in ("workdir", "search", "show", "checkpoint", "out", "batch_size")}
+    return {"step": run.step, "params_digest": run.digest, "n_layers": run.config.model.n_layers,
+            "sequence_length": run.config.train.sequence_length, "tokenizer": run.tokenizer.fingerprint(),
+            "train_hash": run.splits["train"].data_hash, "valid_hash": run.splits["valid"].data_hash,
+            "settings": chosen}
+
+
+def _layers(settings: NeuronsSettings, run: Run, missing: Sequence[int], say: Say
+            ) -> Iterator[tuple[int, list[NeuronRecord], Counts]]:
+    """Number, records and counts of each layer that is missing."""
+    model, eot_id, start = run.config.model, run.tokenizer.eot_id, time.perf_counter()
+    # The questions are many small batches, so one device answers them.
+    params = jax.device_put(run.params, jax.devices()[0])
+    read = UnitReader(run.model, tuple(range(model.n_layers)), settings.units, settings.stream)
+    top = top_examples(read, params, _windows(run.splits["train"], settings.tokens), vocab_size=model.vocab_size,
+                       eot_id=eot_id, examples=settings.examples, context=settings.context)
+    limits = np.where(top.strongest > 0, top.strongest * FIRES, np.inf)
+    bits, text = firings(read, params, _windows(run.splits["valid"], settings.score_tokens), limits, eot_id)
+    held_out = int((text.tokens != NOTHING).sum())
+    say(f"{top.tokens:,} tokens of training text read for examples, {held_out:,} of validation text to score on, "
+        f"{time.perf_counter() - start:.0f} s")
+    nearest = Neighbours(params["embed"]["embedding"], top.counts, settings.candidates)
+    options = GraphSettings(build=settings.build, above=settings.importance, candidates=settings.candidates)
+    for i in missing:
+        start = time.perf_counter()
+        ask = ShortRuns(dataclasses.replace(read, layers=(i,)), params)
+        graphs = build_graphs(ask, top.activations[i], top.contexts[i], top.counts, nearest, options,
+                              seed=(settings.seed, i))
+        counts = count_hits([g.patterns for g in graphs], bits[i], text, top.strongest[i] > 0, (settings.seed, i))
+        say(f"layer {i}: {ask.questions:,} questions, {ask.tokens_run:,} tokens, {time.perf_counter() - start:.0f} s")
+        yield i, _records(settings, run, i, graphs, top, unit_scores(counts, held_out, settings.seed)), counts
+
+
+def _windows(split: Split, tokens: int) -> Iterator[Batch]:
+    """Adjoining windows from the start of a split, at most so many tokens of it (rounded up to whole batches)."""
+    for batch in split.batches():
+        inputs, mask = (np.asarray(batch[name]) for name in ("inputs", "mask"))
+        yield {"inputs": inputs, "mask": mask * (np.arange(mask.size).reshape(mask.shape) < tokens)}
+        tokens -= mask.size
+        if tokens <= 0:
+            return
+
+
+def unit_scores(counts: Counts, tokens: int, seed: int) -> list[Scores]:
+    """Scores of each unit of a layer, on a text of so many tokens."""
+    stories = counts.fires.shape[1]
+    whole, drawn = rates(counts), rates(counts, story_draws(stories, seed))["f1"]
+
+    def plain(name: str, unit: int) -> float | None:
+        return float(whole[name][unit]) if math.isfinite(whole[name][unit]) else None
+
+    return [Scores(tokens=tokens, fires=int(counts.fires[u].sum()), predicted=int(counts.predicted[u].sum()),
+                   hits=int(counts.hits[u].sum()), f1=stats.from_draws(plain("f1", u), drawn[u], n=stories),
+                   **{name: plain(name, u) for name in ("precision", "recall", "f1_shuffled", "f1_pivot")})
+            for u in range(len(counts.fires))]
+
+
+def _records(settings: NeuronsSettings, run: Run, layer: int, graphs: Sequence[UnitGraph], top: TopExamples,
+             scores: Sequence[Scores]) -> list[NeuronRecord]:
+    """What is written of each neuron of a layer."""
+    field = "mlp_post" if settings.units == "neurons" else "head_out"
+    texts: dict[int, str] = {}
+
+    def words(ids: Sequence[int]) -> tuple[str, ...]:
+        """Text of single tokens, each decoded once."""
+        for i in ids:
+            if i not in texts:
+                texts[i] = run.tokenizer.decode([i])
+        return tuple(texts[i] for i in ids)
+
+    def example(graph: UnitGraph, i: int) -> ExampleRecord:
+        context = top.contexts[layer, graph.unit, i]
+        ids = tuple(context[context != NOTHING].tolist())
+        activation, used = float(top.activations[layer, graph.unit, i]), graph.examples[i : i + 1]
+        more: Mapping[str, Any] = {} if not used else {
+            "suffix": used[0].length, "importance": used[0].importance[::-1], "named": used[0].named}
+        return ExampleRecord(tokens=words(ids), ids=ids, activation=activation, **more)
+
+    records = []
+    for graph, of_unit in zip(graphs, scores, strict=True):
+        strongest, nodes = float(top.strongest[layer, graph.unit]), []
+        for node in trie(graph.patterns):
+            ids = None if node.tokens is None else tuple(sorted(node.tokens))
+            nodes.append(NodeRecord(**vars(node) | {"tokens": None if ids is None else words(ids), "ids": ids}))
+        records.append(NeuronRecord(
+            neuron=f"{layer}.{graph.unit}", site=f"{settings.stream}.layer_{layer}.{field}", strongest=strongest,
+            threshold=strongest * FIRES, nodes=tuple(nodes), scores=of_unit,
+            examples=tuple(example(graph, i) for i in range(top.activations.shape[-1]))))
+    return records
+
+
+def write_layer(folder: Path, records: Sequence[NeuronRecord], counts: Counts, identity: str) -> None:
+    """Writes a layer's folder, in the place of one that is there.
+
+    Raises:
+      FileError: the folder cannot be written, or the disk is full; nothing is left behind.
+    """
+    with files.atomic_folder(folder, otherwise="choose another --out") as staging:
+        for record in records:
+            name = neuron_file(folder.parent, record.neuron).stem
+            (staging / f"{name}.json").write_text(to_json(record), encoding="utf-8")
+            (staging / f"{name}.svg").write_text(graph_svg(record), encoding="utf-8")
+        np.savez_compressed(staging / "counts.npz", identity=np.array(identity), **vars(counts))
+
+
+def read_counts(folder: Path, identity: str) -> Counts | None:
+    """A layer's counts, if its folder is there and of this very job."""
+    try:
+        with np.load(folder / "counts.npz") as stored:
+            if str(stored["identity"]) == identity:
+                return Counts(**{f.name: stored[f.name] for f in dataclasses.fields(Counts)})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    return None
+
+
+def summary_table(whole: GraphSummary, layers: Sequence[GraphSummary], title: str) -> Table:
+    """Means over the neurons of each layer, and of all."""
+    table = Table(title=title, title_justify="left", caption_justify="left", caption=(
+        f"means over neurons that fire at {MIN_FIRES} places of held-out text or more; F1 and gain with 95 % intervals "
+        f"over its stories, the others' are in {INDEX}; shuffled: another neuron's graph; pivots: the patterns' last "
+        "tokens alone; gain: F1 less that of the pivots"))
+    for name in ("layer", "neurons", "inactive", "rare", "no graph", "precision", "recall", "F1", "shuffled", "pivots",
+                 "gain"):
+        table.add_column(name, justify="right")
+    for name, s in [*((str(i), s) for i, s in enumerate(layers)), ("all", whole)]:
+        table.add_row(name, f"{s.units:,}", f"{s.inactive:,}", f"{s.rare:,}", f"{s.without_graph:,}",
+                      stats.number(s.precision.value), stats.number(s.recall.value), str(s.f1),
+                      stats.number(s.f1_shuffled.value), stats.number(s.f1_pivot.value), str(s.gain),
+                      end_section=name == str(len(layers) - 1))
+    return table
