@@ -26,13 +26,12 @@ from benchmarks.circuit_search import SHAPE
 from benchmarks.training_step import peak_bytes
 from jaxablate.data.token_file import open_token_file
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.neurons.examples import Params, UnitReader, top_examples
+from jaxablate.neurons.examples import LENGTHS, ShortRuns, UnitReader, top_examples
+from jaxablate.neurons.graphs import FIRES, Neighbours, build_graphs
 from jaxablate.neurons.matching import count_hits, firings
-from jaxablate.neurons.neuron_to_graph import FIRES, GraphSettings, build_graphs
-from jaxablate.neurons.pruning import Neighbours, Noise
-from jaxablate.neurons.short_runs import LENGTHS, ShortRuns
 from jaxablate.runs.checkpoint import restore_params
 from jaxablate.runs.workdir import read_config
+from jaxablate.types import Batch, Params
 
 EOT = 50256
 
@@ -77,9 +76,10 @@ def measure(options: Options) -> dict[str, object]:
                 ask(np.zeros((1, length), np.int32), np.zeros(1, np.int32))
         with _timed(parts, "graphs", clock):
             graphs = build_graphs(ask, top.activations[layer, :units], top.contexts[layer, :units],
-                                  Noise(top.counts, layer), nearest, GraphSettings())
+                                  top.counts, nearest, seed=layer)
         with _timed(parts, "matching", clock):
-            count_hits([g.patterns for g in graphs], bits[layer, :units], held_out)
+            count_hits([g.patterns for g in graphs], bits[layer, :units], held_out,
+                       top.strongest[layer, :units] > 0)
         seen.append((ask.questions, ask.tokens_run, sum(bool(g.patterns) for g in graphs)))
     questions, tokens, made = np.sum(seen, axis=0).tolist()
     whole = config.n_layers * config.mlp_width
@@ -108,7 +108,7 @@ def _text(options: Options, vocab_size: int) -> np.ndarray:
     return np.random.default_rng(0).choice(vocab_size, needed, p=weights / weights.sum()).astype(np.int32)
 
 
-def _windows(text: np.ndarray, start: int, tokens: int, rows: int = 16, length: int = 256) -> Iterator[dict]:
+def _windows(text: np.ndarray, start: int, tokens: int, rows: int = 16, length: int = 256) -> Iterator[Batch]:
     for first in range(start, start + tokens - rows * length + 1, rows * length):
         inputs = text[first : first + rows * length].reshape(rows, length)
         yield {"inputs": inputs, "mask": np.ones(inputs.shape, np.float32)}

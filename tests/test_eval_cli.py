@@ -14,7 +14,7 @@ from jaxablate.commands import score as runner
 from jaxablate.commands.main import main
 from jaxablate.commands.score import ScoreSettings
 from jaxablate.errors import TooLittleDataError
-from jaxablate.neurons import gate_information, probe
+from jaxablate.neurons import gate_information
 from jaxablate.registry import Registry
 from jaxablate.reports import results as files
 from jaxablate.suites import circuits
@@ -33,8 +33,8 @@ def scored(language_run):
     with pytest.MonkeyPatch.context() as few, contextlib.redirect_stdout(out):
         for name, count in (("PROMPTS", 6), ("BATCHES", 2), ("ORDERS", 1), ("RANDOM_MODELS", 1)):
             few.setattr(circuits, name, count)
-        for module, name in ((gate_information, "SHUFFLES"), (probe, "UPDATES"), (probe, "TOKEN_EPOCHS")):
-            few.setattr(module, name, 2)
+        for name in ("SHUFFLES", "UPDATES", "TOKEN_EPOCHS"):
+            few.setattr(gate_information, name, 2)
         run_command("score", "--workdir", language_run)
     for stream in ("clean", "ablated"):
         assert f"\n{stream}: " in out.getvalue()

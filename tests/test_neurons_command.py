@@ -16,7 +16,7 @@ from jaxablate.commands.neurons import NeuronsSettings
 from jaxablate.config import ClassificationConfig, Config, ModelConfig, to_dict
 from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import ConfigError
-from jaxablate.reports.neuron_records import named_before, neuron_file, read_index, read_record, search
+from jaxablate.reports.neuron_records import GraphOptions, named_before, neuron_file, read_index, read_record, search
 from jaxablate.runs import run as runs
 
 FEW = ("--examples", 6, "--build", 3, "--context", 8, "--candidates", 2, "--tokens", 1024, "--score-tokens", 1500,
@@ -213,8 +213,11 @@ def test_a_folder_that_cannot_be_written(language_run, tmp_path, capsys):
 
 
 def test_settings():
-    for bad in ({"seed": -1}, {"importance": 1.5}, {"examples": 0}, {"show": ("x",)}):
+    for bad in ({"seed": -1}, {"show": ("x",)}, {"batch_size": 0}):
         with pytest.raises(ConfigError):
             NeuronsSettings(workdir=ROOT, **bad)
-    other = NeuronsSettings(workdir=ROOT / "x", stream="ablated")
+    for bad in ({"importance": 1.5}, {"examples": 0}):
+        with pytest.raises(ConfigError):
+            GraphOptions(**bad)
+    other = NeuronsSettings(workdir=ROOT / "x", graphs=GraphOptions(stream="ablated"))
     assert other.folder == ROOT / "x" / "neurons" / "graphs-ablated" and "--stream ablated" in other.command

@@ -45,8 +45,8 @@ def batches():
 @pytest.fixture(scope="module")
 def result(params):
     config = Config(model=MODEL, data=DATA, train=TrainConfig(sequence_length=32))
-    run = Run(config=config, model=SelfAblatingTransformer(MODEL), params=params, splits={"valid": Split(batches=batches)},
-              seed=1, tokenizer=corpus.CorpusTokenizer(), **_known_facts(DATA))
+    run = Run(config=config, model=SelfAblatingTransformer(MODEL), params=params, seed=1,
+              splits={"valid": Split(batches=batches)}, tokenizer=corpus.CorpusTokenizer(), **_known_facts(DATA))
     return suite.SUITE.run(run)[0]
 
 

@@ -1,4 +1,4 @@
-"""Makes the graphs of ``jaxablate neurons``: opens a run, makes, scores and writes a graph of each neuron.
+"""Makes, scores and writes a graph of each neuron of a run, for ``jaxablate neurons``.
 
     layer_L/neuron_U.json   one graph; see `jaxablate.reports.neuron_records`
     layer_L/neuron_U.svg    its picture
@@ -24,7 +24,6 @@ import numpy as np
 from rich.table import Table
 
 from jaxablate import files, stats
-from jaxablate.commands.neurons import NeuronsSettings
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.neurons.examples import NOTHING, ShortRuns, TopExamples, UnitReader, top_examples
 from jaxablate.neurons.graphs import FIRES, GraphSettings, Neighbours, UnitGraph, build_graphs, trie
@@ -43,6 +42,7 @@ from jaxablate.reports.neuron_graph import graph_svg
 from jaxablate.reports.neuron_records import (
     INDEX,
     ExampleRecord,
+    GraphOptions,
     NeuronRecord,
     NodeRecord,
     Scores,
@@ -50,7 +50,7 @@ from jaxablate.reports.neuron_records import (
     to_json,
     write_index,
 )
-from jaxablate.runs.run import Run, Split, require_language_model, require_stream
+from jaxablate.runs.run import Run, Split
 from jaxablate.types import Batch
 
 MIN_SCORE_TOKENS = 1_000
@@ -69,27 +69,30 @@ class GraphsReport:
     folder: Path
 
 
-def make_graphs(settings: NeuronsSettings, say: Say = lambda line: None) -> GraphsReport:
+def make_graphs(run: Run, folder: Path, options: GraphOptions, seed: int = 0, say: Say = lambda line: None
+                ) -> GraphsReport:
     """Graphs of all neurons, layer by layer, each layer's folder written when it is done, the index last.
 
     A job that was interrupted goes on with the first layer that is missing. Graphs of another checkpoint or of other
     settings in the same folder are replaced.
 
     Args:
-      settings: which run, units and text.
+      run: run of a language model that has the stream.
+      folder: where the graphs lie.
+      options: which units and text, and how.
+      seed: seed of the replacements, of the null and of the intervals.
       say: receives lines of progress.
 
     Raises:
-      ConfigError: the run is none of a language model, or has no such stream, or the context is too long for it.
+      ConfigError: the context is too long for the model.
       DataError: the text is too short or not the run's.
-      CheckpointError: the run cannot be read.
       FileError: the folder cannot be written.
     """
-    require_stream(settings.workdir, require_language_model(settings.workdir, "graphs are made of the neurons of"),
-                   settings.stream)
-    run, folder = settings.open(), settings.folder
-    _check(settings, run)
-    about = _about(settings, run)
+    _check(options, run)
+    about = {"step": run.step, "params_digest": run.digest, "n_layers": run.config.model.n_layers,
+             "sequence_length": run.config.train.sequence_length, "tokenizer": run.tokenizer.fingerprint(),
+             "train_hash": run.splits["train"].data_hash, "valid_hash": run.splits["valid"].data_hash,
+             "settings": dataclasses.asdict(options) | {"seed": seed}}
     identity = hashlib.sha256(json.dumps(about | {"method": _METHOD}, sort_keys=True).encode()).hexdigest()
     with files.lock(folder / f".{INDEX}.lock", waiting=lambda: say(f"waiting for another process to finish {folder}"),
                     otherwise="choose another --out"):
@@ -102,68 +105,58 @@ def make_graphs(settings: NeuronsSettings, say: Say = lambda line: None) -> Grap
                 files.remove_partials(name)
             if done:
                 say(f"going on with an interrupted job: {len(done)} of {len(names)} layers are done")
-            for i, records, counts in _layers(settings, run, missing, say):
+            for i, records, counts in _layers(options, seed, run, missing, say):
                 write_layer(names[i], records, counts, identity)
                 done[i] = counts
         else:
             say("all layers were made before; only the index is written anew")
         layers = [done[i] for i in range(len(names))]
-        whole, *each = (summarise_graphs(some, settings.seed) for some in (layers, *([x] for x in layers)))
+        whole, *each = (summarise_graphs(some, seed) for some in (layers, *([x] for x in layers)))
         conditions = {"provenance": dataclasses.asdict(provenance(jax.devices()))}
         write_index(folder, about | conditions, [whole, *each], len(layers[0].active))
     return GraphsReport(whole=whole, layers=tuple(each), folder=folder)
 
 
-def _check(settings: NeuronsSettings, run: Run) -> None:
+def _check(options: GraphOptions, run: Run) -> None:
     """Refuses contexts and texts that do not fit the run."""
     model, length = run.config.model, run.config.train.sequence_length
-    if settings.context > model.context_length:
-        raise ConfigError(f"context={settings.context} must be at most the model's "
+    if options.context > model.context_length:
+        raise ConfigError(f"context={options.context} must be at most the model's "
                           f"context_length={model.context_length}")
-    needed, given = settings.examples * length, min(settings.tokens, run.splits["train"].tokens.n_tokens)
+    needed, given = options.examples * length, min(options.tokens, run.splits["train"].tokens.n_tokens)
     if given < needed:
-        raise DataError(f"{given:,} tokens of training text are too few: {settings.examples} examples of windows of "
+        raise DataError(f"{given:,} tokens of training text are too few: {options.examples} examples of windows of "
                         f"{length} tokens need at least {needed:,}; raise --tokens, or lower --examples")
-    held_out = min(settings.score_tokens, run.splits["valid"].tokens.n_tokens)
+    held_out = min(options.score_tokens, run.splits["valid"].tokens.n_tokens)
     if held_out < MIN_SCORE_TOKENS:
         raise DataError(f"{held_out:,} tokens of validation text are too few to score graphs on; at least "
                         f"{MIN_SCORE_TOKENS:,} are needed")
 
 
-def _about(settings: NeuronsSettings, run: Run) -> dict[str, Any]:
-    """All that the graphs depend on, as plain values."""
-    chosen = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)
-              if f.name not in ("workdir", "search", "show", "checkpoint", "out", "batch_size")}
-    return {"step": run.step, "params_digest": run.digest, "n_layers": run.config.model.n_layers,
-            "sequence_length": run.config.train.sequence_length, "tokenizer": run.tokenizer.fingerprint(),
-            "train_hash": run.splits["train"].data_hash, "valid_hash": run.splits["valid"].data_hash,
-            "settings": chosen}
-
-
-def _layers(settings: NeuronsSettings, run: Run, missing: Sequence[int], say: Say
+def _layers(options: GraphOptions, seed: int, run: Run, missing: Sequence[int], say: Say
             ) -> Iterator[tuple[int, list[NeuronRecord], Counts]]:
     """Number, records and counts of each layer that is missing."""
     model, eot_id, start = run.config.model, run.tokenizer.eot_id, time.perf_counter()
     # The questions are many small batches, so one device answers them.
     params = jax.device_put(run.params, jax.devices()[0])
-    read = UnitReader(run.model, tuple(range(model.n_layers)), settings.units, settings.stream)
-    top = top_examples(read, params, _windows(run.splits["train"], settings.tokens), vocab_size=model.vocab_size,
-                       eot_id=eot_id, examples=settings.examples, context=settings.context)
+    read = UnitReader(run.model, tuple(range(model.n_layers)), options.units, options.stream)
+    top = top_examples(read, params, _windows(run.splits["train"], options.tokens), vocab_size=model.vocab_size,
+                       eot_id=eot_id, examples=options.examples, context=options.context)
     limits = np.where(top.strongest > 0, top.strongest * FIRES, np.inf)
-    bits, text = firings(read, params, _windows(run.splits["valid"], settings.score_tokens), limits, eot_id)
+    bits, text = firings(read, params, _windows(run.splits["valid"], options.score_tokens), limits, eot_id)
     held_out = int((text.tokens != NOTHING).sum())
     say(f"{top.tokens:,} tokens of training text read for examples, {held_out:,} of validation text to score on, "
         f"{time.perf_counter() - start:.0f} s")
-    nearest = Neighbours(params["embed"]["embedding"], top.counts, settings.candidates)
-    options = GraphSettings(build=settings.build, above=settings.importance, candidates=settings.candidates)
+    nearest = Neighbours(params["embed"]["embedding"], top.counts, options.candidates)
+    settings = GraphSettings(build=options.build, above=options.importance, candidates=options.candidates)
     for i in missing:
         start = time.perf_counter()
         ask = ShortRuns(dataclasses.replace(read, layers=(i,)), params)
-        graphs = build_graphs(ask, top.activations[i], top.contexts[i], top.counts, nearest, options,
-                              seed=(settings.seed, i))
-        counts = count_hits([g.patterns for g in graphs], bits[i], text, top.strongest[i] > 0, (settings.seed, i))
+        graphs = build_graphs(ask, top.activations[i], top.contexts[i], top.counts, nearest, settings,
+                              seed=(seed, i))
+        counts = count_hits([g.patterns for g in graphs], bits[i], text, top.strongest[i] > 0, (seed, i))
         say(f"layer {i}: {ask.questions:,} questions, {ask.tokens_run:,} tokens, {time.perf_counter() - start:.0f} s")
-        yield i, _records(settings, run, i, graphs, top, unit_scores(counts, held_out, settings.seed)), counts
+        yield i, _records(options, run, i, graphs, top, unit_scores(counts, held_out, seed)), counts
 
 
 def _windows(split: Split, tokens: int) -> Iterator[Batch]:
@@ -190,10 +183,10 @@ def unit_scores(counts: Counts, tokens: int, seed: int) -> list[Scores]:
             for u in range(len(counts.fires))]
 
 
-def _records(settings: NeuronsSettings, run: Run, layer: int, graphs: Sequence[UnitGraph], top: TopExamples,
+def _records(options: GraphOptions, run: Run, layer: int, graphs: Sequence[UnitGraph], top: TopExamples,
              scores: Sequence[Scores]) -> list[NeuronRecord]:
     """What is written of each neuron of a layer."""
-    field = "mlp_post" if settings.units == "neurons" else "head_out"
+    field = "mlp_post" if options.units == "neurons" else "head_out"
     texts: dict[int, str] = {}
 
     def words(ids: Sequence[int]) -> tuple[str, ...]:
@@ -218,7 +211,7 @@ def _records(settings: NeuronsSettings, run: Run, layer: int, graphs: Sequence[U
             ids = None if node.tokens is None else tuple(sorted(node.tokens))
             nodes.append(NodeRecord(**vars(node) | {"tokens": None if ids is None else words(ids), "ids": ids}))
         records.append(NeuronRecord(
-            neuron=f"{layer}.{graph.unit}", site=f"{settings.stream}.layer_{layer}.{field}", strongest=strongest,
+            neuron=f"{layer}.{graph.unit}", site=f"{options.stream}.layer_{layer}.{field}", strongest=strongest,
             threshold=strongest * FIRES, nodes=tuple(nodes), scores=of_unit,
             examples=tuple(example(graph, i) for i in range(top.activations.shape[-1]))))
     return records

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +21,7 @@ from jaxablate.errors import ConfigError, DataError
 from jaxablate.reports.neuron_graph import neuron_page, no_graph, verdict, visible
 from jaxablate.reports.neuron_records import (
     ExampleRecord,
+    GraphOptions,
     NeuronRecord,
     named_before,
     neuron_file,
@@ -48,36 +49,14 @@ class NeuronsSettings(base.RunSettings):
     of most tokenizers."""
     show: tuple[str, ...] = ()
     """Print these neurons (layer.number, for example 3.17) and write a page of them, from graphs that were made."""
-    units: Literal["neurons", "channels"] = "neurons"
-    """neurons: of the MLPs, after the activation function. channels: of the concatenated heads of attention."""
-    stream: Literal["clean", "ablated"] = "clean"
-    """ablated: what the gates let through, of a model with gates."""
-    examples: int = 20
-    """Top examples of each neuron, each of another window of the training text."""
-    build: int = 20
-    """How many of them a graph is made from."""
-    context: int = 24
-    """Tokens of an example, the one at which the neuron is strong included."""
-    tokens: int = 400_000
-    """Tokens of training text in which examples are looked for."""
-    score_tokens: int = 200_000
-    """At most so many tokens of validation text on which graphs are scored."""
-    importance: float = 0.4
-    """Share of the activation that must be lost without a context token for it to be in the graph."""
-    candidates: int = 8
-    """Tokens of most similar embeddings that are tried in the place of each token of a pattern."""
+    graphs: GraphOptions = dataclasses.field(default_factory=GraphOptions)
+    """What graphs are made of, and how."""
     out: Path | None = None
     """Folder of the graphs; by default neurons/graphs in the working directory, with the names of stream and units
     where they are not the default."""
 
     def __post_init__(self):
         super().__post_init__()
-        base.require_at_least(self, 1, "examples", "build", "context", "tokens", "score_tokens", "candidates")
-        if self.build > self.examples:
-            raise ConfigError(f"build={self.build} examples of {self.examples} cannot be used; raise --examples or "
-                              "lower --build")
-        if not 0 < self.importance < 1:
-            raise ConfigError(f"importance={self.importance:g} must be between 0 and 1")
         if self.search is not None and self.show:
             raise ConfigError("--search and --show are two commands; give one of them")
         if self.search is not None and not self.search:
@@ -90,21 +69,29 @@ class NeuronsSettings(base.RunSettings):
     def folder(self) -> Path:
         """Where graphs lie.
 
-        >>> NeuronsSettings(workdir=Path("runs/x"), stream="ablated").folder.name
+        >>> NeuronsSettings(workdir=Path("runs/x"), graphs=GraphOptions(stream="ablated")).folder.name
         'graphs-ablated'
         """
         if self.out is not None:
             return self.out
-        other = [x for x in (self.stream, self.units) if x not in ("clean", "neurons")]
+        other = [x for x in (self.graphs.stream, self.graphs.units) if x not in ("clean", "neurons")]
         return self.workdir / "neurons" / "-".join(["graphs", *other])
 
     @property
     def command(self) -> str:
         """The command line that makes these graphs."""
-        flags = [f"--{name} {value}" for name, value, default in
-                 (("stream", self.stream, "clean"), ("units", self.units, "neurons"), ("out", self.out, None))
-                 if value != default]
+        given = (("stream", self.graphs.stream, "clean"), ("units", self.graphs.units, "neurons"),
+                 ("out", self.out, None))
+        flags = [f"--{name} {value}" for name, value, default in given if value != default]
         return " ".join(["jaxablate neurons --workdir", str(self.workdir), *flags])
+
+    def open(self) -> Any:
+        """The checkpoint, of a language model that has the stream."""
+        from jaxablate.runs.run import require_language_model, require_stream
+
+        config = require_language_model(self.workdir, "graphs are made of the neurons of")
+        require_stream(self.workdir, config, self.graphs.stream)
+        return super().open()
 
     def run(self, console: Console) -> None:
         """Makes graphs, or searches or shows those that were made, and prints the tables."""
@@ -117,8 +104,8 @@ class NeuronsSettings(base.RunSettings):
             from jaxablate.commands.neuron_graphs import make_graphs, summary_table
 
             with base.terminable(f"stopped; the layers in {self.folder} are kept, the same command goes on from them"):
-                report = make_graphs(self, partial(base.say, console))
-            title = f"graphs of {self.units} of {self.workdir}, {self.stream} stream"
+                report = make_graphs(self.open(), self.folder, self.graphs, self.seed, partial(base.say, console))
+            title = f"graphs of {self.graphs.units} of {self.workdir}, {self.graphs.stream} stream"
             shown = [summary_table(report.whole, report.layers, title), str(report.folder)]
         for part in shown:
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))

@@ -20,7 +20,6 @@ from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.units import layer_values
 from jaxablate.types import Batch, Params, Stream
 
-UnitKind = Literal["neurons", "channels"]
 Read = Callable[[Params, jax.Array], jax.Array | Sequence[jax.Array]]
 """(params, tokens int32 [B, T]) -> activations [B, T, U], of one layer or a sequence of layers; causal, hashable and
 pure."""
@@ -38,7 +37,7 @@ class UnitReader:
     model: SelfAblatingTransformer
     layers: tuple[int, ...]
     """Numbers of the layers. Under `jax.jit` nothing behind the last of them is computed."""
-    kind: UnitKind = "neurons"
+    kind: Literal["neurons", "channels"] = "neurons"
     """Neurons (F a layer) or channels of attention (D a layer)."""
     stream: Stream = "clean"
     """In the ablated stream an activation is multiplied by its gate."""

@@ -22,7 +22,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxablate import files, stats
 from jaxablate.errors import ConfigError, FileError
@@ -31,6 +31,44 @@ from jaxablate.stats import Estimate
 FORMAT, INDEX_FORMAT = "jaxablate neuron graph", "jaxablate neuron graphs"
 VERSION, VERSIONS = 2, (1, 2)
 INDEX = "index.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphOptions:
+    """How graphs are made, as the index records it.
+
+    Raises:
+      ConfigError: a value is out of range.
+    """
+
+    units: Literal["neurons", "channels"] = "neurons"
+    """neurons: of the MLPs, after the activation function. channels: of the concatenated heads of attention."""
+    stream: Literal["clean", "ablated"] = "clean"
+    """ablated: what the gates let through, of a model with gates."""
+    examples: int = 20
+    """Top examples of each neuron, each of another window of the training text."""
+    build: int = 20
+    """How many of them a graph is made from."""
+    context: int = 24
+    """Tokens of an example, the one at which the neuron is strong included."""
+    tokens: int = 400_000
+    """Tokens of training text in which examples are looked for."""
+    score_tokens: int = 200_000
+    """At most so many tokens of validation text on which graphs are scored."""
+    importance: float = 0.4
+    """Share of the activation that must be lost without a context token for it to be in the graph."""
+    candidates: int = 8
+    """Tokens of most similar embeddings that are tried in the place of each token of a pattern."""
+
+    def __post_init__(self):
+        for name in ("examples", "build", "context", "tokens", "score_tokens", "candidates"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.build > self.examples:
+            raise ConfigError(f"build={self.build} examples of {self.examples} cannot be used; raise --examples or "
+                              "lower --build")
+        if not 0 < self.importance < 1:
+            raise ConfigError(f"importance={self.importance:g} must be between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
