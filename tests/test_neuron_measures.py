@@ -68,11 +68,11 @@ def found(gated):
 def truth(gated):
     """Values of all units [n, units] on tokens that count, by kind and layer, and the tokens."""
     model, params = gated
-    run = jax.jit(lambda x: units.unit_values(model.apply({"params": params}, x)))
+    run = jax.jit(lambda params, x: units.unit_values(model.apply({"params": params}, x)))
     parts, tokens = [], []
     for batch in split()():
         seen = batch["mask"].ravel() > 0
-        parts.append(jax.tree.map(lambda x, seen=seen: np.asarray(x, np.float64)[seen], run(batch["inputs"])))
+        parts.append(jax.tree.map(lambda x, seen=seen: np.asarray(x, np.float64)[seen], run(params, batch["inputs"])))
         tokens.append(batch["inputs"].ravel()[seen])
     return jax.tree.map(lambda *x: np.concatenate(x), *parts), np.concatenate(tokens)
 
