@@ -94,8 +94,8 @@ def make_graphs(run: Run, folder: Path, options: GraphOptions, seed: int = 0, sa
              "train_hash": run.splits["train"].data_hash, "valid_hash": run.splits["valid"].data_hash,
              "settings": dataclasses.asdict(options) | {"seed": seed}}
     identity = hashlib.sha256(json.dumps(about | {"method": _METHOD}, sort_keys=True).encode()).hexdigest()
-    with files.lock(folder / f".{INDEX}.lock", waiting=lambda: say(f"waiting for another process to finish {folder}"),
-                    otherwise="choose another --out"):
+    with files.sole_builder(folder / INDEX, waiting=lambda: say(f"waiting for another process to finish {folder}"),
+                            otherwise="choose another --out"):
         names = [folder / f"layer_{i}" for i in range(run.config.model.n_layers)]
         done = {i: counts for i, name in enumerate(names) if (counts := read_counts(name, identity)) is not None}
         missing = [i for i in range(len(names)) if i not in done]
