@@ -311,10 +311,11 @@ def digest(arrays: Mapping[str, Any]) -> str:
     return h.hexdigest()[:16]
 
 
-def crc32(path: StrPath) -> int:
-    """CRC-32 of a file's content."""
+def crc32(path: StrPath, *, start: int = 0) -> int:
+    """CRC-32 of a file's content from a byte on."""
     value = 0
     with open(path, "rb") as file:
+        file.seek(start)
         while block := file.read(1 << 20):
             value = zlib.crc32(block, value)
     return value

@@ -152,7 +152,7 @@ def test_the_shortest_file_has_one_window(tmp_path):
     file = make_file(tmp_path / "a.tokens", 17)
     batch = next(batches(file))
     np.testing.assert_array_equal(batch["inputs"], np.tile(np.arange(16), (8, 1)))
-    assert batch["targets"][0, -1] == file.eot_id
+    assert batch["targets"][0, -1] == file.header.eot_id
 
 
 def test_wide_ids_come_out_whole(tmp_path):

@@ -41,7 +41,7 @@ def test_what_is_written_comes_back(path):
     assert file.tokens.tolist() == EXPECTED
     assert file.story_offsets.tolist() == [0, 4, 6, 7, 10]
     assert file.story_of(np.arange(12)).tolist() == [0] * 4 + [1] * 2 + [2] + [3] * 5
-    assert (file.n_tokens, file.n_stories, file.vocab_size, file.eot_id) == (10, 4, 10, 9)
+    assert (file.n_tokens, file.n_stories, file.vocab_size, file.header.eot_id) == (10, 4, 10, 9)
     assert file.header.tokenizer_fingerprint == "cd" * 32
     assert file.header.source == SOURCE
     assert isinstance(file.tokens, np.memmap) and not file.tokens.flags.writeable

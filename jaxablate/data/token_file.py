@@ -1,4 +1,4 @@
-"""Token files: a whole split as one array of token ids on disk, mapped into memory, never read whole.
+"""Token files: a split as one array of token ids on disk, mapped into memory and never read at once.
 
 Layout, little-endian:
 
@@ -15,7 +15,6 @@ random windows need anyway. `data_hash`, the SHA-256 of the ids, is made while w
 import array
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -39,7 +38,6 @@ FORMAT_VERSION = 1
 HEADER_BYTES = 4096
 _MAGIC = b"JABLTOKN"
 _PREAMBLE = struct.Struct("<8sII32s")
-_BLOCK = 1 << 22
 _FIX = "prepare the data again (python -m jaxablate.data prepare), or copy the file anew"
 
 
@@ -78,7 +76,7 @@ class TokenFile:
     path: Path
     header: Header
     tokens: np.memmap
-    """Token ids [n_tokens], uint16 or uint32; every story ends with `eot_id`."""
+    """Token ids [n_tokens], uint16 or uint32; every story ends with the header's ``eot_id``."""
     story_offsets: np.memmap
     """Where stories start [n_stories + 1], int64; the last one is n_tokens."""
 
@@ -96,11 +94,6 @@ class TokenFile:
     def vocab_size(self) -> int:
         """Size of the tokenizer that made the ids; every id is below it."""
         return self.header.vocab_size
-
-    @property
-    def eot_id(self) -> int:
-        """Id after each story."""
-        return self.header.eot_id
 
     @property
     def data_hash(self) -> str:
@@ -162,12 +155,14 @@ def open_token_file(path: str | os.PathLike[str], *, verify: bool = True) -> Tok
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
         with open(path, "rb") as file:
             header = _unpack(path, file.read(HEADER_BYTES))
-            _check_size(path, header, size)
-            if verify and _rest_crc32(file) != header.body_crc32:
-                raise DataError(f"token file {path} is corrupt: the checksum of its tokens differs; {_FIX}")
+        size, expected = path.stat().st_size, _offsets_start(header) + 8 * (header.n_stories + 1)
+        if size != expected:
+            what = "truncated" if size < expected else "too long"
+            raise DataError(f"token file {path} is {what}: {size} bytes, its header says {expected}; {_FIX}")
+        if verify and files.crc32(path, start=HEADER_BYTES) != header.body_crc32:
+            raise DataError(f"token file {path} is corrupt: the checksum of its tokens differs; {_FIX}")
         tokens = np.memmap(path, header.dtype, "r", HEADER_BYTES, (header.n_tokens,))
         offsets = np.memmap(path, "<i8", "r", _offsets_start(header), (header.n_stories + 1,))
     except OSError as error:
@@ -191,7 +186,12 @@ class _Body:
         eot = (self._tokenizer.eot_id,)
         parts = itertools.chain.from_iterable((story, eot) for story in stories)
         ids = np.fromiter(itertools.chain.from_iterable(parts), np.int64)
-        self._check(ids)
+        bad = ids[(ids < 0) | (ids >= self._tokenizer.vocab_size)]
+        if bad.size:
+            raise DataError(
+                f"token id {bad[0]} is beyond the vocabulary of tokenizer {self._tokenizer.name}; ids are "
+                f"0..{self._tokenizer.vocab_size - 1}"
+            )
         stored = ids.astype(self._dtype).tobytes()
         self._data_hash.update(stored)
         self._write(stored)
@@ -220,14 +220,6 @@ class _Body:
         self._file.write(data)
         self._crc32 = zlib.crc32(data, self._crc32)
 
-    def _check(self, ids: np.ndarray) -> None:
-        bad = ids[(ids < 0) | (ids >= self._tokenizer.vocab_size)]
-        if bad.size:
-            raise DataError(
-                f"token id {bad[0]} is beyond the vocabulary of tokenizer {self._tokenizer.name}; ids are "
-                f"0..{self._tokenizer.vocab_size - 1}"
-            )
-
 
 def _pack(header: Header) -> bytes:
     text = json.dumps(dataclasses.asdict(header)).encode()
@@ -255,18 +247,3 @@ def _unpack(path: Path, data: bytes) -> Header:
 def _offsets_start(header: Header) -> int:
     end = HEADER_BYTES + header.n_tokens * np.dtype(header.dtype).itemsize
     return end + -end % 8
-
-
-def _check_size(path: Path, header: Header, size: int) -> None:
-    expected = _offsets_start(header) + 8 * (header.n_stories + 1)
-    if size != expected:
-        what = "truncated" if size < expected else "too long"
-        raise DataError(f"token file {path} is {what}: {size} bytes, its header says {expected}; {_FIX}")
-
-
-def _rest_crc32(file: io.BufferedReader) -> int:
-    """CRC-32 of what follows the header."""
-    crc, buffer = 0, memoryview(bytearray(_BLOCK))
-    while count := file.readinto(buffer):
-        crc = zlib.crc32(buffer[:count], crc)
-    return crc

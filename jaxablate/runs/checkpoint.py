@@ -20,7 +20,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -37,21 +37,8 @@ FOLDER = "checkpoints"
 SEAL = "seal.json"
 
 
-class State(Protocol):
-    """What a run changes, as a Flax struct; `jaxablate.training.program.TrainState` is one."""
-
-    @property
-    def step(self) -> Any: ...
-    @property
-    def params(self) -> Params: ...
-    @property
-    def opt_state(self) -> Any: ...
-    @property
-    def key(self) -> Any: ...
-    def replace(self, **changes: Any) -> Any: ...
-
-
-S = TypeVar("S", bound=State)
+State = Any
+"""What a run changes: a Flax struct with `step`, `params`, `opt_state` and `key`."""
 
 
 class Checkpoints:
@@ -120,7 +107,7 @@ class Checkpoints:
         with self._saving(self._pending_step):
             pending.result()
 
-    def restore(self, abstract: S) -> tuple[S, dict[str, Any]] | None:
+    def restore(self, abstract: State) -> tuple[State, dict[str, Any]] | None:
         """Newest good checkpoint, on the devices that the target's shardings name.
 
         Args:

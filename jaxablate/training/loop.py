@@ -95,7 +95,10 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[jax.Devic
         record_run(workdir, config, mesh, {"parameters": program.n_parameters, **task.facts}, first)
         if jax.process_index() == 0:
             task.tokenizer.save(workdir / "tokenizer")
-        line = stack.enter_context(_progress_line(task, mesh))
+        line = stack.enter_context(ProgressLine(
+            task.pace.steps, task.units_per_step, task.flops_per_step, peak_flops(list(mesh.devices.flat)),
+            Console(highlight=False, soft_wrap=True, quiet=jax.process_index() != 0), task.unit,
+            at_most=task.pace.patience > 0))
         line.say(_banner(task, program, workdir, first))
         log = None
         if jax.process_index() == 0:
@@ -238,13 +241,6 @@ def _to_devices(batch: Batch, program: Program) -> dict[str, jax.Array]:
     """This process's rows -> global arrays."""
     sharding = batch_sharding(program.mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
-
-
-def _progress_line(task: Task, mesh: Mesh) -> ProgressLine:
-    console = Console(highlight=False, soft_wrap=True, quiet=jax.process_index() != 0)
-    peak = peak_flops(list(mesh.devices.flat))
-    return ProgressLine(task.pace.steps, task.units_per_step, task.flops_per_step, peak, console, task.unit,
-                        at_most=task.pace.patience > 0)
 
 
 def _banner(task: Task, program: Program, workdir: Path, step: int) -> str:

@@ -2,17 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from jaxablate.config import RunConfig
+from jaxablate.data.ids import Tokenizer
 from jaxablate.data.pipeline import TrainBatches
 from jaxablate.types import Batch
-
-
-class Saved(Protocol):
-    """A tokenizer, as far as training is concerned."""
-
-    def save(self, folder: Any) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +30,7 @@ class Task:
     config: RunConfig
     """The run's settings; a classifier's vocabulary size is resolved."""
     pace: Pace
-    tokenizer: Saved
+    tokenizer: Tokenizer
     """Saved beside the checkpoints."""
     facts: Mapping[str, Any]
     """Data hashes and sizes, recorded with the run: the same at every start."""

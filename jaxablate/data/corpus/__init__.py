@@ -4,18 +4,6 @@
 >>> story = corpus.story(seed=0, index=4)
 >>> story.facts.characters[0].name in story.text
 True
-
-=============  ========================================================================================================
-``words``      names, things, places, feelings, and which of them go together
-``templates``  the sentences
-``grammar``    sentences to token ids and slots; the vocabulary
-``narrator``   writes a story and keeps the state of its world
-``plots``      what happens
-``facts``      per-token labels and facts of the whole story
-``story``      story i of a seed
-``tokenizer``  word-level tokenizer of a closed vocabulary
-``prompts``    indirect-object prompts
-=============  ========================================================================================================
 """
 
 from jaxablate.data.corpus.facts import LABELS, Character, Handover, StoryFacts
