@@ -7,17 +7,17 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import cast
 
 import numpy as np
 
-from jaxablate.reports.panels import CircuitEdge, CircuitGraph, CircuitNode
+from jaxablate.reports.panels import CircuitEdge, CircuitGraph, CircuitNode, Port
 from jaxablate.stats import number
 
 MOST_EDGES = 600
 """Edges of a picture; of larger circuits the strongest are drawn."""
 WIDTH, NARROW = 900.0, 437.0
-"""Of a drawing: the page's, and one that fits a column of a paper at the same scale."""
+"""Width of a drawing on the page, and of one that fits a column of a paper at the same scale."""
 NODE = {"start": (104.0, 20.0), "head": (36.0, 18.0), "mlp": (42.0, 20.0), "end": (104.0, 20.0)}
 """Width and height of each kind of node."""
 PORT = 10.0
@@ -51,7 +51,7 @@ class Box:
     y: float
     width: float
     height: float
-    ports: tuple[Literal["Q", "K", "V"], ...]
+    ports: tuple[str, ...]
     """Those that an edge of the picture leads into."""
 
     def port_x(self, port: str) -> float:
@@ -104,8 +104,8 @@ def circuit_panel(edges: Sequence[tuple[str, float]], *, n_layers: int, title: s
       edges: pairs (name, score) of the kept edges, as ``Circuit.scored_edges`` gives them: names as
         ``A0.1->A1.2.Q``; scores may be infinite, and NaN where there is none.
       n_layers: blocks of the model.
-      title: of the panel.
-      caption: under it; a remark is added where not all edges are drawn.
+      title: title of the panel.
+      caption: text under it; a remark is added where not all edges are drawn.
       score_label: what a score is, for example ``EAP score``.
       most: edges to draw at most; those of the greatest scores in size are.
 
@@ -190,7 +190,7 @@ def curve(points: Sequence[tuple[float, float]], steps: int = 32) -> np.ndarray:
     return (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
 
 
-def _ends(name: str, n_layers: int) -> tuple[Key, Key, str]:
+def _ends(name: str, n_layers: int) -> tuple[Key, Key, Port]:
     """Nodes and port of an edge ``source->destination``."""
     source, arrow, destination = name.partition("->")
     first, second = _NAME.fullmatch(source), _NAME.fullmatch(destination)
@@ -199,7 +199,7 @@ def _ends(name: str, n_layers: int) -> tuple[Key, Key, str]:
     ends = _key(first, n_layers), _key(second, n_layers)
     if ends[0][0] >= ends[1][0]:
         raise ValueError(f"{name!r} is no edge of a graph: {destination} does not come after {source}")
-    return *ends, second["port"] or ""
+    return *ends, cast(Port, second["port"] or "")
 
 
 def _key(name: re.Match[str], n_layers: int) -> Key:
@@ -221,13 +221,13 @@ def _node(key: Key, n_layers: int, x: float) -> CircuitNode:
     return CircuitNode(name=f"A{layer // 2}.{head}", kind="head", layer=layer, x=x)
 
 
-def _edge(edge: tuple[str, float], source: int, destination: int, port: str, weight: float, score_label: str
+def _edge(edge: tuple[str, float], source: int, destination: int, port: Port, weight: float, score_label: str
           ) -> CircuitEdge:
     name, score = edge
-    said = "none" if math.isnan(score) else number(score).replace("inf", "∞")
+    score_text = "none" if math.isnan(score) else number(score).replace("inf", "∞")
     return CircuitEdge(source=source, destination=destination, port=port, negative=score < 0, weight=weight,
                        score=float(score) if math.isfinite(score) else None,
-                       label=f"{name.replace('->', ' → ')}: {score_label} {said}")
+                       label=f"{name.replace('->', ' → ')}: {score_label} {score_text}")
 
 
 def _weights(scores: Sequence[float]) -> list[float]:

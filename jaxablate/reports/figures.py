@@ -35,7 +35,7 @@ LEGEND = 30.0
 """Height of the explanation under the picture, in the units of the drawing."""
 TALLEST = 8.6
 """Inches; higher drawings are squeezed to the page."""
-_STYLE = {
+_STYLE: Any = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7, "axes.titlesize": 7.5,
     "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5,
     "axes.linewidth": 0.6, "axes.edgecolor": "#8a9099", "axes.spines.top": False, "axes.spines.right": False,

@@ -14,6 +14,15 @@ from jaxablate.stats import Estimate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Titled:
+    """What every panel has."""
+
+    title: str
+    caption: str
+    """What is to be seen, in one to three sentences; may be empty."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Histogram:
     """One small histogram of a grid: counts between edges, with an optional bar apart and an optional mark."""
 
@@ -31,11 +40,9 @@ class Histogram:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HistogramGrid:
+class HistogramGrid(Titled):
     """Histograms of one kind, drawn side by side with one scale."""
 
-    title: str
-    caption: str
     x_label: str
     histograms: tuple[Histogram, ...]
     log_x: bool = True
@@ -55,11 +62,9 @@ class Bar:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bars:
+class Bars(Titled):
     """Horizontal bars with values written beside them."""
 
-    title: str
-    caption: str
     bars: tuple[Bar, ...]
     unit: str = ""
     mark: float | None = None
@@ -77,11 +82,9 @@ class Series:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Curves:
+class Curves(Titled):
     """Curves over one pair of axes."""
 
-    title: str
-    caption: str
     x_label: str
     y_label: str
     series: tuple[Series, ...]
@@ -95,11 +98,9 @@ Cell = str | int | float | Estimate | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Grid:
+class Grid(Titled):
     """A small table. A number is written with four significant digits, an `Estimate` with its interval."""
 
-    title: str
-    caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     kind: str = "grid"
@@ -115,21 +116,17 @@ class Passage:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Passages:
+class Passages(Titled):
     """Texts to read."""
 
-    title: str
-    caption: str
     passages: tuple[Passage, ...]
     kind: str = "passages"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Heatmap:
+class Heatmap(Titled):
     """Numbers by row and column as shades of one hue, from 0 (or the least, if negative) to the greatest."""
 
-    title: str
-    caption: str
     rows: tuple[str, ...]
     """Labels from top to bottom, for example the tokens of a text in reading order."""
     values: tuple[tuple[float, ...], ...]
@@ -172,11 +169,9 @@ class Edge:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Network:
+class Network(Titled):
     """Nodes in an order that matters (the tokens of a text), drawn on a line with an arc for each edge."""
 
-    title: str
-    caption: str
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     size_label: str
@@ -188,6 +183,10 @@ class Network:
             if not 0 <= min(e.first, e.second) < max(e.first, e.second) < len(self.nodes):
                 raise ValueError(f"network {self.title!r}: no edge can join {e.first} and {e.second} of "
                                  f"{len(self.nodes)} nodes")
+
+
+Port = Literal["", "Q", "K", "V"]
+"""What of a head reads an edge: queries, keys or values; empty for other nodes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,8 +208,7 @@ class CircuitEdge:
 
     source: int
     destination: int
-    port: Literal["", "Q", "K", "V"] = ""
-    """What of a head reads it: queries, keys or values."""
+    port: Port = ""
     score: float | None
     """None where it is infinite or there is none."""
     negative: bool
@@ -221,14 +219,12 @@ class CircuitEdge:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CircuitGraph:
+class CircuitGraph(Titled):
     """The kept edges of a circuit and their nodes, drawn from the bottom to the top of the model.
 
     ``circuit_graph.circuit_panel`` makes it from names and scores.
     """
 
-    title: str
-    caption: str
     nodes: tuple[CircuitNode, ...]
     edges: tuple[CircuitEdge, ...]
     score_label: str
@@ -247,11 +243,9 @@ class CircuitGraph:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Beside:
+class Beside(Titled):
     """Heat maps or networks side by side, with one scale."""
 
-    title: str
-    caption: str
     labels: tuple[str, ...]
     """What stands over each."""
     panels: tuple[Heatmap, ...] | tuple[Network, ...]

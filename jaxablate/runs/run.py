@@ -29,7 +29,7 @@ from jaxablate.neurons.facts import Facts
 from jaxablate.runs.checkpoint import restore_params
 from jaxablate.runs.workdir import read_config, read_run, require_x64
 from jaxablate.sharding import batch_parts, batch_sharding, make_mesh, replicated
-from jaxablate.types import STREAMS, Batch, Params
+from jaxablate.types import STREAMS, Batch, Params, Stream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Run:
     """Recorded facts of every token of the validation split, in file order; None where the data has none."""
 
     @property
-    def streams(self) -> tuple[str, ...]:
+    def streams(self) -> tuple[Stream, ...]:
         """The residual streams the model has."""
         return STREAMS if self.config.model.gated else STREAMS[:1]
 
