@@ -24,7 +24,7 @@ ATTENTION = [[[0.3, 0.4, 0.3], [0.5, 0.4, 0.1], [0.2, 0.2, 0.6]], [[0.5, 0.2, 0.
 
 def padded(array, length, axes):
     array = np.asarray(array, np.float32)
-    return np.pad(array, [(0, length - array.shape[a] if a in axes else 0) for a in range(array.ndim)])[None]
+    return jnp.pad(array, [(0, length - array.shape[a] if a in axes else 0) for a in range(array.ndim)])[None]
 
 
 @pytest.mark.parametrize("length", [3, 8])

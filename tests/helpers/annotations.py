@@ -7,7 +7,8 @@ import pytest
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintException
 
-ROOMS = ("ops", "gating", "regularizers", "models.generation", "features", "circuits")
+ROOMS = ("ops", "gating", "regularizers", "objectives", "models.generation", "features", "circuits", "classifier",
+         "data.sentiment", "suites.classification", "suites.importance", "suites.superposition")
 
 
 def install() -> None:
