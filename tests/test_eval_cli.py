@@ -59,7 +59,7 @@ def test_score_agrees_with_the_loss_that_training_measured(scored):
     lines = [json.loads(line) for line in (scored / "metrics.jsonl").read_text().splitlines()]
     last = [x for x in lines if x["split"] == "valid"][-1]
     quick = runner.score(ScoreSettings(workdir=scored, suites=("perplexity",), max_batches=1))
-    losses = {(x["stream"], x["end_of_text"]): x["loss"] for x in quick.suites["perplexity"].details["losses"]}
+    losses = {(x["stream"], x["end_of_text"]): x["loss"]["value"] for x in quick.suites["perplexity"].details["losses"]}
     assert losses["clean", True] == pytest.approx(last["loss_clean"], rel=1e-5)
     assert losses["ablated", True] == pytest.approx(last["loss_ablated"], rel=1e-5)
     assert quick.suites["perplexity"].options["max_batches"] == 1

@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from jaxablate import files
 from jaxablate.config import flatten
-from jaxablate.reports import circuit_svg, svg
+from jaxablate.reports import svg
+from jaxablate.reports.circuit_graph import circuit_svg
 from jaxablate.reports.panels import (
     Bars,
     Beside,
@@ -35,7 +36,7 @@ TERMS = (("loss", "loss"), ("cross_entropy", "cross-entropy"))
 """Pairs (key in the log, name in the legend) of each picture of a training run."""
 _DRAWINGS: dict[type, Callable[[Any], str]] = {
     HistogramGrid: svg.histograms, Bars: svg.bars, Curves: svg.curves, Heatmap: svg.heatmap,
-    Network: svg.network, CircuitGraph: circuit_svg.circuit, Beside: svg.beside,
+    Network: svg.network, CircuitGraph: circuit_svg, Beside: svg.beside,
 }
 MOST_POINTS = 300
 """Points of a training curve; longer logs are averaged over equal stretches."""

@@ -1,8 +1,8 @@
 """What a suite shows beyond its headline figures: charts, tables, texts and pictures of a text's tokens, as plain data.
 
-A panel says *what* is to be seen. How it looks is decided elsewhere: on the page by ``svg``, ``token_pictures``,
-``circuit_svg`` and the template, in print by ``figures``. Panels are stored in ``results.json``, so a report can be
-drawn again without the model.
+A panel says *what* is to be seen. How it looks is decided elsewhere: on the page by ``svg``, ``circuit_graph`` and the
+templates, in print by ``figures``, in a terminal by ``tables``. Panels are stored in ``results.json``, so a report can
+be drawn again without the model.
 """
 
 import dataclasses
