@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers.runs import SENTENCES, write_trees
 from helpers.scripts import load_script
 
 from jaxablate.commands.main import main
@@ -355,6 +356,14 @@ def test_an_unknown_task_is_one_clear_line(workdir, capsys):
     (workdir / "config.json").write_text(json.dumps(stored | {"task": "regression"}))
     line = error_of(capsys, "score", "--workdir", workdir)
     assert "config.json" in line and "task='regression' must be one of language, classification" in line
+
+
+def test_what_balancing_leaves_out_is_said(tmp_path):
+    write_trees(tmp_path, SENTENCES, [4] * 6 + [0] * 2)
+    assert "4 training texts (4 more of the larger class left out by data.balance)" in classification_task(
+        tiny(str(tmp_path))).about
+    assert "8 training texts, " in classification_task(
+        dataclasses.replace(tiny(""), data=SentimentDataConfig(path=str(tmp_path), balance=False))).about
 
 
 def test_a_vocabulary_larger_than_the_models_is_refused_before_anything_is_written(data, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -46,6 +47,8 @@ class ExplainSettings(base.RunSettings):
     """Residual stream; only a gated model has an ablated one."""
     out: Path | None = None
     """Folder of the files; by default explanation/WORDS-HASH in the working directory."""
+    batch_size: tyro.conf.Suppress[int | None] = None  # nothing here is drawn or read in batches
+    seed: tyro.conf.Suppress[int] = 0
 
     def __post_init__(self):
         super().__post_init__()
