@@ -92,8 +92,11 @@ def from_json(value: Any) -> Any:
     >>> from_json({"value": 2.0, "low": None, "high": None, "n": 3, "how": ""})
     Estimate(value=2.0, low=None, high=None, n=3, how='')
     """
-    names = {field.name for field in dataclasses.fields(Estimate)}
-    return Estimate(**value) if isinstance(value, Mapping) and set(value) == names else value
+    if not isinstance(value, Mapping) or set(value) != {field.name for field in dataclasses.fields(Estimate)}:
+        return value
+    if value["low"] is None or value["high"] is None:  # JSON has no infinite end
+        value = {**value, "low": None, "high": None}
+    return Estimate(**value)
 
 
 def number(value: float | None, low: float | None = None, high: float | None = None) -> str:

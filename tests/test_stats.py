@@ -90,6 +90,7 @@ def test_whether_intervals_overlap():
 @pytest.mark.parametrize("estimate", [Estimate(None), Estimate(3, 1.0, 5.0, n=2, how="bootstrap")])
 def test_estimates_survive_json(estimate):
     assert stats.from_json(json.loads(json.dumps(dataclasses.asdict(estimate)))) == estimate
+    assert stats.from_json({"value": 1.0, "low": 0.5, "high": None, "n": 2, "how": ""}) == Estimate(1.0, n=2)
     assert stats.from_json({"value": 1.0}) == {"value": 1.0} and stats.from_json(7) == 7
 
 
