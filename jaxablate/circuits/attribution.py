@@ -57,14 +57,8 @@ def eap(problem: Problem, *, batch_size: int | None = None) -> Float[np.ndarray,
 
     s(u -> v) = sum over positions and channels of (replacement(u) - clean(u)) . dm / d in(v) at the clean run. The
     derivative is total: it takes in everything after v. Equals the derivative of the metric with respect to the edge
-    mask where nothing is patched.
-
-    Args:
-      problem: the model and its prompts.
-      batch_size: prompts at once. 64 prompts of 20 tokens take 0.6 GB at the paper's shape.
-
-    Returns:
-      Mean over prompts, in the metric's unit, float64 in the graph's order.
+    mask where nothing is patched. Scores are means over prompts, in the metric's unit, float64 in the graph's order.
+    A ``batch_size`` of 64 prompts of 20 tokens takes 0.6 GB at the paper's shape.
 
     Raises:
       ConfigError: the metric is the divergence, whose derivative at the clean run is zero; or batch_size is below 1.
@@ -79,12 +73,7 @@ def eap_ig(problem: Problem, *, steps: int = 5, batch_size: int | None = None) -
 
     As `eap`, with the derivative averaged over ordinary runs from the embeddings x' + (j / steps) (x - x'), j = 0 ..
     steps - 1, where x is the clean embedding and x' its replacement: the corrupt one under resample ablation, zero or a
-    mean under the others. Never at the clean run itself, so it serves the divergence too.
-
-    Args:
-      problem: the model and its prompts.
-      steps: points of the path; the time grows with it.
-      batch_size: prompts at once.
+    mean under the others. Never at the clean run itself, so it serves the divergence too. The time grows with steps.
 
     Raises:
       ConfigError: steps or batch_size is below 1.
@@ -121,27 +110,17 @@ def mask_gradient(problem: Problem, *, masks: Sequence[float | np.ndarray] | np.
 
 
 def random_scores(graph: Graph, seed: int) -> Float[np.ndarray, " edges"]:
-    """Scores drawn from the standard normal distribution: what a method without knowledge of the model gives.
-
-    Args:
-      graph: the graph whose edges are scored.
-      seed: the same seed gives the same scores.
-    """
+    """Scores drawn from the standard normal distribution: what a method without knowledge of the model gives."""
     return np.random.default_rng(seed).standard_normal(graph.n_edges)
 
 
 @takes_problem
 def node_eap(problem: Problem, *, steps: int | None = None, batch_size: int | None = None
              ) -> Float[np.ndarray, " sources"]:
-    """First-order estimate of what patching all outgoing edges of a node does.
+    """First-order estimate of what patching all outgoing edges of each node does.
 
-    Args:
-      problem: the model and its prompts.
-      steps: None takes the derivative at the clean run; a number averages it as `eap_ig` does.
-      batch_size: prompts at once.
-
-    Raises:
-      ConfigError: as `eap`, or as `eap_ig` with steps.
+    Without ``steps`` the derivative is that at the clean run, as in `eap`, which see; with a number of them it is
+    averaged as in `eap_ig`.
     """
     _check_slope(problem, "EAP") if steps is None else _check_steps(steps)
     return _attribute(problem, steps, batch_size, of_nodes=True)
@@ -151,16 +130,7 @@ def node_eap(problem: Problem, *, steps: int | None = None, batch_size: int | No
 def neuron_eap(problem: Problem, *, steps: int | None = None, batch_size: int | None = None) -> UnitScores:
     """First-order estimate of what ablating a single neuron or attention channel does.
 
-    Units are given what the problem's ablation makes of their values in the corrupt run.
-
-    Args:
-      problem: the model and its prompts.
-      steps: None takes the derivative at the clean run; a number averages it from the embeddings that the ablation
-        gives to the clean ones, as `eap_ig` does.
-      batch_size: prompts at once.
-
-    Raises:
-      ConfigError: as `eap`, or as `eap_ig` with steps.
+    Units are given what the problem's ablation makes of their values in the corrupt run. ``steps`` as in `node_eap`.
     """
     _check_slope(problem, "EAP") if steps is None else _check_steps(steps)
     values = _unit_values(problem.decoder, problem.params, problem.corrupt)

@@ -155,11 +155,7 @@ class Circuit:
         return dataclasses.replace(self, kept=self.kept & np.asarray(mask, bool))
 
     def above(self, threshold: float, ranking: Ranking = "magnitude") -> "Circuit":
-        """The circuit of the kept edges whose score is at least a threshold.
-
-        Args:
-          threshold: least score that stays; an edge without score (NaN) never does.
-          ranking: whether the score's size counts or the score with its sign.
+        """The circuit of the kept edges whose score, or its size, is at least a threshold; those without are left out.
 
         Raises:
           DataError: the threshold is not a number.
@@ -169,11 +165,9 @@ class Circuit:
         return self.restrict(self._ranked(ranking) >= threshold)
 
     def strongest(self, n: int, ranking: Ranking = "magnitude") -> "Circuit":
-        """The circuit of the ``n`` kept edges of greatest score; of equal ones those first in the graph's order.
+        """The circuit of at most ``n`` kept edges of greatest score, or size of it; of equal ones the first ones.
 
-        Args:
-          n: edges that stay, all where the circuit has fewer.
-          ranking: whether the score's size counts or the score with its sign. Edges without score (NaN) come last.
+        Edges without score (NaN) come last.
 
         Raises:
           DataError: ``n`` is negative.

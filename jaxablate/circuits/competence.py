@@ -131,13 +131,7 @@ def is_top(logits: Float[np.ndarray, "n vocab"], pairs: PromptPairs) -> Bool[np.
 
 @takes_problem
 def measure(problem: Problem, kept: Bool[np.ndarray, " edges"], *, seed: int = 0) -> Measured:
-    """Runs the model, the circuit and the model with everything patched on every prompt, whatever the metric.
-
-    Args:
-      problem: the model and its prompts.
-      kept: the circuit.
-      seed: seed of the bootstrap.
-    """
+    """Runs the model, the circuit ``kept`` and the model with all edges patched on all prompts, whatever the metric."""
     graph, three = problem.graph, np.stack([np.ones_like(kept), kept, np.zeros_like(kept)])
     kl, margin = (metric_values(problem.with_metric(name), three) for name in ("kl", "logit_difference"))
     n = margin.shape[1]

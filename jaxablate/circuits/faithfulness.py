@@ -41,7 +41,7 @@ class Curve(_Brief):
     """Circuits of growing size along one order of edges."""
 
     percents: tuple[float, ...]
-    """Of all edges that each circuit may have."""
+    """Most edges of each circuit, in percent of all."""
     edges: tuple[int, ...]
     """Edges of each circuit after pruning what dangles."""
     values: np.ndarray
@@ -276,16 +276,7 @@ def roc(scores: Float[np.ndarray, " edges"], truth: Bool[np.ndarray, " edges"]) 
 
 
 def prompt_draws(n: int, *, draws: int = 1000, seed: int = 0) -> Iterator[np.ndarray]:
-    """Bootstrap draws of prompts: ``rows`` for the results of this file.
-
-    Args:
-      n: prompts there are.
-      draws: how many.
-      seed: the same seed gives the same draws.
-
-    Yields:
-      [n] int, drawn with replacement.
-    """
+    """Bootstrap draws of n prompts, each [n] int with replacement: ``rows`` for the results of this file."""
     rng = np.random.default_rng(seed)
     for _ in range(draws):
         yield rng.integers(0, n, n)

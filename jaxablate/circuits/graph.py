@@ -141,19 +141,11 @@ class Graph:
         return tuple(f"{self.source_names[s]}->{d.name}" for d in self.destinations for s in range(d.fan_in))
 
     def source(self, name: str) -> int:
-        """Index of a source by name.
-
-        Raises:
-          DataError: there is none of that name (the nearest is named).
-        """
+        """Index of a source by name; raises DataError where there is none, and names the nearest."""
         return _find("source", name, self._source_index)
 
     def destination(self, name: str) -> Destination:
-        """A destination by name.
-
-        Raises:
-          DataError: there is none of that name (the nearest is named).
-        """
+        """A destination by name; raises DataError where there is none, and names the nearest."""
         return self.destinations[_find("destination", name, self._destination_index)]
 
     def edge(self, name: str) -> int:
@@ -185,9 +177,9 @@ class Graph:
         return {d.name: i for i, d in enumerate(self.destinations)}
 
 
-def _find(kind: str, name: str, known: dict[str, int]) -> int:
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
+def _find(kind: str, name: str, places: dict[str, int]) -> int:
+    if name in places:
+        return places[name]
+    near = difflib.get_close_matches(name, places, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise DataError(f"the graph has no {kind} {name!r}{hint}")

@@ -58,7 +58,7 @@ BEGIN = "<start>"
 NAMES = ("Ann", "Bob", "Cid", "Dot", "Eve", "Fay")
 WORDS = ("un", "deux", "trois", "quatre", "cinq", "sept")
 REPLIES = ("one", "two", "three", "four", "five", "seven")
-"""Of `WORDS`, in the same order."""
+"""Translations of `WORDS`, in the same order."""
 
 _MOST_NAMES = 3
 _LENGTH = 2 * _MOST_NAMES + 2
@@ -67,11 +67,11 @@ _CONSTANT = 64.0
 _TOKEN = 0.05
 """Length of the embedding."""
 _LOGIT = 8.0
-"""Of the answer, by the induction head and by the booster each."""
+"""Logit of the answer that the induction head gives, and that the booster gives."""
 _MATCH, _BEFORE = 5.0, 20.0
 """Attention scores: of the right place of the induction head (others 0), and of the previous place."""
 _ATTENTION = 1 / (1 + (_LENGTH - 1) * math.exp(-_MATCH))
-"""Of the induction head at the right place, in the longest prompt."""
+"""Attention of the induction head to the right place, in the longest prompt."""
 _STEEP = 8.0
 """Slope of the neurons that copy: gelu(8 (x - 1/2)) is 0 at x = 0 and 4 at x = 1."""
 _SIZES = {"constant": 1, "position": _LENGTH, "token": 1 + 3 * len(NAMES), "name before": len(NAMES),
@@ -137,7 +137,7 @@ class KnownModel:
 
         Args:
           n: how many.
-          seed: of the drawing.
+          seed: seed of the drawing.
         """
         rng = np.random.default_rng(seed)
         texts = [_draw_pair(rng, _MOST_NAMES - (i + 1) % 2) for i in range(n)]

@@ -184,7 +184,7 @@ def ablated_values(kind: Ablation, values: Float[Array, "units n time width"], v
     Args:
       kind: ``resample``: the run's own values. ``zero``. ``mean``: the mean over the run's real tokens.
         ``mean_per_position``: the mean over its prompts, position by position counted from the end.
-      values: of the corrupt run, for example `Run.sources`.
+      values: values of the corrupt run, for example `Run.sources`.
       valid: real tokens of those prompts.
       gated: the ablated stream: its last position, the only gated one, then has a mean of its own.
 

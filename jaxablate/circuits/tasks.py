@@ -105,10 +105,7 @@ def from_corpus(prompts: Iterable[Any]) -> tuple[PromptText, ...]:
 
 
 def load_prompts(path: str | os.PathLike[str]) -> tuple[PromptText, ...]:
-    """Prompt pairs of a JSON file.
-
-    Args:
-      path: the file, UTF-8.
+    """Prompt pairs of a JSON file in UTF-8.
 
     Raises:
       DataError: the file cannot be read, is empty, is no JSON, has another layout or no prompts, or a prompt lacks a
@@ -129,32 +126,17 @@ def load_prompts(path: str | os.PathLike[str]) -> tuple[PromptText, ...]:
 
 def load_task(path: str | os.PathLike[str], tokenizer: Tokenizer, *, context_length: int | None = None,
               bos_id: int | None = None, name: str | None = None) -> PromptPairs:
-    """`load_prompts` and `tokenise`: a file of prompts, ready for a model.
-
-    Args:
-      path: the file.
-      tokenizer: the model's.
-      context_length: positions that the model has.
-      bos_id: token to put before every prompt.
-      name: of the task; the file's name without its ending by default.
-
-    Raises:
-      DataError: as `load_prompts` and `tokenise` say, with the file and the number of the prompt.
-    """
+    """`load_prompts` and `tokenise`: a file of prompts, ready for a model, named as the file by default."""
     return tokenise(load_prompts(path), tokenizer, name=name or Path(path).stem, context_length=context_length,
                     bos_id=bos_id, source=str(path))
 
 
 def save_prompts(path: str | os.PathLike[str], prompts: Sequence[PromptText]) -> None:
-    """Writes prompts so that `load_prompts`, and AutoCircuit, read them. The file appears whole or not at all.
-
-    Args:
-      path: the file; its folder is made where there is none.
-      prompts: at least one.
+    """Writes prompts, at least one, so that `load_prompts`, and AutoCircuit, read them; makes the file's folder.
 
     Raises:
       DataError: there are no prompts.
-      FileError: the file cannot be written.
+      FileError: the file cannot be written; nothing is left behind.
     """
     if not prompts:
         raise DataError(f"{path} is not written: there are no prompts; give at least one")

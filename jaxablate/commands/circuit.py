@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
@@ -55,10 +56,9 @@ class CircuitSettings(base.RunSettings):
     """Stream whose output counts. ablated: of a model with gates, which are those of the clean prompt and stay so."""
     ablation: Literal["resample", "zero", "mean", "mean_per_position"] = "resample"
     """What cut edges carry: the corrupt prompt's values, zeros, or a mean over the corrupt prompts."""
-    method: str | None = None
-    """acdc (the default) searches edge by edge; the others score all edges and keep the strongest: eap and eap-ig by
-    attribution, mask-gradient by the integrated derivative of a mask, oracle by patching each alone, random as a
-    control; or one that another package has registered."""
+    method: Annotated[str | None, tyro.conf.arg(help=(
+        "acdc (the default) searches edge by edge; the others score all edges and keep the strongest. " + "; ".join(
+            f"{m.name}: {m.about}" for m in METHODS if m.about) + "."))] = None
     tau: float | None = None
     """Threshold of acdc: nats of KL that cutting an edge may cost; 0.03 by default."""
     edges: int | None = None
