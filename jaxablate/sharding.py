@@ -38,12 +38,12 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
 """First rule whose expression matches the end of a parameter's path (whole names only) gives its partition."""
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh with axes ``data``, ``fsdp``, ``tensor`` over the devices.
 
     Args:
       config: sizes of the axes; ``data=-1`` takes what the other two leave.
-      devices: defaults to ``jax.devices()``. Where the three sizes need fewer than there are, the first ones are used.
+      devices: JAX devices, ``jax.devices()`` by default. Where the three sizes need fewer, the first ones are used.
 
     Raises:
       ConfigError: the axes need more devices than there are, or the devices cannot be shared out evenly.
@@ -89,10 +89,11 @@ def partition_spec(path: str) -> P:
 def param_shardings(mesh: Mesh, abstract_tree: Any) -> Any:
     """Sharding of every parameter as it is stored between steps.
 
-    A dimension that its axis does not divide is replicated instead (GPT-2's 50,257 rows on a tensor axis of 2):
+    A dimension that its axis does not divide is replicated instead (GPT-2's 50,257 rows on a tensor axis of 2), since
     uneven shards would need padding that no other topology could read back.
 
     Args:
+      mesh: from `make_mesh`.
       abstract_tree: parameters, or their shapes (``jax.eval_shape``).
 
     Returns:
@@ -130,13 +131,13 @@ _CPU_PART_TOKENS = 512
 
 
 def fitting_parts(mesh: Mesh, rows: int, length: int) -> int:
-    """Equal parts in which a batch is best taken one after another: one on accelerators, parts of about 512 tokens on
-    CPU.
+    """Number of equal parts in which a batch is best taken one after another: 1 on accelerators, on CPU as many as give
+    about 512 tokens each.
 
     Args:
       mesh: from `make_mesh`.
-      rows: of the whole batch.
-      length: tokens of a row.
+      rows: number of rows of the whole batch.
+      length: number of tokens of a row.
 
     Returns:
       The smallest number of parts that each device can share and hold.
@@ -154,8 +155,8 @@ def check_batch(mesh: Mesh, rows: int, what: str = "train.batch_size") -> None:
 
     Args:
       mesh: from `make_mesh`.
-      rows: that are taken at once.
-      what: they are, in terms of the settings.
+      rows: number of rows that are taken at once.
+      what: name of that number in the settings, for the message.
 
     Raises:
       ConfigError: the batch axes do not divide ``rows``.
@@ -169,7 +170,7 @@ def check_batch(mesh: Mesh, rows: int, what: str = "train.batch_size") -> None:
 
 
 def _shardings(mesh: Mesh, tree: Any, dropped: tuple[str, ...]) -> Any:
-    def one(path, leaf):
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         spec = partition_spec(path_name(path))
         return NamedSharding(mesh, _fit(spec, leaf.shape, mesh, dropped))
 
@@ -177,10 +178,9 @@ def _shardings(mesh: Mesh, tree: Any, dropped: tuple[str, ...]) -> Any:
 
 
 def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh, dropped: tuple[str, ...]) -> P:
-    """The spec with axes left out that are dropped, of size 1, or do not divide their dimension."""
-    kept = [
-        axis if axis is not None and axis not in dropped and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
-        else None
-        for axis, size in zip(spec, shape, strict=False)
-    ]
-    return P(*kept)
+    """The spec without axes that are dropped, of size 1, or do not divide their dimension."""
+
+    def divides(axis: Any, size: int) -> bool:
+        return axis is not None and axis not in dropped and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
+
+    return P(*(axis if divides(axis, size) else None for axis, size in zip(spec, shape, strict=False)))

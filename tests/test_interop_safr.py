@@ -105,7 +105,7 @@ def test_an_array_that_tells_a_size_is_missing_or_of_other_axes(state_dict, name
     array = state_dict.pop(name)
     with pytest.raises(CheckpointError, match=f"missing: {name}$"):
         classifier_from_reference(state_dict, n_heads=2)
-    with pytest.raises(CheckpointError, match=rf"must have so many axes: .*{name} {array.ndim}"):
+    with pytest.raises(CheckpointError, match=rf"another number of axes: {name}"):
         classifier_from_reference(state_dict | {name: array.ravel()}, n_heads=2)
 
 
@@ -159,5 +159,5 @@ def test_objective():
     settings = SETTINGS | {"interaction_lambda": 0.5}
     expected = ClassificationObjective(importance=1.0, interaction=0.5)
     assert classification_objective_from_reference(settings) == expected
-    with pytest.raises(ConfigError, match="the reference's settings lack interaction_lambda; give both"):
+    with pytest.raises(ConfigError, match="the reference's settings lack interaction_lambda; give all of"):
         classification_objective_from_reference(SETTINGS)

@@ -30,12 +30,14 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     Raises:
       ConfigError: an unknown field (the nearest known one is named) or a bad value.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    config_class: Any = cls
+    fields = [field.name for field in dataclasses.fields(config_class)]
     hints = typing.get_type_hints(cls)
     out = {}
     for key, value in values.items():
         if key == "task" and hasattr(cls, "task"):
-            require(value == cls.task, f"{cls.__name__} is for task {cls.task!r}, not {value!r}")
+            task = config_class.task
+            require(value == task, f"{cls.__name__} is for task {task!r}, not {value!r}")
             continue
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
@@ -76,7 +78,7 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
     """JSON value -> field value, checked against the field's type."""
     if dataclasses.is_dataclass(hint):
         require(isinstance(value, Mapping), f"{name}={value!r} must be an object of settings")
-        return from_dict(hint, value)
+        return from_dict(typing.cast(type, hint), value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         require(value in args, f"{name}={value!r} must be one of {', '.join(map(repr, args))}")

@@ -77,7 +77,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
 def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError as error:
         raise CheckpointError(
             f"reading {path} needs PyTorch; pip install 'jaxablate[torch]', or save the weights as .safetensors"

@@ -1,12 +1,17 @@
 """How arrays are named and laid out in a PyTorch state dict and in our parameter tree."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import flax.traverse_util
 import numpy as np
 
+from jaxablate.config import from_dict
 from jaxablate.errors import CheckpointError, ConfigError
+from jaxablate.interop.files import Source, read_arrays
+
+C = TypeVar("C")
 
 
 class Entry(NamedTuple):
@@ -18,7 +23,7 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """PyTorch's (out, in) to our (in, out), heads apart."""
+        """PyTorch's (out, in) as our (in, out), where heads are an axis of their own."""
         return (array.T if self._transposed else array).reshape(self.shape)
 
     def to_reference(self, array: np.ndarray) -> np.ndarray:
@@ -33,6 +38,72 @@ class Entry(NamedTuple):
 
 
 Shapes = Mapping[str, tuple[int, ...] | None]
+
+
+def config_of(
+    cls: type[C],
+    what: str,
+    arrays: Mapping[str, np.ndarray],
+    given: Mapping[str, Any],
+    *,
+    axes: Mapping[str, tuple[str, ...]],
+    layer: str,
+    entries: Callable[[C], Iterable[Entry]],
+    needed: Sequence[str],
+) -> C:
+    """The config of a model in a state dict: sizes that its arrays show, and settings that were given.
+
+    Args:
+      cls: class of the config.
+      what: the model, for messages.
+      arrays: the state dict.
+      given: fields of the config.
+      axes: for arrays that show sizes, the field that each axis is the size of; axes called "" are passed over.
+      layer: expression for the names of a layer's arrays; its group is the layer's number.
+      entries: config -> all arrays that the state dict must have.
+      needed: fields that must be given.
+
+    Raises:
+      CheckpointError: arrays are missing, unexpected or of another shape.
+      ConfigError: a needed field was not given, or one contradicts the arrays.
+    """
+    found = {name: arrays[name].shape for name in axes if name in arrays}
+    if wrong := [f"{name} {shape}" for name, shape in found.items() if len(shape) != len(axes[name])]:
+        raise CheckpointError(f"the state dict does not fit {what}; of another number of axes: {', '.join(wrong)}")
+    complete = len(found) == len(axes)
+    pairs = (zip(axes[name], shape, strict=True) for name, shape in found.items() if complete)
+    sizes = {field: size for pair in pairs for field, size in pair if field}
+    sizes["n_layers"] = 1 + max((int(m[1]) for m in (re.match(layer, name) for name in arrays) if m), default=0)
+    # No array's shape depends on the heads and winners: here they are the least, which fits any sizes.
+    least = {"n_heads": 1, "k_attention": 1, "k_neurons": 1, "vocab_size": 1} | sizes
+    least["ablation"] = given.get("ablation", "none")
+    expected = {e.name: e.reference_shape if complete else None for e in entries(from_dict(cls, least))}
+    check_arrays("the state dict", what, {name: array.shape for name, array in arrays.items()}, expected)
+    missing = [name for name in needed if name not in given]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)} cannot be read off the arrays; give "
+            f"{', '.join(f'{name}=...' for name in missing)} (d_model={sizes['d_model']}), or reference_config"
+        )
+    contradictions = [f"{name}={given[name]}, in the arrays {size}" for name, size in sizes.items()
+                      if given.get(name, size) != size]
+    if contradictions:
+        raise ConfigError(f"settings contradict the arrays: {'; '.join(contradictions)}")
+    dtype = "float64" if any(array.dtype == np.float64 for array in arrays.values()) else "float32"
+    return from_dict(cls, {"param_dtype": dtype, "compute_dtype": dtype, **sizes, **given})
+
+
+def settings_of(source: Source, names: Sequence[str]) -> list[float]:
+    """Numbers among the settings of the papers' code, given as a mapping or stored in a file.
+
+    Raises:
+      ConfigError: one is missing.
+    """
+    settings = source if isinstance(source, Mapping) else read_arrays(source)[1]
+    missing = [name for name in names if name not in settings]
+    if missing:
+        raise ConfigError(f"the reference's settings lack {', '.join(missing)}; give all of {', '.join(names)}")
+    return [float(settings[name]) for name in names]
 
 
 def same(name: str, path: str, *shape: int) -> Entry:
@@ -66,42 +137,25 @@ def to_state_dict(entries: Iterable[Entry], params: Mapping[str, Any], what: str
     """
     entries = list(entries)
     arrays = {path: np.asarray(x) for path, x in flax.traverse_util.flatten_dict(dict(params), sep="/").items()}
-    found = {path: array.shape for path, array in arrays.items()}
-    check_arrays("the parameter tree", what, found, {e.path: e.shape for e in entries})
+    shapes = {path: array.shape for path, array in arrays.items()}
+    check_arrays("the parameter tree", what, shapes, {e.path: e.shape for e in entries})
     return {e.name: np.ascontiguousarray(e.to_reference(arrays[e.path])) for e in entries}
 
 
-def check_arrays(where: str, what: str, found: Shapes, expected: Shapes) -> None:
-    """One error that names everything missing, unexpected or misshapen; the shape None stands for any.
+def check_arrays(where: str, what: str, shapes: Shapes, expected: Shapes) -> None:
+    """Raises one error that names everything missing, unexpected or misshapen; the expected shape None is any.
 
     Raises:
       CheckpointError: ``where`` does not fit ``what``.
     """
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
+    missing = [name for name in expected if name not in shapes]
+    unexpected = [name for name in shapes if name not in expected]
     misshapen = [
         f"{name} is {shape}, expected {expected[name]}"
-        for name, shape in found.items()
+        for name, shape in shapes.items()
         if name in expected and shape != (expected[name] or shape)
     ]
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
     lines = [f"{kind}: {', '.join(names)}" for kind, names in problems if names]
     if lines:
         raise CheckpointError(f"{where} does not fit {what}; {'; '.join(lines)}")
-
-
-def check_settings(sizes: Mapping[str, Any], given: Mapping[str, Any], needed: Sequence[str]) -> None:
-    """Refuses settings that the arrays do not show and nobody gave, and ones that contradict the arrays.
-
-    Raises:
-      ConfigError: see above.
-    """
-    missing = [name for name in needed if name not in given]
-    if missing:
-        raise ConfigError(
-            f"{', '.join(missing)} cannot be read off the arrays; give "
-            f"{', '.join(f'{name}=...' for name in missing)} (d_model={sizes['d_model']}), or reference_config"
-        )
-    wrong = [f"{name}={given[name]}, in the arrays {n}" for name, n in sizes.items() if given.get(name, n) != n]
-    if wrong:
-        raise ConfigError(f"settings contradict the arrays: {'; '.join(wrong)}")

@@ -1,7 +1,7 @@
-"""The self-ablating transformer of the papers' PyTorch code (keenanpepper/self-ablating-transformers), to and fro.
+"""Read and write the self-ablating transformer of the paper's PyTorch code (keenanpepper/self-ablating-transformers).
 
-A PyTorch `Linear` stores (out, in) and computes `x @ W.T + b`; ours store (in, out), attention with its heads apart.
-The tied embedding is there twice, as `transformer.wte.weight` and `lm_head.weight`.
+A PyTorch `Linear` stores (out, in) and computes `x @ W.T + b`; ours store (in, out), with an axis for heads.
+The tied embedding is stored twice there, as `transformer.wte.weight` and `lm_head.weight`.
 """
 
 import re
@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxablate.config import ModelConfig, ObjectiveConfig, from_dict
+from jaxablate.config import ModelConfig, ObjectiveConfig
 from jaxablate.errors import CheckpointError, ConfigError
 from jaxablate.interop.files import Source, read_arrays
-from jaxablate.interop.layout import Entry, check_arrays, check_settings, linear, norm, same, to_state_dict, to_tree
+from jaxablate.interop.layout import Entry, config_of, linear, norm, same, settings_of, to_state_dict, to_tree
 
 _WHAT = "a self-ablating transformer"
 _EMBEDDING, _OUTPUT = "transformer.wte.weight", "lm_head.weight"
 _POSITIONS = "transformer.wpe.weight"
-_FIRST_MLP = "transformer.h.0.mlp.c_fc.weight"
-_LAYER = re.compile(r"transformer\.h\.(\d+)\.")
+_AXES = {_EMBEDDING: ("vocab_size", "d_model"), _POSITIONS: ("context_length", ""),
+         "transformer.h.0.mlp.c_fc.weight": ("d_mlp", "")}
+"""Arrays that show the sizes."""
 _LOCAL_HEADS = re.compile(r"transformer\.h\.\d+\.(attention|neuron)_ablation_head\.")
 _GLOBAL_HEADS = re.compile(r"(attention|neuron)_ablations_head\.")
 
@@ -74,11 +75,11 @@ def transformer_from_reference(
     arrays, stored = read_arrays(source)
     arrays = _tie(arrays)
     given = _model_fields({**stored, **(reference_config or {})}) | overrides
-    heads = tuple(any(map(pattern.match, arrays)) for pattern in (_LOCAL_HEADS, _GLOBAL_HEADS))
-    given.setdefault("ablation", _ABLATIONS[heads])
-    sizes = _sizes(arrays, given["ablation"])
-    dtype = "float64" if any(array.dtype == np.float64 for array in arrays.values()) else "float32"
-    config = _config(sizes, dtype, given)
+    local, overall = (any(map(pattern.match, arrays)) for pattern in (_LOCAL_HEADS, _GLOBAL_HEADS))
+    given.setdefault("ablation", _ABLATIONS[local, overall])
+    needed = ("n_heads",) if given["ablation"] == "none" else ("n_heads", "k_attention", "k_neurons")
+    config = config_of(ModelConfig, _WHAT, arrays, given, axes=_AXES, layer=r"transformer\.h\.(\d+)\.", needed=needed,
+                       entries=_entries)
     return config, to_tree(_entries(config), arrays, config.param_dtype)
 
 
@@ -122,10 +123,7 @@ def objective_from_reference(source: Source) -> ObjectiveConfig:
     if kind not in (None, "MSE"):
         raise ConfigError(f"reconstruction_loss_type={kind!r} is unknown; it must be None or 'MSE'")
     names = ("loss_coeff_base", "loss_coeff_ablated", *(("reconstruction_coeff",) if kind else ()))
-    missing = [name for name in names if name not in settings]
-    if missing:
-        raise ConfigError(f"the reference's settings lack {', '.join(missing)}; give all of {', '.join(names)}")
-    clean, ablated, *reconstruction = (float(settings[name]) for name in names)
+    clean, ablated, *reconstruction = settings_of(settings, names)
     return ObjectiveConfig(clean=clean, ablated=ablated, reconstruction=sum(reconstruction, 0.0))
 
 
@@ -175,7 +173,7 @@ def _model_fields(reference: Mapping[str, Any]) -> dict[str, Any]:
     if "ablation_processing" in reference:
         fields["gate"] = _choice(reference, "ablation_processing", _GATES)
     if _FLAGS[0] in reference and _FLAGS[1] in reference:
-        fields["ablation"] = _ABLATIONS[tuple(bool(reference[flag]) for flag in _FLAGS)]
+        fields["ablation"] = _ABLATIONS[bool(reference[_FLAGS[0]]), bool(reference[_FLAGS[1]])]
     elif "ablation_mask_level" in reference:  # the name in the settings stored with the published runs
         fields["ablation"] = _choice(reference, "ablation_mask_level", _LEVELS)
     return {name: value for name, value in fields.items() if value is not None}
@@ -185,28 +183,3 @@ def _choice(reference: Mapping[str, Any], name: str, meanings: Mapping[Any, str]
     if reference[name] not in meanings:
         raise ConfigError(f"{name}={reference[name]!r} is unknown; choose one of {', '.join(map(repr, meanings))}")
     return meanings[reference[name]]
-
-
-def _sizes(arrays: Mapping[str, np.ndarray], ablation: str) -> dict[str, int]:
-    """The sizes that the arrays show, once each array is known to be there and to have the shape they imply."""
-    n_layers = 1 + max((int(match[1]) for match in map(_LAYER.match, arrays) if match), default=0)
-    expected = {entry.name: None for entry in _entries(ModelConfig(n_layers=n_layers, ablation=ablation))}
-    telling = {name: arrays[name].shape for name in (_EMBEDDING, _POSITIONS, _FIRST_MLP) if name in arrays}
-    if any(len(shape) != 2 for shape in telling.values()):
-        raise CheckpointError(f"these must be matrices: {', '.join(f'{n} {s}' for n, s in telling.items())}")
-    sizes = {}
-    if len(telling) == 3:
-        (vocab_size, d_model), (context_length, _), (d_mlp, _) = telling.values()
-        sizes = {"vocab_size": vocab_size, "context_length": context_length, "d_model": d_model, "d_mlp": d_mlp}
-        sizes["n_layers"] = n_layers
-        config = ModelConfig(**sizes, n_heads=1, k_attention=1, k_neurons=1, ablation=ablation)
-        expected = {entry.name: entry.reference_shape for entry in _entries(config)}
-    check_arrays("the state dict", _WHAT, {name: array.shape for name, array in arrays.items()}, expected)
-    return sizes
-
-
-def _config(sizes: Mapping[str, int], dtype: str, given: Mapping[str, Any]) -> ModelConfig:
-    """Sizes from the arrays, the rest from what was given; what contradicts them is an error."""
-    needed = ("n_heads",) if given["ablation"] == "none" else ("n_heads", "k_attention", "k_neurons")
-    check_settings(sizes, given, needed)
-    return from_dict(ModelConfig, {"param_dtype": dtype, "compute_dtype": dtype, **sizes, **given})

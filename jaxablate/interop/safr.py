@@ -1,22 +1,21 @@
 """Read and write the SAFR classifier of the paper's PyTorch code."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxablate.config import ClassificationObjective, ClassifierConfig, from_dict
-from jaxablate.errors import CheckpointError, ConfigError
+from jaxablate.config import ClassificationObjective, ClassifierConfig
+from jaxablate.errors import CheckpointError
 from jaxablate.interop.files import Source, read_arrays
-from jaxablate.interop.layout import Entry, check_arrays, check_settings, linear, norm, same, to_state_dict, to_tree
+from jaxablate.interop.layout import Entry, config_of, linear, norm, same, settings_of, to_state_dict, to_tree
 
 _WHAT = "a SAFR classifier"
 _EMBEDDING, _POSITIONS = "embedding.weight", "pos_encoder.pe"
-_TELLING = {_EMBEDDING: 2, _POSITIONS: 3, "vmask.linear_layer.weight": 2, "layers.0.ff.linear1.weight": 2,
-            "fc.weight": 2}
-"""Arrays that tell the sizes, and their number of axes."""
-_LAYER = re.compile(r"layers\.(\d+)\.")
+_AXES = {_EMBEDDING: ("vocab_size", "d_model"), _POSITIONS: ("", "max_length", ""),
+         "vmask.linear_layer.weight": ("vmask_width", ""), "layers.0.ff.linear1.weight": ("d_mlp", ""),
+         "fc.weight": ("n_classes", "")}
+"""Arrays that show the sizes."""
 _NAMES = {
     "vocab_size": "vocab_size",
     "max_seq_length": "max_length",
@@ -28,7 +27,6 @@ _NAMES = {
     "mask_hidden_dim": "vmask_width",
     "dropout": "dropout",
 }
-_SMALL = {"vocab_size": 1, "max_length": 1, "d_model": 2, "d_mlp": 2, "n_classes": 2, "vmask_width": 1}
 
 
 def classifier_from_reference(
@@ -59,10 +57,8 @@ def classifier_from_reference(
     reference = {**stored, **(reference_config or {})}
     given = {ours: reference[name] for name, ours in _NAMES.items() if reference.get(name) is not None}
     given = {"padding": "paper"} | given | overrides
-    sizes = _sizes(arrays)
-    check_settings(sizes, given, needed=("n_heads",))
-    dtype = "float64" if any(array.dtype == np.float64 for array in arrays.values()) else "float32"
-    config = from_dict(ClassifierConfig, {"param_dtype": dtype, "compute_dtype": dtype, **sizes, **given})
+    config = config_of(ClassifierConfig, _WHAT, arrays, given, axes=_AXES, layer=r"layers\.(\d+)\.", entries=_stored,
+                       needed=("n_heads",))
     _check_positions(arrays[_POSITIONS], config)
     return config, to_tree(_entries(config), arrays, config.param_dtype)
 
@@ -98,12 +94,7 @@ def classification_objective_from_reference(source: Source) -> ClassificationObj
       >>> classification_objective_from_reference({"importance_lambda": 1.0, "interaction_lambda": 0.5}).interaction
       0.5
     """
-    settings = source if isinstance(source, Mapping) else read_arrays(source)[1]
-    names = ("importance_lambda", "interaction_lambda")
-    missing = [name for name in names if name not in settings]
-    if missing:
-        raise ConfigError(f"the reference's settings lack {', '.join(missing)}; give both of {', '.join(names)}")
-    importance, interaction = (float(settings[name]) for name in names)
+    importance, interaction = settings_of(source, ("importance_lambda", "interaction_lambda"))
     return ClassificationObjective(importance=importance, interaction=interaction)
 
 
@@ -118,6 +109,11 @@ def _entries(config: ClassifierConfig) -> Iterator[Entry]:
     yield from linear("fc", "classes", d, config.n_classes)
 
 
+def _stored(config: ClassifierConfig) -> list[Entry]:
+    """Every array of the state dict."""
+    return [*_entries(config), same(_POSITIONS, "", 1, config.max_length, config.d_model)]
+
+
 def _block_entries(config: ClassifierConfig, name: str, path: str) -> Iterator[Entry]:
     d, f, heads = config.d_model, config.mlp_width, (config.n_heads, config.head_width)
     for part in ("query", "key", "value"):
@@ -129,25 +125,6 @@ def _block_entries(config: ClassifierConfig, name: str, path: str) -> Iterator[E
     yield from linear(f"{name}.ff.linear1", f"{path}/mlp/up", d, f)
     yield from linear(f"{name}.ff.linear2", f"{path}/mlp/down", f, d)
     yield from norm(f"{name}.norm2", f"{path}/ln_2", d)
-
-
-def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The sizes that the arrays show, once each array is known to be there and to have the shape they imply."""
-    sizes = {"n_layers": 1 + max((int(match[1]) for match in map(_LAYER.match, arrays) if match), default=0)}
-    telling = {name: arrays[name].shape for name, rank in _TELLING.items() if np.ndim(arrays.get(name)) == rank}
-    shapes_known = len(telling) == len(_TELLING)
-    if shapes_known:
-        (vocab_size, d_model), (_, max_length, _), (vmask_width, _), (d_mlp, _), (n_classes, _) = telling.values()
-        sizes |= {"vocab_size": vocab_size, "max_length": max_length, "d_model": d_model, "d_mlp": d_mlp,
-                  "n_classes": n_classes, "vmask_width": vmask_width}
-    config = ClassifierConfig(n_heads=1, **_SMALL | sizes)
-    expected = {e.name: e.reference_shape if shapes_known else None for e in _entries(config)}
-    expected[_POSITIONS] = (1, config.max_length, config.d_model) if shapes_known else None
-    check_arrays("the state dict", _WHAT, {name: array.shape for name, array in arrays.items()}, expected)
-    if not shapes_known:
-        ranks = ", ".join(f"{name} {rank}" for name, rank in _TELLING.items())
-        raise CheckpointError(f"the state dict does not fit {_WHAT}; these arrays must have so many axes: {ranks}")
-    return sizes
 
 
 def _position_table(config: ClassifierConfig) -> np.ndarray:
