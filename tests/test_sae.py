@@ -283,3 +283,75 @@ def test_what_cannot_be_trained_is_said(error, message, options):
 def test_settings_out_of_range(message, make):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+# --- architectures and arrays of one's own ---
+
+
+@pytest.fixture
+def halved():
+    """A registered architecture: half of every positive pre-activation, with an L1 penalty."""
+    own = features.Architecture(
+        name="halved", penalty=lambda latents, weights: latents @ weights,
+        inference=lambda pre, threshold, config: jax.nn.relu(pre) / 2,
+        training=lambda pre, cut, config: jax.nn.relu(pre) / 2)
+    yield features.ARCHITECTURES.register(own)
+    del features.ARCHITECTURES._parts["halved"]
+
+
+def test_an_architecture_of_ones_own_trains_and_is_stored(halved, tmp_path):
+    config = small(architecture="halved")
+    done = train(activations, table(), tokens, RUNS, config, DATA)
+    sae = done.autoencoders[0]
+    np.testing.assert_allclose(sae.encode(jnp.zeros(6)), jax.nn.relu(sae.b_enc) / 2)
+    assert halved.label(config, 5.0) == "halved L1 5"
+    features.save(tmp_path, sae, "a")
+    assert features.load(tmp_path).sae.config == config
+    with pytest.raises(ConfigError, match=r"unknown autoencoder architecture 'halve'; did you mean 'halved'\?"):
+        small(architecture="halve")
+
+
+def sparse_vectors(rows=600):
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(12, 6))
+    return ((rng.random((rows, 12)) < 0.1) * rng.random((rows, 12)) @ directions).astype(np.float32)
+
+
+PACE = {"steps": 300, "batch_tokens": 32, "l1": 0.5}
+
+
+def test_fit_takes_arrays_and_whatever_yields_them():
+    x = sparse_vectors()
+    steps = []
+    fitted = features.fit(x, progress=lambda step, metrics: steps.append(step), **PACE)
+    assert fitted.config.d_sae == 96 and fitted.settings.rate == 3e-3 and steps[-1] == 300
+    assert fitted.history.loss.shape == (300,) and fitted.history.mse[-30:].mean() < 0.5 * fitted.history.mse[:5].mean()
+    assert 0.5 < fitted.explained_variance < 1 and 0 < fitted.l0 < 40
+    whole = features.reconstruction(fitted.autoencoder, x)
+    assert whole.explained_variance == pytest.approx(fitted.explained_variance, abs=0.1)
+    out = np.asarray(fitted.autoencoder(x))
+    expected = 1 - ((x - out) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
+    assert whole.explained_variance == pytest.approx(expected, abs=1e-5)
+    assert whole.l0 == pytest.approx(float((fitted.autoencoder.encode(x) > 0).sum(-1).mean()), rel=1e-5)
+    same = features.fit(jnp.asarray(x), **PACE)
+    jax.tree.map(np.testing.assert_array_equal, same.autoencoder, fitted.autoencoder)
+    parts = [x[:250], x[250:251], x[251:]]
+    jax.tree.map(np.testing.assert_array_equal, features.fit(lambda: iter(parts), **PACE).autoencoder,
+                 features.fit(parts, **PACE).autoencoder)
+
+
+def test_what_cannot_be_fitted(unchecked_types):
+    with pytest.raises(DataError, match="the data ended after"):
+        features.fit(iter([sparse_vectors()]), **PACE)
+    with pytest.raises(ConfigError, match=r"shape \(2, 300, 6\) and type float32; give floats \[n, d\]"):
+        features.fit(sparse_vectors().reshape(2, 300, 6))
+    with pytest.raises(ConfigError, match="not \\[W, T, sites, D\\]"):
+        features.fit(sparse_vectors(), small(d_in=7), **PACE)
+    with pytest.raises(DataError, match="the activations end before"):
+        features.fit([], **PACE)
+    with pytest.raises(ConfigError, match="preset='quik' must be quick or paper"):
+        features.fit(sparse_vectors(), preset="quik")
+
+
+def test_the_learning_rate_follows_the_number_of_steps():
+    assert [SaeTrainConfig(steps=n).rate for n in (100_000, 1000, 10)] == [1e-5, 1e-3, 3e-3]

@@ -252,12 +252,20 @@ def test_sums_of_units_make_the_means():
     total = dict(zip(COLUMNS, found.unit_sums.sum(0), strict=True))
     assert total["ce_sae"] / total["tokens"] == pytest.approx(value(found, "ce_sae"))
 
+
+def test_stories_are_the_units_where_there_are_enough(monkeypatch):
     def by_story():
         for batch in batches():
-            yield batch | {"unit": np.tile([0, 0, 0, 7, 7, 7], (3, 1))}
+            yield batch | {"story": np.tile([0, 0, 0, 7, 7, 7], (3, 1))}
 
-    grouped = evaluate(MODEL, params(), by_story, [("clean.layer_0.mlp_out", perfect())], min_tokens=1)[0]
-    assert grouped.unit_sums[:, 0].tolist() == [18, 16]
+    def units():
+        pair = ("clean.layer_0.mlp_out", perfect())
+        measures, = evaluate(MODEL, params(), by_story, [pair], min_tokens=1)
+        return measures.unit, measures.unit_sums[:, 0].tolist()
+
+    assert units() == ("windows", [6, 6, 6, 6, 6, 4])
+    monkeypatch.setattr(metrics, "MIN_STORIES", 2)
+    assert units() == ("stories", [18, 16])
 
 
 def test_logits_in_chunks_are_the_same(monkeypatch):

@@ -17,27 +17,6 @@ from jaxablate.stats import Estimate
 from jaxablate.suites import autoencoders as suite
 from jaxablate.suites.autoencoders import StoredAutoencoder
 
-EOT = 9
-
-
-def batches():
-    """Two batches of two rows; stories end at the targets 9, one of them across the batches, one behind the mask."""
-    for targets, mask in (([[1, 9, 2, 3], [4, 9, 5, 6]], [[1, 1, 1, 1], [1, 1, 1, 1]]),
-                          ([[7, 9, 1, 1], [9, 2, 9, 9]], [[1, 1, 1, 1], [1, 1, 0, 0]])):
-        yield {"inputs": np.zeros((2, 4), int), "targets": np.array(targets), "mask": np.array(mask, np.float32)}
-
-
-def test_each_target_belongs_to_its_story(monkeypatch):
-    again, unit = suite.with_units(batches, EOT)
-    assert unit == "windows" and "unit" not in next(again())  # four stories are too few
-    monkeypatch.setattr(suite, "MIN_STORIES", 4)
-    again, unit = suite.with_units(batches, EOT)
-    assert unit == "stories"
-    for _ in range(2):  # it can be started anew
-        first, second = again()
-        assert first["unit"].tolist() == [[0, 0, 1, 1], [1, 1, 2, 2]]
-        assert second["unit"][0].tolist() == [2, 2, 3, 3] and second["unit"][1, :2].tolist() == [3, 4]
-
 
 def sums(**changes):
     """Three units of 1, 2 and 1 tokens."""

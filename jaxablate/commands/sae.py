@@ -133,14 +133,10 @@ class SaeSettings(base.RunSettings):
 
     def run(self, console: Console) -> None:
         """Trains what is missing, showing how far it is, and prints the stored autoencoders' figures."""
-        report = autoencoders(self, partial(base.say, console), partial(training_line, console))
-        if report.results is None:
-            print(f"stopped at {report.stopped}; the same command goes on from there", file=sys.stderr)
-            raise SystemExit(130)
-        panel = report.results.suites["sae"].panels[0]
-        table = tables.terminal(dataclasses.replace(panel, title=f"autoencoders of {self.workdir}"))
-        console.print(table)
-        base.say_paths(console, [*report.trained, self.workdir / "report.html"])
+        trained, results = autoencoders(self, console)
+        panel: Any = results.suites["sae"].panels[0]
+        console.print(tables.terminal(dataclasses.replace(panel, title=f"autoencoders of {self.workdir}")))
+        base.say_paths(console, [*trained, self.workdir / "report.html"])
 
     @property
     def kind(self) -> Architecture:
@@ -169,18 +165,6 @@ class SaeSettings(base.RunSettings):
 
 
 parse = partial(base.parse, SaeSettings)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SaeReport:
-    """How a call of `autoencoders` ended."""
-
-    trained: tuple[Path, ...]
-    """Folders of the autoencoders that this call stored."""
-    results: Results | None
-    """Results with the suite's record; None where a signal stopped the training before its end."""
-    stopped: str = ""
-    """Where a signal stopped it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,17 +201,15 @@ class Job:
         return dataclasses.replace(self, runs=left)
 
 
-def autoencoders(
-    settings: SaeSettings, say: Callable[[str], None] = lambda line: None,
-    show_progress: Callable[[int], contextlib.AbstractContextManager[Line]] =
-        lambda steps: contextlib.nullcontext(lambda step, figures, rate: None),
-) -> SaeReport:
+def autoencoders(settings: SaeSettings, console: Console) -> tuple[list[Path], Results]:
     """Trains what is not stored yet, and measures everything that is.
 
     Args:
       settings: which run, sites, coefficients, seeds, and how long.
-      say: receives lines of progress.
-      show_progress: steps -> context of a function that is called with each round.
+      console: where progress is shown.
+
+    Returns:
+      Folders of the autoencoders that this call stored, and the run's results with the suite's record.
 
     Raises:
       ConfigError: a site does not exist, or the run is none of a language model.
@@ -235,6 +217,7 @@ def autoencoders(
       CheckpointError: the run cannot be read.
       FileError: a file cannot be written, or another process trains the same.
       TrainingError: a loss was not finite.
+      SystemExit: with code 130, a signal stopped the training, which the same call goes on with.
     """
     config = require_language_model(settings.workdir, "autoencoders are trained on")
     for name in settings.sites:
@@ -250,14 +233,11 @@ def autoencoders(
             job = job.without_stored(folder) if job is whole else job
             if not job.runs:
                 continue
-            result = _train_job(job, run, settings, folder, say, show_progress)
-            if isinstance(result, str):
-                return SaeReport(trained=tuple(trained), results=None, stopped=result)
-            trained += result
+            trained += _train_job(job, run, settings, folder, console)
     asked = sum(len(job.runs) for job in jobs)
     if len(trained) < asked:
-        say(f"{asked - len(trained)} of {asked} autoencoders were stored already")
-    return SaeReport(trained=tuple(trained), results=score(settings.score(), say))
+        base.say(console, f"{asked - len(trained)} of {asked} autoencoders were stored already")
+    return trained, score(settings.score(), partial(base.say, console))
 
 
 def plan(settings: SaeSettings, model: ModelConfig, length: int, origin: Mapping[str, Any]) -> list[Job]:
@@ -339,9 +319,8 @@ def _source(job: Job, run: Run) -> _Source:
     return _Source(activations=gaussian, params=moments, tokens=gaussian.batches(job.windows), model_params=params)
 
 
-def _train_job(job: Job, run: Run, settings: SaeSettings, folder: Path, say: Callable[[str], None],
-               show_progress: Callable[[int], contextlib.AbstractContextManager[Line]]) -> list[Path] | str:
-    """Folders of the trained autoencoders, or where a signal stopped the training."""
+def _train_job(job: Job, run: Run, settings: SaeSettings, folder: Path, console: Console) -> list[Path]:
+    """Trains a job's autoencoders and returns the folders that they are stored in."""
     where = folder / "jobs" / job.digest
     with _held(where):
         source, state = _source(job, run), None
@@ -351,8 +330,8 @@ def _train_job(job: Job, run: Run, settings: SaeSettings, folder: Path, say: Cal
             except DataError as error:
                 raise CheckpointError(f"{error}; delete {where / STATE} to start anew") from error
         first = 0 if state is None else int(state.step)
-        say(_banner(job, run.splits["train"].tokens.n_tokens, first))
-        with show_progress(job.settings.steps) as line, _Rounds(job, where, settings, line, first) as rounds, (
+        base.say(console, _banner(job, run.splits["train"].tokens.n_tokens, first))
+        with training_line(console, job.settings.steps) as line, _Rounds(job, where, settings, line, first) as rounds, (
                 Interruption()) as interruption, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             trained = features.train(source.activations, source.params, source.tokens, job.runs, job.config,
@@ -360,9 +339,11 @@ def _train_job(job: Job, run: Run, settings: SaeSettings, folder: Path, say: Cal
                                      stop=lambda: interruption.name is not None)
             if int(trained.state.step) < job.settings.steps:
                 rounds.save(trained.state)
-                return f"step {int(trained.state.step):,} of {job.settings.steps:,}"
+                print(f"stopped at step {int(trained.state.step):,} of {job.settings.steps:,}; the same command goes "
+                      "on from there", file=sys.stderr)
+                raise SystemExit(130)
         for warning in warned:
-            say(f"warning: {warning.message}")
+            base.say(console, f"warning: {warning.message}")
         paths = _store(job, trained, source, run, folder)
         (where / STATE).unlink(missing_ok=True)
     return paths

@@ -26,8 +26,8 @@ from jaxablate.features.architectures import ARCHITECTURES, Architecture, Autoen
 from jaxablate.features.config import SaeRun, SaeTrainConfig
 from jaxablate.features.controls import GaussianActivations, Moments, moments
 from jaxablate.features.files import SavedAutoencoder, fingerprint, load, load_state, save, save_state
-from jaxablate.features.fit import Fit, fit
-from jaxablate.features.metrics import SaeMeasures, evaluate, evaluate_reconstruction
+from jaxablate.features.fitting import Fit, fit
+from jaxablate.features.metrics import SaeMeasures, evaluate
 from jaxablate.features.sae import SparseAutoencoder
 from jaxablate.features.sites import Reader, Site, find_site, forward, paper_site, reader
 from jaxablate.features.step import LossTerms, SaeState, StepMetrics, gradient, init_state, losses, train_step
@@ -36,7 +36,7 @@ from jaxablate.features.training import Reconstruction, Trained, TrainState, rec
 __all__ = [
     "ARCHITECTURES", "Architecture", "AutoencoderConfig", "Fit", "GaussianActivations", "LossTerms", "Moments",
     "Reader", "Reconstruction", "SaeMeasures", "SaeRun", "SaeState", "SaeTrainConfig", "SavedAutoencoder", "Site",
-    "SparseAutoencoder", "StepMetrics", "TrainState", "Trained", "evaluate", "evaluate_reconstruction", "find_site",
+    "SparseAutoencoder", "StepMetrics", "TrainState", "Trained", "evaluate", "find_site",
     "fingerprint", "fit", "forward", "gradient", "init_state", "load", "load_state", "losses", "moments", "paper_site",
     "reader", "reconstruction", "save", "save_state", "train", "train_step",
 ]

@@ -15,7 +15,7 @@ The loss of standard has the L1 penalty, that of topk and batchtopk the auxiliar
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class Architecture:
     name: str
     inference: Callable[[jax.Array, jax.Array, "AutoencoderConfig"], jax.Array]
     """(pre-activations [..., S], thresholds [S], config) -> latents [..., S], none below 0."""
-    training: Callable[[jax.Array, jax.Array | None, "AutoencoderConfig"], jax.Array] | None = None
+    training: Callable[[jax.Array, Any, "AutoencoderConfig"], jax.Array] | None = None
     """(pre-activations [M, S], what `cut` gave, config) -> latents [M, S] of a part of a batch, differentiated by JAX.
     None for an architecture that can be used but not trained."""
     cut: Callable[[jax.Array, "AutoencoderConfig"], jax.Array] | None = None

@@ -298,7 +298,7 @@ def _config(folder: Path, settings: dict[str, Any], own: Mapping[str, Any]) -> A
         if own.get("config"):
             return AutoencoderConfig(**own["config"])
         architecture, kwargs = settings.get("architecture", "standard"), settings.get("activation_fn_kwargs") or {}
-        k = {"k": settings.get("k", kwargs.get("k"))} if architecture == "topk" else {}
+        k: dict[str, Any] = {"k": settings.get("k", kwargs.get("k"))} if architecture == "topk" else {}
         readable = [kind.name for kind in ARCHITECTURES if kind.saelens in (None, kind.name)]
         if architecture not in readable:
             raise DataError(f"{folder / CONFIG}: architecture={architecture!r} cannot be read; {', '.join(readable)} "

@@ -35,8 +35,11 @@ from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.stats import Estimate
 from jaxablate.types import Batch, Params
 
-COLUMNS = ("tokens", "ce", "ce_sae", "ce_zero", "ce_mean", "kl_sae", "kl_zero", "kl_mean", "l0", "l1", "squared_error",
-           "variance", "explained_variance_saelens", "cosine")
+MIN_STORIES = 30
+"""Below this many stories the resampling unit is a row of a batch."""
+COLUMNS: tuple[str, ...] = (
+    "tokens", "ce", "ce_sae", "ce_zero", "ce_mean", "kl_sae", "kl_zero", "kl_mean", "l0", "l1", "squared_error",
+    "variance", "explained_variance_saelens", "cosine")
 """What is summed over each unit's tokens. variance: |x - mean x|^2."""
 DENSITY_EDGES = tuple(np.arange(-6.0, 0.5, 0.5).tolist())
 """Edges of the density histogram, log10 of the share of tokens; what is below the first one is in the first bin."""
@@ -69,6 +72,7 @@ class SaeMeasures:
       density: [S] share of tokens for which a latent is active.
       mean_active: [S] mean of a latent where it is active, 0 for dead ones.
       density_histogram: latents in each bin of `DENSITY_EDGES`; dead ones are in none.
+      unit: what intervals are over: stories, or windows (rows of batches).
       unit_sums: [units, columns] float64, `COLUMNS` summed over each unit.
     """
 
@@ -79,11 +83,12 @@ class SaeMeasures:
     density: np.ndarray
     mean_active: np.ndarray
     density_histogram: tuple[int, ...]
+    unit: str
     unit_sums: np.ndarray
 
 
 def evaluate(
-    model: SelfAblatingTransformer,
+    model: SelfAblatingTransformer | Callable[[Params, jax.Array], jax.Array],
     params: Params,
     batches: Callable[[], Iterable[Batch]],
     autoencoders: Sequence[tuple[str, SparseAutoencoder]],
@@ -91,14 +96,15 @@ def evaluate(
     min_tokens: int = 10_000,
     seed: int = 0,
 ) -> tuple[SaeMeasures, ...]:
-    """Measures autoencoders at any sites of a decoder on a split.
+    """Measures autoencoders at any sites of a decoder on a split, or on vectors that no model computes on.
 
     Args:
-      model: the decoder.
-      params: its parameters.
-      batches: starts the split anew; it is called twice. Each batch has ``inputs`` and ``targets`` int [B, T], ``mask``
-        [B, T] (1 where a token counts), and perhaps ``unit`` int [B, T]: which story (or other unit of resampling) a
-        token belongs to. Without it each row is a unit.
+      model: the decoder. Or (params, inputs [B, T]) -> activations [B, T, sites, D] of the autoencoders' sites, each
+        once, in the order in which they first occur, as `train` takes it; then losses and KL have no value.
+      params: parameters of the model.
+      batches: starts the split anew; it is called twice. Each batch has ``inputs`` int [B, T], ``mask`` [B, T] (1 where
+        a token counts), of a decoder ``targets`` int [B, T], and perhaps ``story`` int [B, T]: the story that a token
+        belongs to. Intervals are over stories, or over rows where there are fewer than `MIN_STORIES`.
       autoencoders: pairs (site, autoencoder of raw activations); those of one site and config run together.
       min_tokens: fewer than so many say too little of dead latents and densities.
       seed: seed of resampling.
@@ -110,79 +116,15 @@ def evaluate(
       ConfigError: a site does not exist, or an autoencoder has another width than its site.
       DataError: too few tokens, or activations that are not finite.
     """
-    model = unrolled(model)
-    for name, sae in autoencoders:
-        site = find_site(model.config, name)
-        if sae.config.d_in != site.width:
-            raise ConfigError(f"the autoencoder takes activations of width {sae.config.d_in}, {site.name} of this "
-                              f"model has {site.width}; it belongs to another model or site")
-    reading = _Reading(model, tuple(dict.fromkeys(site for site, _ in autoencoders)))
-    means = _site_means(reading, params, batches(), min_tokens)
-    return _summed(functools.partial(_measured, model), params, batches(), means, autoencoders, seed)
-
-
-def evaluate_reconstruction(
-    activations: Callable[[Params, jax.Array], jax.Array],
-    params: Params,
-    batches: Callable[[], Iterable[Batch]],
-    sites: Sequence[str],
-    autoencoders: Sequence[tuple[str, SparseAutoencoder]],
-    *,
-    min_tokens: int = 10_000,
-    seed: int = 0,
-) -> tuple[SaeMeasures, ...]:
-    """Measures autoencoders on vectors that no model computes on, such as those of a control.
-
-    Args:
-      activations: (params, inputs [B, T]) -> [B, T, sites, D].
-      params: whatever it takes.
-      batches: as in `evaluate`, without ``targets``.
-      sites: names of what `activations` gives.
-      autoencoders: as in `evaluate`.
-      min_tokens: as in `evaluate`.
-      seed: as in `evaluate`.
-
-    Returns:
-      One `SaeMeasures` for each pair, in order; cross-entropies, KL and CE scores have no value.
-
-    Raises:
-      DataError: too few tokens, or activations that are not finite.
-    """
-    reading = _ReadingOf(activations, tuple(sites))
-    means = _site_means(reading, params, batches(), min_tokens)
-    return _summed(functools.partial(_measured_alone, reading), params, batches(), means, autoencoders, seed)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reading:
-    """(params, tokens) -> activations of a model by site."""
-
-    model: SelfAblatingTransformer
-    names: tuple[str, ...]
-
-    def __call__(self, params: Params, tokens: jax.Array) -> dict[str, jax.Array]:
-        return forward(self.model, params, tokens, self.names)[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class _ReadingOf:
-    """(params, tokens) -> activations by site, from any function that gives them."""
-
-    activations: Callable[[Params, jax.Array], jax.Array]
-    names: tuple[str, ...]
-
-    def __call__(self, params: Params, tokens: jax.Array) -> dict[str, jax.Array]:
-        x = self.activations(params, tokens)
-        return {name: x[:, :, i] for i, name in enumerate(self.names)}
-
-
-def _arrays(batch: Batch) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(batch[name]) for name in ("inputs", "targets", "mask") if name in batch}
-
-
-def _summed(measured, params: Params, batches: Iterable[Batch], means, autoencoders, seed: int
-            ) -> tuple[SaeMeasures, ...]:
-    """Adds up what `measured` gives for each batch; one `SaeMeasures` for each autoencoder."""
+    if isinstance(model, SelfAblatingTransformer):
+        model = unrolled(model)
+        for name, sae in autoencoders:
+            site = find_site(model.config, name)
+            if sae.config.d_in != site.width:
+                raise ConfigError(f"the autoencoder takes activations of width {sae.config.d_in}, {site.name} of this "
+                                  f"model has {site.width}; it belongs to another model or site")
+    sites = tuple(dict.fromkeys(site for site, _ in autoencoders))
+    means, stories = _site_means(model, sites, params, batches(), min_tokens)
     groups: dict[tuple[str, AutoencoderConfig], list[int]] = {}
     for i, (site, sae) in enumerate(autoencoders):
         groups.setdefault((site, sae.config), []).append(i)
@@ -190,65 +132,77 @@ def _summed(measured, params: Params, batches: Iterable[Batch], means, autoencod
               for members in groups.values()]
     totals = [_Total(sae.config.d_sae) for _, sae in autoencoders]
     row = 0
-    for batch in batches:
-        figures = jax.device_get(measured(tuple(site for site, _ in groups), params, _arrays(batch), means, stacks))
-        shape = np.shape(batch["inputs"])
-        unit = np.asarray(batch.get("unit", row + np.broadcast_to(np.arange(shape[0])[:, None], shape)))
-        row += shape[0]
+    for batch in batches():
+        figures = jax.device_get(_measured(model, tuple(site for site, _ in groups), params, _arrays(batch), means,
+                                           stacks))
+        rows, length = np.shape(batch["inputs"])
+        row_of_token = np.repeat(np.arange(row, row + rows)[:, None], length, axis=1)
+        unit = np.asarray(batch["story"]) if stories >= MIN_STORIES else row_of_token
+        row += rows
         for members, values in zip(groups.values(), figures, strict=True):
             for i, member in enumerate(members):
                 totals[member].add(values, i, unit, np.asarray(batch["mask"]) > 0)
-    return tuple(total.measures(site, seed) for (site, _), total in zip(autoencoders, totals, strict=True))
+    unit = "stories" if stories >= MIN_STORIES else "windows"
+    return tuple(total.measures(site, unit, seed) for (site, _), total in zip(autoencoders, totals, strict=True))
 
 
-def _site_means(reading, params: Params, batches: Iterable[Batch], min_tokens: int) -> dict[str, jax.Array]:
-    """Mean of each site over the split, which must have `min_tokens`."""
-    sums: dict[str, Any] = dict.fromkeys(reading.names, 0.0)
-    count = 0
+def _arrays(batch: Batch) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(batch[name]) for name in ("inputs", "targets", "mask") if name in batch}
+
+
+def _read(model: Any, sites: tuple[str, ...], params: Params, tokens: jax.Array
+          ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Activations by site, and the final states of a decoder by stream."""
+    if isinstance(model, SelfAblatingTransformer):
+        return forward(model, params, tokens, sites)
+    x = model(params, tokens)
+    return {name: x[:, :, i] for i, name in enumerate(sites)}, {}
+
+
+def _site_means(model: Any, sites: tuple[str, ...], params: Params, batches: Iterable[Batch], min_tokens: int
+                ) -> tuple[dict[str, jax.Array], int]:
+    """Mean of each site over the split, which must have `min_tokens`; and the number of its stories."""
+    sums: dict[str, Any] = dict.fromkeys(sites, 0.0)
+    count, stories = 0, set[int]()
     for batch in batches:
-        for name, value in jax.device_get(_site_sums(reading, params, _arrays(batch))).items():
+        for name, value in jax.device_get(_site_sums(model, sites, params, _arrays(batch))).items():
             if not np.all(np.isfinite(value)):
                 raise DataError(f"activations at {name} are NaN or infinite; the model's parameters are damaged")
             sums[name] = sums[name] + value.astype(np.float64)
-        count += int((np.asarray(batch["mask"]) > 0).sum())
+        counted = np.asarray(batch["mask"]) > 0
+        count += int(counted.sum())
+        stories.update(np.unique(np.asarray(batch["story"])[counted]).tolist() if "story" in batch else ())
     if count < min_tokens:
         raise TooLittleDataError(
             f"{count:,} tokens were read; dead latents and densities need at least {min_tokens:,}; read more of the "
             "split, or take a longer one"
         )
-    return {name: jnp.asarray(total / count, jnp.float32) for name, total in sums.items()}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _site_sums(reading, params: Params, batch) -> dict[str, jax.Array]:
-    mask = (batch["mask"] > 0)[..., None]
-    return {name: jnp.sum(jnp.where(mask, x, 0), axis=(0, 1)) for name, x in reading(params, batch["inputs"]).items()}
+    return {name: jnp.asarray(total / count, jnp.float32) for name, total in sums.items()}, len(stories)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _measured_alone(reading, sites, params: Params, batch, means, stacks: list[SparseAutoencoder]):
-    """As `_measured`, without what needs the model to go on."""
-    x = reading(params, batch["inputs"])
-    return [_reconstructions(saes, x[site], means[site], batch["mask"])[1]
-            for site, saes in zip(sites, stacks, strict=True)]
+def _site_sums(model, sites, params: Params, batch) -> dict[str, jax.Array]:
+    mask = (batch["mask"] > 0)[..., None]
+    x = _read(model, sites, params, batch["inputs"])[0]
+    return {name: jnp.sum(jnp.where(mask, x, 0), axis=(0, 1)) for name, x in x.items()}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _measured(model, sites, params: Params, batch, means, stacks: list[SparseAutoencoder]
               ) -> list[dict[str, jax.Array]]:
     """For each group the figures of `COLUMNS` as arrays [n, B, T], and latents' counts and sums [n, S]."""
-    x, final = forward(model, params, batch["inputs"], tuple(means))
+    x, final = _read(model, tuple(means), params, batch["inputs"])
     pairs = [_reconstructions(saes, x[site], means[site], batch["mask"])
              for site, saes in zip(sites, stacks, strict=True)]
-    table, dtype = params["embed"]["embedding"], model.config.compute_dtype
-    for name, mean in means.items():
+    for name, mean in means.items() if final else ():
         stream = name.split(".")[0]
         here = [pair for pair, site in zip(pairs, sites, strict=True) if site == name]
         ablated = jnp.stack([jnp.zeros_like(mean), mean])[:, None, None] + jnp.zeros_like(x[name])
         values = jnp.concatenate([*(out for out, _ in here), ablated])  # [K, B, T, D], every replacement at the site
         edited = over_all(lambda value, name=name, stream=stream:
                           forward(model, params, batch["inputs"], (), {name: value})[1][stream])(values)
-        ce, ce_edited, kl = compared(table, dtype, final[stream], edited, batch["targets"])
+        ce, ce_edited, kl = compared(params["embed"]["embedding"], model.config.compute_dtype, final[stream], edited,
+                                     batch["targets"])
         start = 0
         for out, figures in here:
             chosen, start = slice(start, start + len(out)), start + len(out)
@@ -340,12 +294,12 @@ class _Total:
         for name, column in zip(names.tolist(), sums.T, strict=True):
             self._units[name] = self._units.get(name, 0) + column
 
-    def measures(self, site: str, seed: int) -> SaeMeasures:
+    def measures(self, site: str, unit: str, seed: int) -> SaeMeasures:
         units = np.stack([self._units[name] for name in sorted(self._units)])
         density = self._active / units[:, 0].sum()
         bins = np.clip(np.log10(density[density > 0]), DENSITY_EDGES[0], DENSITY_EDGES[-1])
         return SaeMeasures(
-            site=site, tokens=int(units[:, 0].sum()), estimates=estimates(units, seed),
+            site=site, tokens=int(units[:, 0].sum()), estimates=estimates(units, seed), unit=unit,
             dead=int((self._active == 0).sum()), density=density,
             mean_active=self._total / np.maximum(self._active, 1),
             density_histogram=tuple(np.histogram(bins, DENSITY_EDGES)[0].tolist()), unit_sums=units,

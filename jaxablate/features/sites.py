@@ -10,6 +10,7 @@ import difflib
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +149,6 @@ def forward(
         width = math.prod(x.shape[2:])
         return jnp.broadcast_to(replaced[name], (*x.shape[:2], width)).reshape(x.shape).astype(x.dtype)
 
-    out = model.apply({"params": params}, tokens_BT, edit=edit)
+    out: Any = model.apply({"params": params}, tokens_BT, edit=edit)
     finals = {"clean": out.final_clean} | ({} if out.final_ablated is None else {"ablated": out.final_ablated})
     return activations, finals

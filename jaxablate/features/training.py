@@ -140,24 +140,22 @@ def train(
     if state is not None and int(state.step) >= settings.steps:
         return _finished(runs, site_index, config, state)
     source = _Source(activations, params, tokens, 0 if state is None else int(state.batches), sites_of(runs), settings)
-    if state is None:
-        state = _first_state(source, runs, config, settings)
-    metrics = None
-    while int(state.step) < settings.steps:
-        if int(state.step) > 0:
-            used = _slots(settings, int(state.step) // settings.round_steps - 1, len(state.buffer))
-            buffer = source.fill(state.buffer, used)
-            state = dataclasses.replace(state, buffer=buffer, batches=jnp.asarray(source.taken, jnp.int32))
-        state = jax.tree.map(functools.partial(_beside, params), state)
-        count = min(settings.round_steps, settings.steps - int(state.step))
-        state, metrics = _round(state, site_index, l1, count, settings)
+    now = _first_state(source, runs, config, settings) if state is None else state
+    while (done := int(now.step)) < settings.steps:
+        if done > 0:
+            used = _slots(settings, done // settings.round_steps - 1, len(now.buffer))
+            buffer = source.fill(now.buffer, used)
+            now = dataclasses.replace(now, buffer=buffer, batches=jnp.asarray(source.taken, jnp.int32))
+        now = jax.tree.map(functools.partial(_beside, params), now)
+        count = min(settings.round_steps, settings.steps - done)
+        now, metrics = _round(now, site_index, l1, count, settings)
         if progress is not None:
-            progress(state, jax.device_get(metrics))
+            progress(now, jax.device_get(metrics))
+        if int(now.step) >= settings.steps:
+            _warn_of_negative_variance(runs, np.mean(metrics.explained_variance, axis=0), settings)
         if stop():
             break
-    if metrics is not None and int(state.step) >= settings.steps:
-        _warn_of_negative_variance(runs, np.mean(metrics.explained_variance, axis=0), settings)
-    return _finished(runs, site_index, config, state)
+    return _finished(runs, site_index, config, now)
 
 
 def reconstruction(sae: SparseAutoencoder, x: Float[Array | np.ndarray, "n d"]) -> Reconstruction:
@@ -275,8 +273,9 @@ def _beside(params: Params, x: jax.Array) -> jax.Array:
     """The array bound to the parameters' devices where these are bound: otherwise the first call, whose state is not
     bound yet, would be compiled for itself."""
     leaf = next(iter(jax.tree.leaves(params)), None)
-    bound = isinstance(leaf, jax.Array) and leaf.committed and leaf.sharding.is_fully_replicated
-    return jax.device_put(x, leaf.sharding) if bound else x
+    if isinstance(leaf, jax.Array) and leaf.committed and leaf.sharding.is_fully_replicated:
+        return jax.device_put(x, leaf.sharding)
+    return x
 
 
 def _slots(settings: SaeTrainConfig, round_number: int | jax.Array, size: int) -> jax.Array:

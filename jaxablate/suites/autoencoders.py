@@ -8,13 +8,14 @@ of Gaussian vectors of the site's mean and covariance, and of the same model wit
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxablate import features, stats
+from jaxablate.config import Config
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.features.controls import random_params
 from jaxablate.features.files import stored, without_seed
@@ -26,8 +27,6 @@ from jaxablate.stats import Estimate, number
 from jaxablate.suites.suite import Suite
 from jaxablate.types import Batch
 
-MIN_STORIES = 30
-"""Below this many stories the resampling unit is a window."""
 AT_ONCE = 8
 """Autoencoders in one pass over the split."""
 BLANKS = (16, 256)
@@ -172,44 +171,22 @@ def measure(run: Run) -> SaeResult:
     """
     if run.workdir is None or (reason := lacks(run.workdir)) is not None:
         raise ConfigError(reason if run.workdir else "the suite sae needs a working directory")
+    assert isinstance(run.config, Config)
     members, passed_over = _members(stored(run.workdir), run)
-    batches, unit = with_units(run.splits["valid"].batches, run.tokenizer.eot_id)
     measures: dict[str, features.SaeMeasures] = {}
     for control, evaluate in _EVALUATE.items():
         group = [member for member in members if member.control == control]
         for start in range(0, len(group), AT_ONCE):
-            part, refused = evaluate(run, batches, group[start : start + AT_ONCE])
+            part, refused = evaluate(run, group[start : start + AT_ONCE])
             measures |= part
             passed_over += refused
     rows = [_row(member, measures[member.name]) for member in sorted(members, key=lambda member: member.order)
             if member.name in measures]
-    units = max((len(m.unit_sums) for m in measures.values()), default=0)
+    # Gaussian vectors belong to no story, so their rows do not say what the others' intervals are over.
+    widest = max(measures.values(), key=lambda m: (m.unit == "stories", len(m.unit_sums)), default=None)
     return SaeResult(paper_site=features.paper_site(run.config.model), autoencoders=tuple(rows),
-                     seeds=seed_groups(rows), passed_over=tuple(passed_over), unit=unit, units=units)
-
-
-def with_units(batches: Callable[[], Iterator[Batch]], eot_id: int) -> tuple[Callable[[], Iterator[Batch]], str]:
-    """Batches that say which story each target belongs to, or which window where there are few stories.
-
-    Args:
-      batches: starts the split anew, in file order.
-      eot_id: token that ends a story; it is the last target of its story.
-
-    Returns:
-      Function that starts the split anew, with ``unit`` int [B, T] in each batch; and what a unit is.
-    """
-    def last(batch: Batch) -> np.ndarray:
-        return (np.asarray(batch["targets"]) == eot_id) & (np.asarray(batch["mask"]) > 0)
-
-    def numbered() -> Iterator[Batch]:
-        story = 0
-        for batch in batches():
-            ends = last(batch)
-            yield {**batch, "unit": story + np.cumsum(ends.ravel()).reshape(ends.shape) - ends}
-            story += int(ends.sum())
-
-    enough = sum(int(last(batch).sum()) for batch in batches()) >= MIN_STORIES
-    return (numbered, "stories") if enough else (batches, "windows")
+                     seeds=seed_groups(rows), passed_over=tuple(passed_over), unit=widest.unit if widest else "windows",
+                     units=len(widest.unit_sums) if widest else 0)
 
 
 def seed_groups(rows: Sequence[StoredAutoencoder]) -> tuple[Seeds, ...]:
@@ -250,13 +227,13 @@ _Measured = tuple[dict[str, features.SaeMeasures], list[tuple[str, str]]]
 """Measures by folder, and (folder, why) where there are none."""
 
 
-def _of_model(run: Run, batches: Callable[[], Iterator[Batch]], members: Sequence[_Member]) -> _Measured:
+def _of_model(run: Run, members: Sequence[_Member]) -> _Measured:
     pairs = [(member.saved.name, member.saved.sae) for member in members]
-    measures = features.evaluate(run.model, run.params, batches, pairs, seed=run.seed)
+    measures = features.evaluate(run.model, run.params, run.splits["valid"].batches, pairs, seed=run.seed)
     return {member.name: m for member, m in zip(members, measures, strict=True)}, []
 
 
-def _of_random_weights(run: Run, batches: Callable[[], Iterator[Batch]], members: Sequence[_Member]) -> _Measured:
+def _of_random_weights(run: Run, members: Sequence[_Member]) -> _Measured:
     """Each on the weights it was trained on, drawn again from their seed."""
     measures, refused = {}, []
     for member in members:
@@ -266,12 +243,12 @@ def _of_random_weights(run: Run, batches: Callable[[], Iterator[Batch]], members
             refused.append((member.name, "its random weights are drawn otherwise by this version of JAX; train it "
                             "anew: jaxablate sae --control random-weights"))
             continue
-        measures[member.name], = features.evaluate_reconstruction(
-            features.reader(run.model, [site]), params, batches, [site], [(site, saved.sae)], seed=run.seed)
+        measures[member.name], = features.evaluate(
+            features.reader(run.model, [site]), params, run.splits["valid"].batches, [(site, saved.sae)], seed=run.seed)
     return measures, refused
 
 
-def _of_gaussian(run: Run, _batches: Callable[[], Iterator[Batch]], members: Sequence[_Member]) -> _Measured:
+def _of_gaussian(run: Run, members: Sequence[_Member]) -> _Measured:
     """Each on new draws of its own mean and covariance, as many as the split has tokens."""
     tokens = sum(int((np.asarray(batch["mask"]) > 0).sum()) for batch in run.splits["valid"].batches())
     count = -(-tokens // (BLANKS[0] * BLANKS[1]))
@@ -287,8 +264,7 @@ def _of_gaussian(run: Run, _batches: Callable[[], Iterator[Batch]], members: Seq
             refused.append((member.name, "the mean and covariance of this control are missing"))
             continue
         gaussian = features.GaussianActivations((site,), seed=_HELD_OUT + run.seed)
-        measures[member.name], = features.evaluate_reconstruction(gaussian, saved.moments, draws, [site],
-                                                                  [(site, saved.sae)], seed=run.seed)
+        measures[member.name], = features.evaluate(gaussian, saved.moments, draws, [(site, saved.sae)], seed=run.seed)
     return measures, refused
 
 

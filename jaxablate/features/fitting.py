@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.features.architectures import AutoencoderConfig
+from jaxablate.features.architectures import AutoencoderConfig, require
 from jaxablate.features.config import PRESETS, Preset, SaeRun, SaeTrainConfig
 from jaxablate.features.sae import SparseAutoencoder
 from jaxablate.features.step import StepMetrics
@@ -89,6 +89,7 @@ def fit(
       ConfigError: a setting is out of range, or the activations are no vectors of the config's width.
       DataError: there are too few activations, or some are not finite.
     """
+    require(preset in PRESETS, f"preset={preset!r} must be {' or '.join(PRESETS)}")
     chosen = PRESETS[preset]
     if settings is None:
         settings = SaeTrainConfig(steps=chosen["steps"] if steps is None else steps, batch_tokens=batch_tokens,
@@ -130,7 +131,8 @@ def _batches(activations: Any, size: int, seed: int) -> Iterator[np.ndarray]:
         vectors = np.asarray(activations)
         _check_vectors(vectors)
         return _drawn(vectors, size, np.random.default_rng(seed))
-    return _regrouped(activations if callable(activations) else lambda: activations, size)
+    source: Any = activations if callable(activations) else lambda: activations
+    return _regrouped(source, size)
 
 
 def _drawn(vectors: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
