@@ -77,8 +77,9 @@ class Estimate:
     def __str__(self) -> str:
         if self.interval is None or self.interval[0] == self.interval[1]:
             return number(self.value)
-        low, high = self.interval
-        return f"{number(self.value, low, high)} [{number(low, low, high)}, {number(high, low, high)}]"
+        low, high = map(float, self.interval)
+        value = None if self.value is None else float(self.value)
+        return f"{number(value, low, high)} [{number(low, low, high)}, {number(high, low, high)}]"
 
 
 def estimate(value: "Estimate | float | int | None") -> Estimate:

@@ -72,9 +72,12 @@ def test_report_stands_alone(scored):
 
 def test_the_same_checkpoint_merges_and_another_replaces(workdir, capsys):
     run_command("score", "--workdir", workdir, "--suites", "weights")
+    assert "mean |w|" in capsys.readouterr().out
     run_command("score", "--workdir", workdir, "--suites", "gates", "--batch-size", "3")
     assert set(files.read(workdir).suites) == {"weights", "gates"}
-    assert "clean: " not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "live neurons" in out and "clean: " not in out
+    assert "mean |w|" not in out  # what was measured before stays in the file and is not printed again
     run_command("score", "--workdir", workdir, "--suites", "weights", "--checkpoint", "2")
     assert set(files.read(workdir).suites) == {"weights"} and files.read(workdir).step == 2
     assert "mean |w|" in capsys.readouterr().out

@@ -305,6 +305,35 @@ def test_terminal_tables_show_every_figure():
     assert "6.00 [5.50, 6.50]" in console.export_text()
 
 
+def shown(renderable, width=80):
+    """What a terminal of so many columns shows."""
+    console = Console(width=width, file=io.StringIO())
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_two_runs_of_many_figures_stand_side_by_side_in_80_columns():
+    figures = [Figure(f"figure {i}", Estimate(i + 0.5, i, i + 1.0), better="up") for i in range(40)]
+    suites = {"first": record("first", figures[:20]), "second": record("second", figures[20:])}
+    text = shown(comparisons.terminal_view(compare(runs(results(k=4, suites=suites), results(k=8, suites=suites))), 80))
+    lines = text.splitlines()
+    assert len(lines) < 60 and max(map(len, lines)) <= 80 and text.count("k_neurons 4") == 1
+    assert sum("39.50 [39.00, 40.00]" in line and line.count("[") == 2 for line in lines) == 1
+
+
+def test_words_of_data_are_no_markup():
+    grid = Grid(title="[bold]t", caption="[/x] c", columns=("[red]a", "n"), rows=(("[/dim] [i]", 1.5),))
+    text = shown(tables.terminal(grid))
+    assert all(words in text for words in ("[bold]t", "[/x] c", "[red]a", "[/dim] [i]"))
+    assert "[b]x" in shown(tables.score_table(results(suites={"s": record("s", [Figure("[b]x", 1.0)])}), "[/b]"))
+
+
+def test_a_wide_table_loses_no_digit_in_a_narrow_terminal():
+    cells = tuple(Estimate(i + 0.123456, i + 0.123451, i + 0.123461) for i in range(6))
+    text = shown(tables.terminal(Grid(title="", caption="", columns=tuple("abcdef"), rows=(cells,))), 84)
+    assert "…" not in text and all(f"{i}.123456" in text for i in range(6))
+
+
 def test_page_is_self_contained_and_escapes():
     r = results(suites={"demo": record("demo", [Figure("f<1", 1.0)], PANELS)})
     text = page(r, [{"step": s, "split": "train", "loss_clean": 3.0 - s} for s in (1, 2)], "run")

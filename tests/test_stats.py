@@ -11,7 +11,7 @@ from jaxablate import stats
 from jaxablate.stats import Estimate
 
 
-@pytest.mark.parametrize("successes, trials, expected", [
+@pytest.mark.parametrize(("successes", "trials", "expected"), [
     (81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611)),
 ])
 def test_wilsons_interval_is_that_of_newcombes_table(successes, trials, expected):
@@ -33,7 +33,7 @@ def test_a_mean_over_runs_has_students_interval():
     assert stats.student([3.0]) == Estimate(3.0, n=1)
 
 
-@pytest.mark.parametrize("values, within, expected", [
+@pytest.mark.parametrize(("values", "within", "expected"), [
     ([0.0, 6.0, 1.0], stats.COUNT, (0.0, None)), ([0.9, 1.0, 1.0], stats.FRACTION, (None, 1.0)),
     ([0.1] * 3, stats.FRACTION, (0.1, 0.1)),
 ])
@@ -94,11 +94,11 @@ def test_estimates_survive_json(estimate):
     assert stats.from_json({"value": 1.0}) == {"value": 1.0} and stats.from_json(7) == 7
 
 
-@pytest.mark.parametrize("value, ends, text", [
+@pytest.mark.parametrize(("value", "ends", "text"), [
     (0.00012345, (), "0.0001234"), (3, (), "3"), (1e-9, (), "1.000e-09"), (0.0, (), "0"), (math.nan, (), "nan"),
     (-0.5, (), "-0.5000"), (14535249, (), "14,535,249"), (None, (), "-"),
     (6.4712, (6.31, 6.63), "6.47 [6.31, 6.63]"), (1234.5, (1000.0, 1500.0), "1,234 [1,000, 1,500]"),
-    (0.5, (0.5, 0.5), "0.5000"),
+    (0.5, (0.5, 0.5), "0.5000"), (2, (1, 4), "2.0 [1.0, 4.0]"),
 ])
 def test_an_estimate_shows_the_decimals_that_its_interval_warrants(value, ends, text):
     assert str(Estimate(value, *ends)) == text
