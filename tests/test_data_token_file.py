@@ -57,16 +57,12 @@ def test_width_of_an_id_follows_the_vocabulary(tmp_path, vocab_size, dtype):
     assert file.tokens.tolist() == [0, vocab_size - 2, vocab_size - 1]
 
 
-@pytest.mark.parametrize("bad", [10, 70000, -1])
-def test_an_id_beyond_the_vocabulary_is_refused_and_nothing_is_left(tmp_path, bad):
-    with pytest.raises(DataError, match=rf"token id {bad} is beyond the vocabulary of tokenizer ids; ids are 0\.\.9"):
-        tf.write_token_file(tmp_path / "a.tokens", [[[1]], [[2, bad]]], Ids(), SOURCE)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_no_stories_is_refused(tmp_path):
-    with pytest.raises(DataError, match="holds no story"):
-        tf.write_token_file(tmp_path / "a.tokens", [], Ids(), SOURCE)
+@pytest.mark.parametrize(("stories", "message"), [
+    *[([[[1]], [[2, bad]]], rf"token id {bad} is beyond the vocabulary of tokenizer ids; ids are 0\.\.9")
+      for bad in (10, 70000, -1)], ([], "holds no story")])
+def test_what_cannot_be_stored_is_refused_and_nothing_is_left(tmp_path, stories, message):
+    with pytest.raises(DataError, match=message):
+        tf.write_token_file(tmp_path / "a.tokens", stories, Ids(), SOURCE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,23 +81,15 @@ def test_every_flipped_byte_is_seen(path):
             tf.open_token_file(path)
 
 
-@pytest.mark.parametrize("keep", [0, 5, 100, tf.HEADER_BYTES - 1, tf.HEADER_BYTES, tf.HEADER_BYTES + 3, -1])
-def test_truncation_is_seen(path, keep):
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DataError, match=r"truncated|not a token file"):
-        tf.open_token_file(path)
-
-
-def test_growth_is_seen(path):
-    path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(DataError, match="too long"):
-        tf.open_token_file(path)
-
-
-def test_another_version_is_named(path):
-    whole = path.read_bytes()
-    path.write_bytes(whole[:8] + struct.pack("<I", tf.FORMAT_VERSION + 1) + whole[12:])
-    with pytest.raises(DataError, match=f"has format {tf.FORMAT_VERSION + 1}, this version reads {tf.FORMAT_VERSION}"):
+@pytest.mark.parametrize(("change", "message"), [
+    *[(lambda b, n=n: b[:n], "truncated|not a token file")
+      for n in (0, 5, 100, tf.HEADER_BYTES - 1, tf.HEADER_BYTES, tf.HEADER_BYTES + 3, -1)],
+    (lambda b: b + b"\0", "too long"),
+    (lambda b: b[:8] + struct.pack("<I", tf.FORMAT_VERSION + 1) + b[12:], f"has format {tf.FORMAT_VERSION + 1}, this"),
+])
+def test_another_length_or_version_is_seen(path, change, message):
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DataError, match=message):
         tf.open_token_file(path)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import itertools
 import os
 import re
 import subprocess
@@ -128,7 +129,7 @@ def test_no_file_imports_what_is_banned_or_another_files():
 
 def test_every_package_that_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    requirements = itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
     declared = {re.match(r"[\w-]+", line)[0].lower().replace("_", "-") for line in requirements}
     providers = importlib.metadata.packages_distributions()
     tops = {name.split(".")[0] for path in FILES for name in imports(path)} - {"jaxablate"} - sys.stdlib_module_names

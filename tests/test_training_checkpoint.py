@@ -227,9 +227,13 @@ def test_a_full_disk_is_one_clear_line(tmp_path, fresh, seen, monkeypatch):
     try:
         write(small, fresh(data=1), {1: None})
         checkpoints = Checkpoints(small, 3)
-        with pytest.raises(CheckpointError, match=r"no space left on the device.*the last good") as caught:
+
+        def fill():
             for step in range(2, 40):
                 checkpoints.save(at_step(fresh(data=1), step), {})
+
+        with pytest.raises(CheckpointError, match=r"no space left on the device.*the last good") as caught:
+            fill()
         checkpoints.close()
         assert "\n" not in str(caught.value)
         assert not list((small / "checkpoints").glob("*tmp*")), "half a checkpoint was left"
