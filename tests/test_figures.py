@@ -14,7 +14,7 @@ from jaxablate.config import ClassificationConfig, ClassificationObjective, Clas
 from jaxablate.errors import FileError
 from jaxablate.reports import figures, html
 from jaxablate.reports import results as files
-from jaxablate.reports.compare import Run, compare
+from jaxablate.reports.compare import ScoredRun, compare
 from jaxablate.reports.panels import Beside, Edge, Grid, Heatmap, Network, Node, panel_from_dict
 
 WORDS = ("a", "$witty$ <film>", "incomprehensibilities", "\n", "电影")
@@ -179,7 +179,7 @@ def test_summary_of_a_classifier(model, line):
 
 
 def test_classifiers_that_differ_in_a_lambda_are_two_rows():
-    runs = [Run(name=str(i), results=classified(importance=importance, seed=seed))
+    runs = [ScoredRun(name=str(i), results=classified(importance=importance, seed=seed))
             for i, (importance, seed) in enumerate(((0.0, 0), (1.0, 0), (1.0, 1)))]
     table = compare(runs)
     assert table.fields == ("objective.importance",)

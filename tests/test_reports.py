@@ -22,7 +22,7 @@ from jaxablate.provenance import Provenance
 from jaxablate.reports import compare as comparisons
 from jaxablate.reports import results as files
 from jaxablate.reports import tables
-from jaxablate.reports.compare import Run, compare
+from jaxablate.reports.compare import ScoredRun, compare
 from jaxablate.reports.html import page, read_history, training_curves
 from jaxablate.reports.panels import (
     Bar,
@@ -70,7 +70,7 @@ def results(ablation="local", seed=0, k=8, value=6.0, digest=None, suites=None, 
 
 
 def runs(*found):
-    return [Run(name=f"runs/{i}", results=r) for i, r in enumerate(found)]
+    return [ScoredRun(name=f"runs/{i}", results=r) for i, r in enumerate(found)]
 
 
 def test_results_survive_json():

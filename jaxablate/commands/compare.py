@@ -11,7 +11,7 @@ from rich.console import Console
 from jaxablate.commands import base
 from jaxablate.errors import CheckpointError
 from jaxablate.reports import results as files
-from jaxablate.reports.compare import Run, compare, terminal_view, write
+from jaxablate.reports.compare import ScoredRun, compare, terminal_view, write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class CompareSettings(base.Settings):
 parse = partial(base.parse, CompareSettings)
 
 
-def read_runs(paths: tuple[Path, ...], allow_missing: bool, console: Console) -> list[Run]:
+def read_runs(paths: tuple[Path, ...], allow_missing: bool, console: Console) -> list[ScoredRun]:
     """Results of each path that is a working directory; other files that a ``runs/*`` matches are passed over.
 
     Raises:
@@ -54,7 +54,7 @@ def read_runs(paths: tuple[Path, ...], allow_missing: bool, console: Console) ->
         elif not scored:
             missing.append(path)
         else:
-            runs.append(Run(name=str(path), results=files.read(path)))
+            runs.append(ScoredRun(name=str(path), results=files.read(path)))
     for path in missing if allow_missing else ():
         console.print(f"{path} is not scored and left out", style="yellow", highlight=False, markup=False)
     if missing and not allow_missing:

@@ -195,11 +195,11 @@ def stored_results(folder: Path, say: Say) -> Results | None:
 def _open(settings: MatchSettings, workdir: Path, checkpoint: str, *stored: Results | None) -> Checkpoint:
     """A checkpoint, with the suites that stored results of the same checkpoint hold of the whole split."""
     run = open_run(workdir, checkpoint, batch_size=settings.batch_size, seed=settings.seed)
-    known = score.empty_results(run)
+    merged = score.empty_results(run)
     for old in stored:
-        known = results.merge(old, known)
-    entire = {name: record for name, record in known.suites.items() if "max_batches" not in record.options}
-    return Checkpoint(workdir=workdir, run=run, results=dataclasses.replace(known, suites=entire))
+        merged = results.merge(old, merged)
+    suites = {name: record for name, record in merged.suites.items() if "max_batches" not in record.options}
+    return Checkpoint(workdir=workdir, run=run, results=dataclasses.replace(merged, suites=suites))
 
 
 def _with_loss(checkpoint: Checkpoint, say: Say) -> Checkpoint:

@@ -5,7 +5,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from jaxablate import files, stats
 from jaxablate.config import INCIDENTAL, flatten
+from jaxablate.reports.figures import write_figure
 from jaxablate.reports.html import template
 from jaxablate.reports.panels import Bar, Bars, Cell, Grid
 from jaxablate.reports.results import Better, Figure, Results
@@ -28,7 +29,7 @@ LABEL_WIDTHS = (40, 30, 22)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class ScoredRun:
     """One scored working directory."""
 
     name: str
@@ -72,7 +73,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The whole table."""
+    """Several runs side by side."""
 
     fields: tuple[str, ...]
     """Settings that differ between the rows' configurations, dotted names; ``run`` where none does."""
@@ -107,7 +108,7 @@ class Comparison:
         return ", ".join(f"{name} {value}" for name, value in zip(self.short_fields, row.labels, strict=True))
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare(runs: Sequence[ScoredRun]) -> Comparison:
     """One table over runs.
 
     Args:
@@ -118,7 +119,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
       interval its suite gave, or has none.
     """
     runs, notes = _without_copies(runs)
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[ScoredRun]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_settings(run.results), sort_keys=True), []).append(run)
     fields = _differing_fields([group[0].results for group in groups.values()])
@@ -127,7 +128,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     return Comparison(fields=fields or ("run",), columns=columns, rows=rows, notes=(*notes, *_gaps(runs)))
 
 
-def _without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+def _without_copies(runs: Sequence[ScoredRun]) -> tuple[list[ScoredRun], list[str]]:
     """Drops a run whose parameters were met before: the same checkpoint twice is not a second seed."""
     distinct, notes, seen = [], [], {}
     for run in runs:
@@ -173,7 +174,7 @@ def _differing_fields(results: Sequence[Results]) -> tuple[str, ...]:
     return tuple(sorted(varied, key=lambda n: (not n.startswith("model."), n != "model.ablation")))
 
 
-def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
+def _columns(runs: Sequence[ScoredRun]) -> tuple[Column, ...]:
     """Every figure any run has, suites and figures in the order first met."""
     suites: dict[str, dict[str, Figure]] = {}
     for run in runs:
@@ -184,7 +185,7 @@ def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
                  for suite, figures in suites.items() for f in figures.values())
 
 
-def _row(group: Sequence[Run], fields: Sequence[str], columns: Sequence[Column]) -> Row:
+def _row(group: Sequence[ScoredRun], fields: Sequence[str], columns: Sequence[Column]) -> Row:
     settings = _settings(group[0].results)
     labels = tuple(_label(settings.get(name)) for name in fields) or (group[0].name if len(group) == 1 else "all",)
     return Row(
@@ -198,7 +199,7 @@ def _label(value: Any) -> str:
     return " ".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
 
 
-def _cell(group: Sequence[Run], column: Column) -> Estimate:
+def _cell(group: Sequence[ScoredRun], column: Column) -> Estimate:
     """The only run's own estimate, or the mean over several runs."""
     records = [run.results.suites[column.suite] for run in group if column.suite in run.results.suites]
     figures = [f for record in records for f in record.figures
@@ -208,7 +209,7 @@ def _cell(group: Sequence[Run], column: Column) -> Estimate:
     return stats.student([float(f.estimate) for f in figures], within=figures[0].range or stats.UNBOUNDED)
 
 
-def _gaps(runs: Sequence[Run]) -> list[str]:
+def _gaps(runs: Sequence[ScoredRun]) -> list[str]:
     """Notes on suites measured in some runs only, and on suites measured with other options."""
     notes = []
     gated = {r.name for r in runs if flatten(r.results.config).get("model.ablation") != "none"}
@@ -240,9 +241,8 @@ def data_table(comparison: Comparison) -> Grid:
 
 def figures_table(comparison: Comparison, rows: Sequence[Row]) -> Grid:
     """Some configurations side by side: the suite's name and the figure, then a column for each."""
-    about: list[tuple[str, Callable[[Row], Cell]]] = [
-        ("n", lambda row: len(row.runs)), ("checkpoint", lambda row: row.steps_text)]
-    lines: list[tuple[Cell, ...]] = [("runs", name, *(value(row) for row in rows)) for name, value in about]
+    lines: list[tuple[Cell, ...]] = [("runs", "n", *(len(row.runs) for row in rows)),
+                                     ("runs", "checkpoint", *(row.steps_text for row in rows))]
     lines += [(c.suite, c.heading, *(row.cells[i] for row in rows)) for i, c in enumerate(comparison.columns)]
     return Grid(title="", caption="", columns=("suite", "figure", *map(comparison.label, rows)), rows=tuple(lines))
 
@@ -280,11 +280,11 @@ def page(comparison: Comparison) -> str:
     runs = Grid(title="", caption="", columns=("configuration", "n", "checkpoint", "seeds", "runs"), rows=tuple(
         (comparison.label(row), len(row.runs), row.steps_text, " ".join(map(str, row.seeds)), ", ".join(row.runs))
         for row in comparison.rows))
-    whole = figures_table(comparison, comparison.rows)
+    every = figures_table(comparison, comparison.rows)
     sections: list[tuple[str, Grid, tuple[Bars, ...]]] = [("runs", runs, ())]
     for suite in comparison.suites:
-        rows = tuple(row[1:] for row in whole.rows[2:] if row[0] == suite)
-        grid = dataclasses.replace(whole, columns=whole.columns[1:], rows=rows)
+        rows = tuple(row[1:] for row in every.rows[2:] if row[0] == suite)
+        grid = dataclasses.replace(every, columns=every.columns[1:], rows=rows)
         sections.append((suite, grid, suite_bars(comparison, suite)))
     lines = [("shown:", f"{comparison.explanation} Bars have the same intervals as whiskers.")]
     return template("comparison.html").render(title="Comparison of runs", lines=lines, sections=sections,
@@ -317,8 +317,6 @@ def write(comparison: Comparison, out: str, *, figures: bool = False) -> list[Pa
     Raises:
       FileError: a folder cannot be made or written to.
     """
-    from jaxablate.reports.figures import write_figure
-
     prefix = Path(out) / "table" if out.endswith("/") or Path(out).is_dir() else Path(out)
     grid = table(comparison)
     texts = {".md": markdown(grid, comparison.notes), ".csv": csv_text(data_table(comparison)), ".tex": latex(grid),

@@ -45,7 +45,7 @@ class MatchedRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the two."""
+    """One of the two checkpoints."""
 
     name: str
     """Name of the run."""
@@ -58,7 +58,7 @@ class Side:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Matched:
-    """The whole comparison."""
+    """Two checkpoints and all their figures."""
 
     model: Side
     baseline: Side
@@ -133,10 +133,10 @@ def terminal_view(matched: Matched) -> Group:
 
 def page(matched: Matched) -> str:
     """The comparison as one page: the losses, then for each suite both figures as a table and as bars."""
-    whole, sections = table(matched), []
+    every, sections = table(matched), []
     for suite in dict.fromkeys(row.suite for row in matched.rows):
-        grid = dataclasses.replace(whole, columns=whole.columns[1:], rows=tuple(
-            row[1:] for row in whole.rows if row[0] == suite))
+        grid = dataclasses.replace(every, columns=every.columns[1:], rows=tuple(
+            row[1:] for row in every.rows if row[0] == suite))
         pictures = [Bars(title=heading(row.name, "", row.better), caption="", unit=row.unit,
                          bars=(Bar("model", row.model), Bar("baseline", row.baseline)))
                     for row in matched.rows if row.suite == suite]

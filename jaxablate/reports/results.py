@@ -66,7 +66,7 @@ class SuiteRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
-    """All that is known of one checkpoint."""
+    """All that has been measured of one checkpoint."""
 
     config: Mapping[str, Any]
     """The run's `Config` as nested dict."""
@@ -138,7 +138,7 @@ def from_dict(values: Mapping[str, Any]) -> Results:
     """Inverse of ``dataclasses.asdict``, also after a trip through JSON, and for earlier schema versions.
 
     Raises:
-      ValueError: of an unknown schema version, or a field is missing; the message says which.
+      ValueError: the schema version is unknown, or a field is missing; the message says which.
     """
     version = values.get("schema_version")
     if version not in (1, SCHEMA_VERSION):
@@ -201,10 +201,10 @@ def _panel_1(values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values)
     columns = values["columns"]
     starts = [i for i in range(len(columns) - 2) if columns[i + 1 : i + 3] == ["95 % from", "to"]]
-    kept = [i for i in range(len(columns)) if i - 1 not in starts and i - 2 not in starts]
+    others = [i for i in range(len(columns)) if i - 1 not in starts and i - 2 not in starts]
     rows = [[_estimate_1(row[i], row[i + 1 : i + 3]) if i in starts and row[i + 1] is not None else row[i]
-             for i in kept] for row in values["rows"]]
-    return {**values, "columns": [columns[i] for i in kept], "rows": rows}
+             for i in others] for row in values["rows"]]
+    return {**values, "columns": [columns[i] for i in others], "rows": rows}
 
 
 def _details_1(value: Any) -> Any:

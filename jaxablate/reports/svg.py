@@ -109,10 +109,10 @@ def bounds(values: Sequence[float], log: bool = False, room: float = 0.05) -> tu
     >>> bounds([1.0, 3.0], room=0.0)
     (1.0, 3.0)
     """
-    kept = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
-    if not kept:
+    drawable = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
+    if not drawable:
         return (0.1, 1.0) if log else (0.0, 1.0)
-    low, high = min(kept), max(kept)
+    low, high = min(drawable), max(drawable)
     if low == high:
         return (low / 1.2, high * 1.2) if log else (low - 0.5, high + 0.5)
     if log:

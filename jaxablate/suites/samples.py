@@ -109,7 +109,7 @@ def evaluate(
 def readable(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Text of token ids. Ids that only the model has (its vocabulary may be rounded up) become U+FFFD."""
     runs = itertools.groupby(ids, key=lambda i: i < tokenizer.vocab_size)
-    return "".join(tokenizer.decode(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs)
+    return "".join(tokenizer.decode(list(run)) if ours else "\ufffd" * len(list(run)) for ours, run in runs)
 
 
 def _run(run: Run) -> tuple[SamplesResult, dict[str, Any]]:
