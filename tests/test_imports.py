@@ -54,8 +54,8 @@ BANNED = ("flax.nnx", "jax.experimental.pjit", "jax.experimental.shard_map", "ja
 OWNED = {"orbax": "runs.checkpoint", "grain": "data.pipeline"}
 """Package -> the one file that imports it."""
 
-HEAVY = ("grain", "jinja2", "matplotlib", "orbax", "scipy.stats", "tensorboardX", "tensorstore", "tiktoken",
-         "tokenizers", "torch", "tyro")
+HEAVY = ("grain", "jinja2", "orbax", "scipy.stats", "tensorboardX", "tensorstore", "tiktoken",
+         "tokenizers", "torch", "tyro", "vl_convert")
 """What `import jaxablate` leaves to the rooms that need it."""
 
 

@@ -18,8 +18,8 @@ from jaxablate.stats import number
 
 MOST_EDGES = 600
 """Edges of a picture; of larger circuits the strongest are drawn."""
-WIDTH, NARROW = 900.0, 437.0
-"""Width of a drawing on the page, and of one that fits a column of a paper at the same scale."""
+WIDTH = 900.0
+"""Width of a drawing."""
 NODE = {"start": (104.0, 20.0), "head": (36.0, 18.0), "mlp": (42.0, 20.0), "end": (104.0, 20.0)}
 """Width and height of each kind of node."""
 PORT = 10.0
