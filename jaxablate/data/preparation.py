@@ -1,4 +1,4 @@
-"""From a `DataConfig` to token files and their tokenizer, made once and used again until something changes."""
+"""From a `DataConfig` to token files and their tokenizer, which are built once and used until something changes."""
 
 import dataclasses
 import functools
@@ -118,15 +118,15 @@ def _bpe(path: Path, vocab_size: int, train: StorySource, report: Report, force:
 
 
 def _stored_bpe(path: Path, train: StorySource) -> BytePairTokenizer | None:
-    """The stored tokenizer, if it is whole and of this text, or if the text is gone."""
+    """The stored tokenizer, if it is undamaged and of this text, or if the text is gone."""
     try:
         stored = files.read_json(path, what="a stored tokenizer", fix="it is made anew")
         record = SourceRecord(**stored["source"])
         tokenizer = BytePairTokenizer(stored["name"], parse_ranks(stored["ranks"]))
-        whole = stored["format"] == _BPE_FORMAT and stored["fingerprint"] == tokenizer.fingerprint()
+        undamaged = stored["format"] == _BPE_FORMAT and stored["fingerprint"] == tokenizer.fingerprint()
     except (OSError, FileError, DataError, ValueError, KeyError, TypeError, AttributeError):
         return None  # whatever is wrong with it, it can be trained anew
-    return tokenizer if whole and (not train.available() or train.unchanged(record)) else None
+    return tokenizer if undamaged and (not train.available() or train.unchanged(record)) else None
 
 
 def _first_characters(source: StorySource, limit: int, report: Report) -> Iterator[str]:

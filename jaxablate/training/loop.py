@@ -47,7 +47,8 @@ class TrainResult:
     """Metrics of the last evaluation of this call; empty where there was none."""
 
 
-def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None) -> TrainResult:
+def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None  # pyright: ignore[reportInvalidTypeForm]
+          ) -> TrainResult:
     """Trains a self-ablating transformer or a text classifier, or continues where a working directory left off.
 
     A run that is killed at any moment and called again with the same arguments makes the same metrics and parameters,

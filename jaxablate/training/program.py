@@ -129,7 +129,7 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
 
     shapes = jax.eval_shape(fresh, jnp.uint32(0))
     places, rows, everywhere = _state_shardings(mesh, shapes, optimizer), batch_sharding(mesh), replicated(mesh)
-    # Made where it will live: no device ever holds a whole array that is sharded.
+    # Parameters are drawn where they will live: no device ever holds all of a sharded array.
     init = jax.jit(fresh, out_shardings=places)
     return Program(
         mesh=mesh,
@@ -143,11 +143,11 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
 
 def _state_shardings(mesh: Mesh, shapes: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
     """Sharding of every array of a state: parameters by path, optimiser state as its parameter, the rest replicated."""
-    whole = replicated(mesh)
+    everywhere = replicated(mesh)
     params = param_shardings(mesh, shapes.params)
     opt_state = optax.tree_map_params(optimizer, lambda _, place: place, shapes.opt_state, params,
-                                      transform_non_params=lambda _: whole)
-    return shapes.replace(step=whole, params=params, opt_state=opt_state, key=whole)
+                                      transform_non_params=lambda _: everywhere)
+    return shapes.replace(step=everywhere, params=params, opt_state=opt_state, key=everywhere)
 
 
 def _gathered(mesh: Mesh, params: Params) -> Params:

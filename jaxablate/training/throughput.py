@@ -67,7 +67,7 @@ def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     return 6.0 * (stream * (2 if config.gated else 1) + heads)
 
 
-def peak_flops(devices: Sequence[jax.Device]) -> float | None:
+def peak_flops(devices: Sequence[jax.Device]) -> float | None:  # pyright: ignore[reportInvalidTypeForm]
     """Peak of all devices together, or None where a kind is not in `PEAK_FLOPS` (a CPU, for example)."""
     total = 0.0
     for device in devices:

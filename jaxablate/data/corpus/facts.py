@@ -75,7 +75,7 @@ class StoryFacts:
       characters: children in order of appearance; the first is the protagonist.
       handovers: what changed hands, in order.
       places: places that somebody was at, in order.
-      moods: last told mood of each child: ``good``, ``bad`` or ``cross``.
+      moods: mood of each child as mentioned last: ``good``, ``bad`` or ``cross``.
       holder: name of who has the last handed thing at the end; None where it is eaten.
       nats: information of all the grammar's choices, -log P(story), for the entropy of the corpus.
       per_token: arrays of length n_tokens, int16 (int32 for positions):
@@ -85,7 +85,7 @@ class StoryFacts:
         * ``role``: part in the clause of a token that refers to a child, a thing or a place.
         * ``antecedent``: for a pronoun, position of the last name of the same child before it; otherwise -1.
         * ``subject``: child who is the subject of the clause so far, from its own token to the end of the sentence.
-        * ``mood``: last told mood of that subject.
+        * ``mood``: that subject's mood as mentioned last.
         * ``object``: thing mentioned last.
         * ``holder``: who has that thing; a clause changes it at the mark that ends it.
         * ``place``: where the scene is.

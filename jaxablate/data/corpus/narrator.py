@@ -51,12 +51,14 @@ _VOWEL = {word: words.article(word) == "an" for word in (*words.ADJECTIVES, *(n.
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Thing:
-    """Something owned: index into `words.NOUNS`, adjective ("" without one), who has it, whether the reader met it."""
+    """Something that a child may have."""
 
     noun: int
+    """Index into `words.NOUNS`."""
     adjective: str = ""
     holder: int = NO_ONE
-    known: bool = False
+    mentioned: bool = False
+    """Whether the text has named it."""
 
     @property
     def word(self) -> str:
@@ -237,15 +239,15 @@ class Page:
 
     def _thing(self, form: str, thing: Thing) -> None:
         tokens = self.tokens
-        described = thing.adjective and (not thing.known or form == "full" or (form == "" and self.draw(2)))
+        described = thing.adjective and (not thing.mentioned or form == "full" or (form == "" and self.draw(2)))
         if form == "":
             first = thing.adjective or thing.word
-            tokens.append(_THE if thing.known else _AN if _VOWEL[first] else _A)
+            tokens.append(_THE if thing.mentioned else _AN if _VOWEL[first] else _A)
         if described and form != "noun":
             tokens.append(_ADJECTIVE_IDS[thing.adjective])
         position = len(tokens)
         tokens.append(_NOUN_IDS[thing.noun])
-        thing.known = True
+        thing.mentioned = True
         self.focus = thing
         self.marks.append((position, NOBODY, THING_ROLE))
         self.log.append((position, "object", thing.noun + 1))

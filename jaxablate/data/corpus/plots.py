@@ -204,8 +204,7 @@ def _traded(page: Page, a: int, b: int) -> None:
     page.hand(one, second)
     page.hand(two, first)
     page.tell("SWAPPED", A=first, B=second, o=one, q=two)
-    kept = page.pick((mine, yours))
-    _ending(page, a, b, kept, _RECALL_TRADE)
+    _ending(page, a, b, page.pick((mine, yours)), _RECALL_TRADE)
 
 
 def _lost(page: Page, a: int, b: int) -> None:

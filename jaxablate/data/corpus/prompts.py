@@ -79,11 +79,11 @@ def ioi_prompts(
 def _check(count: int, pairs: str, names: tuple[str, ...], orders: tuple[str, ...]) -> None:
     if count < 0:
         raise DataError(f"count={count} prompts must not be negative")
-    for what, given, known in (("template", names, IOI_LINES), ("order", orders, ("ABBA", "BABA")),
+    for what, given, choices in (("template", names, IOI_LINES), ("order", orders, ("ABBA", "BABA")),
                                ("kind of pair", (pairs,), ("held_out", "seen", "any"))):
-        bad = [g for g in given if g not in known]
+        bad = [g for g in given if g not in choices]
         if bad or not given:
-            raise DataError(f"no {what} {bad[0]!r}; choose among {', '.join(known)}" if bad else f"no {what} given")
+            raise DataError(f"no {what} {bad[0]!r}; choose among {', '.join(choices)}" if bad else f"no {what} given")
 
 
 def _cut(text: str) -> Template:

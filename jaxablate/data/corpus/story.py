@@ -41,7 +41,7 @@ class Story:
 
     @functools.cached_property
     def facts(self) -> facts.StoryFacts:
-        """Everything known about the story, aligned with `tokens`; computed when first asked for."""
+        """All facts of the story, aligned with `tokens`; computed when they are first asked for."""
         return facts.collect(self._page, self._plot)
 
 
