@@ -119,7 +119,7 @@ def _decoder_arrays(out: DecoderOutput, config: ModelConfig, objective: Objectiv
         for kind in STREAMS if objective.regularized_stream == "both" else (objective.regularized_stream,):
             stream = getattr(layer, kind)
             if stream is not None and site == "vectors":
-                arrays.append(stream.mlp_post if kind == "clean" else stream.mlp_post * layer.neuron_gates)
+                arrays.append(layer.neurons(kind))
             elif stream is not None and site == "attention":
                 own_key = None if kind == "clean" else stream.key
                 arrays.append(attention_weights(stream.query, layer.clean.key, own_key, **options))
