@@ -78,7 +78,7 @@ _SIZES = {"constant": 1, "position": _LENGTH, "token": 1 + 3 * len(NAMES), "name
           "translation": len(NAMES), "answer": len(NAMES)}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class KnownModel:
     """A model, and the circuit it was built with."""
 
@@ -91,6 +91,9 @@ class KnownModel:
     """Node by role: previous, translator, induction, booster."""
     shadows: tuple[str, ...]
     """Heads that do what a head of the circuit does, for nobody."""
+
+    def __repr__(self) -> str:
+        return f"KnownModel({', '.join(f'{role} {node}' for role, node in self.roles.items())})"
 
     @property
     def graph(self) -> Graph:
@@ -252,27 +255,27 @@ class _Builder:
                    for name, x in (("query", query), ("key", key), ("value", value))}
         return kernels | {"out": {"kernel": out, "bias": self._junk(1)[0] / 2}}
 
-    def _head(self, query, key, value, out):
+    def _head(self, query: np.ndarray, key: np.ndarray, value: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, ...]:
         """Kernels [D, H], [D, H], [D, H], [H, D] from narrower ones."""
         width = self.config.head_width
         pad = [np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (query, key, value)]
-        return *pad, np.pad(out, ((0, width - len(out)), (0, 0)))
+        return (*pad, np.pad(out, ((0, width - len(out)), (0, 0))))
 
-    def _previous_head(self, alone: bool = False):
+    def _previous_head(self, alone: bool = False) -> tuple[np.ndarray, ...]:
         position, name = self.read["position"], self.read["name"]
         # Column i of `before` reads place i + 1, so the query of that place meets the key of place i.
         before = np.roll(position, -1, axis=1) * (np.arange(_LENGTH) < _LENGTH - 1)
         return self._head(_BEFORE * before, position, name, self.write["name before"] if not alone else self._junk(6))
 
-    def _induction_head(self, alone: bool = False):
+    def _induction_head(self, alone: bool = False) -> tuple[np.ndarray, ...]:
         out = (self.write["reply"] + self.write["answer"]) / _ATTENTION
         return self._head(_MATCH * self.read["name"], self.read["name before"], self.read["translation"],
                           out if not alone else self._junk(6))
 
-    def _random_head(self):
+    def _random_head(self) -> tuple[np.ndarray, ...]:
         width = self.config.head_width
         inner = [self.everything @ self.rng.normal(size=(self.everything.shape[1], width)) / x for x in (4, 4, 2)]
-        return *inner, self._junk(width) / width**0.5
+        return (*inner, self._junk(width) / width**0.5)
 
     def _junk(self, n: int) -> np.ndarray:
         """[n, D] random unit rows that nothing of the circuit reads."""

@@ -39,7 +39,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _once(method: Callable[[Any], R]) -> Any:
+def _once(method: Callable[[Any], R]) -> functools.cached_property[R]:
     """A property computed at its first use, with concrete values also where that is within a compiled function."""
 
     @functools.wraps(method)
