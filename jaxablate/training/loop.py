@@ -5,7 +5,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -47,7 +47,7 @@ class TrainResult:
     """Metrics of the last evaluation of this call; empty where there was none."""
 
 
-def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None  # pyright: ignore[reportInvalidTypeForm]
+def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | None = None
           ) -> TrainResult:
     """Trains a self-ablating transformer or a text classifier, or continues where a working directory left off.
 
@@ -57,7 +57,7 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[jax.Devic
     Args:
       config: all settings of the run; its kind decides what is trained.
       workdir: made where missing; `jaxablate.runs.workdir` says what is in it.
-      devices: devices to train on, all by default.
+      devices: JAX devices to train on, all by default.
 
     Raises:
       ConfigError: settings that do not fit each other or the devices.

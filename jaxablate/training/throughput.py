@@ -67,8 +67,8 @@ def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     return 6.0 * (stream * (2 if config.gated else 1) + heads)
 
 
-def peak_flops(devices: Sequence[jax.Device]) -> float | None:  # pyright: ignore[reportInvalidTypeForm]
-    """Peak of all devices together, or None where a kind is not in `PEAK_FLOPS` (a CPU, for example)."""
+def peak_flops(devices: Sequence[Any]) -> float | None:
+    """Peak of all JAX devices together, or None where a kind is not in `PEAK_FLOPS` (a CPU, for example)."""
     total = 0.0
     for device in devices:
         # The longest name first: "TPU v5 lite" is no "TPU v5".
