@@ -71,3 +71,11 @@ def test_a_regulariser_from_outside_is_trained_with_logged_and_drawn(installed, 
     assert first["sparsity"] > 0 and first["loss"] == pytest.approx(sum(terms) / 2, rel=1e-4)
     run_command("score", "--workdir", run, "--suites", "weights")  # without the package: nothing trains here
     assert "training, sparsity" in (run / "report.html").read_text()
+
+
+def test_a_gate_from_outside_is_what_the_model_uses(installed):
+    code = ("import jax, jaxablate as ja; c = ja.ModelConfig(d_model=4, n_layers=1, n_heads=2, gate='graded', "
+            "k_attention=1); print(ja.gating.gate(c, 'attention', 0)(jax.numpy.array([0.0, -1.0, -2.0, -3.0])))")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "[0.5 0.  0.  0. ]\n", done.stderr
