@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from test_reports import record, results
+from helpers.results import record, results
 
 from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.graph import Graph

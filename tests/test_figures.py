@@ -8,7 +8,7 @@ import struct
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from test_reports import PANELS, record, results
+from helpers.results import PANELS, record, results
 
 from jaxablate.config import ClassificationConfig, ClassificationObjective, ClassifierConfig, EpochTrainConfig, to_dict
 from jaxablate.errors import FileError
