@@ -20,7 +20,7 @@ from jaxablate.commands import score
 from jaxablate.commands.sae import SaeSettings
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError
-from jaxablate.features.files import stored as stored_folders
+from jaxablate.features.files import autoencoder_folders
 from jaxablate.reports import results as files
 from jaxablate.runs import run as runs
 from jaxablate.runs.checkpoint import restore_params
@@ -49,7 +49,7 @@ def refusal(capsys, workdir, *arguments):
 def weights(workdir):
     """Arrays of each stored autoencoder, by the start of its folder's name."""
     return {path.name.rpartition("-")[0]: load_file(path / "sae_weights.safetensors")
-            for path in stored_folders(workdir)}
+            for path in autoencoder_folders(workdir)}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_every_combination_is_stored_with_what_decided_it(stored):
     params, _ = restore_params(stored)
     model = read_config(stored).model
     assert set(weights(stored)) == {f"{SITE}-l1-{l1}-seed-{seed}" for l1 in ("2", "0.5") for seed in (0, 1)}
-    for folder in stored_folders(stored):
+    for folder in autoencoder_folders(stored):
         saved = features.load(folder, model, params)
         identity = saved.details["identity"]
         assert (saved.name, identity["control"], identity["settings"]["steps"]) == (SITE, "none", 12)
@@ -107,8 +107,9 @@ def test_what_is_stored_is_not_trained_again(stored, capsys):
 
 def test_sites_of_two_widths(workdir, capsys):
     sites = ("clean.layer_0.mlp_post", "clean.layer_0.mlp_out")
-    sae(workdir, "--sites", *sites)
+    sae(workdir, "--sites", *sites, "--learning-rate", "1e-9")
     said = capsys.readouterr().out
+    assert f"warning: the autoencoder at {sites[0]} (L1 5, seed 0) explains less than the mean vector" in said
     assert "an autoencoder 64 -> 128 at clean.layer_0.mlp_post" in said and "step 12/12" in said
     rows = files.read(workdir).suites["sae"].details["autoencoders"]
     assert {(row["site"], row["latents"]) for row in rows} == {(sites[0], 128), (sites[1], 32)}
@@ -124,7 +125,7 @@ def test_controls_stand_beside(workdir, capsys):
         assert row["measures"]["l0"]["low"] <= row["measures"]["l0"]["value"], control
         assert row["measures"]["ce_score_zero"]["value"] is None and row["tokens"] > 10_000
     assert "random weights" in capsys.readouterr().out
-    (folder,) = (path for path in stored_folders(workdir) if "gaussian" in path.name)
+    (folder,) = (path for path in autoencoder_folders(workdir) if "gaussian" in path.name)
     moments = features.load(folder).moments
     np.testing.assert_allclose(moments.root[0], moments.root[0].T, atol=1e-6)
     (folder / "moments.safetensors").unlink()
@@ -153,7 +154,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(stored, workdir, capsys):
     program = [sys.executable, "-c", KILLED, *arguments]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not stored_folders(workdir)
+    assert not autoencoder_folders(workdir)
     sae(workdir, *SAVING)
     assert "goes on from step 8" in capsys.readouterr().out
     same(workdir, stored)
@@ -235,7 +236,7 @@ def test_activations_that_are_not_finite(workdir, capsys, monkeypatch):
 def test_a_loss_that_is_not_finite(workdir, capsys):
     line = refusal(capsys, workdir, "--learning-rate", "1e30")
     assert f"{SITE}-l1-5-seed-0" in line and "a lower --learning-rate than 1e+30 may help" in line
-    assert not stored_folders(workdir)
+    assert not autoencoder_folders(workdir)
 
 
 def test_a_damaged_state_is_said(workdir, capsys, monkeypatch):
@@ -250,7 +251,7 @@ def test_a_damaged_state_is_said(workdir, capsys, monkeypatch):
 
 def test_other_peoples_autoencoders_are_passed_over(stored, workdir):
     shutil.copytree(stored / "autoencoders", workdir / "autoencoders")
-    first, second, third, fourth = stored_folders(workdir)
+    first, second, third, fourth = autoencoder_folders(workdir)
     (first / "sae_weights.safetensors").write_bytes(b"nothing")
     settings = json.loads((second / "cfg.json").read_text())
     settings["jaxablate"]["details"]["identity"]["model"] = "0" * 64

@@ -42,7 +42,7 @@ from jaxablate.features.architectures import ARCHITECTURES, Architecture
 from jaxablate.features.config import PRESETS, Preset
 from jaxablate.features.controls import random_params
 from jaxablate.features.files import CONFIG, FOLDER, identity_digest
-from jaxablate.features.training import sites_of
+from jaxablate.features.training import Activations, TokenBatches, sites_of
 from jaxablate.provenance import provenance
 from jaxablate.reports import tables
 from jaxablate.reports.results import Results
@@ -227,16 +227,16 @@ def autoencoders(settings: SaeSettings, console: Console) -> tuple[list[Path], R
               "data": run.splits["train"].data_hash, "control": settings.control, "control_seed": settings.seed}
     jobs = plan(settings, config.model, config.train.sequence_length, origin)
     folder, trained = settings.workdir / FOLDER, []
-    for whole in jobs:
+    for asked in jobs:
         # One that was interrupted goes on as it was, also where others were asked for beside it then.
-        for job in [*_interrupted(folder, whole), whole]:
-            job = job.without_stored(folder) if job is whole else job
+        for job in [*_interrupted(folder, asked), asked]:
+            job = job.without_stored(folder) if job is asked else job
             if not job.runs:
                 continue
             trained += _train_job(job, run, settings, folder, console)
-    asked = sum(len(job.runs) for job in jobs)
-    if len(trained) < asked:
-        base.say(console, f"{asked - len(trained)} of {asked} autoencoders were stored already")
+    count = sum(len(job.runs) for job in jobs)
+    if len(trained) < count:
+        base.say(console, f"{count - len(trained)} of {count} autoencoders were stored already")
     return trained, score(settings.score(), partial(base.say, console))
 
 
@@ -284,18 +284,15 @@ def _interrupted(folder: Path, asked: Job) -> Iterator[Job]:
             yield dataclasses.replace(asked, runs=tuple(by_name[name] for name in names))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Source:
-    """What a job's autoencoders are trained on."""
-
-    activations: Callable[[Any, jax.Array], jax.Array]
-    params: Any
-    tokens: Callable[[int], Iterator[np.ndarray]]
-    model_params: Params
-    """Parameters of the decoder whose activations they are, or have the moments of."""
+def _model_params(job: Job, run: Run) -> Params:
+    """Parameters of the decoder whose activations, or their moments, a job is trained on."""
+    if job.origin["control"] == "random-weights":
+        return random_params(run.model, job.origin["control_seed"])
+    return jax.tree.map(jnp.asarray, jax.device_get(run.params))  # on one device, where the run's are on all of them
 
 
-def _source(job: Job, run: Run) -> _Source:
+def _source(job: Job, run: Run, params: Params) -> tuple[Activations, Any, TokenBatches]:
+    """What `features.train` takes: activations, their parameters, and the text."""
     names, seed = sites_of(job.runs), job.settings.seed
     reader = features.reader(run.model, names)
     rows, length = job.windows
@@ -307,23 +304,19 @@ def _source(job: Job, run: Run) -> _Source:
             for batch in batches:
                 yield batch["inputs"]
 
-    # On one device, where the run's are on all of them.
-    params = jax.tree.map(jnp.asarray, jax.device_get(run.params))
-    if job.origin["control"] == "random-weights":
-        params = random_params(run.model, job.origin["control_seed"])
     if job.origin["control"] != "gaussian":
-        return _Source(activations=reader, params=params, tokens=text, model_params=params)
+        return reader, params, text
     count = job.settings.buffer_batches * job.settings.batch_tokens // (rows * length)
-    moments = features.moments(reader, params, islice(text(0), count))
     gaussian = features.GaussianActivations(names, seed)
-    return _Source(activations=gaussian, params=moments, tokens=gaussian.batches(job.windows), model_params=params)
+    return gaussian, features.moments(reader, params, islice(text(0), count)), gaussian.batches(job.windows)
 
 
 def _train_job(job: Job, run: Run, settings: SaeSettings, folder: Path, console: Console) -> list[Path]:
     """Trains a job's autoencoders and returns the folders that they are stored in."""
     where = folder / "jobs" / job.digest
     with _held(where):
-        source, state = _source(job, run), None
+        model_params, state = _model_params(job, run), None
+        source = _source(job, run, model_params)
         if (where / STATE).exists():
             try:
                 state = features.load_state(where / STATE, job.runs, job.config, job.settings)
@@ -334,31 +327,31 @@ def _train_job(job: Job, run: Run, settings: SaeSettings, folder: Path, console:
         with training_line(console, job.settings.steps) as line, _Rounds(job, where, settings, line, first) as rounds, (
                 Interruption()) as interruption, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            trained = features.train(source.activations, source.params, source.tokens, job.runs, job.config,
-                                     job.settings, state=state, progress=rounds,
-                                     stop=lambda: interruption.name is not None)
-            if int(trained.state.step) < job.settings.steps:
-                rounds.save(trained.state)
-                print(f"stopped at step {int(trained.state.step):,} of {job.settings.steps:,}; the same command goes "
+            result = features.train(*source, job.runs, job.config, job.settings, state=state, progress=rounds,
+                                    stop=lambda: interruption.name is not None)
+            if int(result.state.step) < job.settings.steps:
+                rounds.save(result.state)
+                print(f"stopped at step {int(result.state.step):,} of {job.settings.steps:,}; the same command goes "
                       "on from there", file=sys.stderr)
                 raise SystemExit(130)
         for warning in warned:
             base.say(console, f"warning: {warning.message}")
-        paths = _store(job, trained, source, run, folder)
+        moments = source[1] if job.origin["control"] == "gaussian" else None
+        paths = _store(job, result, run, model_params, moments, folder)
         (where / STATE).unlink(missing_ok=True)
     return paths
 
 
-def _store(job: Job, trained: features.Trained, source: _Source, run: Run, folder: Path) -> list[Path]:
+def _store(job: Job, result: features.TrainResult, run: Run, model_params: Params, moments: features.Moments | None,
+           folder: Path) -> list[Path]:
     """Writes the autoencoders of a finished job."""
     conditions, paths = provenance(jax.devices()), []
-    for sae_run, sae, scale in zip(trained.runs, trained.autoencoders, trained.scales, strict=True):
+    for sae_run, sae, scale in zip(result.runs, result.autoencoders, result.scales, strict=True):
         at = sites_of(job.runs).index(sae_run.site)
-        gaussian = job.origin["control"] == "gaussian"
         paths.append(features.save(
-            folder / job.name(sae_run), sae, sae_run.site, model=run.model.config, params=source.model_params,
-            density=features.reconstruction(sae, trained.vectors(sae_run)).density,
-            moments=jax.tree.map(lambda x, at=at: x[at : at + 1], source.params) if gaussian else None,
+            folder / job.name(sae_run), sae, sae_run.site, model=run.model.config, params=model_params,
+            density=features.reconstruction(sae, result.vectors(sae_run)).density,
+            moments=jax.tree.map(lambda x, at=at: x[at : at + 1], moments),
             details={"identity": job.identity(sae_run), "scale": scale, "trained": conditions.date,
                      "revision": conditions.revision, "device": conditions.device}))
     return paths

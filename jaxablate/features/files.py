@@ -79,7 +79,7 @@ def fingerprint(params: Params) -> str:
     return digest.hexdigest()
 
 
-def stored(workdir: Path) -> list[Path]:
+def autoencoder_folders(workdir: Path) -> list[Path]:
     """Folders of the autoencoders in a run's working directory, by name."""
     return sorted(path.parent for path in (workdir / FOLDER).glob(f"*/{CONFIG}"))
 

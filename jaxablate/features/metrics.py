@@ -201,8 +201,8 @@ def _measured(model, sites, params: Params, batch, means, stacks: list[SparseAut
         values = jnp.concatenate([*(out for out, _ in here), ablated])  # [K, B, T, D], every replacement at the site
         edited = over_all(lambda value, name=name, stream=stream:
                           forward(model, params, batch["inputs"], (), {name: value})[1][stream])(values)
-        ce, ce_edited, kl = compared(params["embed"]["embedding"], model.config.compute_dtype, final[stream], edited,
-                                     batch["targets"])
+        ce, ce_edited, kl = edit_losses(params["embed"]["embedding"], model.config.compute_dtype, final[stream], edited,
+                                        batch["targets"])
         start = 0
         for out, figures in here:
             chosen, start = slice(start, start + len(out)), start + len(out)
@@ -213,8 +213,8 @@ def _measured(model, sites, params: Params, batch, means, stacks: list[SparseAut
     return [figures for _, figures in pairs]
 
 
-def compared(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Array, targets: jax.Array
-             ) -> tuple[jax.Array, jax.Array, jax.Array]:
+def edit_losses(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Array, targets: jax.Array
+                ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cross-entropies and KL of next-token distributions before and after edits, logits of few tokens at a time.
 
     Args:

@@ -88,15 +88,6 @@ class _Sums(NamedTuple):
     """Parts of the loss, times their coefficients."""
 
 
-class _Batch(NamedTuple):
-    gradient: SparseAutoencoder
-    sums: _Sums
-    squares: jax.Array
-    """[M] squared error of each token."""
-    cut: jax.Array | None
-    """See `Architecture.cut`."""
-
-
 def losses(sae: SparseAutoencoder, x: Float[Array, "m d"], l1: Any = 0.0, dead: Bool[Array, " s"] | None = None
            ) -> LossTerms:
     """The loss of one batch.
@@ -119,7 +110,7 @@ def gradient(sae: SparseAutoencoder, x: Float[Array, "m d"], l1: Any = 0.0, dead
              chunk: int = 0) -> SparseAutoencoder:
     """Gradient of `losses`, arguments as there, in chunks of at most ``chunk`` tokens; ``threshold`` gets zeros."""
     dead = jnp.zeros(sae.config.d_sae, bool) if dead is None else dead
-    return _forward_backward(sae, x, jnp.asarray(l1, x.dtype), dead, chunk).gradient
+    return _forward_backward(sae, x, jnp.asarray(l1, x.dtype), dead, chunk)[0]
 
 
 def check_trainable(config: AutoencoderConfig) -> None:
@@ -171,8 +162,8 @@ def train_step(state: SaeState, x: Float[Array, "m d"], step: jax.Array, l1: jax
     sae = state.sae.with_unit_decoder() if config.decoder == "unit" else state.sae
     coefficient = l1_coefficient(step, l1, train).astype(config.dtype)
     rate = learning_rate(step, train).astype(config.dtype)
-    batch = _forward_backward(sae, x, coefficient, state.since_fired > train.dead_steps, train.chunk)
-    grad, sums, squares, cut = batch
+    dead = state.since_fired > train.dead_steps
+    grad, sums, squares, cut = _forward_backward(sae, x, coefficient, dead, train.chunk)
     grad_norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grad)))
     since_fired = jnp.where(sums.active > 0, 0, state.since_fired + 1)
     mse, variance = jnp.mean(squares), jnp.sum((x - jnp.mean(x, axis=0)) ** 2, axis=-1)
@@ -228,7 +219,9 @@ def _cut(sae: SparseAutoencoder, parts: jax.Array) -> jax.Array | None:
                                                                         sae.config))
 
 
-def _forward_backward(sae: SparseAutoencoder, x: jax.Array, l1: jax.Array, dead: jax.Array, chunk: int) -> _Batch:
+def _forward_backward(sae: SparseAutoencoder, x: jax.Array, l1: jax.Array, dead: jax.Array, chunk: int
+                      ) -> tuple[SparseAutoencoder, _Sums, jax.Array, jax.Array | None]:
+    """Gradient of a batch's loss, sums over its chunks, each token's squared error [M], and the `Architecture.cut`."""
     check_trainable(sae.config)
     parts = x.reshape(_chunk_count(len(x), sae.config, chunk), -1, sae.config.d_in)
     cut, zero = _cut(sae, parts), jnp.zeros((), x.dtype)
@@ -245,7 +238,7 @@ def _forward_backward(sae: SparseAutoencoder, x: jax.Array, l1: jax.Array, dead:
         (grad, sums), squares = jax.lax.cond(jnp.any(dead), scanned(dead), scanned(None))
     else:
         (grad, sums), squares = scanned(None)()
-    return _Batch(grad, sums, squares.reshape(-1), cut)
+    return grad, sums, squares.reshape(-1), cut
 
 
 def _chunk_count(tokens: int, config: AutoencoderConfig, chunk: int) -> int:

@@ -60,7 +60,7 @@ Progress = Callable[[TrainState, StepMetrics], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """Autoencoders and what training left behind.
 
     Attributes:
@@ -111,7 +111,7 @@ def train(
     state: TrainState | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Trained:
+) -> TrainResult:
     """Trains all runs to the end, or from a saved state to the end; `jaxablate.features.fit` is simpler for arrays.
 
     Warns where an autoencoder ends with a negative explained variance.
@@ -125,7 +125,7 @@ def train(
       settings: length and pace.
       state: of an earlier call with the same arguments; it is used up. None starts anew.
       progress: called after each round; it may save the state and print figures.
-      stop: asked after each round; a true answer ends training there, and `Trained.state` can be gone on from.
+      stop: asked after each round; a true answer ends training there, and `TrainResult.state` can be gone on from.
 
     Raises:
       ConfigError: settings do not fit each other or the activations.
@@ -327,11 +327,11 @@ def _warn_of_negative_variance(runs: Sequence[SaeRun], values: np.ndarray, setti
                           "coefficient", stacklevel=3)
 
 
-def _finished(runs, site_index, config: AutoencoderConfig, state: TrainState) -> Trained:
+def _finished(runs, site_index, config: AutoencoderConfig, state: TrainState) -> TrainResult:
     scales = state.scale[site_index]
     saes = state.runs.sae
     if config.decoder == "unit":  # the next step would begin so, and the loss was always that of a unit decoder
         saes = jax.vmap(SparseAutoencoder.with_unit_decoder)(saes)
     saes = jax.vmap(SparseAutoencoder.fold_scale)(saes, scales)
     each = tuple(jax.tree.map(lambda a, i=i: a[i], saes) for i in range(len(runs)))
-    return Trained(runs, each, tuple(np.asarray(scales).tolist()), state)
+    return TrainResult(runs, each, tuple(np.asarray(scales).tolist()), state)

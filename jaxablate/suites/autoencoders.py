@@ -18,7 +18,7 @@ from jaxablate import features, stats
 from jaxablate.config import Config
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.features.controls import random_params
-from jaxablate.features.files import stored, without_seed
+from jaxablate.features.files import autoencoder_folders, without_seed
 from jaxablate.features.metrics import DENSITY_EDGES, FORMULAS
 from jaxablate.reports.panels import Curves, Grid, Histogram, HistogramGrid, Panel, Series
 from jaxablate.reports.results import Better, Figure
@@ -159,7 +159,8 @@ class _Member:
 
 def lacks(workdir: Path) -> str | None:
     """Why there is nothing to measure in a working directory; None where an autoencoder is stored."""
-    return None if stored(workdir) else f"no autoencoder is stored; train one: jaxablate sae --workdir {workdir}"
+    missing = f"no autoencoder is stored; train one: jaxablate sae --workdir {workdir}"
+    return None if autoencoder_folders(workdir) else missing
 
 
 def measure(run: Run) -> SaeResult:
@@ -172,7 +173,7 @@ def measure(run: Run) -> SaeResult:
     if run.workdir is None or (reason := lacks(run.workdir)) is not None:
         raise ConfigError(reason if run.workdir else "the suite sae needs a working directory")
     assert isinstance(run.config, Config)
-    members, passed_over = _members(stored(run.workdir), run)
+    members, passed_over = _members(autoencoder_folders(run.workdir), run)
     measures: dict[str, features.SaeMeasures] = {}
     for control, evaluate in _EVALUATE.items():
         group = [member for member in members if member.control == control]
@@ -192,9 +193,10 @@ def measure(run: Run) -> SaeResult:
 def seed_groups(rows: Sequence[StoredAutoencoder]) -> tuple[Seeds, ...]:
     """Groups of autoencoders that differ in their seed alone, with the means of their measures."""
     def mean(name: str, values: Sequence[float | None]) -> Estimate:
-        known = [value for value in values if value is not None]
-        whole = len(known) == len(values)
-        return stats.student(known, within=RANGES.get(name, stats.UNBOUNDED)) if whole else Estimate(None)
+        numbers = [value for value in values if value is not None]
+        if len(numbers) < len(values):
+            return Estimate(None)
+        return stats.student(numbers, within=RANGES.get(name, stats.UNBOUNDED))
 
     groups: dict[str, list[StoredAutoencoder]] = {}
     for row in rows:
