@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ import tyro
 
 from benchmarks.circuit_search import SHAPE
 from benchmarks.training_step import peak_bytes
+from jaxablate.config import ModelConfig
 from jaxablate.data.token_file import open_token_file
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.examples import LENGTHS, ShortRuns, UnitReader, top_examples
@@ -92,7 +93,7 @@ def measure(options: Options) -> dict[str, object]:
 
 def _model(options: Options) -> tuple[SelfAblatingTransformer, Params]:
     if options.workdir is not None:
-        model = SelfAblatingTransformer(read_config(options.workdir).model)
+        model = SelfAblatingTransformer(cast(ModelConfig, read_config(options.workdir).model))
         return model, restore_params(options.workdir)[0]
     model = SelfAblatingTransformer(SHAPE)
     return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]

@@ -26,7 +26,7 @@ from jaxablate.config import ModelConfig
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons import measure
 from jaxablate.neurons.firing_counts import pieces
-from jaxablate.neurons.units import unit_values
+from jaxablate.neurons.units import decoder_output, unit_values
 from jaxablate.types import Batch, Params
 
 
@@ -76,7 +76,7 @@ def compare(options: Options) -> dict[str, float]:
 @functools.partial(jax.jit, static_argnames="model")
 def read(model: SelfAblatingTransformer, params: Params, inputs: jax.Array) -> dict[str, list[jax.Array]]:
     """Values of all units, one token of each: the pass is made, and nothing but a row of it leaves the program."""
-    values = unit_values(model.apply({"params": params}, inputs))
+    values = unit_values(decoder_output(model, params, inputs))
     return jax.tree.map(lambda x: x[-1], values)
 
 

@@ -107,7 +107,7 @@ def test_means_are_those_of_the_counted_tokens(model, tokens):
 def test_random_gates_have_as_many_winners(model, tokens, gate):
     made = SelfAblatingTransformer(ModelConfig(**{**vars(CONFIG), "gate": gate}))
     out = forward(made, model[1], split(tokens)[0]["inputs"])
-    random = jax.jit(leakage._random_gates, static_argnums=0)(made, out, jax.random.key(0))
+    random = jax.jit(leakage._random_gates, static_argnums=0)(made, out.gates, jax.random.key(0))
     assert isinstance(random, Gates)
     for own, drawn in ((out.attention_gates, random.attention), (out.neuron_gates, random.neuron)):
         np.testing.assert_allclose(np.sort(own, axis=-1), np.sort(drawn, axis=-1), atol=1e-6)

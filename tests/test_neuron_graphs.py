@@ -180,7 +180,7 @@ def test_pruning_takes_the_shortest_suffix_that_is_enough():
     contexts = np.array([[4, 5, 6, 7], [4, 5, 6, 7], [NOTHING, NOTHING, 6, 7]])
     cases = prune(ask, Cases(np.zeros(3, int), contexts, np.array([1.0, 1.7, 1.0])))
     assert cases.lengths.tolist() == [3, 4, 0]
-    np.testing.assert_allclose(cases.kept, [0.6, 0.9, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(cases.suffix_activations, [0.6, 0.9, 0.0], rtol=1e-6)
     assert cases.sequences()[:2].tolist() == [[5, 6, 7, NOTHING], [4, 5, 6, 7]]
 
 

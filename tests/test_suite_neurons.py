@@ -116,8 +116,8 @@ def test_panels_survive_json_and_can_be_drawn(result):
 
 def test_histograms_hold_every_unit(result):
     for histogram in result.histograms:
-        units = 2 * (32 if histogram.kind.startswith("neurons") else 16)
-        assert sum(histogram.counts) + histogram.below == units
+        units = 2 * (32 if histogram.title.startswith("neurons") else 16)
+        assert sum(histogram.counts) + histogram.apart == units
 
 
 def test_units_are_named_with_their_tokens(result):

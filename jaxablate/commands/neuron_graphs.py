@@ -17,13 +17,13 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
-from rich.table import Table
 
 from jaxablate import files, stats
+from jaxablate.config import Config
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.neurons.examples import NOTHING, ShortRuns, TopExamples, UnitReader, top_examples
 from jaxablate.neurons.graphs import FIRES, GraphSettings, Neighbours, UnitGraph, build_graphs, trie
@@ -50,6 +50,7 @@ from jaxablate.reports.neuron_records import (
     to_json,
     write_index,
 )
+from jaxablate.reports.panels import Grid
 from jaxablate.runs.run import Run, Split
 from jaxablate.types import Batch
 
@@ -60,17 +61,8 @@ _METHOD = 1
 Say = Callable[[str], None]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GraphsReport:
-    """Summaries of the graphs that `make_graphs` made, and where they lie."""
-
-    whole: GraphSummary
-    layers: tuple[GraphSummary, ...]
-    folder: Path
-
-
 def make_graphs(run: Run, folder: Path, options: GraphOptions, seed: int = 0, say: Say = lambda line: None
-                ) -> GraphsReport:
+                ) -> list[GraphSummary]:
     """Graphs of all neurons, layer by layer, each layer's folder written when it is done, the index last.
 
     A job that was interrupted goes on with the first layer that is missing. Graphs of another checkpoint or of other
@@ -83,20 +75,24 @@ def make_graphs(run: Run, folder: Path, options: GraphOptions, seed: int = 0, sa
       seed: seed of the replacements, of the null and of the intervals.
       say: receives lines of progress.
 
+    Returns:
+      The summary of all units, and then that of each layer.
+
     Raises:
       ConfigError: the context is too long for the model.
       DataError: the text is too short or not the run's.
       FileError: the folder cannot be written.
     """
     _check(options, run)
-    about = {"step": run.step, "params_digest": run.digest, "n_layers": run.config.model.n_layers,
-             "sequence_length": run.config.train.sequence_length, "tokenizer": run.tokenizer.fingerprint(),
+    config = cast(Config, run.config)
+    about = {"step": run.step, "params_digest": run.digest, "n_layers": config.model.n_layers,
+             "sequence_length": config.train.sequence_length, "tokenizer": run.tokenizer.fingerprint(),
              "train_hash": run.splits["train"].data_hash, "valid_hash": run.splits["valid"].data_hash,
              "settings": dataclasses.asdict(options) | {"seed": seed}}
     identity = hashlib.sha256(json.dumps(about | {"method": _METHOD}, sort_keys=True).encode()).hexdigest()
     with files.sole_builder(folder / INDEX, waiting=lambda: say(f"waiting for another process to finish {folder}"),
                             otherwise="choose another --out"):
-        names = [folder / f"layer_{i}" for i in range(run.config.model.n_layers)]
+        names = [folder / f"layer_{i}" for i in range(config.model.n_layers)]
         done = {i: counts for i, name in enumerate(names) if (counts := read_counts(name, identity)) is not None}
         missing = [i for i in range(len(names)) if i not in done]
         if missing:
@@ -111,15 +107,16 @@ def make_graphs(run: Run, folder: Path, options: GraphOptions, seed: int = 0, sa
         else:
             say("all layers were made before; only the index is written anew")
         layers = [done[i] for i in range(len(names))]
-        whole, *each = (summarise_graphs(some, seed) for some in (layers, *([x] for x in layers)))
+        summaries = [summarise_graphs(some, seed) for some in (layers, *([x] for x in layers))]
         conditions = {"provenance": dataclasses.asdict(provenance(jax.devices()))}
-        write_index(folder, about | conditions, [whole, *each], len(layers[0].active))
-    return GraphsReport(whole=whole, layers=tuple(each), folder=folder)
+        write_index(folder, about | conditions, summaries, len(layers[0].active))
+    return summaries
 
 
 def _check(options: GraphOptions, run: Run) -> None:
     """Refuses contexts and texts that do not fit the run."""
-    model, length = run.config.model, run.config.train.sequence_length
+    config = cast(Config, run.config)
+    model, length = config.model, config.train.sequence_length
     if options.context > model.context_length:
         raise ConfigError(f"context={options.context} must be at most the model's "
                           f"context_length={model.context_length}")
@@ -172,10 +169,10 @@ def _windows(split: Split, tokens: int) -> Iterator[Batch]:
 def unit_scores(counts: Counts, tokens: int, seed: int) -> list[Scores]:
     """Scores of each unit of a layer, on a text of so many tokens."""
     stories = counts.fires.shape[1]
-    whole, drawn = rates(counts), rates(counts, story_draws(stories, seed))["f1"]
+    rate, drawn = rates(counts), rates(counts, story_draws(stories, seed))["f1"]
 
     def plain(name: str, unit: int) -> float | None:
-        return float(whole[name][unit]) if math.isfinite(whole[name][unit]) else None
+        return float(rate[name][unit]) if math.isfinite(rate[name][unit]) else None
 
     return [Scores(tokens=tokens, fires=int(counts.fires[u].sum()), predicted=int(counts.predicted[u].sum()),
                    hits=int(counts.hits[u].sum()), f1=stats.from_draws(plain("f1", u), drawn[u], n=stories),
@@ -242,18 +239,14 @@ def read_counts(folder: Path, identity: str) -> Counts | None:
     return None
 
 
-def summary_table(whole: GraphSummary, layers: Sequence[GraphSummary], title: str) -> Table:
-    """Means over the neurons of each layer, and of all."""
-    table = Table(title=title, title_justify="left", caption_justify="left", caption=(
-        f"means over neurons that fire at {MIN_FIRES} places of held-out text or more; F1 and gain with 95 % intervals "
-        f"over its stories, the others' are in {INDEX}; shuffled: another neuron's graph; pivots: the patterns' last "
-        "tokens alone; gain: F1 less that of the pivots"))
-    for name in ("layer", "neurons", "inactive", "rare", "no graph", "precision", "recall", "F1", "shuffled", "pivots",
-                 "gain"):
-        table.add_column(name, justify="right")
-    for name, s in [*((str(i), s) for i, s in enumerate(layers)), ("all", whole)]:
-        table.add_row(name, f"{s.units:,}", f"{s.inactive:,}", f"{s.rare:,}", f"{s.without_graph:,}",
-                      stats.number(s.precision.value), stats.number(s.recall.value), str(s.f1),
-                      stats.number(s.f1_shuffled.value), stats.number(s.f1_pivot.value), str(s.gain),
-                      end_section=name == str(len(layers) - 1))
-    return table
+def summary_grid(summaries: Sequence[GraphSummary], title: str) -> Grid:
+    """Means over the neurons of each layer, and of all; summaries are in the order of `make_graphs`."""
+    caption = (f"means over neurons that fire at {MIN_FIRES} places of held-out text or more; F1 and gain with 95 % "
+               f"intervals over its stories, the others' are in {INDEX}; shuffled: another neuron's graph; pivots: the "
+               "patterns' last tokens alone; gain: F1 less that of the pivots")
+    rows = tuple((name, s.units, s.inactive, s.rare, s.without_graph, s.precision.value, s.recall.value, s.f1,
+                  s.f1_shuffled.value, s.f1_pivot.value, s.gain)
+                 for name, s in [*enumerate(summaries[1:]), ("all", summaries[0])])
+    return Grid(title=title, caption=caption, rows=rows,
+                columns=("layer", "neurons", "inactive", "rare", "no graph", "precision", "recall", "F1", "shuffled",
+                         "pivots", "gain"))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +30,8 @@ from jaxablate.reports.neuron_records import (
     read_record,
     search,
 )
+from jaxablate.reports.panels import Grid
+from jaxablate.reports.tables import terminal
 from jaxablate.stats import number
 
 MOST_SHOWN, MOST_TOKENS = 20, 6
@@ -101,12 +103,12 @@ class NeuronsSettings(base.RunSettings):
             records, page = show(self)
             shown = [*(part for record in records for part in neuron_tables(record)), str(page)]
         else:
-            from jaxablate.commands.neuron_graphs import make_graphs, summary_table
+            from jaxablate.commands.neuron_graphs import make_graphs, summary_grid
 
             with base.terminable(f"stopped; the layers in {self.folder} are kept, the same command goes on from them"):
-                report = make_graphs(self.open(), self.folder, self.graphs, self.seed, partial(base.say, console))
+                summaries = make_graphs(self.open(), self.folder, self.graphs, self.seed, partial(base.say, console))
             title = f"graphs of {self.graphs.units} of {self.workdir}, {self.graphs.stream} stream"
-            shown = [summary_table(report.whole, report.layers, title), str(report.folder)]
+            shown = [terminal(summary_grid(summaries, title)), str(self.folder)]
         for part in shown:
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
@@ -139,19 +141,15 @@ def search_tables(settings: NeuronsSettings) -> list[Table | str]:
     matches = search(index, ids)
     if not matches:
         return [f"no neuron's graph matches at the end of {text}", before]
-    plural = "s" if len(matches) > 1 else ""
-    table = _table(f"{len(matches):,} neuron{plural} whose graph fires at the end of {text}",
-                   {"neuron": "right", "strength": "right", "F1": "right", "precision": "right", "pattern": "left",
-                    "": "left"},
-                   "strength: activation of the pattern's strongest example as a share of the neuron's maximum; by "
-                   "strength times F1, conditional ones last")
-    for x in matches[:MOST_SHOWN]:
-        pattern = "  ".join("any" if place is None else _some([word(i) for i in place])
-                            for place in reversed(x.pattern))
-        table.add_row(x.neuron, _two(x.strength), _two(x.f1), _two(x.precision), Text(pattern),
-                      "needs more before the text" if x.conditional else "")
+    rows = [(x.neuron, x.strength, x.f1, x.precision,
+             "  ".join("any" if i is None else _some([word(t) for t in i]) for i in reversed(x.pattern)),
+             "needs more before the text" if x.conditional else "") for x in matches[:MOST_SHOWN]]
     rest = len(matches) - MOST_SHOWN
-    return [table, *([f"and {rest:,} more"] if rest > 0 else []), before]
+    title = f"{len(matches):,} neuron{'s' if len(matches) > 1 else ''} whose graph fires at the end of {text}"
+    table = Grid(title=title, rows=tuple(rows), columns=("neuron", "strength", "F1", "precision", "pattern", ""),
+                 caption="strength: activation of the pattern's strongest example as a share of the neuron's maximum; "
+                         "by strength times F1, conditional ones last")
+    return [terminal(table), *([f"and {rest:,} more"] if rest > 0 else []), before]
 
 
 def show(settings: NeuronsSettings) -> tuple[tuple[NeuronRecord, ...], Path]:
@@ -177,25 +175,20 @@ def show(settings: NeuronsSettings) -> tuple[tuple[NeuronRecord, ...], Path]:
 
 def neuron_tables(record: NeuronRecord) -> list[Table | str]:
     """Scores, patterns and examples of one neuron."""
-    patterns = _table(f"neuron {record.neuron}: patterns, read forward to the token at which it fires",
-                      {"strength": "right", "examples": "right", "pattern": "left"})
-    for path in record.paths():
-        pattern = "  ".join("any" if n.tokens is None else _some([visible(t) for t in n.tokens]) for n in path)
-        patterns.add_row(_two(path[0].strength), str(path[0].examples), Text(pattern))
-    examples = _table("where it is strongest", {"activation": "right", "suffix": "right", "text": "left"},
-                      "underlined: the token at which it is strong; bold: tokens that the pattern names")
+    patterns = [(path[0].strength, path[0].examples,
+                 "  ".join("any" if n.tokens is None else _some([visible(t) for t in n.tokens]) for n in path))
+                for path in record.paths()]
+    title = f"neuron {record.neuron}: patterns, read forward to the token at which it fires"
+    examples = Table(title="where it is strongest", title_justify="left", caption_justify="left", header_style="bold",
+                     caption="underlined: the token at which it is strong; bold: tokens that the pattern names")
+    for name in ("activation", "suffix", "text"):
+        examples.add_column(name, justify="left" if name == "text" else "right")
     for example in record.examples:
         suffix = "" if example.suffix is None else str(example.suffix or "none")
         examples.add_row(number(example.activation), suffix, _styled(example))
-    shown = [patterns] if record.nodes else [f"neuron {record.neuron}: {no_graph(record)}"]
-    return [*shown, examples, verdict(record.scores)]
-
-
-def _table(title: str, columns: dict[str, Literal["left", "right"]], caption: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for name, justify in columns.items():
-        table.add_column(name, justify=justify)
-    return table
+    shown = (terminal(Grid(title=title, caption="", columns=("strength", "examples", "pattern"), rows=tuple(patterns)))
+             if record.nodes else f"neuron {record.neuron}: {no_graph(record)}")
+    return [shown, examples, verdict(record.scores)]
 
 
 def _styled(example: ExampleRecord) -> Text:
@@ -204,10 +197,6 @@ def _styled(example: ExampleRecord) -> Text:
         line.append(visible(token),
                     style="bold underline" if i == pivot else "bold" if pivot - i in example.named else "dim")
     return line
-
-
-def _two(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _some(tokens: Sequence[str]) -> str:

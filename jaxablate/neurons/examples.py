@@ -8,7 +8,7 @@ the ablated stream its activation is what its gate lets through. Units are calle
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Integer
 
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.neurons.units import layer_values
+from jaxablate.neurons.units import decoder_output, layer_values
 from jaxablate.types import Batch, Params, Stream
 
 Read = Callable[[Params, jax.Array], jax.Array | Sequence[jax.Array]]
@@ -44,7 +44,7 @@ class UnitReader:
 
     def __call__(self, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, ...]:
         """Activations of each layer, float32 [B, T, U]."""
-        layers = self.model.apply({"params": params}, tokens_BT).layers
+        layers = decoder_output(self.model, params, tokens_BT).layers
         name = f"{'neurons' if self.kind == 'neurons' else 'attention'} {self.stream}"
         values = (layer_values(layers[i])[name] for i in self.layers)
         return tuple(x.reshape(*x.shape[:2], -1).astype(jnp.float32) for x in values)
@@ -57,7 +57,7 @@ def read_layers(read: Read, params: Params, tokens_BT: jax.Array) -> tuple[jax.A
       ConfigError: it gives something else.
     """
     result = read(params, tokens_BT)
-    layers = tuple(result) if isinstance(result, tuple | list) else (result,)
+    layers: tuple[jax.Array, ...] = tuple(result) if isinstance(result, tuple | list) else (cast(jax.Array, result),)
     shapes = [getattr(x, "shape", type(x).__name__) for x in layers]
     if not layers or any(not isinstance(s, tuple) or len(s) != 3 or s[:2] != tokens_BT.shape or s != shapes[0]
                          for s in shapes):
@@ -263,7 +263,7 @@ def _lengths(longest: int) -> list[int]:
     >>> _lengths(5), _lengths(40)
     ([4, 8], [4, 8, 16, 24, 48])
     """
-    lengths = list(LENGTHS)
+    lengths: list[int] = [*LENGTHS]
     while lengths[-1] < longest:
         lengths.append(lengths[-1] + LENGTHS[-1])
     return [length for i, length in enumerate(lengths) if i == 0 or lengths[i - 1] < longest]

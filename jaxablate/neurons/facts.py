@@ -77,7 +77,8 @@ class FactRows:
         widths = {name: len(values) for name, values in self.facts.names.items()}
         start = sum(list(widths.values())[: list(widths).index(label)])
         parts = table.reshape(FOLDS + ROLLS, sum(widths.values()), *table.shape[1:])
-        return tuple(np.split(parts[:, start : start + widths[label]], [FOLDS]))
+        of_label = parts[:, start : start + widths[label]]
+        return of_label[:FOLDS], of_label[FOLDS:]
 
 
 def fact_rows(facts: Facts, tokens: Integer[np.ndarray, " n"]) -> FactRows:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from jaxablate.errors import DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.measures import Shape, binary_shape, gini_of, power_sums, shape
-from jaxablate.neurons.units import Kind, direction_values, fires, kinds, unit_values
+from jaxablate.neurons.units import Kind, decoder_output, direction_values, fires, kinds, unit_values
 from jaxablate.types import Batch, Params
 
 CLASSES = 2048
@@ -43,8 +43,8 @@ class TokenClasses:
 
     tokens: int
     """n, masked ones left out."""
-    ids: np.ndarray | None
-    """int [n] ids of these tokens, where they were asked for."""
+    ids: np.ndarray
+    """int [n] ids of these tokens, where they were asked for; else empty."""
     windows: int
     """Windows with any token."""
     length: int
@@ -96,7 +96,7 @@ def classify_tokens(batches: Iterable[Batch], vocabulary: int, *, with_ids: bool
     Raises:
       DataError: no token counts.
     """
-    counts, parts, windows, length = np.zeros(vocabulary, np.int64), [], 0, 0
+    counts, parts, windows, length = np.zeros(vocabulary, np.int64), [np.empty(0, np.int32)], 0, 0
     for batch in batches:
         inputs, mask = np.asarray(batch["inputs"]), np.asarray(batch["mask"]) > 0
         counts += np.bincount(inputs[mask], minlength=vocabulary)
@@ -114,8 +114,8 @@ def classify_tokens(batches: Iterable[Batch], vocabulary: int, *, with_ids: bool
     token_of, of_class = classes, counts[classes]
     if rest := counts.sum() - of_class.sum():
         token_of, of_class = np.append(classes, -1), np.append(of_class, rest)
-    return TokenClasses(tokens=int(counts.sum()), ids=np.concatenate(parts) if with_ids else None, windows=windows,
-                        length=length, class_of=class_of, token_of=token_of, counts=of_class)
+    return TokenClasses(tokens=int(counts.sum()), ids=np.concatenate(parts), windows=windows, length=length,
+                        class_of=class_of, token_of=token_of, counts=of_class)
 
 
 def calibrate(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batch], classes: TokenClasses,
@@ -300,7 +300,7 @@ def _sample(batches: Iterable[Batch], classes: TokenClasses) -> Batch:
 
 @functools.partial(jax.jit, static_argnames="model")
 def _sampled(model: SelfAblatingTransformer, params: Params, inputs: jax.Array, drawn: list[dict[str, Any]]):
-    out = model.apply({"params": params}, inputs)
+    out = decoder_output(model, params, inputs)
     return unit_values(out), direction_values(model.config, params, out, drawn)
 
 
@@ -320,7 +320,7 @@ def _placement(piece: Batch) -> jax.sharding.Sharding:
 
 def _step(model, params, inputs, mask, ids, drawn, thresholds, pilots, tables):
     """One piece: (tables with its firings, sums by kind and layer)."""
-    out = model.apply({"params": params}, inputs)
+    out = decoder_output(model, params, inputs)
     values, random = unit_values(out), direction_values(model.config, params, out, drawn)
     added = []
     for i, table in enumerate(tables):

@@ -50,7 +50,7 @@ TOKEN_RATE, GATES_RATE = 0.05, 0.02
 PRIOR = 3.0
 """Inverse variance of the normal prior of the gates' rows: a unit that fires less often than this hardly counts."""
 SHARES = (0.7, 0.85)
-"""Of the stories up to here rows are learned, up to there the best epoch is chosen, the others are the test."""
+"""Up to the first share of the stories rows are learned, up to the second the epoch is chosen; the rest is the test."""
 MIN_TEST_STORIES = 5
 SOURCES = ("own", "control")
 
@@ -304,7 +304,7 @@ class _Trainer:
 
 def _better(best: Arrays, params: Arrays, improved: np.ndarray) -> Arrays:
     """Takes over those probes that have improved [probes]."""
-    which = dict.fromkeys(params, improved[0])
+    which: dict[str, np.ndarray] = dict.fromkeys(params, improved[:1])
     if "layer" in params:
         by_source = improved.reshape(len(SOURCES), -1)[..., None, None]
         which = {"layer": by_source[:, :-1], "all": by_source[:, -1:]}

@@ -157,8 +157,8 @@ class Cases:
     activations: np.ndarray
     """[E] activation of the unit at the pivot, above 0."""
     lengths: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
-    """[E] tokens of the suffix that is kept; 0 where no suffix is enough. Empty before `prune`."""
-    kept: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.float32))
+    """[E] tokens of the shortest suffix that is enough; 0 where none is. Empty before `prune`."""
+    suffix_activations: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.float32))
     """[E] activation at the end of that suffix."""
 
     def __getitem__(self, chosen: np.ndarray) -> "Cases":
@@ -166,7 +166,7 @@ class Cases:
         return Cases(**{name: x[chosen] if len(x) else x for name, x in vars(self).items()})
 
     def sequences(self, lengths: np.ndarray | None = None) -> np.ndarray:
-        """[E, C] the suffixes of these lengths (those that are kept by default), from the left, then `NOTHING`."""
+        """[E, C] suffixes of these lengths (by default the shortest that are enough) from the left, then `NOTHING`."""
         lengths = self.lengths if lengths is None else lengths
         size = self.contexts.shape[1]
         at = size - lengths[:, None] + np.arange(size)
@@ -186,10 +186,10 @@ def prune(ask: Ask, cases: Cases, share: float = 0.5) -> Cases:
       share: share of the example's own activation.
 
     Returns:
-      The cases with `lengths` and `kept`; 0 for both where not even the whole context is enough.
+      The cases with `lengths` and `suffix_activations`; 0 for both where not even the whole context is enough.
     """
     available = (cases.contexts != NOTHING).sum(1)
-    lengths, kept = np.zeros(len(available), np.int64), np.zeros(len(available), np.float32)
+    lengths, activations = np.zeros(len(available), np.int64), np.zeros(len(available), np.float32)
 
     def attempt(tried: np.ndarray) -> None:
         """Lengths [E, n] are tried where they are above 0; the shortest that is enough is recorded."""
@@ -198,7 +198,7 @@ def prune(ask: Ask, cases: Cases, share: float = 0.5) -> Cases:
         values = ask(cases[case].sequences(length), cases.units[case])
         enough = np.flatnonzero(values > share * cases.activations[case])
         enough = enough[np.argsort(-length[enough], kind="stable")]  # the shortest is written last
-        lengths[case[enough]], kept[case[enough]] = length[enough], values[enough]
+        lengths[case[enough]], activations[case[enough]] = length[enough], values[enough]
 
     short = np.arange(1, SHORT + 1)
     attempt(np.where(short <= available[:, None], short, 0))
@@ -206,7 +206,7 @@ def prune(ask: Ask, cases: Cases, share: float = 0.5) -> Cases:
     attempt(np.where((lengths == 0)[:, None] & (coarse > SHORT), coarse, 0))
     fine = lengths[:, None] - np.arange(STEP - 1, 0, -1)
     attempt(np.where((lengths > SHORT)[:, None] & (fine > SHORT), fine, 0))
-    return dataclasses.replace(cases, lengths=lengths, kept=kept)
+    return dataclasses.replace(cases, lengths=lengths, suffix_activations=activations)
 
 
 def importance(ask: Ask, cases: Cases, noise: "Noise", replacements: int = 3) -> Float[np.ndarray, "examples context"]:
@@ -233,7 +233,7 @@ def importance(ask: Ask, cases: Cases, noise: "Noise", replacements: int = 3) ->
         sequences[rows, column] = noise.other_than(original)
         values.append(ask(sequences, chosen.units))
     result = np.full(cases.contexts.shape, np.nan, np.float32)
-    result[case, offset] = 1 - np.mean(values, axis=0) / chosen.kept
+    result[case, offset] = 1 - np.mean(values, axis=0) / chosen.suffix_activations
     return result
 
 

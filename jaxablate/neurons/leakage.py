@@ -20,17 +20,19 @@ of gates as packed bits. `ngram_losses` says what counts alone know of the next 
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
+from jaxablate.config import UnitKind
 from jaxablate.errors import DataError, TooLittleDataError
 from jaxablate.gating import GATES, hard_top_k
-from jaxablate.models.decoder import DecoderOutput, Gates, SelfAblatingTransformer
+from jaxablate.models.decoder import Gates, SelfAblatingTransformer
 from jaxablate.neurons.firing_counts import Batches
-from jaxablate.neurons.units import FIRES_ABOVE
+from jaxablate.neurons.units import FIRES_ABOVE, decoder_output
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
 from jaxablate.types import Batch, Params
 
@@ -43,7 +45,7 @@ COLUMNS = ("tokens", *OF_ALL, "paired", *(f"{name}, paired" for name in OF_PAIRE
 SAMPLE = 65_536
 MIN_TOKENS, MIN_STORIES = 2_000, 30
 MOST_TOKENS = 262_144
-"""Of longer splits the first batches with so many tokens are read: each token costs eight runs of the output matrix."""
+"""Tokens that are read of longer splits, the first ones: each costs eight runs of the output matrix."""
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Weights of the n-grams' prior that are tried; the best is taken. One number chosen on a split gains next to
 nothing."""
@@ -108,7 +110,7 @@ def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Batches
         more.
       eot_id: token that ends a story; it is the last target of its story.
       seed: seed of random gates, of who lends to whom, and of the sample.
-      sample: most tokens whose gates are kept.
+      sample: most tokens whose gates are stored.
       most: tokens after which no further batch is read.
 
     Raises:
@@ -199,7 +201,7 @@ def content_means(model: SelfAblatingTransformer, params: Params, batches: Itera
 
 @functools.partial(jax.jit, static_argnames="model")
 def _content_sums(model: SelfAblatingTransformer, params: Params, batch: Batch) -> dict[str, jax.Array]:
-    out = model.apply({"params": params}, batch["inputs"])
+    out = decoder_output(model, params, batch["inputs"])
 
     def total(field: str) -> jax.Array:
         x = jnp.stack([getattr(layer.ablated, field) for layer in out.layers])
@@ -227,8 +229,9 @@ def replaced_losses(model: SelfAblatingTransformer, params: Params, batch: Batch
       Losses by name, float32 [B, T], ``clean`` among them; and by kind uint8 [B, T, L, ceil(U / 8)], the gates that
       fire as bits.
     """
-    out = model.apply({"params": params}, batch["inputs"])
-    own, random = out.gates, _random_gates(model, out, key)
+    out = decoder_output(model, params, batch["inputs"])
+    own = cast(Gates, out.gates)
+    random = _random_gates(model, own, key)
     other, same = (jax.tree.map(lambda gates, lender=lender: gates.reshape(-1, *gates.shape[2:])[lender], own)
                    for lender in lenders)
     at_means = functools.partial(_at_means, means)
@@ -236,10 +239,11 @@ def replaced_losses(model: SelfAblatingTransformer, params: Params, batch: Batch
     for name, gates, edit in (("random", random, None), ("other", other, None), ("same", same, None),
                               ("mask", own, at_means), ("mask_same", same, at_means),
                               ("mask_random", random, at_means)):
-        finals[name] = model.apply({"params": params}, batch["inputs"], gates=gates, edit=edit).final_ablated
+        finals[name] = decoder_output(model, params, batch["inputs"], gates=gates, edit=edit).final_ablated
     dtype = jnp.dtype(model.config.compute_dtype)
     table = params["embed"]["embedding"].astype(dtype)
-    losses = {name: per_token_cross_entropy(x.astype(dtype), table, batch["targets"]) for name, x in finals.items()}
+    targets = jnp.asarray(batch["targets"])
+    losses = {name: per_token_cross_entropy(x.astype(dtype), table, targets) for name, x in finals.items()}
     return losses, {"attention": jnp.packbits(own.attention > FIRES_ABOVE, axis=-1),
                     "neurons": jnp.packbits(own.neuron > FIRES_ABOVE, axis=-1)}
 
@@ -252,11 +256,11 @@ def _at_means(means: Mapping[str, jax.Array], site: str, x: jax.Array) -> jax.Ar
     return jnp.broadcast_to(means[field][int(layer.removeprefix("layer_"))], x.shape).astype(x.dtype)
 
 
-def _random_gates(model: SelfAblatingTransformer, out: DecoderOutput, key: jax.Array) -> Gates:
+def _random_gates(model: SelfAblatingTransformer, own: Gates, key: jax.Array) -> Gates:
     """For each token and layer as many winners as it has, at random; soft gates keep their values, in random order."""
     config = model.config
 
-    def kind(name: str, gates: jax.Array, key: jax.Array) -> jax.Array:
+    def kind(name: UnitKind, gates: jax.Array, key: jax.Array) -> jax.Array:
         if not GATES[config.gate].binary:
             return jax.random.permutation(key, gates, axis=-1, independent=True)
         scores = jax.random.uniform(key, gates.shape)
@@ -264,8 +268,8 @@ def _random_gates(model: SelfAblatingTransformer, out: DecoderOutput, key: jax.A
         return jnp.stack(layers, axis=2).astype(gates.dtype)
 
     keys = jax.random.split(key)
-    return Gates(attention=kind("attention", out.attention_gates, keys[0]),
-                 neuron=kind("neurons", out.neuron_gates, keys[1]))
+    return Gates(attention=kind("attention", own.attention, keys[0]),
+                 neuron=kind("neurons", own.neuron, keys[1]))
 
 
 def lenders(

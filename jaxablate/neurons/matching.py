@@ -209,11 +209,11 @@ class GraphSummary:
     inactive: int
     """Units never above 0 in the text of the examples; they have no graph and are in no mean."""
     rare: int
-    """Of the others, those that fire at fewer than `MIN_FIRES` places of the held-out text; they are in no mean."""
+    """Active units that fire at fewer than `MIN_FIRES` places of the held-out text; they are in no mean."""
     scored: int
     """All others."""
     without_graph: int
-    """Of these, those with no example of which any suffix is enough; their F1 counts as 0."""
+    """Scored units with no example of which any suffix is enough; their F1 counts as 0."""
     precision: Estimate
     """Mean over those whose graph says anything."""
     recall: Estimate

@@ -273,7 +273,7 @@ def measure_arrays(
                     threshold=FIRES_ABOVE if binary else threshold)
         values = layer.astype(np.float32)
         random = values @ rotation(kind.width, max(directions // len(layers), 2), rng)
-        at = calibration(kind, *(np.ascontiguousarray(x[sample].T) for x in (values, random)), rate, i)
+        at = calibration(kind, np.ascontiguousarray(values[sample].T), np.ascontiguousarray(random[sample].T), rate, i)
         calibrations[name].append(at)
         counts.units[name].append(_tables(fires(values, at.threshold, signed), row_ids, n_rows))
         counts.directions[name].append(_tables(fires(random, at.direction_threshold, signed), row_ids, n_rows))

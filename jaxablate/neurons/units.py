@@ -6,7 +6,7 @@ stream, on the ablated stream as the next layer sees them (activation times gate
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxablate.config import ModelConfig, UnitKind
 from jaxablate.errors import ConfigError
 from jaxablate.gating import GATES, gate
-from jaxablate.models.decoder import DecoderOutput, LayerActivations, StreamActivations
+from jaxablate.models.decoder import DecoderOutput, LayerActivations, SelfAblatingTransformer, StreamActivations
 from jaxablate.ops.normalization import layer_norm
 from jaxablate.types import Params
 
@@ -68,11 +68,18 @@ def layer_values(layer: LayerActivations) -> dict[str, jax.Array]:
     Under `jax.jit` what nobody reads is not computed.
     """
     values = {"neurons clean": layer.clean.mlp_post, "attention clean": layer.clean.head_out}
-    if layer.ablated is not None:
-        heads, neurons, attention = layer.ablated.head_out, layer.neuron_gates, layer.attention_gates
+    neurons, attention = layer.neuron_gates, layer.attention_gates
+    if layer.ablated is not None and neurons is not None and attention is not None:
+        heads = layer.ablated.head_out
         values |= {"neurons ablated": layer.ablated.mlp_post * neurons, "neurons gates": neurons,
                    "attention ablated": heads * attention.reshape(heads.shape), "attention gates": attention}
     return values
+
+
+def decoder_output(model: SelfAblatingTransformer, params: Params, tokens_BT: jax.typing.ArrayLike, **changes: Any
+                   ) -> DecoderOutput:
+    """A decoder's activations on tokens; ``changes`` are the gates and the edit that it takes."""
+    return cast(DecoderOutput, model.apply({"params": params}, tokens_BT, **changes))
 
 
 def unit_values(out: DecoderOutput) -> Values:
@@ -156,7 +163,7 @@ def direction_values(config: ModelConfig, params: Params, out: DecoderOutput, dr
         values = {"neurons clean": neurons, "attention clean": attention}
         if layer.ablated is not None:
             neurons, attention = _random_units(config, norm, random, layer.ablated)
-            for part, active in (("neurons", jax.nn.gelu(neurons, approximate=True)), ("attention", attention)):
+            for part, active in zip(PARTS, (jax.nn.gelu(neurons, approximate=True), attention), strict=True):
                 scores = jnp.asarray(sum(_rows(states[read]) @ kernel
                                          for read, kernel in random[f"{part} gates"].items()))
                 values |= {f"{part} gates": scores, f"{part} ablated": active * _winners(config, part, i, scores)}

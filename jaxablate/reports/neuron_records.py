@@ -179,10 +179,10 @@ def from_dict(values: Mapping[str, Any]) -> NeuronRecord:
 
 
 def write_index(folder: Path, about: Mapping[str, Any], summaries: Sequence[Any], units: int) -> None:
-    """Writes ``index.json`` from the neurons' files.
+    """Writes the index from the neurons' files.
 
     Args:
-      folder: of the graphs.
+      folder: where the graphs lie.
       about: what they were made from.
       summaries: dataclasses, of all units and then of each layer.
       units: units of a layer.
@@ -190,9 +190,9 @@ def write_index(folder: Path, about: Mapping[str, Any], summaries: Sequence[Any]
     Raises:
       FileError: a neuron's file is damaged, or the index cannot be written.
     """
-    whole, *layers = map(dataclasses.asdict, summaries)
+    overall, *layers = map(dataclasses.asdict, summaries)
     names = [f"{layer}.{unit}" for layer in range(len(layers)) for unit in range(units)]
-    values = {"format": INDEX_FORMAT, "version": VERSION, "about": dict(about), "summary": whole, "layers": layers,
+    values = {"format": INDEX_FORMAT, "version": VERSION, "about": dict(about), "summary": overall, "layers": layers,
               "units": units, "neurons": [_entry(read_record(neuron_file(folder, name))) for name in names]}
     files.write_json(folder / INDEX, values, indent=None, otherwise="choose another --out")
 
@@ -213,7 +213,7 @@ def read_index(folder: Path, command: str) -> dict[str, Any]:
     """The index of a finished job.
 
     Args:
-      folder: of the graphs.
+      folder: where the graphs lie.
       command: makes them.
 
     Raises:

@@ -46,17 +46,6 @@ _LABELS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InformationHistogram:
-    """Live units of a kind by information, all layers together."""
-
-    kind: str
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-    below: int
-    """Units that tell less than the first edge, or never fire."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TellingUnit:
     """A unit and what fires it."""
 
@@ -119,7 +108,8 @@ class NeuronsResult:
     token_information: float
     """Bits of the current token."""
     groups: tuple[GroupSummary, ...]
-    histograms: tuple[InformationHistogram, ...]
+    histograms: tuple[Histogram, ...]
+    """Units of each kind by information, all layers together."""
     telling: tuple[TellingUnit, ...]
     capacities: tuple[WeightCapacity, ...]
     facts: tuple[FactSummary, ...]
@@ -127,7 +117,7 @@ class NeuronsResult:
     def headline(self) -> tuple[Figure, ...]:
         """Information of each kind, by how much it is above that of random directions, and effective tokens."""
         figures = []
-        for x in self._overall():
+        for x in self.overall():
             information = x.of("information")
             figures += [Figure(f"token information {x.kind}", information.mean, unit="bits"),
                         Figure(f"token information {x.kind} above random", information.above, unit="bits"),
@@ -137,12 +127,18 @@ class NeuronsResult:
     def panels(self) -> tuple[Panel, ...]:
         """Bars with nulls, all measures, all layers, histograms, units and tokens, weights, facts."""
         facts = (_fact_map(self), _fact_table(self)) if self.facts else ()
+        histograms = HistogramGrid(
+            title="Units by what they tell of the token", x_label="bits", histograms=self.histograms,
+            mark_label="mean of random directions that fire as often",
+            caption="Units of all layers. Those that tell less than the scale shows, or never fire, are the bar at the "
+                    "left.")
         return (_bars(self, "information", "What firing tells of the current token", "bits"),
                 _bars(self, "effective_tokens", "Tokens that fire a unit", "effective tokens"),
-                _measure_table(self), _histograms(self), _layer_table(self), _unit_table(self), *facts,
+                _measure_table(self), histograms, _layer_table(self), _unit_table(self), *facts,
                 _capacity_table(self))
 
-    def _overall(self) -> tuple[GroupSummary, ...]:
+    def overall(self) -> tuple[GroupSummary, ...]:
+        """Each kind over all layers."""
         return tuple(x for x in self.groups if x.layer is None)
 
 
@@ -163,23 +159,30 @@ def evaluate(model: SelfAblatingTransformer, params: Params, batches: Batches, *
       ConfigError, DataError: as `jaxablate.neurons.measure`.
     """
     measures = measure(model, params, batches, match_k=match_k, facts=facts, seed=seed)
+    groups = summarise(measures, seed)
     return NeuronsResult(
         tokens=measures.tokens, sampled=measures.sampled, token_information=measures.token_information,
-        groups=summarise(measures, seed), histograms=_by_information(measures), telling=telling_units(measures, decode),
+        groups=groups, histograms=_by_information(measures, groups), telling=telling_units(measures, decode),
         capacities=weight_capacities(params, model.config.n_layers, seed), facts=fact_summaries(measures.facts, seed))
 
 
-def _by_information(measures: NeuronMeasures) -> tuple[InformationHistogram, ...]:
+def _by_information(measures: NeuronMeasures, groups: Sequence[GroupSummary]) -> tuple[Histogram, ...]:
     """Logarithmic bins, the same for all kinds, over four decades up to the greatest value."""
     values = {kind: np.concatenate([np.nan_to_num(group.information, nan=-1) for group in measures.of(kind)])
               for kind in measures.kinds}
     most = max((float(x.max()) for x in values.values()), default=0.0)
     top = 10.0 ** math.ceil(math.log10(most)) if most > 0 else 1.0
     edges = np.geomspace(top / 1e4, top, BINS + 1)
-    return tuple(
-        InformationHistogram(kind=kind, edges=tuple(edges.tolist()), below=int((x < edges[0]).sum()),
-                             counts=tuple(np.histogram(np.clip(x[x >= edges[0]], None, edges[-1]), edges)[0].tolist()))
-        for kind, x in values.items())
+    result = []
+    for group in (x for x in groups if x.layer is None):
+        x, mark = values[group.kind], group.of("information").directions.value
+        counts = np.histogram(np.clip(x[x >= edges[0]], None, edges[-1]), edges)[0]
+        result.append(Histogram(
+            title=group.kind, edges=tuple(edges.tolist()), counts=tuple(counts.tolist()),
+            apart=int((x < edges[0]).sum()), apart_label="less",
+            mark=mark if mark is not None and edges[0] <= mark <= edges[-1] else None,
+            note=f"{group.live} of {group.units} live"))
+    return tuple(result)
 
 
 def telling_units(measures: NeuronMeasures, decode: Callable[[int], str]) -> tuple[TellingUnit, ...]:
@@ -246,7 +249,7 @@ def expected_best(values: np.ndarray, size: int) -> float:
 
 def _bars(result: NeuronsResult, name: str, title: str, unit: str) -> Bars:
     bars = []
-    for x in result._overall():
+    for x in result.overall():
         of = x.of(name)
         for label, value in ((x.kind, of.mean), (f"{x.kind}, random directions", of.directions)):
             bars.append(Bar(label, 0.0 if value.value is None else value))
@@ -263,7 +266,7 @@ def _bars(result: NeuronsResult, name: str, title: str, unit: str) -> Bars:
 
 def _measure_table(result: NeuronsResult) -> Grid:
     rows = tuple((x.kind, label, of.mean, of.shuffled, of.directions)
-                 for x in result._overall() for name, label in _LABELS.items() for of in (x.of(name),))
+                 for x in result.overall() for name, label in _LABELS.items() for of in (x.of(name),))
     caption = ("Means over live units of all layers. Shuffled: what shuffled tokens give; they leave the last four "
                "measures as they are, and what they tell is subtracted from the information. Random: in-weights of "
                "neurons or score heads of gates of the same length in a random direction; for channels, a random "
@@ -285,20 +288,6 @@ def _layer_table(result: NeuronsResult) -> Grid:
     return Grid(title="By layer", caption=caption, rows=rows,
                 columns=("units", "layer", "live", "rate", "telling", "bits", "random", "effective tokens",
                          "selectivity"))
-
-
-def _histograms(result: NeuronsResult) -> HistogramGrid:
-    overall = {x.kind: x for x in result._overall()}
-    cells = []
-    for h in result.histograms:
-        group, mark = overall[h.kind], overall[h.kind].of("information").directions.value
-        inside = mark is not None and h.edges[0] <= mark <= h.edges[-1]
-        cells.append(Histogram(title=h.kind, edges=h.edges, counts=h.counts, apart=h.below, apart_label="less",
-                               mark=mark if inside else None, note=f"{group.live} of {group.units} live"))
-    return HistogramGrid(title="Units by what they tell of the token", x_label="bits", histograms=tuple(cells),
-                         mark_label="mean of random directions that fire as often",
-                         caption="Units of all layers. Those that tell less than the scale shows, or never fire, are "
-                                 "the bar at the left.")
 
 
 def _unit_table(result: NeuronsResult) -> Grid:
