@@ -34,8 +34,10 @@ def split(tokens, rows=8):
     padded = np.zeros(-(-count // size) * size + 1, np.int32)
     padded[: len(tokens)] = tokens
     mask = (np.arange(len(padded) - 1) < count).astype(np.float32)
-    shaped = [x.reshape(-1, rows, LENGTH) for x in (padded[:-1], padded[1:], mask)]
-    return [dict(zip(("inputs", "targets", "mask"), x, strict=True)) for x in zip(*shaped, strict=True)]
+    ends = padded[1:] == EOT
+    story = (7 + np.cumsum(ends) - ends).astype(np.int32)  # the first stories of the file are not read
+    shaped = [x.reshape(-1, rows, LENGTH) for x in (padded[:-1], padded[1:], story, mask)]
+    return [dict(zip(("inputs", "targets", "story", "mask"), x, strict=True)) for x in zip(*shaped, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def tokens():
 
 @pytest.fixture(scope="module")
 def audited(model, tokens):
-    return leakage.audit_gates(*model, lambda: split(tokens), eot_id=EOT, seed=3)
+    return leakage.audit_gates(*model, lambda: split(tokens), seed=3)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "at_means"))
@@ -128,7 +130,7 @@ def test_sums_by_story_are_those_of_the_suite_of_perplexities(model, tokens, aud
 
 
 def test_the_sample_holds_the_gates_of_its_tokens(model, tokens):
-    audit = leakage.audit_gates(*model, lambda: split(tokens), eot_id=EOT, sample=500)
+    audit = leakage.audit_gates(*model, lambda: split(tokens), sample=500)
     sample = audit.sample
     assert len(sample.current) == 500 and sample.units == {"attention": 16, "neurons": 64}
     np.testing.assert_array_equal(audit.current, tokens[:-1])
@@ -144,7 +146,7 @@ def test_the_sample_holds_the_gates_of_its_tokens(model, tokens):
 
 def test_a_long_split_is_read_up_to_a_number_of_tokens(model, tokens):
     read = []
-    audit = leakage.audit_gates(*model, lambda: (read.append(b) or b for b in split(tokens)), eot_id=EOT, most=2100)
+    audit = leakage.audit_gates(*model, lambda: (read.append(b) or b for b in split(tokens)), most=2100)
     assert len(audit.current) == 9 * 8 * LENGTH and len(read) == 2 * 9  # nine batches of 256 tokens, twice
 
 
@@ -319,15 +321,15 @@ def test_result_has_its_figures_and_panels(model, audited, monkeypatch):
 def test_too_few_tokens_and_damaged_parameters_are_one_clear_line(model):
     made, params = model
     with pytest.raises(DataError, match="at least 2,000 tokens of 30 stories, this split has 99;"):
-        leakage.audit_gates(made, params, lambda: split(np.ones(100, int)), eot_id=EOT)
+        leakage.audit_gates(made, params, lambda: split(np.ones(100, int)))
     with pytest.raises(DataError, match="2,000 tokens of 30 stories, this split has 2,500 of 1;"):
-        leakage.audit_gates(made, params, lambda: split(np.ones(2501, int)), eot_id=EOT)
+        leakage.audit_gates(made, params, lambda: split(np.ones(2501, int)))
     broken = params | {"ln_f": jax.tree.map(lambda x: x * np.nan, params["ln_f"])}
     with pytest.raises(DataError, match="'clean' of batch 0 is NaN .* --checkpoint"):
-        leakage.audit_gates(made, broken, lambda: split(stories(60)), eot_id=EOT)
+        leakage.audit_gates(made, broken, lambda: split(stories(60)))
     broken = params | {"layer_0": jax.tree.map(lambda x: x * np.nan, params["layer_0"])}
     with pytest.raises(DataError, match="activations head_out .* NaN"):
-        leakage.audit_gates(made, broken, lambda: split(stories(60)), eot_id=EOT)
+        leakage.audit_gates(made, broken, lambda: split(stories(60)))
 
 
 def test_models_without_gates_are_told_why():

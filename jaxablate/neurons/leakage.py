@@ -63,7 +63,7 @@ class GateSample:
     following: np.ndarray
     """int32 [n] ids of the tokens after them."""
     story: np.ndarray
-    """int32 [n], which story the following token is of."""
+    """int32 [n], which story the following token is of, numbered from 0."""
     bits: Mapping[str, np.ndarray]
     """By kind uint8 [n, L, ceil(U / 8)], `np.packbits` along the units; a unit fires above `FIRES_ABOVE`."""
     units: Mapping[str, int]
@@ -98,17 +98,16 @@ class Audit:
     """Gates of at most `SAMPLE` of these tokens."""
 
 
-def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Batches, *, eot_id: int, seed: int = 0,
+def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Batches, *, seed: int = 0,
                 sample: int = SAMPLE, most: int = MOST_TOKENS) -> Audit:
     """Losses of the ablated stream under every replacement, and a sample of its gates.
 
     Args:
       model: a gated decoder.
       params: its parameters.
-      batches: starts the split anew, batches in file order with ``inputs`` and ``targets`` int [B, T] and ``mask``
+      batches: starts the split anew, with ``inputs``, ``targets`` and the targets' ``story`` int [B, T] and ``mask``
         [B, T], 1 where a target counts; it is called twice. Gates are lent within a batch, so larger ones lend from
         more.
-      eot_id: token that ends a story; it is the last target of its story.
       seed: seed of random gates, of who lends to whom, and of the sample.
       sample: most tokens whose gates are stored.
       most: tokens after which no further batch is read.
@@ -123,23 +122,21 @@ def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Batches
     sampled[rng.choice(tokens, size=min(sample, tokens), replace=False)] = True
     pairs, columns, bits, done = [], [], {kind: [] for kind in KINDS}, 0
     for number, batch in enumerate(_first(batches(), most)):
-        inputs, targets, mask = (np.asarray(batch[name]) for name in ("inputs", "targets", "mask"))
-        counted = mask > 0
+        inputs, counted = np.asarray(batch["inputs"]), np.asarray(batch["mask"]) > 0
         other, same, has_same = lenders(inputs, counted, rng)
         key = jax.random.fold_in(jax.random.key(seed), number)
         losses, fired = jax.device_get(replaced_losses(model, params, batch, means, (other, same), key))
         columns.append(_columns({name: loss[counted].astype(np.float64) for name, loss in losses.items()},
                                 has_same[counted], number))
-        pairs.append(np.stack([inputs[counted], targets[counted]]).astype(np.int32))
+        pairs.append(np.stack([np.asarray(batch[name])[counted] for name in ("inputs", "targets", "story")]))
         chosen = np.zeros_like(counted)
         chosen[counted] = sampled[done : done + pairs[-1].shape[1]]
         done += pairs[-1].shape[1]
         for kind in KINDS:
             bits[kind].append(fired[kind][chosen])
-    current, following = np.concatenate(pairs, axis=1)
-    ends = following == eot_id
-    story = (np.cumsum(ends) - ends).astype(np.int32)
-    _check_enough(tokens, int(story[-1]) + 1)
+    current, following, story = np.concatenate(pairs, axis=1).astype(np.int32)
+    story = np.unique(story, return_inverse=True)[1].astype(np.int32)
+    _check_enough(tokens, int(story.max()) + 1)
     units = {"attention": model.config.d_model, "neurons": model.config.mlp_width}
     return Audit(
         story_sums=np.stack([np.bincount(story, weights=x) for x in np.concatenate(columns, axis=1)], axis=-1),

@@ -280,7 +280,7 @@ def _unfit(config: Config) -> str | None:
 
 
 def _run(run: Run) -> tuple[LeakageResult, dict[str, Any]]:
-    audit = audit_gates(run.model, run.params, run.splits["valid"].batches, eot_id=run.tokenizer.eot_id, seed=run.seed)
+    audit = audit_gates(run.model, run.params, run.splits["valid"].batches, seed=run.seed)
     result = evaluate(audit, np.asarray(run.params["embed"]["embedding"]),
                       vocab_size=run.config.model.vocab_size, seed=run.seed)
     return result, {"seed": run.seed, "bootstrap_resamples": stats.RESAMPLES, "tokens": len(audit.story),
