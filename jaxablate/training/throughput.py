@@ -4,8 +4,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from jaxablate.config import ModelConfig
 
 
