@@ -11,7 +11,7 @@ zero rows give finite gradients.
 Another term is added by one call, from a script or from a package's entry point (group ``jaxablate.regularizers``):
 
     regularizers.register(Regularizer(name="sparsity", reads="vectors", term=lambda x, mask=None: jnp.mean(jnp.abs(x))))
-    ObjectiveConfig(regularizers={"sparsity": 0.1})         # or --objective.regularizers sparsity 0.1
+    ObjectiveConfig(regularizers=(("sparsity", 0.1),))      # or --objective.regularizers sparsity 0.1
 """
 
 import dataclasses
