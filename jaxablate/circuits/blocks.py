@@ -54,7 +54,7 @@ class Inputs:
     attention_gates: jax.Array | None = None
     """[n, L, N, H] at the last position, for the ablated stream; None for the clean one."""
     neuron_gates: jax.Array | None = None
-    """[n, L, F] at the last position, likewise."""
+    """[n, L, F] at the last position, for the ablated stream."""
 
     @property
     def positions(self) -> jax.Array:
@@ -249,7 +249,7 @@ def _last_gates(decoder: SelfAblatingDecoder, params: Params, inputs: Inputs) ->
 
 
 def decoder_for(config: ModelConfig) -> Decoder:
-    """The decoder of a config, in float32: the one place that tells families of models apart."""
+    """The decoder of a config, in float32: the one place that chooses by family of models."""
     return SelfAblatingDecoder(config).in_type("float32")
 
 

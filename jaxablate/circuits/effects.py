@@ -56,7 +56,7 @@ def effects(problem: Problem, *, edges: Sequence[int] | np.ndarray | None = None
       edges: indices of the edges looked at, in any order; all by default.
       batch_size: prompts at once.
       memory_mb: about how many MiB the edges that run together may take, beside what the clean run takes.
-      progress: told after every call how many edges are done.
+      progress: called with the number of edges done and of all, after every compiled call.
 
     Returns:
       float64, for each chosen edge: mean over prompts of the metric with it patched, less that of the model.

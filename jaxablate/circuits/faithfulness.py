@@ -63,7 +63,7 @@ class Curve(_Brief):
         return _area(self.percents, self.faithfulness(rows))
 
     def distance(self, rows: Rows = None) -> float:
-        """Area of abs(1 - f) over the share of edges, likewise (MIB: CMD)."""
+        """Area of abs(1 - f) over the share of edges, by trapezoids (MIB: CMD)."""
         return _area(self.percents, np.abs(1 - self.faithfulness(rows)))
 
 
@@ -137,7 +137,7 @@ class Roc(_Brief):
     false_positive: np.ndarray
     """[k + 1] share of the other edges at or above the threshold; begins at 0, ends at 1."""
     true_positive: np.ndarray
-    """[k + 1] share of the circuit's edges likewise."""
+    """[k + 1] share of the circuit's edges at or above the threshold."""
     auc: float
     """Probability that an edge of the circuit has a greater score than another edge, equal ones counted half."""
 

@@ -134,7 +134,7 @@ class Problem:
 
     @_once
     def corrupt(self) -> Inputs:
-        """Corrupt prompts, likewise."""
+        """Corrupt prompts, with gates of their own last tokens."""
         return self._inputs(self.pairs.corrupt)
 
     @_once
@@ -215,7 +215,7 @@ def problem(
       model: `ModelConfig`, or a run (``ja.open_run``), which brings ``config.model``, ``params``, ``tokenizer`` and
         ``tasks``.
       params: weights of a config; with a run nothing, or the prompts.
-      prompts: pairs of tokenised prompts; with a run also prompts in words, or the number to draw of its task.
+      prompts: pairs of tokenised prompts; with a run also prompts as texts, or the number to draw of its task.
       task: name of the run's task that prompts are drawn from.
       seed: seed of the drawing.
       stream: stream whose output counts.

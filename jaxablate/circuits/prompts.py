@@ -40,7 +40,7 @@ class PromptPairs:
     clean: np.ndarray
     """[n, T] int32, padded at the left: the last position is always T - 1."""
     corrupt: np.ndarray
-    """[n, T] int32, padded likewise."""
+    """[n, T] int32, padded as the clean ones."""
     valid: np.ndarray
     """[n, T] bool, True at real tokens of both prompts of a pair."""
     answers: np.ndarray

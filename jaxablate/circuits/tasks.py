@@ -1,4 +1,4 @@
-"""Tasks as texts: prompt pairs in words, how they become tokens, and files of them.
+"""Tasks as texts: pairs of prompts, how they become tokens, and files of them.
 
 A task is any list of pairs: a clean prompt with its right and wrong next words, and a corrupt prompt of the same
 length in which something is changed so that the answer no longer follows. `jaxablate.circuits.ioi` makes
@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptText:
-    """One prompt pair in words.
+    """One pair of prompts as texts.
 
     Example:
       >>> PromptText(clean="Rob and Sue met. Sue waved to", corrupt="Tom and Ann met. Ben waved to",
@@ -51,7 +51,7 @@ class PromptText:
     answers: tuple[str, ...]
     """Right next words, each with the space before it, each one token."""
     wrong_answers: tuple[str, ...]
-    """Wrong next words, likewise."""
+    """Wrong next words, each with the space before it, each one token."""
     group: str = ""
     """Kind of prompt, for figures by kind."""
 

@@ -165,7 +165,7 @@ def circuit(settings: CircuitSettings, say: Callable[[str], None] = lambda line:
     Args:
       settings: which run, task and method; where to.
       say: receives lines of progress.
-      show_progress: what is done -> context of a function that is told how far it is.
+      show_progress: what is done -> context of a function that is called with how far it is.
 
     Raises:
       ConfigError: the run is none of a language model, has no such stream, or fewer edges than asked for.
