@@ -45,6 +45,7 @@ from jaxablate.features.files import CONFIG, FOLDER, identity_digest
 from jaxablate.features.training import Activations, TokenBatches, sites_of
 from jaxablate.provenance import provenance
 from jaxablate.reports import tables
+from jaxablate.reports.panels import Grid
 from jaxablate.reports.results import Results
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.run import Run, require_language_model
@@ -134,8 +135,12 @@ class SaeSettings(base.RunSettings):
     def run(self, console: Console) -> None:
         """Trains what is missing, showing how far it is, and prints the stored autoencoders' figures."""
         trained, results = autoencoders(self, console)
-        panel: Any = results.suites["sae"].panels[0]
-        console.print(tables.terminal(dataclasses.replace(panel, title=f"autoencoders of {self.workdir}")))
+        losses, reconstructions = (p for p in results.suites["sae"].panels[:2] if isinstance(p, Grid))
+        rows = tuple((*left[:6], right[4], left[-1])
+                     for left, right in zip(losses.rows, reconstructions.rows, strict=True))
+        columns = (*losses.columns[:6], reconstructions.columns[4], losses.columns[-1])
+        console.print(tables.terminal(Grid(title=f"autoencoders of {self.workdir}", columns=columns, rows=rows,
+                                           caption="In brackets: 95 % intervals over stories or windows.")))
         base.say_paths(console, [*trained, self.workdir / "report.html"])
 
     @property

@@ -16,7 +16,7 @@ from jaxablate.features.sae import SparseAutoencoder
 from jaxablate.features.step import StepMetrics
 from jaxablate.features.training import reconstruction, train
 
-Vectors = Float[Array | np.ndarray, "n d"]
+Vectors = Float[Array | np.ndarray, "_ _"]
 _BUFFER_BATCHES = 16
 """Steps' worth of vectors in the shuffle buffer of `fit` unless settings say otherwise."""
 
