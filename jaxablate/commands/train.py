@@ -49,6 +49,7 @@ class TrainSettings(base.Settings):
 
     def run(self, console: Console) -> None:
         """Trains; returns after SIGTERM or Ctrl-C, too, once the state is saved."""
+        del console  # training draws a picture of its own
         _set_precision(self.settings)
         if self.distributed:
             _initialize_distributed()

@@ -135,17 +135,14 @@ def _print_header(file: TokenFile) -> None:
     table = Table(title=str(file.path), show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    for name, value in (
-        ("tokens", f"{header.n_tokens:,} ({header.dtype})"),
-        ("stories", f"{header.n_stories:,} ({header.n_tokens / header.n_stories:.1f} tokens each)"),
-        ("vocabulary", f"{header.vocab_size:,}, end-of-text {header.eot_id}"),
-        ("tokenizer", f"{header.tokenizer_name}, fingerprint {header.tokenizer_fingerprint}"),
-        ("source", f"{header.source.name}, {_source_size(file)}"),
-        ("source sha256", header.source.sha256),
-        ("data sha256", header.data_hash),
-        ("body crc32", f"{header.body_crc32:08x}, verified"),
-    ):
-        table.add_row(name, value)
+    table.add_row("tokens", f"{header.n_tokens:,} ({header.dtype})")
+    table.add_row("stories", f"{header.n_stories:,} ({header.n_tokens / header.n_stories:.1f} tokens each)")
+    table.add_row("vocabulary", f"{header.vocab_size:,}, end-of-text {header.eot_id}")
+    table.add_row("tokenizer", f"{header.tokenizer_name}, fingerprint {header.tokenizer_fingerprint}")
+    table.add_row("source", f"{header.source.name}, {_source_size(file)}")
+    table.add_row("source sha256", header.source.sha256)
+    table.add_row("data sha256", header.data_hash)
+    table.add_row("body crc32", f"{header.body_crc32:08x}, verified")
     Console().print(table)
 
 

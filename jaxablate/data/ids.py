@@ -19,30 +19,16 @@ Kind = Literal["gpt2", "bpe", "corpus", "words"]
 class Tokenizer(Protocol):
     """What the data pipeline, the samplers and the measures ask of a tokenizer."""
 
-    @property
-    def name(self) -> str:
-        """Short name that goes into file names and reports, for example ``gpt2`` or ``bpe-4096``."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids; every id is in ``0 .. vocab_size - 1``."""
-        ...
-
-    @property
-    def eot_id(self) -> int:
-        """End-of-text token, which the token file writer puts after each story; `encode` never makes it."""
-        ...
-
-    @property
-    def pad_id(self) -> int:
-        """Token that fills a batch beyond the end of a text; `encode` never makes it."""
-        ...
-
-    @property
-    def unk_id(self) -> int | None:
-        """Token of every word outside the vocabulary; None where any text can be encoded, or none with such a word."""
-        ...
+    name: str
+    """Short name that goes into file names and reports, for example ``gpt2`` or ``bpe-4096``."""
+    vocab_size: int
+    """Number of token ids; every id is in ``0 .. vocab_size - 1``."""
+    eot_id: int
+    """End-of-text token, which the token file writer puts after each story; `encode` never makes it."""
+    pad_id: int
+    """Token that fills a batch beyond the end of a text; `encode` never makes it."""
+    unk_id: int | None
+    """Token of every word outside the vocabulary; None where any text can be encoded, or none with such a word."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. A ``<|endoftext|>`` inside it is ordinary text."""

@@ -53,7 +53,11 @@ def prepare(config: DataConfig, *, report: Report = silent, force: bool = False)
         tokenizer's files are missing.
       FileError: the folder cannot be written or the disk is full.
     """
-    train, valid = _sources(config, report)
+    if config.source == "embedded":
+        train: StorySource = EmbeddedSource.train(config.embedded_seed, config.embedded_stories)
+        valid: StorySource = EmbeddedSource.valid(config.embedded_seed, config.embedded_valid_stories)
+    else:
+        train, valid = _text_source(config, "train", report), _text_source(config, "valid", report)
     key, tokenizer = _tokenizer(config, train, report, force)
 
     def build(source: StorySource) -> TokenFile:
@@ -61,14 +65,6 @@ def prepare(config: DataConfig, *, report: Report = silent, force: bool = False)
         return _prepare_split(path, source, tokenizer=tokenizer, report=report, force=force)
 
     return PreparedData(train=build(train), valid=build(valid), tokenizer=tokenizer)
-
-
-def _sources(config: DataConfig, report: Report) -> tuple[StorySource, StorySource]:
-    if config.source == "embedded":
-        seed = config.embedded_seed
-        train = EmbeddedSource.train(seed, config.embedded_stories)
-        return train, EmbeddedSource.valid(seed, config.embedded_valid_stories)
-    return _text_source(config, "train", report), _text_source(config, "valid", report)
 
 
 def _text_source(config: DataConfig, split: Split, report: Report) -> TextSource:

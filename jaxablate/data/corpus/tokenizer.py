@@ -24,7 +24,7 @@ class CorpusTokenizer:
     name = "corpus"
     vocab_size = len(VOCABULARY)
     eot_id = pad_id = TOKEN_IDS[END_OF_TEXT]
-    unk_id = None
+    unk_id: int | None = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; the end-of-text token is never among them.
