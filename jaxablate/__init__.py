@@ -34,6 +34,10 @@ with _epy.lazy_api_imports(globals()):
     from jaxablate import sharding as sharding
     from jaxablate import stats as stats
     from jaxablate import suites as suites
+    from jaxablate.circuits import acdc as acdc
+    from jaxablate.circuits import eap as eap
+    from jaxablate.circuits import eap_ig as eap_ig
+    from jaxablate.commands.score import score as score
     from jaxablate.config import Config as Config
     from jaxablate.config import DataConfig as DataConfig
     from jaxablate.config import MeshConfig as MeshConfig
@@ -42,9 +46,14 @@ with _epy.lazy_api_imports(globals()):
     from jaxablate.config import OptimizerConfig as OptimizerConfig
     from jaxablate.config import TrainConfig as TrainConfig
     from jaxablate.errors import JaxablateError as JaxablateError
+    from jaxablate.features import SparseAutoencoder as SparseAutoencoder
     from jaxablate.gating import k_wta as k_wta
     from jaxablate.models.decoder import SelfAblatingTransformer as SelfAblatingTransformer
     from jaxablate.models.generation import generate as generate
+    from jaxablate.objectives import language_model_loss as language_model_loss
+    from jaxablate.regularizers import interference as interference
+    from jaxablate.regularizers import polysemanticity as polysemanticity
     from jaxablate.runs.run import Run as Run
     from jaxablate.runs.run import open_run as open_run
     from jaxablate.stats import Estimate as Estimate
+    from jaxablate.training.loop import train as train

@@ -38,7 +38,7 @@ ALLOWED = {
     "circuits": _TOPICS,
     "features": _TOPICS,
     "neurons": _TOPICS,
-    "classifier": _TOPICS,
+    "classifier": _TOPICS | {"data", "objectives"},  # the public names of everything about text classifiers
     "data": {"errors", "config", "files", "types"},
     "runs": _RUNS,
     "training": _RUNS | {"runs", "objectives"},
