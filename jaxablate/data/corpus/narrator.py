@@ -46,7 +46,7 @@ _SPOT_IDS = {place.word: tuple(word_ids(f" {spot}") for spot in place.spots) for
 _PLACE_IDS = {place.word: (TOKEN_IDS[f" {place.preposition}"], TOKEN_IDS[f" {place.word}"]) for place in words.PLACES}
 _PLACE_INDEX = {place.word: i for i, place in enumerate(words.PLACES)}
 _ADJECTIVE_IDS = {word: TOKEN_IDS[f" {word}"] for word in words.ADJECTIVES}
-_VOWEL = {word: words.article(word) == "an" for word in (*words.ADJECTIVES, *(n.word for n in words.NOUNS))}
+_VOWEL = {word: word[0] in "aeiou" for word in (*words.ADJECTIVES, *(n.word for n in words.NOUNS))}
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -48,12 +48,12 @@ def _order(page: Page, a: int, b: int) -> tuple[int, int]:
     return (a, b) if page.draw(2) else (b, a)
 
 
-def _outing(page: Page, a: int, b: int, group: str = "OUTING") -> None:
+def _outing(page: Page, a: int, b: int) -> None:
     """Opens a paragraph: the two are somewhere together."""
     page.paragraph()
     page.place = page.pick(words.PLACES)
     first, second = _order(page, a, b)
-    page.tell(group, A=first, B=second)
+    page.tell("OUTING", A=first, B=second)
 
 
 def _gift(page: Page, a: int, b: int) -> tuple[Thing, int, int]:

@@ -118,8 +118,3 @@ def held_out(first: int, second: int) -> bool:
 def partners(*people: int) -> tuple[int, ...]:
     """Names that may share a story with everybody of `people` (indices into `NAMES`)."""
     return tuple(n for n in range(len(NAMES)) if n not in people and not any(held_out(n, p) for p in people))
-
-
-def article(word: str) -> str:
-    """``an`` before a vowel, otherwise ``a`` (by spelling, which is right for every word of the corpus)."""
-    return "an" if word[0] in "aeiou" else "a"
