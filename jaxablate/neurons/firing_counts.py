@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from jaxablate.errors import DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.neurons.facts import FactRows
 from jaxablate.neurons.measures import Shape, binary_shape, gini_of, power_sums, shape
 from jaxablate.neurons.units import Kind, decoder_output, direction_values, fires, kinds, unit_values
 from jaxablate.types import Batch, Params
@@ -213,7 +214,7 @@ def top_threshold(values: Float[np.ndarray, "units tokens"], rates: Float[np.nda
 
 def count_firings(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batch], classes: TokenClasses,
                   calibrations: Mapping[str, Sequence[Calibration]], drawn: list[dict[str, Any]],
-                  more_rows: np.ndarray | None = None, more: int = 0) -> FiringCounts:
+                  facts: FactRows | None = None) -> FiringCounts:
     """The pass over the split.
 
     Args:
@@ -223,16 +224,12 @@ def count_firings(model: SelfAblatingTransformer, params: Params, batches: Itera
       classes: from `classify_tokens`.
       calibrations: from `calibrate`.
       drawn: the same random directions.
-      more_rows: int [n, J] further rows of each token of the split, in order; they follow those of the classes.
-      more: number of such rows.
-
-    Returns:
-      Its tables have the rows of the classes and then the further ones.
+      facts: further rows of the tables, which follow those of the classes.
 
     Raises:
       DataError: an activation is not finite.
     """
-    all_kinds, rows = kinds(model.config), len(classes.counts) + more
+    all_kinds, rows = kinds(model.config), len(classes.counts) + (0 if facts is None else len(facts.counts))
     thresholds = {name: [(x.threshold, x.direction_threshold) for x in layers]
                   for name, layers in calibrations.items()}
     pilots = {kind.name: [x.pilot for x in calibrations[kind.name]] for kind in all_kinds if not kind.binary}
@@ -243,10 +240,10 @@ def count_firings(model: SelfAblatingTransformer, params: Params, batches: Itera
     for piece in pieces(batches):
         mask, placed = np.asarray(piece["mask"]) > 0, _placement(piece)
         counted = int(mask.sum())
-        ids = np.full((*mask.shape, 1 if more_rows is None else 1 + more_rows.shape[1]), rows, np.int32)
+        ids = np.full((*mask.shape, 1 if facts is None else 1 + facts.rows.shape[1]), rows, np.int32)
         ids[mask, 0] = classes.class_of[np.asarray(piece["inputs"])[mask]]
-        if more_rows is not None:
-            ids[mask, 1:] = len(classes.counts) + more_rows[done : done + counted]
+        if facts is not None:
+            ids[mask, 1:] = len(classes.counts) + facts.rows[done : done + counted]
         done += counted
         if tables is None:
             tables = [jax.device_put(np.zeros((rows + 1, sum(x)), np.int32), placed) for x in widths]

@@ -195,8 +195,7 @@ def measure(
     rows = None if facts is None else fact_rows(facts, classes.ids)
     drawn = draw_directions(config, params, max(directions // config.n_layers, 2), seed)
     calibrations = calibrate(model, params, batches(), classes, rates, drawn)
-    more = {} if rows is None else {"more_rows": rows.rows, "more": len(rows.counts)}
-    counts = count_firings(model, params, batches(), classes, calibrations, drawn, **more)
+    counts = count_firings(model, params, batches(), classes, calibrations, drawn, rows)
     sampled = min(classes.tokens, classes.length * -(-SAMPLE_TOKENS // classes.length))
     return _result(all_kinds, classes, calibrations, counts, rows, sampled, shuffles, seed,
                    match_k={part: tuple(ks) for part, ks in winners.items()})
@@ -406,19 +405,6 @@ class GroupSummary:
         return next(x for x in self.measures if x.measure == measure)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Draws:
-    """Means of one group, [measures], and bootstrap draws of them, [measures, resamples]."""
-
-    weight: np.ndarray
-    """Units that have the measure."""
-    mean: np.ndarray
-    shuffled: np.ndarray
-    directions: np.ndarray
-    mean_draws: np.ndarray
-    direction_draws: np.ndarray
-
-
 def summarise(measures: NeuronMeasures, seed: int = 0) -> tuple[GroupSummary, ...]:
     """Means over units with both nulls: each kind over all layers, then layer by layer.
 
@@ -435,7 +421,8 @@ def summarise(measures: NeuronMeasures, seed: int = 0) -> tuple[GroupSummary, ..
     return tuple(result)
 
 
-def _draws(group: UnitGroup, seed: int) -> _Draws:
+def _draws(group: UnitGroup, seed: int) -> dict[str, np.ndarray]:
+    """Means of one group, [measures], bootstrap draws of them, [measures, resamples], and how many units have each."""
     values = np.stack([group.measure(name) for name in MEASURES])
     shuffled = np.stack([getattr(group.shuffled, name, np.full(len(group.fired), np.nan)) for name in MEASURES])
     random = np.stack([group.matched(name) for name in MEASURES])
@@ -446,17 +433,17 @@ def _draws(group: UnitGroup, seed: int) -> _Draws:
               for pick in picks] for i, name in enumerate(MEASURES)]
     mean, by_chance, directions = (np.array([_mean(row[of]) for row, of in zip(rows, has, strict=True)])
                                    for rows in (values, shuffled, random))
-    return _Draws(weight=has.sum(-1).astype(float), mean=mean, shuffled=by_chance, directions=directions,
-                  mean_draws=stats.ratio_resamples(np.where(has, values, 0), has.astype(float), seed=seed),
-                  direction_draws=np.array(drawn))
+    return {"weight": has.sum(-1).astype(float), "mean": mean, "shuffled": by_chance, "directions": directions,
+            "mean_draws": stats.ratio_resamples(np.where(has, values, 0), has.astype(float), seed=seed),
+            "direction_draws": np.array(drawn)}
 
 
-def _summary(groups: Sequence[UnitGroup], draws: Sequence[_Draws], layer: int | None) -> GroupSummary:
-    weight = np.stack([d.weight for d in draws])
+def _summary(groups: Sequence[UnitGroup], draws: Sequence[Mapping[str, np.ndarray]], layer: int | None) -> GroupSummary:
+    weight = np.stack([d["weight"] for d in draws])
 
     def joined(name: str) -> np.ndarray:
         """Mean over layers, weighted by the units that have the measure."""
-        parts = np.stack([getattr(d, name) for d in draws])
+        parts = np.stack([d[name] for d in draws])
         w = np.where(np.isfinite(parts), weight.reshape(weight.shape + (1,) * (parts.ndim - 2)), 0)
         total = w.sum(0)
         return np.divide((np.nan_to_num(parts) * w).sum(0), total, out=np.full(total.shape, np.nan), where=total > 0)
