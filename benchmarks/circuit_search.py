@@ -16,7 +16,7 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.runs.checkpoint import restore_params
 from jaxablate.training.loop import train
+from jaxablate.types import Params
 
 SHAPE = ModelConfig(vocab_size=50257, context_length=256, d_model=128, n_layers=8, n_heads=16, ablation="none")
 
@@ -51,7 +52,7 @@ class Options:
     repeats: int = 3
 
 
-def measure(options: Options) -> dict[str, float]:
+def measure(options: Options) -> dict[str, Any]:
     """One row of the table, as plain numbers: times in s, memory in bytes. The first search also compiles."""
     model, params, pairs = trained(options) if options.weights == "trained" else drawn(options)
     task = problem(model, params, pairs)
@@ -71,7 +72,7 @@ def measure(options: Options) -> dict[str, float]:
     }
 
 
-def trained(options: Options) -> tuple[ModelConfig, dict, PromptPairs]:
+def trained(options: Options) -> tuple[ModelConfig, Params, PromptPairs]:
     """A trained model with a vocabulary filled up to the paper's, and the corpus's prompts."""
     config = training_config()
     train(config, options.workdir)
@@ -94,7 +95,7 @@ def training_config() -> Config:
         train=dataclasses.replace(base.train, steps=2500, checkpoint_every=500))
 
 
-def drawn(options: Options) -> tuple[ModelConfig, dict, PromptPairs]:
+def drawn(options: Options) -> tuple[ModelConfig, Params, PromptPairs]:
     """Random weights and prompts; clean and corrupt ones differ at three positions."""
     params = jax.jit(SelfAblatingTransformer(SHAPE).init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     if options.weights == "strong":

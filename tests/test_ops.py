@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from jaxablate.errors import ConfigError
 from jaxablate.ops import attention
 from jaxablate.ops.cross_entropy import linear_cross_entropy, per_token_cross_entropy
 from jaxablate.ops.normalization import layer_norm
@@ -131,3 +132,20 @@ def test_layer_norm_and_its_derivative():
         got, vjp = jax.vjp(lambda *a: layer_norm(*a, 1e-3), x, scale, bias)
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
         chex.assert_trees_all_close(vjp(cotangent), plain_vjp(cotangent), rtol=0, atol=1e-11)
+
+
+def test_layer_norm_of_bfloat16_rows_is_float32_and_its_gradient_bfloat16():
+    x = jnp.array([[1.0, 2.0, 4.0]], jnp.bfloat16)
+    assert layer_norm(x, jnp.ones(3), jnp.zeros(3)).dtype == jnp.float32
+    assert jax.grad(lambda x: layer_norm(x, jnp.ones(3), jnp.zeros(3))[0, 0])(x).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("call", [
+    lambda x: attention.causal_attention(x, x, x[0]), lambda x: attention.attention_weights(x[0], x[0]),
+    lambda x: layer_norm(x, jnp.ones(3), jnp.zeros(3)),
+    lambda x: linear_cross_entropy((x[0],), jnp.ones((5, 3)), jnp.zeros((3, 4), int)),
+    lambda x: per_token_cross_entropy(x[0], jnp.ones((5, 2)), jnp.zeros((3,), int)),
+])
+def test_shapes_that_do_not_fit_are_told(unchecked_types, call):
+    with pytest.raises(ConfigError, match="shapes are .*give"):
+        call(jnp.ones((2, 3, 4, 2)))

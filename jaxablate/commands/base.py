@@ -87,7 +87,7 @@ def parse(kind: type[S], argv: Sequence[str], *, prog: str, description: str | N
       SystemExit: a flag is unknown (the nearest is named) or of the wrong type, or help was asked for.
     """
     printed = io.StringIO()
-    options = {} if default is None else {"default": default}
+    options: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(printed):
             return tyro.cli(kind, args=list(argv), prog=prog, description=description, config=config, **options)

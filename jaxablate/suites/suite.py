@@ -20,9 +20,11 @@ class SuiteResult(Protocol):
 
     def headline(self) -> tuple[Figure, ...]:
         """The few numbers that stand in tables and comparisons."""
+        ...
 
     def panels(self) -> tuple[Panel, ...]:
         """What the report shows besides."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
