@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxablate.errors import DataError
+from jaxablate.features.training import Activations
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.types import Params
 
@@ -58,8 +59,7 @@ class GaussianActivations:
         return lambda start: (np.full(shape, number, np.int32) for number in itertools.count(start))
 
 
-def moments(activations: Callable[[Any, jax.Array], jax.Array], params: Params, batches: Iterable[np.ndarray]
-            ) -> Moments:
+def moments(activations: Activations, params: Params, batches: Iterable[np.ndarray]) -> Moments:
     """Mean and covariance of activations on token batches [W, T], added up in float64.
 
     Args:
@@ -94,14 +94,15 @@ def random_params(model: SelfAblatingTransformer, seed: int) -> Params:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _by_site(activations, params: Params, tokens: jax.Array) -> jax.Array:
+def _by_site(activations: Activations, params: Params, tokens: jax.Array) -> jax.Array:
     """[sites, tokens, D]."""
     x = activations(params, tokens)
     return jnp.moveaxis(x.reshape(-1, *x.shape[2:]), 1, 0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sums(activations, params: Params, tokens: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _sums(activations: Activations, params: Params, tokens: jax.Array, shift: jax.Array
+          ) -> tuple[jax.Array, jax.Array]:
     """Sums [sites, D] of the shifted activations, and sums [sites, D, D] of their products."""
     x = _by_site(activations, params, tokens) - shift[:, None]
     return jnp.sum(x, axis=1), jnp.einsum("ctd,cte->cde", x, x)

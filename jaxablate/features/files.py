@@ -229,9 +229,9 @@ def load_state(
     arrays, like = _read_tensors(Path(path)), abstract_state(runs, config, settings)
     with safetensors.safe_open(path, framework="numpy") as file:
         identity = (file.metadata() or {}).get("identity", "{}")
-    if identity != _identity(runs, config, settings):
-        raise DataError(f"{path} is of other runs or settings: {_difference(identity, runs, config, settings)}; go on "
-                        "with those, or start anew with another file")
+    if identity != (own := _identity(runs, config, settings)):
+        raise DataError(f"{path} is of other runs or settings: {_difference(json.loads(identity), json.loads(own))}; "
+                        "go on with those, or start anew with another file")
     shapes = {name: (x.shape, np.dtype(x.dtype)) for name, x in _leaves(like).items()}
     if {name: (x.shape, x.dtype) for name, x in arrays.items()} != shapes:
         raise DataError(f"{path} is damaged: its arrays do not have the shapes of its settings")
@@ -324,15 +324,14 @@ def _leaves(state: TrainState) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def _identity(runs, config, settings) -> str:
+def _identity(runs: Sequence[SaeRun], config: AutoencoderConfig, settings: SaeTrainConfig) -> str:
     parts = {"runs": [dataclasses.asdict(run) for run in runs], "config": dataclasses.asdict(config),
              "settings": dataclasses.asdict(settings)}
     return json.dumps(parts, sort_keys=True)
 
 
-def _difference(identity: str, runs, config, settings) -> str:
-    """The first setting that differs."""
-    there, here = json.loads(identity), json.loads(_identity(runs, config, settings))
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The first setting that differs between two identities."""
     for part in ("config", "settings"):
         for name, value in here[part].items():
             if there.get(part, {}).get(name) != value:

@@ -181,15 +181,16 @@ def _site_means(model: Any, sites: tuple[str, ...], params: Params, batches: Ite
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _site_sums(model, sites, params: Params, batch) -> dict[str, jax.Array]:
+def _site_sums(model: Any, sites: tuple[str, ...], params: Params, batch: dict[str, jax.Array]
+               ) -> dict[str, jax.Array]:
     mask = (batch["mask"] > 0)[..., None]
     x = _read(model, sites, params, batch["inputs"])[0]
     return {name: jnp.sum(jnp.where(mask, x, 0), axis=(0, 1)) for name, x in x.items()}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _measured(model, sites, params: Params, batch, means, stacks: list[SparseAutoencoder]
-              ) -> list[dict[str, jax.Array]]:
+def _measured(model: Any, sites: tuple[str, ...], params: Params, batch: dict[str, jax.Array],
+              means: dict[str, jax.Array], stacks: list[SparseAutoencoder]) -> list[dict[str, jax.Array]]:
     """For each group the figures of `COLUMNS` as arrays [n, B, T], and latents' counts and sums [n, S]."""
     x, final = _read(model, tuple(means), params, batch["inputs"])
     pairs = [_reconstructions(saes, x[site], means[site], batch["mask"])
@@ -229,15 +230,15 @@ def edit_losses(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Array
     """
     table, wide = table.astype(dtype), jnp.promote_types(dtype, jnp.float32)
 
-    def token(part):
+    def token(part: tuple[jax.Array, jax.Array, jax.Array]):
         base, edited, target = part
 
-        def log_p(h):
+        def log_p(h: jax.Array) -> jax.Array:
             return jax.nn.log_softmax(jnp.einsum("d,vd->v", h.astype(dtype), table, preferred_element_type=wide))
 
         p = log_p(base)
 
-        def one(h):
+        def one(h: jax.Array) -> tuple[jax.Array, jax.Array]:
             q = log_p(h)
             return -q[target], jnp.sum(jnp.exp(p) * (p - q))
 

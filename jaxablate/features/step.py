@@ -189,7 +189,8 @@ def train_step(state: SaeState, x: Float[Array, "m d"], step: jax.Array, l1: jax
     return SaeState(updated, first, second, since_fired), metrics
 
 
-def _chunk_loss(sae: SparseAutoencoder, x, cut, l1, dead, tokens: int) -> tuple[jax.Array, tuple[_Sums, jax.Array]]:
+def _chunk_loss(sae: SparseAutoencoder, x: jax.Array, cut: jax.Array | None, l1: jax.Array, dead: jax.Array | None,
+                tokens: int) -> tuple[jax.Array, tuple[_Sums, jax.Array]]:
     """A chunk's part of the loss of a batch of `tokens` tokens; the definition that everything else derives from."""
     config, kind = sae.config, sae.config.kind
     assert kind.training is not None
@@ -228,7 +229,7 @@ def _forward_backward(sae: SparseAutoencoder, x: jax.Array, l1: jax.Array, dead:
     nothing = jax.tree.map(jnp.zeros_like, sae), _Sums(jnp.zeros(sae.b_enc.shape, jnp.int32), zero, zero)
 
     def scanned(dead: jax.Array | None):
-        def body(total, part):
+        def body(total: Any, part: jax.Array):
             grad, (sums, squares) = jax.grad(_chunk_loss, has_aux=True)(sae, part, cut, l1, dead, len(x))
             return jax.tree.map(jnp.add, total, (grad, sums)), squares
 
@@ -248,7 +249,8 @@ def _chunk_count(tokens: int, config: AutoencoderConfig, chunk: int) -> int:
     return next(n for n in range(-(-tokens // min(chunk, tokens)), tokens + 1) if tokens % n == 0)
 
 
-def _adam(sae, grad, state: SaeState, step, rate, train: SaeTrainConfig):
+def _adam(sae: SparseAutoencoder, grad: SparseAutoencoder, state: SaeState, step: jax.Array, rate: jax.Array,
+          train: SaeTrainConfig) -> tuple[SparseAutoencoder, SparseAutoencoder | None, SparseAutoencoder]:
     """Adam as PyTorch has it: eps outside the root, bias corrections 1 - beta^t with t = step + 1.
 
     By expm1, for 1 - 0.999^t would lose four digits of a float32 in the first steps.
@@ -265,7 +267,7 @@ def _adam(sae, grad, state: SaeState, step, rate, train: SaeTrainConfig):
         rate = rate / correction(train.beta1)
     root = jnp.sqrt(correction(train.beta2)) if train.beta2 > 0 else 1.0
 
-    def moved(p, m, v):
+    def moved(p: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
         return p - rate * m / (jnp.sqrt(v) / root + train.adam_eps)
 
     return jax.tree.map(moved, sae, grad if first is None else first, second), first, second

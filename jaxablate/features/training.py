@@ -173,7 +173,7 @@ def reconstruction(sae: SparseAutoencoder, x: Float[Array | np.ndarray, "n d"]) 
 def _reconstruction_sums(sae: SparseAutoencoder, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     mean = jnp.mean(x, axis=0)
 
-    def sums(x):
+    def sums(x: jax.Array) -> tuple[jax.Array, ...]:
         latents = sae.encode(x)
         return jnp.sum((x - sae.decode(latents)) ** 2), jnp.sum((x - mean) ** 2), jnp.sum(latents > 0, axis=0)
 
@@ -285,10 +285,11 @@ def _slots(settings: SaeTrainConfig, round_number: int | jax.Array, size: int) -
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _fill(activations, params, tokens: jax.Array, buffer: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _fill(activations: Activations, params: Params, tokens: jax.Array, buffer: jax.Array, slots: jax.Array
+          ) -> tuple[jax.Array, jax.Array]:
     """Puts the activations of tokens [n, W, T] into slots [n W T]; also whether each site's are finite."""
 
-    def body(buffer, part):
+    def body(buffer: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         batch, slots = part
         new = activations(params, batch).reshape(-1, *buffer.shape[1:]).astype(buffer.dtype)
         return buffer.at[slots].set(new, unique_indices=True), jnp.isfinite(new).all(axis=(0, 2))
@@ -298,16 +299,17 @@ def _fill(activations, params, tokens: jax.Array, buffer: jax.Array, slots: jax.
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
-def _round(state: TrainState, site_index, l1, count: int, settings: SaeTrainConfig):
+def _round(state: TrainState, site_index: jax.Array, l1: jax.Array, count: int, settings: SaeTrainConfig
+           ) -> tuple[TrainState, StepMetrics]:
     """`count` steps of all runs on this round's half of the buffer."""
     order = _slots(settings, state.step // settings.round_steps, len(state.buffer))
     batches = order[: count * settings.batch_tokens].reshape(count, settings.batch_tokens)
 
-    def body(runs, part):
+    def body(runs: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, StepMetrics]:
         slots, step = part
         xs = jnp.moveaxis(state.buffer[slots], 1, 0) * state.scale[:, None, None]  # [C, M, D]
 
-        def one(part):
+        def one(part: Any) -> tuple[Any, StepMetrics]:
             run, site, l1 = part
             return train_step(run, xs[site], step, l1, settings)
 
@@ -327,7 +329,8 @@ def _warn_of_negative_variance(runs: Sequence[SaeRun], values: np.ndarray, setti
                           "coefficient", stacklevel=3)
 
 
-def _finished(runs, site_index, config: AutoencoderConfig, state: TrainState) -> TrainResult:
+def _finished(runs: tuple[SaeRun, ...], site_index: jax.Array, config: AutoencoderConfig, state: TrainState
+              ) -> TrainResult:
     scales = state.scale[site_index]
     saes = state.runs.sae
     if config.decoder == "unit":  # the next step would begin so, and the loss was always that of a unit decoder
