@@ -1,7 +1,7 @@
 """Errors a user can act on.
 
-Every one names *what* is wrong, the *value* met, the *limit* and the *fix*. ``train.py``, ``eval.py``
-and ``python -m jaxablate.data`` print the message on one line and exit with code 2.
+Every one names *what* is wrong, the *value* met, the *limit* and the *fix*. The commands print the message on one line
+and exit with code 2.
 """
 
 

@@ -30,7 +30,7 @@ class Provenance:
 
 
 def provenance(devices: Sequence[Any]) -> Provenance:
-    """Conditions as they are now.
+    """The conditions of a computation that starts now.
 
     Args:
       devices: JAX devices in use, all of one kind.
