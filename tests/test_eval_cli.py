@@ -7,8 +7,8 @@ import json
 import shutil
 
 import pytest
+from helpers.commands import error_of, run_command
 from helpers.runs import copy_run
-from helpers.scripts import error_of, run_command
 
 from jaxablate.commands import score as runner
 from jaxablate.commands.main import main

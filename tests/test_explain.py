@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.commands import error_of, run_command
 from helpers.labelled_texts import batches
 from helpers.runs import copy_run
-from helpers.scripts import error_of, run_command
 
 from jaxablate.classifier.explanation import MOST_NEURONS, Explanation, allocate, explain
 from jaxablate.config import ClassifierConfig

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.scripts import run_command
+from helpers.commands import run_command
 
 from jaxablate.reports import results
 

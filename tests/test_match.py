@@ -8,12 +8,13 @@ import pathlib
 import shutil
 
 import pytest
+from helpers import commands
 from helpers.runs import copy_run
-from helpers.scripts import load_script
 from rich.console import Console
 
 from jaxablate.commands import match as command
 from jaxablate.commands import score as runner
+from jaxablate.commands.main import main
 from jaxablate.commands.match import measured_losses, nearest, passed
 from jaxablate.registry import Registry
 from jaxablate.reports import matched
@@ -21,8 +22,6 @@ from jaxablate.reports import results as files
 from jaxablate.reports.matched import Matched, MatchedRow, Side
 from jaxablate.runs.workdir import read_config
 from jaxablate.stats import Estimate
-
-evaluation = load_script("eval")
 
 
 @pytest.mark.parametrize(("target", "step", "most"), [(0.5, 90, 12), (10.0, 0, 2), (0.0, 99, 2), (1.0, 50, 10)])
@@ -107,18 +106,14 @@ def runs(language_run, baseline_run, tmp_path):
 
 
 def match(runs, *arguments):
-    return evaluation.main(["match", "--workdir", str(runs / "gated"), "--baseline", str(runs / "base"),
-                            *map(str, arguments)])
+    return main(["match", "--workdir", str(runs / "gated"), "--baseline", str(runs / "base"), *map(str, arguments)])
 
 
 def error_of(capsys, runs, *arguments):
-    """Runs eval.py match, which must fail as a user's error does, and gives its one line."""
-    capsys.readouterr()
-    assert match(runs, *arguments) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
+    """The one line of a command that fails and writes nothing."""
+    line = commands.error_of(capsys, "match", "--workdir", runs / "gated", "--baseline", runs / "base", *arguments)
     assert not (runs / "gated" / "matched").exists()
-    return lines[0]
+    return line
 
 
 def test_match_end_to_end(runs, capsys, monkeypatch):
@@ -193,7 +188,7 @@ def test_damaged_checkpoints_of_the_baseline_are_passed_over(runs, capsys):
 
 
 def test_results_of_another_checkpoint_stay(runs, capsys):
-    assert evaluation.main(["score", "--workdir", str(runs / "gated"), "--suites", "weights"]) == 0
+    commands.run_command("score", "--workdir", runs / "gated", "--suites", "weights")
     before = (runs / "gated" / "results.json").read_bytes()
     assert match(runs, "--suites", "weights", "--checkpoint", 2, "--tolerance", 5) == 0
     assert (runs / "gated" / "results.json").read_bytes() == before

@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import scripts
-from helpers.scripts import ROOT, run_command
+from helpers import commands
+from helpers.commands import ROOT, run_command
 
 from jaxablate.commands import neuron_graphs
 from jaxablate.commands.neurons import NeuronsSettings
@@ -29,7 +29,7 @@ def neurons(workdir, *arguments):
 
 
 def error_of(capsys, workdir, *arguments):
-    return scripts.error_of(capsys, "neurons", "--workdir", workdir, *arguments)
+    return commands.error_of(capsys, "neurons", "--workdir", workdir, *arguments)
 
 
 @pytest.fixture(scope="module")

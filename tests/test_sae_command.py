@@ -10,8 +10,8 @@ import sys
 import jax
 import numpy as np
 import pytest
+from helpers.commands import ROOT, error_of, run_command
 from helpers.runs import copy_run
-from helpers.scripts import ROOT, error_of, run_command
 from safetensors.numpy import load_file
 
 from jaxablate import features

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers.commands import error_of, run_command
 from helpers.runs import SENTENCES, write_trees
-from helpers.scripts import load_script
 
 from jaxablate.commands.main import main
 from jaxablate.config import (
@@ -299,26 +299,13 @@ def test_the_decoder_trains_with_safrs_terms_by_its_config_alone(tmp_path):
         assert values["loss"] == pytest.approx(terms, rel=1e-4)
 
 
-@functools.cache
-def evaluation():
-    return load_script("eval")
-
-
-def error_of(capsys, *argv):
-    """The one line that eval.py fails with."""
-    assert evaluation().main([str(a) for a in argv]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    return lines[0]
-
-
 @pytest.fixture
 def workdir(whole, tmp_path):
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
 def test_score_runs_every_suite_of_classifiers(workdir):
-    assert evaluation().main(["score", "--workdir", str(workdir)]) == 0
+    run_command("score", "--workdir", workdir)
     found = files.read(workdir)
     assert list(found.suites) == ["classification", "superposition", "importance", "explanations"]
     assert found.step == restore_params(workdir, step="best")[1]

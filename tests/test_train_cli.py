@@ -1,7 +1,7 @@
 """The command line of `jaxablate train`: typed overrides, and one line for whatever is wrong."""
 
 import pytest
-from helpers.scripts import error_of
+from helpers.commands import error_of
 
 from jaxablate.commands.train import load_config, parse
 from jaxablate.config import Config, MeshConfig

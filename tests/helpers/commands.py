@@ -1,24 +1,12 @@
-"""The program's commands as a user calls them, and files outside the package as modules."""
+"""The program's commands as a user calls them."""
 
-import importlib.util
 import pathlib
-import sys
-import types
 
 import pytest
 
 from jaxablate.commands.main import main
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-
-
-def load_script(name: str) -> types.ModuleType:
-    """``load_script("eval")`` is eval.py."""
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def run_command(*arguments: object) -> None:
