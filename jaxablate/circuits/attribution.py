@@ -226,8 +226,9 @@ def _read_gradients(block: Block, stream: jax.Array, ports: Sequence[jax.Array])
     # Each head reads a stream of its own, all equal here; projections are linear, so this keeps nothing.
     own = jnp.broadcast_to(normed, (decoder.graph.n_heads, *normed.shape))
     pulls = [jax.vjp(functools.partial(block.project, port), own)[1] for port in range(3)]
-    slopes = jnp.stack([pull(d)[0] for pull, d in zip(pulls, ports, strict=True)])
-    return jax.vmap(jax.vmap(lambda d: pull_norm(d)[0]))(slopes)
+    # Ports are stacked after the norm: stacked before, XLA's CPU code takes twice the time.
+    through_norm = jax.vmap(lambda d: pull_norm(d)[0])
+    return jnp.stack([through_norm(pull(d)[0]) for pull, d in zip(pulls, ports, strict=True)])
 
 
 def _products(ports: jax.Array, change: jax.Array) -> jax.Array:
