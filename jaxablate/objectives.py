@@ -20,24 +20,14 @@ Metrics = dict[str, jax.Array]
 
 
 def language_model_loss(
-    model: SelfAblatingTransformer,
-    params: Params,
-    inputs_BT: Int[ArrayLike, "batch time"],
-    targets_BT: Int[ArrayLike, "batch time"],
-    objective: ObjectiveConfig,
-    mask_BT: Float[ArrayLike, "batch time"] | None = None,
-    gates: Gates | None = None,
+    model: SelfAblatingTransformer, params: Params, inputs_BT: Int[ArrayLike, "batch time"],
+    targets_BT: Int[ArrayLike, "batch time"], objective: ObjectiveConfig,
+    mask_BT: Float[ArrayLike, "batch time"] | None = None, gates: Gates | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """clean * CE(clean) + ablated * CE(ablated) + reconstruction * R (docs/papers.md, Losses), and regularisers.
 
-    Args:
-      model: the decoder.
-      params: its parameters.
-      inputs_BT: token ids.
-      targets_BT: the inputs shifted by one.
-      objective: the coefficients.
-      mask_BT: 1 where the target counts; None counts all. Regularisers are over all positions.
-      gates: given to the model instead of its own.
+    The mask is 1 where a target counts; None counts all. Regularisers are over all positions. ``gates`` are given to
+    the model instead of its own.
 
     Returns:
       The loss, and scalar metrics: `loss`, `loss_clean`; with an ablated stream also `loss_ablated`,
@@ -66,17 +56,13 @@ def language_model_loss(
             loss += objective.reconstruction * rebuilt
         metrics |= {"loss_ablated": losses[1], "reconstruction": rebuilt} | live_fractions(out)
     wanted = [name for name, coefficient in objective.coefficients.items() if coefficient]
-    terms = _regularizers(objective, wanted, lambda site: _decoder_arrays(out, model.config, objective, site), None)
-    loss = _with_terms(loss, objective, terms)
+    loss, terms = _regularized(loss, objective, wanted,
+                               lambda site: _decoder_arrays(out, model.config, objective, site), None)
     return loss, {"loss": loss} | metrics | terms
 
 
 def check_regularizers(objective: RegularizedObjective, *, vmask: bool) -> None:
     """Refuses coefficients of regularisers that a loss cannot add, before anything is trained.
-
-    Args:
-      objective: the coefficients.
-      vmask: whether the model has VMASK, which one kind of regulariser reads.
 
     Raises:
       ConfigError: a regulariser is not registered, or reads what the model does not have.
@@ -87,26 +73,21 @@ def check_regularizers(objective: RegularizedObjective, *, vmask: bool) -> None:
                               "to 0")
 
 
-def _regularizers(objective: RegularizedObjective, names: list[str], arrays: Callable[[Site], list[jax.Array]],
-                  mask: jax.Array | None) -> Metrics:
-    """Named terms before their coefficients, each the mean over the ``arrays`` of the activation that it reads."""
+def _regularized(loss: jax.Array, objective: RegularizedObjective, names: list[str],
+                 arrays: Callable[[Site], list[jax.Array]], mask: jax.Array | None) -> tuple[jax.Array, Metrics]:
+    """The loss with the named terms, and the terms, each the mean over the ``arrays`` of the activation it reads."""
     terms = {}
     for name in names:
-        regularizer = REGULARIZERS[name]
+        regularizer, coefficient = REGULARIZERS[name], objective.coefficients[name]
         values = [regularizer.term(x, mask) for x in arrays(regularizer.reads)]
         if values:
             terms[name] = jnp.asarray(sum(values)) / len(values)
-        elif objective.coefficients[name]:
+            if coefficient:  # one of zero would still pay for the term's backward pass
+                loss += coefficient * terms[name]
+        elif coefficient:
             raise ConfigError(f"regularizer {name!r} reads {regularizer.reads}, which the model does not have; set its "
                               "coefficient to 0")
-    return terms
-
-
-def _with_terms(loss: jax.Array, objective: RegularizedObjective, terms: Metrics) -> jax.Array:
-    for name, value in terms.items():
-        if coefficient := objective.coefficients[name]:  # one of zero would still pay for the term's backward pass
-            loss += coefficient * value
-    return loss
+    return loss, terms
 
 
 def _decoder_arrays(out: DecoderOutput, config: ModelConfig, objective: ObjectiveConfig, site: Site
@@ -144,25 +125,13 @@ def live_fractions(out: DecoderOutput) -> Metrics:
 
 
 def classification_loss(
-    model: SafrClassifier,
-    params: Params,
-    batch: Batch,
-    objective: ClassificationObjective,
-    *,
-    train: bool = False,
-    rngs: Mapping[str, jax.Array] | None = None,
-    noise_BL2: Float[Array, "batch tokens 2"] | None = None,
+    model: SafrClassifier, params: Params, batch: Batch, objective: ClassificationObjective, *, train: bool = False,
+    rngs: Mapping[str, jax.Array] | None = None, noise_BL2: Float[Array, "batch tokens 2"] | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """CE + importance * L_imp + interaction * L_inter + information * H (docs/papers.md, SAFR), and regularisers.
 
-    Args:
-      model: the classifier.
-      params: its parameters.
-      batch: `tokens` int [B, L], `mask` [B, L], `labels` int [B], and `weight` [B], 0 for rows that are no texts.
-      objective: the coefficients, and what is regularised.
-      train: hard VMASK sample and dropout, from `rngs` ("vmask", "dropout").
-      rngs: keys, needed where ``train``.
-      noise_BL2: Gumbel noise of VMASK in place of a drawn one.
+    ``train`` takes a hard VMASK sample and dropout, from the keys `rngs` ("vmask", "dropout"); ``noise_BL2`` is Gumbel
+    noise of VMASK in place of a drawn one.
 
     Returns:
       The loss, and scalar metrics: `loss`, `cross_entropy`, `accuracy`, and every regulariser under its name, before
@@ -188,9 +157,8 @@ def classification_loss(
         metrics |= {f"{name}_ablated": value for name, value in ablated.items()}
     if out.vmask is not None:
         metrics["kept"] = mean_over_texts(out.vmask, real)
-    terms = _regularizers(objective, list(objective.coefficients),
-                          lambda site: _classifier_arrays(out, objective, site), counted)
-    loss = _with_terms(loss, objective, terms)
+    loss, terms = _regularized(loss, objective, list(objective.coefficients),
+                               lambda site: _classifier_arrays(out, objective, site), counted)
     return loss, {"loss": loss} | metrics | terms
 
 

@@ -2,8 +2,9 @@
 
 `polysemanticity` and `interference` are SAFR's importance loss and interaction loss (docs/papers.md, SAFR), and
 `information` is VMASK's own term. Each is a mean over texts of a text's mean over its own tokens or pairs, so that
-neither padding nor the other texts of a batch change what a text contributes. Without a mask every position counts and
-that is the mean over everything, as in the released code.
+neither padding nor the other texts of a batch change what a text contributes. A mask is 1 for a token that counts and 0
+for padding; a text without tokens does not count. Without a mask every position counts and that is the mean over
+everything, as in the released code. Results are at least float32.
 
 All derivatives are JAX's own. A root of a sum of squares is taken by `_length`, whose gradient at zero is zero, so that
 zero rows give finite gradients.
@@ -54,26 +55,17 @@ def polysemanticity(x: Float[ArrayLike, "batch tokens d"], mask: Shaped[ArrayLik
     """SAFR's importance loss: how much each token's vector overlaps with those of the text's other tokens.
 
     With xn_i = x_i / (eps + |x_i|), P_i = sqrt(sum over j != i of (xn_i . x_j)^2) / sqrt(D); the result is the mean of
-    P_i over a text's tokens, and of these means over the texts. Where x is masked by importance (VMASK), only important
-    tokens are long enough to be pushed apart.
-
-    Args:
-      x: vectors of the tokens.
-      mask: 1 for a token that counts, 0 for padding; None counts all. A text without tokens does not count.
-      eps: added to a row's norm before it divides.
-
-    Returns:
-      Scalar >= 0, at least float32; 0 for orthogonal tokens. The gradient at a zero row and at P_i = 0 is that of the
-      other terms (subgradient 0, as PyTorch's norm has it).
+    P_i over a text's tokens, and of these means over the texts: 0 for orthogonal tokens, never negative. Where x is
+    masked by importance (VMASK), only important tokens are long enough to be pushed apart. The gradient at a zero row
+    and at P_i = 0 is that of the other terms (subgradient 0, as PyTorch's norm has it).
 
     Raises:
       ConfigError: x does not have three axes, or the mask has another shape than its tokens.
 
-    Example:
-      >>> float(polysemanticity(jnp.array([[[3., 0.], [0., 2.]]])))
-      0.0
-      >>> round(float(polysemanticity(jnp.array([[[1., 0.], [1., 0.], [9., 9.]]]), jnp.array([[1, 1, 0]]))), 4)
-      0.7071
+    >>> float(polysemanticity(jnp.array([[[3., 0.], [0., 2.]]])))
+    0.0
+    >>> round(float(polysemanticity(jnp.array([[[1., 0.], [1., 0.], [9., 9.]]]), jnp.array([[1, 1, 0]]))), 4)
+    0.7071
     """
     x = _at_least_float32(x)
     require(x.ndim == 3, f"x has the shape {x.shape}; give [batch, tokens, d], a single text as x[None]")
@@ -87,23 +79,15 @@ def interference(attention: Float[ArrayLike, "batch heads tokens tokens"],
                  mask: Shaped[ArrayLike, "batch tokens"] | None = None) -> Float[Array, ""]:
     """SAFR's interaction loss: attention between tokens that do not attend alike.
 
-    With I_ik = sum over j of A_ij A_kj for i != k and 0 on the diagonal, the mean over heads and pairs (i, k) of
-    A_ik (1 - I_ik); rows of A sum to 1, so the paper's C = A / (row sum) is A itself. Tokens that attend to each other
-    are rewarded for attending to the same places.
-
-    Args:
-      attention: weights; rows sum to 1 over the keys that count.
-      mask: 1 for a token that counts, 0 for padding; None counts all. A text without tokens does not count.
-
-    Returns:
-      Scalar, at least float32: the mean over texts of each text's mean over heads and over its tokens' pairs.
+    With I_ik = sum over j of A_ij A_kj for i != k and 0 on the diagonal, the mean over texts of each text's mean over
+    heads and pairs (i, k) of A_ik (1 - I_ik); rows of A sum to 1 over the keys that count, so the paper's C = A / (row
+    sum) is A itself. Tokens that attend to each other are rewarded for attending to the same places.
 
     Raises:
       ConfigError: the attention does not have four axes, the last two of one size, or the mask has another shape.
 
-    Example:
-      >>> round(float(interference(jnp.full((1, 1, 2, 2), 0.5))), 4)  # (0.5 + 0.5 + 2 * 0.5 * (1 - 0.5)) / 4
-      0.375
+    >>> round(float(interference(jnp.full((1, 1, 2, 2), 0.5))), 4)  # (0.5 + 0.5 + 2 * 0.5 * (1 - 0.5)) / 4
+    0.375
     """
     attention = _at_least_float32(attention)
     shape = attention.shape
@@ -120,22 +104,15 @@ def information(logits: Float[ArrayLike, "batch tokens 2"], mask: Shaped[ArrayLi
                 ) -> Float[Array, ""]:
     """VMASK's information term: mean over texts of the mean over a text's tokens of p log p + (1 - p) log(1 - p).
 
-    Minimising it pulls p towards 1/2, so that a token is kept or dropped with certainty only where that pays
-    (Chen & Ji 2020; SAFR's released code has no such term).
-
-    Args:
-      logits: VMASK's logits, to drop a token and to keep it.
-      mask: 1 for a token that counts, 0 for padding; None counts all. A text without tokens does not count.
-
-    Returns:
-      Scalar in [-log 2, 0], nats.
+    It is in [-log 2, 0], nats, of the logits to drop a token and to keep it. Minimising it pulls p towards 1/2, so that
+    a token is kept or dropped with certainty only where that pays (Chen & Ji 2020; SAFR's released code has no such
+    term).
 
     Raises:
       ConfigError: the logits or the mask have another shape.
 
-    Example:
-      >>> round(float(information(jnp.zeros((1, 3, 2)))), 4)
-      -0.6931
+    >>> round(float(information(jnp.zeros((1, 3, 2)))), 4)
+    -0.6931
     """
     logits = _at_least_float32(logits)
     shape = logits.shape
@@ -148,20 +125,14 @@ def reconstruction(clean: Float[ArrayLike, "*batch d"], ablated: Float[ArrayLike
                    ) -> Float[Array, ""]:
     """Mean squared difference of two streams after each is L2-normalised over the last axis (docs/papers.md, Losses).
 
-    Args:
-      clean: residual stream.
-      ablated: the other stream at the same place.
-      eps: least norm divided by, so that zero rows give zero and a zero gradient.
-
-    Returns:
-      Scalar, the mean over all entries; at most 4 / D.
+    It is the mean over all entries, so at most 4 / D. The least norm divided by is ``eps``, so that zero rows give zero
+    and a zero gradient.
 
     Raises:
       ConfigError: the two have different shapes.
 
-    Example:
-      >>> float(reconstruction(jnp.array([3., 0.]), jnp.array([0., 2.])))
-      1.0
+    >>> float(reconstruction(jnp.array([3., 0.]), jnp.array([0., 2.])))
+    1.0
     """
     clean, ablated = jnp.asarray(clean), jnp.asarray(ablated)
     require(clean.shape == ablated.shape, f"the streams have shapes {clean.shape} and {ablated.shape}; give equal ones")
@@ -176,13 +147,8 @@ def mean_over_texts(values: Float[ArrayLike, "batch tokens"], mask: Shaped[Array
                     ) -> Float[Array, ""]:
     """Mean over texts of each text's mean over its tokens; a text without tokens does not count.
 
-    Args:
-      values: one for each token.
-      mask: 1 for the tokens that count.
-
-    Example:
-      >>> float(mean_over_texts(jnp.array([[1., 3.], [6., 9.]]), jnp.array([[1., 1.], [1., 0.]])))
-      4.0
+    >>> float(mean_over_texts(jnp.array([[1., 3.], [6., 9.]]), jnp.array([[1., 1.], [1., 0.]])))
+    4.0
     """
     values, mask = jnp.asarray(values), jnp.asarray(mask)
     count = jnp.sum(mask, axis=-1)

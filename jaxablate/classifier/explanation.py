@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
 from jaxablate.classifier.measures import gradient_by_token
-from jaxablate.errors import ConfigError, DataError
+from jaxablate.config.checks import require
+from jaxablate.errors import DataError
 from jaxablate.ops.capacity import alignment, capacity
 from jaxablate.types import STREAMS, Params
 
@@ -34,7 +35,6 @@ class Explanation:
     predicted: int
     """Class with the largest logit."""
     probabilities: tuple[float, ...]
-    """Probability of each class."""
     keep: tuple[float, ...]
     """Probability that VMASK keeps the token; empty without VMASK."""
     gradient_x_input: tuple[float, ...]
@@ -72,10 +72,10 @@ class Explanation:
 
 def explain(model: Any, params: Params, tokens: Sequence[int], words: Sequence[str], *, layer: int = -1,
             stream: str = "clean", classes: Sequence[str] | None = None, pad_id: int = 0) -> Explanation:
-    """Explains what a classifier makes of one text.
+    """Explains what a `SafrClassifier` makes of one text.
 
     Args:
-      model: a `SafrClassifier`.
+      model: the classifier.
       params: its parameters.
       tokens: ids of the text, at least one; those beyond the model's ``max_length`` are left out, as in training.
       words: how each token is shown.
@@ -89,7 +89,11 @@ def explain(model: Any, params: Params, tokens: Sequence[int], words: Sequence[s
       DataError: the text is empty.
     """
     config = model.config
-    layer = _checked_layer(config, layer, stream)
+    require(-config.n_layers <= layer < config.n_layers,
+            f"layer={layer} must be in 0..{config.n_layers - 1} (or -1, the last)")
+    streams = STREAMS if config.gated else STREAMS[:1]
+    require(stream in streams, f"stream={stream!r} must be {' or '.join(streams)} in this model")
+    layer %= config.n_layers
     if not len(tokens):
         raise DataError("the text is empty; give at least one word")
     n = min(len(tokens), config.max_length)
@@ -139,16 +143,6 @@ def allocate(neurons_LF: Float[np.ndarray, "tokens neurons"]) -> dict[str, Any]:
     return {"neurons": tuple(map(int, order)), "activations": _plain(neurons_LF[:, order]),
             "owned": tuple(map(int, owned)), "active": tuple(map(int, np.count_nonzero(neurons_LF, axis=1))),
             "active_neurons": len(active)}
-
-
-def _checked_layer(config: Any, layer: int, stream: str) -> int:
-    """The layer counted from 0."""
-    if not -config.n_layers <= layer < config.n_layers:
-        raise ConfigError(f"layer={layer} must be in 0..{config.n_layers - 1} (or -1, the last)")
-    streams = STREAMS if config.gated else STREAMS[:1]
-    if stream not in streams:
-        raise ConfigError(f"stream={stream!r} must be {' or '.join(streams)} in this model")
-    return layer % config.n_layers
 
 
 def _plain(x: np.ndarray) -> Any:

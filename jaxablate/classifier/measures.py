@@ -17,10 +17,10 @@ TextMeasures = dict[str, np.ndarray]
 
 
 def by_text(batches: Iterable[Batch], measure: Callable[[Batch], Mapping[str, Any]]) -> TextMeasures:
-    """Measures every text of a split once, whatever batch it came in.
+    """Measures every text of a split once, whatever batch it came in; filler rows are left out.
 
     Args:
-      batches: with ``weight`` [B], 0 for filler rows, which are left out, and ``index`` [B], each text's place.
+      batches: the split.
       measure: batch -> arrays by name, [B] or [B, ...]. Rows of unequal length (one entry a token) must be float.
 
     Returns:
@@ -29,35 +29,26 @@ def by_text(batches: Iterable[Batch], measure: Callable[[Batch], Mapping[str, An
     parts, places = [], []
     for batch in batches:
         real = np.asarray(batch["weight"]) > 0
-        parts.append({name: _wide(x)[real] for name, x in measure(batch).items()})
+        parts.append({name: np.asarray(x)[real] for name, x in measure(batch).items()})
         places.append(np.asarray(batch["index"])[real])
     order = np.argsort(np.concatenate(places), kind="stable")
-    return {name: _join([part[name] for part in parts])[order] for name in parts[0]}
+    return {name: _joined([part[name] for part in parts])[order] for name in parts[0]}
 
 
-def _wide(x: Any) -> np.ndarray:
-    x = np.asarray(x)
-    return x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x  # NumPy knows no bfloat16
-
-
-def _join(parts: list[np.ndarray]) -> np.ndarray:
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
     """Rows of all parts, filled up with NaN to the longest."""
-    longest = max(part.shape[-1] for part in parts) if parts[0].ndim > 1 else 0
-    for i, part in enumerate(parts):
-        if part.ndim > 1 and part.shape[-1] < longest:
-            widths = [(0, 0)] * (part.ndim - 1) + [(0, longest - part.shape[-1])]
-            parts[i] = np.pad(part, widths, constant_values=np.nan)
+    if jnp.issubdtype(parts[0].dtype, jnp.floating):  # NumPy knows no bfloat16
+        parts = [part.astype(np.float64) for part in parts]
+    longest = max(part.shape[-1] for part in parts)
+    if any(part.ndim > 1 and part.shape[-1] < longest for part in parts):
+        parts = [np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, longest - part.shape[-1])], constant_values=np.nan)
+                 for part in parts]
     return np.concatenate(parts)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def word_importance(model: Any, params: Params, batch: Batch) -> dict[str, jax.Array]:
-    """What the model says of each text and of each of its tokens.
-
-    Args:
-      model: a `SafrClassifier`.
-      params: its parameters.
-      batch: ``tokens`` and ``mask`` [B, L].
+    """What a `SafrClassifier` says of each text and of each of its tokens.
 
     Returns:
       ``predicted`` int32 [B], the class with the largest logit (the first of equal ones); ``probability`` [B] of it;
@@ -76,15 +67,8 @@ def gradient_by_token(
 ) -> tuple[Float[Array, "batch tokens"], Float[Array, "batch classes"], Any]:
     """Gradient of the predicted class's log-probability by the scale of each token's embedding: gradient x input.
 
-    Args:
-      model: a `SafrClassifier`.
-      params: its parameters.
-      tokens: ids.
-      mask: 1 for a token, 0 for padding.
-      stream: stream of the logits.
-
     Returns:
-      The gradient [B, L], log-probabilities [B, C] of all classes, and the model's output.
+      The gradient, log-probabilities of all classes by the stream's logits, and the model's output.
     """
 
     def confidence(scale: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
@@ -103,23 +87,15 @@ def highest(values: Float[Array, "*rows entries"], allowed: Bool[Array, "*rows e
             ) -> Bool[Array, "*rows entries"]:
     """Marks the largest allowed entries of each row; among equal ones the earlier counts as larger.
 
-    The number of entries is each row's own, which `jaxablate.ops.order_statistics` does not offer. As there, the
-    last winner's value is found by bisection over the bits of the floats: XLA's sort is slow on CPU.
-
-    Args:
-      values: not negative; compared in float32.
-      allowed: entries that may be marked.
-      count: at most the number of allowed entries.
-
-    Returns:
-      A mask with ``count`` entries set in each row.
+    Values are not negative and compared in float32; ``count`` is at most the number of allowed entries, and each row's
+    own, which `jaxablate.ops.order_statistics` does not offer. As there, the last winner's value is found by bisection
+    over the bits of the floats: XLA's sort is slow on CPU.
 
     Raises:
       ConfigError: the arrays do not fit each other.
 
-    Example:
-      >>> highest(jnp.array([1.0, 3.0, 3.0, 9.0]), jnp.array([True, True, True, False]), jnp.array(1)).tolist()
-      [False, True, False, False]
+    >>> highest(jnp.array([1.0, 3.0, 3.0, 9.0]), jnp.array([True, True, True, False]), jnp.array(1)).tolist()
+    [False, True, False, False]
     """
     shapes = values.shape, allowed.shape, (*count.shape, values.shape[-1])
     require(len(set(shapes)) == 1, f"values {shapes[0]}, allowed {shapes[1]} and count {count.shape} do not fit; give "
@@ -148,19 +124,12 @@ def top_minus_rest(
     n - 1): simple random sampling without replacement. These are the moments over *all* shuffles; drawn ones would add
     noise of their own.
 
-    Args:
-      values: what is averaged.
-      ranking: not negative; equal ones rank by place.
-      allowed: which entries there are.
-      tenths: tenths of the entries that are on top, rounded up.
+    On top are so many tenths, rounded up, of a row's allowed entries; the ranking is not negative, and equal ones rank
+    by place. Both results are NaN for rows with fewer than two entries.
 
-    Returns:
-      Both for each row, NaN for rows with fewer than two entries.
-
-    Example:
-      >>> there, ranking = jnp.array([[True, True, True, False]]), jnp.array([[0.1, 0.7, 0.2, 1.0]])
-      >>> [round(x.item(), 4) for x in top_minus_rest(jnp.array([[1.0, 4.0, 2.5, 9.0]]), ranking, there, tenths=3)]
-      [2.25, 3.375]
+    >>> there, ranking = jnp.array([[True, True, True, False]]), jnp.array([[0.1, 0.7, 0.2, 1.0]])
+    >>> [round(x.item(), 4) for x in top_minus_rest(jnp.array([[1.0, 4.0, 2.5, 9.0]]), ranking, there, tenths=3)]
+    [2.25, 3.375]
     """
     n = jnp.sum(allowed, axis=-1)
     m = (tenths * n + 9) // 10

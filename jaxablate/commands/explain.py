@@ -18,7 +18,6 @@ from jaxablate import files
 from jaxablate.classifier.explanation import Explanation, explain
 from jaxablate.commands import base
 from jaxablate.config import ClassificationConfig
-from jaxablate.data.tokenizer import Tokenizer
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.provenance import Provenance, provenance
 from jaxablate.reports.figures import figure_bytes
@@ -79,10 +78,6 @@ class Explained:
 def explain_text(settings: ExplainSettings, say: Callable[[str], None] = lambda line: None) -> Explained:
     """Explains a text and writes ``allocation`` and ``interactions`` (PNG, SVG), ``explanation.json`` and ``.html``.
 
-    Args:
-      settings: which run, which text, where to.
-      say: receives lines of progress.
-
     Raises:
       ConfigError: a value is out of range, or a run is not that of a text classifier.
       DataError: no word of the text is in the vocabulary, or the two runs have different vocabularies.
@@ -98,21 +93,18 @@ def explain_text(settings: ExplainSettings, say: Callable[[str], None] = lambda 
     if len({run.tokenizer.fingerprint() for run in runs}) > 1:
         raise DataError(f"{settings.before} has another vocabulary ({runs[1].tokenizer.name}) than {settings.workdir} "
                         f"({runs[0].tokenizer.name}); give a --before that was trained on the same texts")
-    _require_known(settings.text, runs[0].tokenizer)
+    tokenizer = runs[0].tokenizer
+    tokens = tokenizer.encode(settings.text)
+    if all(token == tokenizer.unk_id for token in tokens):
+        raise DataError(f"none of the {len(tokens)} words of the text is among the {tokenizer.vocab_size - 2} of the "
+                        "vocabulary, which are those of the training texts as they stand there; try their spelling and "
+                        "capitals, with spaces around punctuation")
     explanation, *others = (_explanation(run, settings, say) for run in runs)
     before, before_step = (others[0], runs[1].step) if others else (None, None)
     contents = file_contents(settings.text, explanation, runs[0].step, before, before_step, provenance(jax.devices()))
     folder = settings.out or settings.workdir / "explanation" / slug(settings.text)
     return Explained(explanation=explanation, step=runs[0].step, before=before, before_step=before_step,
                      files=files.write_group(folder, contents))
-
-
-def _require_known(text: str, tokenizer: Tokenizer) -> None:
-    tokens = tokenizer.encode(text)
-    if all(token == tokenizer.unk_id for token in tokens):
-        raise DataError(f"none of the {len(tokens)} words of the text is among the {tokenizer.vocab_size - 2} of the "
-                        "vocabulary, which are those of the training texts as they stand there; try their spelling and "
-                        "capitals, with spaces around punctuation")
 
 
 def _explanation(run: Run, settings: ExplainSettings, say: Callable[[str], None]) -> Explanation:

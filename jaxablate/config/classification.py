@@ -10,11 +10,7 @@ from jaxablate.config.run import MeshConfig, OptimizerConfig, RegularizedObjecti
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(GatedModelConfig):
-    """Shape of the SAFR encoder (docs/papers.md, SAFR); the defaults are the paper's, with one layer.
-
-    Raises:
-      ConfigError: a field is out of range or does not fit the others.
-    """
+    """Shape of the SAFR encoder (docs/papers.md, SAFR); the defaults are the paper's, with one layer."""
 
     vocab_size: int = 0
     """Rows of the embedding; 0 takes the size of the data's vocabulary."""
@@ -154,15 +150,11 @@ class ClassificationConfig:
         layers = self.model.n_layers
         wrong = [layer for layer in self.objective.layers if not 0 <= layer < layers]
         require(not wrong, f"objective.layers={wrong} must be in 0..{layers - 1} for model.n_layers={layers}")
-        require(
-            self.objective.information == 0 or self.model.vmask,
-            f"objective.information={self.objective.information} needs VMASK; set it to 0 or model.vmask=True",
-        )
-        require(
-            self.objective.stream == "clean" or self.model.gated,
-            f"objective.stream={self.objective.stream!r} needs a gated model; set model.ablation='local' or take "
-            "'clean'",
-        )
+        require(self.objective.information == 0 or self.model.vmask,
+                f"objective.information={self.objective.information} needs VMASK; set it to 0 or model.vmask=True")
+        require(self.objective.stream == "clean" or self.model.gated,
+                f"objective.stream={self.objective.stream!r} needs a gated model; set model.ablation='local' or take "
+                "'clean'")
 
     def model_for(self, vocab_size: int) -> ClassifierConfig:
         """The model's settings with the size of the data's vocabulary filled in."""

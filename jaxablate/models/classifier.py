@@ -74,17 +74,6 @@ class ClassifierOutput:
     layers: tuple[ClassifierLayer, ...]
 
 
-class Mask(NamedTuple):
-    """What VMASK makes of one batch."""
-
-    logits: jax.Array
-    """[B, L, 2], at least float32: to drop the token, to keep it."""
-    keep: jax.Array
-    """[B, L] probability that the token is kept, softmax(logits)[1]."""
-    mask: jax.Array
-    """[B, L] what multiplies the embedding: the probability in evaluation, a 0/1 sample in training."""
-
-
 class Vmask(nn.Module):
     """p = W2 tanh(W1 e + b1) + b2 for each token's embedding e."""
 
@@ -92,35 +81,27 @@ class Vmask(nn.Module):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, noise_BL2: jax.Array | None = None) -> Mask:
-        """The mask of each token.
+    def __call__(self, x_BLD: jax.Array, noise_BL2: jax.Array | None = None
+                 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Logits [B, L, 2] to drop a token and to keep it (at least float32), probability [B, L] to keep it, the mask.
 
-        Args:
-          x_BLD: embeddings, as they enter the model (times sqrt(D)).
-          noise_BL2: Gumbel noise; a token is then kept where its logit plus noise is the larger, with the gradient of
-            softmax(logits + noise)[1] (straight through, temperature 1). None takes the probability itself.
+        The mask [B, L] multiplies the embeddings (as they enter the model, times sqrt(D)). It is the probability or,
+        given Gumbel noise, a `straight_through_sample`.
         """
         dtype = jnp.promote_types(x_BLD.dtype, jnp.float32).name
         hidden = jnp.tanh(torch_dense(self.width, x_BLD.shape[-1], dtype, self.param_dtype, name="hidden")(x_BLD))
         logits = torch_dense(2, self.width, dtype, self.param_dtype, name="out")(hidden)
         keep = jax.nn.softmax(logits, axis=-1)[..., 1]
-        mask = keep if noise_BL2 is None else straight_through_sample(logits, noise_BL2)
-        return Mask(logits, keep, mask)
+        return logits, keep, keep if noise_BL2 is None else straight_through_sample(logits, noise_BL2)
 
 
 def straight_through_sample(logits: jax.Array, noise: jax.Array) -> jax.Array:
     """Hard Gumbel-softmax sample of class 1, with the soft sample's gradient (Jang et al. 2017, temperature 1).
 
-    Args:
-      logits: [..., 2].
-      noise: [..., 2] independent Gumbel noise.
+    Zeros and ones [...] from logits and noise [..., 2]: 1 where the second sum is the larger, 0 where both are equal.
 
-    Returns:
-      [...] zeros and ones; 0 where both sums are equal.
-
-    Example:
-      >>> straight_through_sample(jnp.array([[0., 1.], [2., 1.]]), jnp.zeros((2, 2))).tolist()
-      [1.0, 0.0]
+    >>> straight_through_sample(jnp.array([[0., 1.], [2., 1.]]), jnp.zeros((2, 2))).tolist()
+    [1.0, 0.0]
     """
     total = logits + noise
     soft = jax.nn.softmax(total, axis=-1)[..., 1]
@@ -136,13 +117,13 @@ class BlockGates(NamedTuple):
 
 
 class HeadProjection(nn.Module):
-    """Kernel [D, N, H] and bias [N, H] of a projection to heads."""
+    """Kernel [D, N, H] and bias [N, H] of a projection to heads, as a module that returns them."""
 
     config: ClassifierConfig
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
-        """The parameters themselves."""
+        """Kernel and bias."""
         c, init = self.config, torch_linear_init(self.config.d_model)
         heads = (c.n_heads, c.head_width)
         return (self.param("kernel", init, (c.d_model, *heads), c.param_dtype),
@@ -177,7 +158,8 @@ class Attention(nn.Module):
         if own_BNLH is not None:
             own = jnp.einsum("bnih,bnih->bni", q_BNLH, own_BNLH, preferred_element_type=wide)
             scores = jnp.where(jnp.eye(scores.shape[-1], dtype=bool), own[..., None], scores)
-        hidden = jnp.where(mask_BL > 0, 0, _HIDDEN).astype(wide)
+        # The weight of padding is exactly 0, and a row without any real token stays finite.
+        hidden = jnp.where(mask_BL > 0, 0, -1e9).astype(wide)
         return jax.nn.softmax(scores * self.config.attention_scale + hidden[:, None, None, :], axis=-1)
 
     def output(self, head_out_BLNH: jax.Array, gate_BLD: jax.Array | None = None) -> jax.Array:
@@ -185,10 +167,6 @@ class Attention(nn.Module):
         if gate_BLD is not None:
             head_out_BLNH = head_out_BLNH * gate_BLD.reshape(head_out_BLNH.shape).astype(head_out_BLNH.dtype)
         return self.out(head_out_BLNH)
-
-
-# Added to the scores of padding: its weight is exactly 0, and a row without any real token stays finite.
-_HIDDEN = -1e9
 
 
 class Block(nn.Module):
@@ -263,16 +241,9 @@ class SafrClassifier(nn.Module):
         self.blocks = [Block(c, i, name=f"layer_{i}") for i in range(c.n_layers)]
         self.classes = torch_dense(c.n_classes, c.d_model, types["dtype"], c.param_dtype)
 
-    def __call__(
-        self,
-        tokens_BL: jax.Array,
-        mask_BL: jax.Array,
-        *,
-        scale_BL: jax.Array | None = None,
-        train: bool = False,
-        noise_BL2: jax.Array | None = None,
-    ) -> ClassifierOutput:
-        """Classifies texts.
+    def __call__(self, tokens_BL: jax.Array, mask_BL: jax.Array, *, scale_BL: jax.Array | None = None,
+                 train: bool = False, noise_BL2: jax.Array | None = None) -> ClassifierOutput:
+        """Classifies texts; with `padding="masked"` the logits do not depend on L.
 
         Args:
           tokens_BL: int token ids, L <= max_length.
@@ -280,9 +251,6 @@ class SafrClassifier(nn.Module):
           scale_BL: multiplies the word embeddings; the gradient by it at 1 is gradient x input.
           train: draws a hard VMASK sample and dropout, from the keys "vmask" and "dropout" (`rngs`).
           noise_BL2: Gumbel noise of VMASK, used in place of a drawn one; also makes the sample hard without `train`.
-
-        Returns:
-          `ClassifierOutput`. With `padding="masked"` its logits do not depend on L.
 
         Raises:
           ConfigError: more positions than the model has, or arrays of another shape.

@@ -86,24 +86,30 @@ class ClassificationResult:
 
     def panels(self) -> tuple[Panel, ...]:
         """Reliability diagram with the numbers behind it, classes, and the confusion matrix."""
-        return (_reliability(self), _bin_table(self), _class_table(self), _confusion_table(self))
+        bins = tuple((f"{x.low:.3f} to {x.high:.3f}", x.texts, x.confidence, x.accuracy) for x in self.bins if x.texts)
+        classes = tuple((x.name, x.texts, x.precision, x.recall, x.f1) for x in self.classes)
+        confusion = tuple((x.name, *counts) for x, counts in zip(self.classes, self.confusion, strict=True))
+        return (
+            _reliability(self),
+            Grid(title="Calibration", caption="Bins without texts are left out.", rows=bins,
+                 columns=("probability", "texts", "mean probability", "accuracy")),
+            Grid(title="Classes", caption="Each class against all others.", rows=classes,
+                 columns=("class", "texts", "precision", "recall", "F1")),
+            Grid(title="Confusion", caption="Texts by class (rows) and predicted class (columns).", rows=confusion,
+                 columns=("class", *(f"predicted {x.name}" for x in self.classes))),
+        )
 
 
 def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, dev: Iterable[Batch] | None = None,
              classes: Sequence[str] | None = None, seed: int = 0) -> ClassificationResult:
-    """Classifies every text once.
+    """Classifies every text of a split once with a `SafrClassifier`; of the development split only for its accuracy.
 
-    Args:
-      model: a `SafrClassifier`.
-      params: its parameters.
-      batches: the split; rows with weight 0 do not count.
-      dev: the development split, of which the accuracy alone is reported.
-      classes: names of the classes in the order of the logits; None takes their numbers.
-      seed: seed of the bootstrap over texts.
+    ``classes`` names them in the order of the logits, by default by their numbers.
     """
     classify = functools.partial(text_logits, model, params)
     scored, dev_scores = by_text(batches, classify), None if dev is None else by_text(dev, classify)
-    label, log_p = scored["label"], _log_softmax(scored["logits"])
+    shifted = scored["logits"] - scored["logits"].max(-1, keepdims=True)
+    label, log_p = scored["label"], shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     n, predicted = len(label), log_p.argmax(-1)
     names = tuple(classes) if classes else tuple(str(c) for c in range(log_p.shape[-1]))
     counts = np.zeros((len(names), len(names), n))  # one 1 for each text, at its class and predicted class
@@ -132,13 +138,9 @@ def text_logits(model: Any, params: Params, batch: Batch) -> dict[str, jax.Array
 
 
 def f1_scores(confusion: Shaped[np.ndarray, "classes classes ..."]) -> Float[np.ndarray, "classes ..."]:
-    """F1 of each class from counts or shares of texts by class and predicted class.
+    """F1 of each class, 2 TP / (2 TP + FP + FN), from counts or shares of texts by class and predicted class.
 
-    Args:
-      confusion: by class, predicted class and anything else.
-
-    Returns:
-      2 TP / (2 TP + FP + FN); NaN for a class that neither is there nor was predicted.
+    NaN for a class that neither is there nor was predicted.
 
     >>> f1_scores(np.array([[3, 1, 0], [1, 5, 0], [0, 0, 0]])).round(4).tolist()
     [0.75, 0.8333, nan]
@@ -146,11 +148,6 @@ def f1_scores(confusion: Shaped[np.ndarray, "classes classes ..."]) -> Float[np.
     right = np.moveaxis(np.diagonal(confusion), -1, 0)
     both = confusion.sum(0) + confusion.sum(1)
     return np.where(both > 0, 2 * right / np.where(both > 0, both, 1), np.nan)
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def _accuracy(logits: np.ndarray, label: np.ndarray) -> Estimate:
@@ -194,25 +191,6 @@ def _reliability(result: ClassificationResult) -> Curves:
                "equal width. Below the diagonal the model is too sure of itself.")
     return Curves(title="Reliability", caption=caption, x_label="mean probability of the predicted class",
                   y_label="accuracy", series=(model, Series(label="calibrated", x=ends, y=ends)))
-
-
-def _bin_table(result: ClassificationResult) -> Grid:
-    rows = tuple((f"{x.low:.3f} to {x.high:.3f}", x.texts, x.confidence, x.accuracy) for x in result.bins if x.texts)
-    return Grid(title="Calibration", caption="Bins without texts are left out.", rows=rows,
-                columns=("probability", "texts", "mean probability", "accuracy"))
-
-
-def _class_table(result: ClassificationResult) -> Grid:
-    rows = tuple((x.name, x.texts, x.precision, x.recall, x.f1) for x in result.classes)
-    return Grid(title="Classes", caption="Each class against all others.", rows=rows,
-                columns=("class", "texts", "precision", "recall", "F1"))
-
-
-def _confusion_table(result: ClassificationResult) -> Grid:
-    names = [x.name for x in result.classes]
-    rows = tuple((name, *counts) for name, counts in zip(names, result.confusion, strict=True))
-    return Grid(title="Confusion", caption="Texts by class (rows) and predicted class (columns).", rows=rows,
-                columns=("class", *(f"predicted {name}" for name in names)))
 
 
 def class_names(config: Any) -> tuple[str, ...] | None:

@@ -53,15 +53,9 @@ class ExplanationsResult:
 
 def evaluate(model: Any, params: Params, batches: Iterable[Batch], tokenizer: Tokenizer, texts: Sequence[str], *,
              layer: int = -1) -> ExplanationsResult:
-    """Explains the first `TEXTS` texts of `SHORTEST` to `LONGEST` tokens, in the order of the split.
+    """Explains the first `TEXTS` texts of `SHORTEST` to `LONGEST` tokens of a split.
 
-    Args:
-      model: a `SafrClassifier`.
-      params: its parameters.
-      batches: the split, with ``index``: each row's place in ``texts``.
-      tokenizer: the run's.
-      texts: the split's texts, as they were read.
-      layer: number of the layer whose neurons are shown.
+    ``texts`` are those of the split as they were read: the ``index`` of a batch's row is its place among them.
     """
     fitting: list[tuple[int, list[int], int]] = []
     for batch in batches:
@@ -79,13 +73,7 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], tokenizer: To
 
 
 def shown_words(tokenizer: Tokenizer, text: str, tokens: Sequence[int]) -> list[str]:
-    """How to show the tokens of a text: a word that the tokenizer does not know as it stands there, in angle quotes.
-
-    Args:
-      tokenizer: the run's.
-      text: the text.
-      tokens: its first ids, or all.
-    """
+    """How to show the first or all tokens of a text: a word that the tokenizer does not know in angle quotes."""
     if tokenizer.unk_id is None:
         return [tokenizer.decode([token]) for token in tokens]
     words = zip(text.split(), tokens, strict=False)
@@ -138,14 +126,14 @@ def token_grid(x: Explanation) -> Grid:
                          "attends most with"))
 
 
-def side_by_side(before: Explanation, after: Explanation, labels: tuple[str, str] = ("before", "after")
-                 ) -> tuple[Beside, Beside]:
+def side_by_side(before: Explanation, after: Explanation) -> tuple[Beside, Beside]:
     """Allocation and interactions of one text in two models, each pair with one scale and one least alignment."""
     allocations = allocation(before), allocation(after)
     floor = max(edge_floor(before), edge_floor(after))
     networks = interactions(before, floor), interactions(after, floor)
     caption = f"{allocations[1].caption} Both have one scale; each model has neurons of its own: compare rows only."
     counts = " and ".join(str(len(network.edges)) for network in networks)
+    labels = ("before", "after")
     return (
         Beside(title=allocations[0].title, labels=labels, panels=allocations, caption=caption),
         Beside(title=networks[0].title, labels=labels, panels=networks,

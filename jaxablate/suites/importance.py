@@ -7,7 +7,7 @@ is of the class that the model predicts for the full text, and each ranking meet
 import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -81,7 +81,25 @@ class ImportanceResult:
 
     def panels(self) -> tuple[Panel, ...]:
         """Curves over the number of words, and all numbers."""
-        return (_accuracy_curves(self), _drop_curves(self), *_tables(self))
+        kept = (*_series(self, "post-hoc accuracy", KEPT), *_series(self, "post-hoc gold accuracy", KEPT, ", gold"))
+        columns = ("measure", "ranking", "mean")
+        return (
+            Curves(title="Post-hoc accuracy", x_label="words kept", y_label="accuracy", series=kept,
+                   caption="How often the k most important words alone, in their order, get the class that the full "
+                           f"text gets and (gold) the right one; {self.texts:,} of {self.of:,} texts."),
+            Curves(title="Deletion", x_label="words deleted", y_label="drop of the probability",
+                   series=_series(self, "drop", DELETED),
+                   caption="By how much the probability of the predicted class falls when the k most important words "
+                           "are deleted. At least one word is left."),
+            Grid(title="Importance of words", columns=columns,
+                 rows=tuple((x.name, x.ranking, x.mean) for x in self.measures),
+                 caption=f"Means over {self.texts:,} texts. Comprehensiveness: drop of the predicted class's "
+                         "probability when the top words are deleted; sufficiency: when only they are kept (small is "
+                         "good). AOPC is the mean of the drops; comprehensiveness and sufficiency without a number "
+                         "are the means over the shares."),
+            Grid(title="Differences between rankings", caption="On the same texts, paired.", columns=columns,
+                 rows=tuple((x.name, x.ranking, x.mean) for x in self.differences)),
+        )
 
 
 def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, fixed_length: bool = False, pad_id: int = 0,
@@ -91,16 +109,9 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, fixed_leng
     A text with n words counts in every measure: at most n - 1 words are deleted, so that one is left (a text of one
     word drops by 0), and where more words are to be kept than there are, all are.
 
-    Args:
-      model: a `SafrClassifier`.
-      params: its parameters.
-      batches: the split; rows with weight 0 do not count.
-      fixed_length: whether shorter texts are padded to the length they came in (``padding="paper"``, where padding is
-        part of the result) or as little as possible.
-      pad_id: token of the padding.
-      seed: seed of the choice of texts, of the random ranking and of the bootstrap over texts.
-      max_texts: texts measured at most; see `draw`.
-      max_words: words measured at most, on average over choices.
+    ``fixed_length`` pads shorter texts to the length they came in (``padding="paper"``, where padding is part of the
+    result), otherwise they are padded as little as possible. The seed is that of the choice of texts (see `draw`), of
+    the random ranking and of the bootstrap.
     """
     texts = by_text(batches, _as_rows)
     chosen = draw(texts, max_texts=max_texts, max_words=max_words, seed=seed)
@@ -113,13 +124,9 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, fixed_leng
 
 
 def draw(texts: TextMeasures, *, max_texts: int, max_words: int, seed: int) -> TextMeasures:
-    """A seeded choice of texts, kept in the order of the split.
+    """A seeded choice of texts (see `_as_rows`), kept in the order of the split.
 
-    Args:
-      texts: ``tokens`` [texts, L], NaN where a text has ended, and anything else by text.
-      max_texts: texts chosen at most.
-      max_words: the number of texts times their mean length is at most this.
-      seed: seed of the choice.
+    There are at most ``max_texts``, and their number times the mean length is at most ``max_words``.
     """
     count = len(texts["tokens"])
     words = np.sum(~np.isnan(texts["tokens"]))
@@ -129,13 +136,9 @@ def draw(texts: TextMeasures, *, max_texts: int, max_words: int, seed: int) -> T
 
 
 def batches_of(texts: TextMeasures, *, fixed_length: bool = False, pad_id: int = 0) -> Iterator[Batch]:
-    """Texts in batches of similar length, in the form of the data's batches, with filler rows at the end of the last.
+    """Texts (see `_as_rows`) in batches of similar length, in the form of the data's batches.
 
-    Args:
-      texts: ``tokens`` [texts, L], NaN where a text has ended, ``label``, ``index`` and ``length`` (of the batch that
-        the text came in).
-      fixed_length: keep that length.
-      pad_id: token of the padding.
+    Filler rows end the last batch. ``fixed_length`` keeps the length that the texts came in.
     """
     words = np.sum(~np.isnan(texts["tokens"]), axis=-1)
     order = np.argsort(words, kind="stable")
@@ -161,18 +164,23 @@ def text_measures(model: Any, params: Params, batch: Batch, *, fixed_length: boo
     rankings = [name for name in RANKINGS if name in full]
     ranks = np.stack([ranks_of(full[name], mask) for name in rankings])
     words = mask.sum(-1)
-    classify = functools.partial(_classify, model, params, np.asarray(batch["tokens"]), full["predicted"],
-                                 least=mask.shape[-1] if fixed_length else 0, pad_id=pad_id)
+    tokens, predicted = np.broadcast_to(batch["tokens"], ranks.shape), np.tile(full["predicted"], len(rankings))
     measures: dict[str, np.ndarray] = {}
     for name, keep in _kept_words(ranks, words).items():
-        chosen, probability = classify(keep)
+        length = mask.shape[-1] if fixed_length else min(mask.shape[-1], _rounded(keep.sum(-1).max()))
+        left = (x.reshape(-1, length) for x in shortened(tokens, keep, length, pad_id))
+        chosen, probability = (np.asarray(x).reshape(ranks.shape[:2])
+                               for x in class_probability(model, params, *left, predicted))
         values = {name: full["probability"] - probability}
         if name.startswith("post-hoc"):
             values = {name: chosen == full["predicted"],
                       name.replace("accuracy", "gold accuracy"): chosen == np.asarray(batch["labels"])}
         measures |= {f"{key}/{ranking}": value[r].astype(np.float64)
                      for key, value in values.items() for r, ranking in enumerate(rankings)}
-    return _averaged(measures, rankings)
+    means = {"AOPC": [f"drop@{k}" for k in DELETED]}
+    means |= {name: [f"{name}@{r}%" for r in SHARES] for name in ("comprehensiveness", "sufficiency")}
+    return measures | {f"{name}/{ranking}": np.mean([measures[f"{part}/{ranking}"] for part in parts], axis=0)
+                       for name, parts in means.items() for ranking in rankings}
 
 
 @functools.partial(jax.jit, static_argnames=("length", "seed"))
@@ -198,16 +206,9 @@ def ranks_of(importance: Float[np.ndarray, "batch tokens"], mask: Bool[np.ndarra
 
 def shortened(tokens: Int[np.ndarray, "*rows tokens"], keep: Bool[np.ndarray, "*rows tokens"], length: int,
               pad_id: int = 0) -> tuple[Int[np.ndarray, "*rows length"], Float[np.ndarray, "*rows length"]]:
-    """The tokens that stay, in their order, with the gaps closed.
+    """The tokens that stay, in their order, with the gaps closed, and their mask; ``pad_id`` and 0 after the end.
 
-    Args:
-      tokens: ids.
-      keep: which of them stay.
-      length: length of the result, at least the number of tokens that stay in any row.
-      pad_id: token of padding.
-
-    Returns:
-      Tokens int32 and mask float32; ``pad_id`` and 0 after the end.
+    The length of the result is at least the number of tokens that stay in any row.
 
     >>> shortened(np.array([[5, 6, 7]]), np.array([[True, False, True]]), 2)[0].tolist()
     [[5, 7]]
@@ -229,16 +230,6 @@ def class_probability(
     return jnp.argmax(logits, axis=-1), jnp.take_along_axis(p, jnp.asarray(of)[:, None], axis=-1)[:, 0]
 
 
-def _classify(model: Any, params: Params, tokens: np.ndarray, predicted: np.ndarray, keep: np.ndarray, *, least: int,
-              pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Class and probability of the predicted class, [R, B], of the texts that ``keep`` [R, B, L] leaves."""
-    length = max(least, min(tokens.shape[-1], _rounded(keep.sum(-1).max())))
-    texts, mask = shortened(np.broadcast_to(tokens, keep.shape), keep, length, pad_id)
-    classes, probability = class_probability(model, params, texts.reshape(-1, length), mask.reshape(-1, length),
-                                             np.tile(predicted, len(keep)))
-    return np.asarray(classes).reshape(keep.shape[:2]), np.asarray(probability).reshape(keep.shape[:2])
-
-
 def _kept_words(ranks: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
     """Measure -> which tokens it leaves, [R, B, L], from ranks [R, B, L] and lengths [B]."""
     there = ranks < words[:, None]
@@ -254,16 +245,8 @@ def _kept_words(ranks: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
         f"sufficiency@{r}%": there & (ranks < share[r]) for r in SHARES}
 
 
-def _averaged(measures: Mapping[str, np.ndarray], rankings: Sequence[str]) -> dict[str, np.ndarray]:
-    """All measures, drops and shares also as their means."""
-    means = {"AOPC": [f"drop@{k}" for k in DELETED]}
-    means |= {name: [f"{name}@{r}%" for r in SHARES] for name in ("comprehensiveness", "sufficiency")}
-    return {**measures, **{f"{name}/{ranking}": np.mean([measures[f"{part}/{ranking}"] for part in parts], axis=0)
-                           for name, parts in means.items() for ranking in rankings}}
-
-
 def _as_rows(batch: Batch) -> dict[str, np.ndarray]:
-    """Texts of a batch as rows that end with NaN."""
+    """Texts of a batch as rows that end with NaN; ``length`` is that of the batch that a text came in."""
     mask = np.asarray(batch["mask"]) > 0
     return {"tokens": np.where(mask, np.asarray(batch["tokens"], np.float64), np.nan),
             "label": np.asarray(batch["labels"]), "index": np.asarray(batch["index"]),
@@ -295,38 +278,12 @@ def _summarise(values: TextMeasures, seed: int) -> tuple[tuple[Measure, ...], tu
     return tuple(measures), tuple(differences)
 
 
-def _accuracy_curves(result: ImportanceResult) -> Curves:
-    series = [*_series(result, "post-hoc accuracy", KEPT), *_series(result, "post-hoc gold accuracy", KEPT, ", gold")]
-    caption = (f"How often the k most important words alone, in their order, get the class that the full text gets "
-               f"and (gold) the right one; {result.texts:,} of {result.of:,} texts.")
-    return Curves(title="Post-hoc accuracy", caption=caption, x_label="words kept", y_label="accuracy",
-                  series=tuple(series))
-
-
-def _drop_curves(result: ImportanceResult) -> Curves:
-    return Curves(title="Deletion", x_label="words deleted", y_label="drop of the probability",
-                  caption="By how much the probability of the predicted class falls when the k most important words "
-                          "are deleted. At least one word is left.",
-                  series=tuple(_series(result, "drop", DELETED)))
-
-
-def _series(result: ImportanceResult, name: str, at: Sequence[int], suffix: str = "") -> list[Series]:
+def _series(result: ImportanceResult, name: str, at: Sequence[int], suffix: str = "") -> tuple[Series, ...]:
+    """A measure over the number of words, a curve for each ranking."""
     values = {(x.name, x.ranking): x.mean.value for x in result.measures if x.mean.value is not None}
     rankings = dict.fromkeys(x.ranking for x in result.measures)
-    return [Series(label=f"{ranking}{suffix}", x=tuple(float(k) for k in at),
-                   y=tuple(values[f"{name}@{k}", ranking] for k in at)) for ranking in rankings]
-
-
-def _tables(result: ImportanceResult) -> tuple[Grid, Grid]:
-    columns = ("measure", "ranking", "mean")
-    measures, differences = (tuple((x.name, x.ranking, x.mean) for x in group)
-                             for group in (result.measures, result.differences))
-    caption = (f"Means over {result.texts:,} texts. Comprehensiveness: drop of the predicted class's probability when "
-               "the top words are deleted; sufficiency: when only they are kept (small is good). AOPC is the mean of "
-               "the drops; comprehensiveness and sufficiency without a number are the means over the shares.")
-    return (Grid(title="Importance of words", caption=caption, columns=columns, rows=measures),
-            Grid(title="Differences between rankings", caption="On the same texts, paired.", columns=columns,
-                 rows=differences))
+    return tuple(Series(label=f"{ranking}{suffix}", x=tuple(float(k) for k in at),
+                        y=tuple(values[f"{name}@{k}", ranking] for k in at)) for ranking in rankings)
 
 
 def _run(run: Run) -> tuple[ImportanceResult, dict[str, Any]]:

@@ -122,20 +122,15 @@ class SuperpositionResult:
 
     def panels(self) -> tuple[Panel, ...]:
         """SRS with its nulls, histograms and thresholds of capacity, and all numbers of all sites."""
-        return (_score_bars(self), _score_table(self), _histograms(self), _threshold_curves(self),
-                _capacity_table(self), _loss_table(self))
+        return (*_score_panels(self), *_capacity_panels(self), _loss_table(self))
 
 
 def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, layer: int = -1, seed: int = 0
              ) -> SuperpositionResult:
     """Measures each text by itself; nothing depends on padding or on how the texts are batched.
 
-    Args:
-      model: a `SafrClassifier`. Tokens rank by VMASK's keep-probability, or by |gradient x input| without VMASK.
-      params: its parameters.
-      batches: the split; rows with weight 0 do not count.
-      layer: number of the layer whose neurons are the headline; the other layers are measured beside it.
-      seed: seed of the bootstrap over texts.
+    Tokens rank by VMASK's keep-probability, or by |gradient x input| without VMASK. The neurons of ``layer`` are the
+    headline; the other layers are measured beside it.
     """
     measures = by_text(batches, functools.partial(text_measures, model, params))
     keys = sorted({key.rpartition("/")[0] for key in measures if "/" in key})
@@ -181,11 +176,8 @@ def site_measures(
 ) -> dict[str, jax.Array]:
     """Capacity of each token, and both parts of SRS with the variance of their nulls.
 
-    Args:
-      x_BLF: vectors of the tokens.
-      attention_BNLL: attention weights; a pair i < j ranks by the mean over heads of (A_ij + A_ji) / 2.
-      ranking_BL: importance of the tokens, not negative. Equal ones rank by place, the earlier first; so do pairs.
-      mask_BL: whether a token is real.
+    Tokens rank by their importance, which is not negative, and a pair i < j by the mean over heads of
+    (A_ij + A_ji) / 2; equal ones by place, the earlier first.
 
     Returns:
       ``capacity`` [B, L], NaN at padding; ``zero`` [B], tokens with a zero vector; ``importance`` and ``interaction``
@@ -214,15 +206,15 @@ def _site(key: str, measures: TextMeasures, tokens: np.ndarray, seed: int) -> Si
     capacities = measures["capacity"]
     every = capacities[~np.isnan(capacities)]
     total, over = np.nansum(capacities, -1), np.sum(capacities > OVER, -1)  # NaN > x is false
-    draws = {name: _part_draws(measures[name], seed) for name in ("importance", "interaction")}
-    parts = {name: _part(measures[name], draws[name]) for name in draws}
-    values = [part.value for part in parts.values() if part.value is not None]
-    srs = sum(values) if len(values) == len(parts) else None
-    nulls = {name: _null(part, measures[f"{name}_variance"]) for name, part in parts.items()}
+    importance, importance_draws = _part(measures["importance"], seed)
+    interaction, interaction_draws = _part(measures["interaction"], seed)
+    both = importance.value is not None and interaction.value is not None
+    srs = float(importance) + float(interaction) if both else None
     return SiteSuperposition(
-        site=site, layer=int(layer), stream=stream, importance=parts["importance"], interaction=parts["interaction"],
-        importance_null=nulls["importance"], interaction_null=nulls["interaction"],
-        srs=stats.from_draws(srs, draws["importance"] + draws["interaction"], n=len(tokens)),
+        site=site, layer=int(layer), stream=stream, importance=importance, interaction=interaction,
+        importance_null=_null(importance, measures["importance_variance"]),
+        interaction_null=_null(interaction, measures["interaction_variance"]),
+        srs=stats.from_draws(srs, importance_draws + interaction_draws, n=len(tokens)),
         mean_capacity=stats.ratio(total, tokens, seed=seed), over=stats.ratio(over, tokens, seed=seed),
         represented=stats.mean(total / tokens, seed=seed),
         zero_rows=float(measures["zero"].sum() / tokens.sum()),
@@ -233,17 +225,13 @@ def _site(key: str, measures: TextMeasures, tokens: np.ndarray, seed: int) -> Si
     )
 
 
-def _part_draws(values: np.ndarray, seed: int) -> np.ndarray:
-    """Bootstrap of the mean over the texts that have the part; all texts are drawn, so that both parts are paired."""
+def _part(values: np.ndarray, seed: int) -> tuple[Estimate, np.ndarray]:
+    """Mean over the texts that have the part, and its bootstrap: all texts are drawn, so that both parts are paired."""
     there = ~np.isnan(values)
-    if there.sum() < 2:
-        return np.full(stats.RESAMPLES, np.nan)
-    return stats.ratio_resamples(np.where(there, values, 0.0), there.astype(float), seed=seed)
-
-
-def _part(values: np.ndarray, draws: np.ndarray) -> Estimate:
-    values = values[~np.isnan(values)]
-    return stats.from_draws(float(values.mean()) if values.size else None, draws, n=values.size)
+    n = int(there.sum())
+    draws = (stats.ratio_resamples(np.where(there, values, 0.0), there.astype(float), seed=seed) if n > 1
+             else np.full(stats.RESAMPLES, np.nan))
+    return stats.from_draws(float(values[there].mean()) if n else None, draws, n=n), draws
 
 
 def _null(part: Estimate, variances: np.ndarray) -> Null:
@@ -257,63 +245,55 @@ def _null(part: Estimate, variances: np.ndarray) -> Null:
                 p=None if z is None else math.erfc(abs(z) / math.sqrt(2)))
 
 
-def _score_bars(result: SuperpositionResult) -> Bars:
-    bars = tuple(Bar(f"{site.name}: {name}", estimate) for site in result.sites for name, estimate in (
-        ("SRS", site.srs), ("importance part", site.importance), ("interaction part", site.interaction))
-        if estimate.value is not None)
-    caption = (f"Superposition regularization score over {result.texts:,} texts; important tokens by "
-               f"{_RANKED_BY[result.importance]}. Whiskers: 95 % bootstrap interval over texts. Shuffled importance or "
-               "attention gives 0 on average.")
-    return Bars(title="Superposition regularization score", caption=caption, bars=bars)
+def _score_panels(result: SuperpositionResult) -> tuple[Bars, Grid]:
+    """SRS of each site with its parts, and the parts beside their nulls."""
+    bars, rows = [], []
+    for site in result.sites:
+        bars.append(Bar(f"{site.name}: SRS", site.srs))
+        for name, part, null in (("importance", site.importance, site.importance_null),
+                                 ("interaction", site.interaction, site.interaction_null)):
+            bars.append(Bar(f"{site.name}: {name} part", part))
+            beyond = null.p is not None and null.p <= 1e-12  # there the normal tail says nothing of the mean's
+            rows.append((site.name, name, part, null.middle, null.z, "< 1e-12" if beyond else null.p, part.n))
+    ranked_by = {"vmask": "VMASK's keep-probability", "gradient": "|gradient x input|"}[result.importance]
+    return (
+        Bars(title="Superposition regularization score",
+             bars=tuple(bar for bar in bars if bar.estimate.value is not None),
+             caption=f"Superposition regularization score over {result.texts:,} texts; important tokens by "
+                     f"{ranked_by}. Whiskers: 95 % bootstrap interval over texts. Shuffled importance or attention "
+                     "gives 0 on average."),
+        Grid(title="Parts of SRS and their nulls", rows=tuple(rows),
+             columns=("site", "part", "value", "null", "z", "p", "texts"),
+             caption=f"Importance: capacity of the {TOP_TOKENS}0 % most important tokens minus that of the others. "
+                     f"Interaction: |cosine| of the {TOP_PAIRS}0 % most attended pairs minus that of the others. Null: "
+                     "importance shuffled over the tokens of each text, attention over its pairs; mean 0, exact "
+                     "variance over all shuffles."),
+    )
 
 
-_RANKED_BY = {"vmask": "VMASK's keep-probability", "gradient": "|gradient x input|"}
-
-
-def _p_value(p: float | None) -> float | str | None:
-    """Beyond this the normal tail says nothing of the mean's."""
-    return p if p is None or p > 1e-12 else "< 1e-12"
-
-
-def _score_table(result: SuperpositionResult) -> Grid:
-    rows = tuple((site.name, name, part, null.middle, null.z, _p_value(null.p), part.n) for site in result.sites
-                 for name, part, null in (("importance", site.importance, site.importance_null),
-                                          ("interaction", site.interaction, site.interaction_null)))
-    caption = (f"Importance: capacity of the {TOP_TOKENS}0 % most important tokens minus that of the others. "
-               f"Interaction: |cosine| of the {TOP_PAIRS}0 % most attended pairs minus that of the others. Null: "
-               "importance shuffled over the tokens of each text, attention over its pairs; mean 0, exact "
-               "variance over all shuffles.")
-    return Grid(title="Parts of SRS and their nulls", caption=caption, rows=rows,
-                columns=("site", "part", "value", "null", "z", "p", "texts"))
-
-
-def _histograms(result: SuperpositionResult) -> HistogramGrid:
+def _capacity_panels(result: SuperpositionResult) -> tuple[HistogramGrid, Curves, Grid]:
+    """Capacity of the tokens of each site: histograms, the share above each threshold, and the numbers."""
     edges = tuple(i / STEPS for i in range(STEPS + 1))
-    cells = tuple(
+    histograms = tuple(
         Histogram(title=site.name, edges=edges, counts=site.counts, mark=site.mean_capacity.value,
                   apart=result.tokens - sum(site.counts), apart_label="zero", note=f"median {site.quantiles[2]:.3f}")
         for site in result.sites
     )
-    caption = (f"Tokens by the share of a dimension that they have to themselves in their text, {result.tokens:,} "
-               "tokens. Those without any active neuron are the bar at the left.")
-    return HistogramGrid(title="Capacity of the tokens", caption=caption, x_label="capacity", histograms=cells,
-                         log_x=False, mark_label="mean")
-
-
-def _threshold_curves(result: SuperpositionResult) -> Curves:
-    at = tuple(i / STEPS for i in range(STEPS + 1))
-    return Curves(title="Tokens over a capacity threshold", caption="Fraction of tokens with a capacity above it.",
-                  x_label="threshold", y_label="fraction of tokens",
-                  series=tuple(Series(label=site.name, x=at, y=site.fraction_over) for site in result.sites))
-
-
-def _capacity_table(result: SuperpositionResult) -> Grid:
     rows = tuple((site.name, site.mean_capacity, site.over, site.represented, site.zero_rows, *site.quantiles)
                  for site in result.sites)
-    return Grid(title="Capacity by site", rows=rows,
-                caption="Represented: mean over texts of the sum of capacities divided by the number of tokens.",
-                columns=("site", "mean", f"over {OVER}", "represented", "zero rows",
-                         *(f"{q:.0%} quantile" for q in QUANTILES)))
+    return (
+        HistogramGrid(title="Capacity of the tokens", x_label="capacity", histograms=histograms, log_x=False,
+                      mark_label="mean",
+                      caption="Tokens by the share of a dimension that they have to themselves in their text, "
+                              f"{result.tokens:,} tokens. Those without any active neuron are the bar at the left."),
+        Curves(title="Tokens over a capacity threshold", caption="Fraction of tokens with a capacity above it.",
+               x_label="threshold", y_label="fraction of tokens",
+               series=tuple(Series(label=site.name, x=edges, y=site.fraction_over) for site in result.sites)),
+        Grid(title="Capacity by site", rows=rows,
+             caption="Represented: mean over texts of the sum of capacities divided by the number of tokens.",
+             columns=("site", "mean", f"over {OVER}", "represented", "zero rows",
+                      *(f"{q:.0%} quantile" for q in QUANTILES))),
+    )
 
 
 def _loss_table(result: SuperpositionResult) -> Grid:

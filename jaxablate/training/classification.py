@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxablate.config import ClassificationConfig
+from jaxablate.config.checks import require
 from jaxablate.data.progress import progress_report
 from jaxablate.data.sentiment.batches import batch_shape, train_batches, validation_batches
 from jaxablate.data.sentiment.prepare import prepare
-from jaxablate.errors import ConfigError
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.objectives import check_regularizers, classification_loss
 from jaxablate.sharding import fitting_parts
@@ -23,19 +23,13 @@ from jaxablate.types import Batch, Params
 
 
 def classification_task(config: ClassificationConfig) -> Task:
-    """A text classifier's run.
-
-    Raises:
-      DataError: the data is missing, malformed or damaged.
-      ConfigError: the model's vocabulary is smaller than the data's.
-    """
+    """A text classifier's run, with its data prepared."""
     with progress_report() as report:
         data = prepare(config.data, report=report)
-    if 0 < config.model.vocab_size < data.tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size={config.model.vocab_size} is below the {data.tokenizer.vocab_size} tokens of the data's"
-            " vocabulary; set it to 0 to take that, or raise data.min_count"
-        )
+    size = data.tokenizer.vocab_size
+    require(config.model.vocab_size == 0 or config.model.vocab_size >= size,
+            f"model.vocab_size={config.model.vocab_size} is below the {size} tokens of the data's vocabulary; set it "
+            "to 0 to take that, or raise data.min_count")
     train, model, objective = config.train, config.model, config.objective
     texts = {name: len(split) for name, split in data.splits.items()}
     shape: dict[str, Any] = batch_shape(config, data.tokenizer.pad_id) | {
@@ -55,19 +49,17 @@ def classification_task(config: ClassificationConfig) -> Task:
         return (texts["dev"] - round(metrics["accuracy"] * texts["dev"])) / texts["dev"]
 
     return Task(
-        config=dataclasses.replace(config, model=config.model_for(data.tokenizer.vocab_size)),
+        config=dataclasses.replace(config, model=config.model_for(size)),
         pace=Pace(steps=train.epochs * per_epoch, log_every=train.log_every, eval_every=per_epoch,
                   checkpoint_every=per_epoch, patience=train.patience),
         tokenizer=data.tokenizer,
         facts={"data_hash": {name: split.data_hash for name, split in data.splits.items()}, "texts": texts,
                "tokenizer": {"name": data.tokenizer.name, "fingerprint": data.tokenizer.fingerprint()}},
         train_batches=lambda: train_batches(data.splits["train"], seed=train.seed, **shape),
-        valid_batches=valid_batches,
-        valid_loss=error_rate,
+        valid_batches=valid_batches, valid_loss=error_rate,
         about=f"{config.data.source} with {texts['train']:,} training texts{balance}, {data.tokenizer.name}, lambdas "
               f"{objective.importance:g}/{objective.interaction:g}, padding {model.padding}{gates}",
-        unit="texts",
-        units_per_step=train.batch_size,
+        unit="texts", units_per_step=train.batch_size,
     )
 
 
@@ -90,7 +82,6 @@ def classification_learner(config: ClassificationConfig, mesh: Mesh) -> Learner:
         init_params=lambda key: model.init(key, tokens, jnp.ones(tokens.shape))["params"],
         train_loss=functools.partial(loss, True),
         eval_loss=functools.partial(loss, False),
-        counted="weight",
-        weighed="weight",
+        counted="weight", weighed="weight",
         parts=lambda batch: fitting_parts(mesh, *batch["tokens"].shape),
     )

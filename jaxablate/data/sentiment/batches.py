@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxablate.config import ClassificationConfig
+from jaxablate.config.checks import require
 from jaxablate.data.pipeline import HostBatch, TrainBatches, local_rows
 from jaxablate.data.sentiment.prepare import EncodedTexts
 from jaxablate.data.sentiment.texts import permutation
-from jaxablate.errors import ConfigError, DataError
+from jaxablate.errors import DataError
 
 _TEXTS_DOMAIN = 0x6A61786164
 _BATCHES_DOMAIN = 0x6A61786165
@@ -25,23 +26,13 @@ Plan = list[tuple[int, np.ndarray]]
 """The batches of an epoch: padded length and texts [batch_size], `_FILLER` where there is none."""
 
 
-def train_batches(
-    split: EncodedTexts,
-    *,
-    batch_size: int,
-    max_length: int,
-    bucket_multiple: int,
-    pad_id: int,
-    seed: int,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    prefetch: int = 4,
-) -> TrainBatches:
+def train_batches(split: EncodedTexts, *, batch_size: int, max_length: int, bucket_multiple: int, pad_id: int,
+                  seed: int, start_step: int = 0, process_index: int = 0, process_count: int = 1, prefetch: int = 4
+                  ) -> TrainBatches:
     """Endless batches of a split, epoch after epoch.
 
     Args:
-      split: texts to train on.
+      split: the texts.
       batch_size: rows of the global batch.
       max_length: longer texts are cut to their first tokens.
       bucket_multiple: batches are padded to a multiple of this, or to max_length if that is less; 0 pads all of them
@@ -84,34 +75,12 @@ def batch_shape(config: ClassificationConfig, pad_id: int) -> dict[str, int]:
             "pad_id": pad_id}
 
 
-def validation_batches(
-    split: EncodedTexts,
-    *,
-    batch_size: int,
-    max_length: int,
-    bucket_multiple: int,
-    pad_id: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[HostBatch]:
+def validation_batches(split: EncodedTexts, *, batch_size: int, max_length: int, bucket_multiple: int, pad_id: int,
+                       process_index: int = 0, process_count: int = 1) -> Iterator[HostBatch]:
     """Every text once, by rising length; texts of the same length in the split's order.
 
-    Args:
-      split: texts of any split.
-      batch_size: rows of a global batch.
-      max_length: longer texts are cut to their first tokens.
-      bucket_multiple: as in `train_batches`.
-      pad_id: token of padding.
-      process_index: which part of each batch's rows, as in `train_batches`.
-      process_count: number of processes that share out each batch.
-
-    Returns:
-      Iterator of what `train_batches` gives and ``index`` (int32 [b]): the text's place in the split, -1 for the
-      filler rows that end the last batch.
-
-    Raises:
-      ConfigError: process_count does not divide batch_size, or a number is out of range.
-      DataError: the split is empty.
+    Arguments and errors are those of `train_batches`, and so are the batches, with ``index`` (int32 [b]) besides: the
+    text's place in the split, -1 for the filler rows that end the last batch.
     """
     first_row, n_rows = local_rows(batch_size, process_index, process_count)
     padded = _padded_lengths(split, max_length, bucket_multiple)
@@ -127,10 +96,8 @@ def validation_batches(
 
 def _padded_lengths(split: EncodedTexts, max_length: int, bucket_multiple: int) -> np.ndarray:
     """L of the bucket of each text, int64 [n]."""
-    if max_length < 1 or bucket_multiple < 0:
-        raise ConfigError(
-            f"max_length={max_length} must be positive and bucket_multiple={bucket_multiple} must not be negative"
-        )
+    require(max_length > 0 and bucket_multiple >= 0,
+            f"max_length={max_length} must be positive and bucket_multiple={bucket_multiple} must not be negative")
     if len(split) == 0:
         raise DataError(f"{split.name} has no texts; give at least one")
     if bucket_multiple == 0:

@@ -41,10 +41,7 @@ Reviews = dict[str, dict[int, str]]
 
 
 def download_imdb(cache_dir: str | os.PathLike[str], *, report: Report = silent, url: str = IMDB_URL) -> Path:
-    """Download the review archive into `cache_dir`, unless it is there.
-
-    Returns:
-      Path of the archive, which stays packed.
+    """Download the review archive, which stays packed, into `cache_dir`, unless it is there.
 
     Raises:
       DataError: there is no network, or the answer is not the whole file.
@@ -57,12 +54,8 @@ def download_imdb(cache_dir: str | os.PathLike[str], *, report: Report = silent,
 def read_imdb(path: Path, *, split_seed: int = 0, report: Report = silent) -> Splits:
     """The three splits of ``aclImdb_v1.tar.gz``, or of its unpacked folder ``aclImdb`` or the folder that holds it.
 
-    The order is: positive, negative; then by the number in the file's name. ``<br />`` becomes a space.
-
-    Args:
-      path: the archive or the folder.
-      split_seed: decides which fifth of each class of the training half is the development split.
-      report: progress in reviews.
+    The order is: positive, negative; then by the number in the file's name. ``<br />`` becomes a space. The seed
+    decides which fifth of each class of the training half is the development split; the report is in reviews.
 
     Raises:
       DataError: nothing there, an archive that is damaged or has a member that could be unpacked elsewhere, a folder

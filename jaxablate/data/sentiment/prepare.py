@@ -13,7 +13,7 @@ from jaxablate.config import SentimentDataConfig
 from jaxablate.data.progress import Report, silent
 from jaxablate.data.sentiment.imdb import download_imdb, read_imdb
 from jaxablate.data.sentiment.sst import download_trees, read_sst2
-from jaxablate.data.sentiment.texts import LabelledTexts, Splits
+from jaxablate.data.sentiment.texts import LabelledTexts
 from jaxablate.data.tokenizer import Tokenizer, WordTokenizer, gpt2_tokenizer
 from jaxablate.errors import DataError
 
@@ -69,34 +69,25 @@ class SentimentData:
     splits: Mapping[str, EncodedTexts]
     """train, dev and test."""
     tokenizer: Tokenizer
+    """The words of the training split, or GPT-2's byte pairs."""
 
 
 def prepare(config: SentimentDataConfig, *, report: Report = silent) -> SentimentData:
-    """Read, split and encode the texts of a configuration.
-
-    Args:
-      config: source, place and vocabulary.
-      report: progress of a download, or in reviews.
-
-    Returns:
-      The splits train, dev and test, and the tokenizer: the words of the training split, or GPT-2's byte pairs.
+    """Read, split and encode the texts of a configuration; the report is that of a download, or in reviews.
 
     Raises:
       DataError: the data is not here and cannot be downloaded, is malformed or damaged, or GPT-2's vocabulary is
         missing.
     """
-    texts = _read(config, report)
-    words = config.vocabulary == "words"
-    tokenizer = WordTokenizer.from_texts(texts["train"].texts, config.min_count) if words else gpt2_tokenizer()
-    return SentimentData({name: EncodedTexts.encode(split, tokenizer) for name, split in texts.items()}, tokenizer)
-
-
-def _read(config: SentimentDataConfig, report: Report) -> Splits:
     if config.path and not Path(config.path).exists():
         raise DataError(f"data.path={config.path!r} does not exist; give a path that does, or leave it out to download "
                         f"{config.source}")
     if config.source == "imdb":
         path = Path(config.path) if config.path else download_imdb(config.cache_dir, report=report)
-        return read_imdb(path, split_seed=config.split_seed, report=report)
-    path = Path(config.path) if config.path else download_trees(config.cache_dir, report=report)
-    return read_sst2(path, split_seed=config.split_seed, balance=config.balance)
+        texts = read_imdb(path, split_seed=config.split_seed, report=report)
+    else:
+        path = Path(config.path) if config.path else download_trees(config.cache_dir, report=report)
+        texts = read_sst2(path, split_seed=config.split_seed, balance=config.balance)
+    words = config.vocabulary == "words"
+    tokenizer = WordTokenizer.from_texts(texts["train"].texts, config.min_count) if words else gpt2_tokenizer()
+    return SentimentData({name: EncodedTexts.encode(split, tokenizer) for name, split in texts.items()}, tokenizer)

@@ -40,10 +40,8 @@ _NODE = re.compile("\\([0-4](?: *\0)+ *\\)")
 def read_sst2(folder: Path, *, split_seed: int = 0, balance: bool = True) -> Splits:
     """The three splits of whichever layout a folder holds, or its subfolder ``trees``.
 
-    Args:
-      folder: folder of PTB trees (train.txt, dev.txt, test.txt) or of GLUE (train.tsv, dev.tsv).
-      split_seed: decides what is held out of GLUE's phrases.
-      balance: whether the training split's larger class is cut to the size of the smaller one.
+    The seed decides what is held out of GLUE's phrases. Balancing cuts the training split's larger class to the size of
+    the smaller one.
 
     Raises:
       DataError: there is no such layout, a file of it is missing, or a file is malformed.
@@ -59,15 +57,9 @@ def read_sst2(folder: Path, *, split_seed: int = 0, balance: bool = True) -> Spl
 
 
 def parse_tree(line: str) -> tuple[int, str]:
-    """Root label and sentence of one tree.
+    """Root label of one tree and its words joined by single spaces.
 
     A node is ``(label word)`` or ``(label node node ...)``, its label 0..4. Words stay as they stand, -LRB- too.
-
-    Args:
-      line: one tree and nothing else.
-
-    Returns:
-      Label 0..4 and the words joined by single spaces.
 
     Raises:
       ValueError: the line is something else.
@@ -85,10 +77,7 @@ def parse_tree(line: str) -> tuple[int, str]:
 
 
 def download_trees(cache_dir: str | os.PathLike[str], *, report: Report = silent, url: str = TREES_URL) -> Path:
-    """Download the zip file of the trees into `cache_dir` and unpack its three files, unless they are there.
-
-    Returns:
-      Folder of train.txt, dev.txt and test.txt.
+    """Download the zip file of the trees into `cache_dir` and unpack its three files into a folder, unless it is there.
 
     Raises:
       DataError: there is no network, or the answer is not the whole zip file.
@@ -134,16 +123,14 @@ def _layout(folder: Path) -> tuple[Path, Callable[[Path, int], Splits]]:
     raise DataError(f"{folder} has no SST-2; give data.path a folder with {_LAYOUTS}")
 
 
-def _parsed(path: Path, parse: Callable[[str], tuple[int, str]], *, header: bool = False) -> list[tuple[str, int]]:
-    """(text, label) of each line; a malformed one is an error that names it.
+def _parsed(path: Path, parse: Callable[[str], tuple[int, str]], *, skip: int = 0) -> list[tuple[str, int]]:
+    """(text, label) of each line after those to skip; a malformed one is an error that names it.
 
     ``\\n`` and ``\\r\\n`` end a line, and nothing else: words may hold other separators that `str.splitlines` knows.
     """
     lines = decoded(path.name, read_bytes(path)).replace("\r\n", "\n").split("\n")
     pairs = []
-    for number, line in enumerate(lines[: -1 if lines[-1] == "" else None], start=1):
-        if number == 1 and header:
-            continue
+    for number, line in enumerate(lines[skip : -1 if lines[-1] == "" else None], start=skip + 1):
         try:
             label, text = parse(line)
         except ValueError as error:
@@ -156,9 +143,9 @@ def _trees(folder: Path, split_seed: int) -> Splits:  # noqa: ARG001
     """Sentences with root label 0, 1 (negative) or 3, 4 (positive)."""
     splits: Splits = {}
     for split in SPLITS:
-        pairs = [(text, label) for text, label in _parsed(folder / f"{split}.txt", parse_tree) if label != 2]
-        splits[split] = LabelledTexts.from_pairs(
-            f"sst2-trees {split}", ((text, POSITIVE if label > 2 else NEGATIVE) for text, label in pairs))
+        parsed = _parsed(folder / f"{split}.txt", parse_tree)
+        pairs = [(text, POSITIVE if label > 2 else NEGATIVE) for text, label in parsed if label != 2]
+        splits[split] = LabelledTexts.from_pairs(f"sst2-trees {split}", pairs)
     return splits
 
 
@@ -168,14 +155,14 @@ def _glue(folder: Path, split_seed: int) -> Splits:
     Its training texts are phrases, many of them parts of one sentence. The phrases held out for development therefore
     share words with training phrases of the same sentences, and accuracy on them is too good; that on test is not.
     """
-    phrases = LabelledTexts.from_pairs("sst2-glue train", _parsed(folder / "train.tsv", _phrase, header=True))
+    phrases = LabelledTexts.from_pairs("sst2-glue train", _parsed(folder / "train.tsv", _phrase, skip=1))
     if len(phrases) <= GLUE_DEV:
         raise DataError(f"{folder / 'train.tsv'} has {len(phrases)} phrases; {GLUE_DEV} are held out, give more")
     train, dev = held_out(split_seed, 0, len(phrases), GLUE_DEV)
     return {
         "train": phrases.take("sst2-glue train", train),
         "dev": phrases.take("sst2-glue dev", dev),
-        "test": LabelledTexts.from_pairs("sst2-glue test", _parsed(folder / "dev.tsv", _phrase, header=True)),
+        "test": LabelledTexts.from_pairs("sst2-glue test", _parsed(folder / "dev.tsv", _phrase, skip=1)),
     }
 
 

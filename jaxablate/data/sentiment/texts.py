@@ -61,11 +61,7 @@ Splits = dict[SplitName, LabelledTexts]
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a file.
-
-    Raises:
-      DataError: it cannot be read.
-    """
+    """Content of a file; one that cannot be read is a `DataError`."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -73,11 +69,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decoded(name: str, content: bytes) -> str:
-    """Text of UTF-8 bytes.
-
-    Raises:
-      DataError: they are not UTF-8.
-    """
+    """Text of UTF-8 bytes; others are a `DataError`, which has the name."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -87,14 +79,8 @@ def decoded(name: str, content: bytes) -> str:
 def permutation(seed: int, domain: int, counter: int, n: int) -> Int[np.ndarray, " n"]:
     """A random order of 0 .. n - 1: that of n Philox-4x64-10 words, which no library's upgrade changes.
 
-    Args:
-      seed: any integer; taken modulo 2^64.
-      domain: second word of the key; gives each use of a seed its own order.
-      counter: 0, 1, ...: which order of this seed.
-      n: how many.
-
-    Returns:
-      Each of 0 .. n - 1 once, int64.
+    The seed is any integer, taken modulo 2^64. The domain is the second word of the key, which gives each use of a seed
+    its own order; the counter 0, 1, ... is which order of this seed.
 
     >>> sorted(permutation(0, 1, 0, 5).tolist())
     [0, 1, 2, 3, 4]
