@@ -6,17 +6,10 @@
 True
 """
 
-from jaxablate.data.corpus.facts import LABELS, Character, Handover, StoryFacts
+from jaxablate.data.corpus.facts import LABELS, Character, StoryFacts
+from jaxablate.data.corpus.narrator import Handover
 from jaxablate.data.corpus.prompts import IOI_LINES, IOIPrompt, ioi_prompts
-from jaxablate.data.corpus.story import (
-    CORPUS_VERSION,
-    VALID_START,
-    Story,
-    entropy_floor,
-    stories,
-    story,
-    token_stream,
-)
+from jaxablate.data.corpus.story import CORPUS_VERSION, VALID_START, Story, entropy_floor, stories, story, token_stream
 from jaxablate.data.corpus.tokenizer import CorpusTokenizer
 
 __all__ = [

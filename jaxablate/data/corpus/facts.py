@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxablate.data.corpus import words
 from jaxablate.data.corpus.grammar import FEELINGS, PARAGRAPH, PRONOUNS, ROLES, TOKEN_IDS, VOCABULARY
-from jaxablate.data.corpus.narrator import MOODS, NOBODY, Page
+from jaxablate.data.corpus.narrator import MOODS, NOBODY, Handover, Page
 
 PEOPLE = ("nobody", *words.NAMES, "several")
 THINGS = ("nothing", *(noun.word for noun in words.NOUNS))
@@ -36,9 +36,6 @@ LABELS: dict[str, tuple[str, ...]] = {
 }
 """What each number of a per-token array means: ``LABELS["holder"][3]`` is a name. Arrays not here hold counts."""
 
-_FILLED = ("subject", "mood", "object", "holder", "place")
-_IO = ROLES.index("indirect object")
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Character:
@@ -48,22 +45,6 @@ class Character:
     gender: str
     kin: str | None
     """The adult with whom the child lives, where the story tells it."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Handover:
-    """A thing changed hands."""
-
-    giver: str
-    """Name of the child who had it."""
-    receiver: str
-    """Name of the child who has it then."""
-    thing: str
-    """Noun."""
-    kind: str
-    """``"give"``, ``"take"`` or ``"return"``."""
-    position: int
-    """Index of the token that ends the clause which tells it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,8 +94,7 @@ def collect(page: Page, plot: str) -> StoryFacts:
         plot=plot,
         characters=tuple(Character(names[person], "girl" if person >= len(words.BOYS) else "boy",
                                    words.KIN[page.kin[person]] if person in page.kin else None) for person in people),
-        handovers=tuple(Handover(names[t.giver], names[t.receiver], words.NOUNS[t.noun].word, t.kind, t.position)
-                        for t in page.transfers),
+        handovers=tuple(page.handovers),
         places=tuple(place for i, place in enumerate(told) if i == 0 or place != told[i - 1]),
         moods={names[person]: MOODS[mood] for person, mood in page.moods.items()},
         holder=None if held == NOBODY else PEOPLE[held],
@@ -125,41 +105,29 @@ def collect(page: Page, plot: str) -> StoryFacts:
 
 def _per_token(page: Page) -> dict[str, np.ndarray]:
     tokens = np.asarray(page.tokens)
-    out = {"kind": _KIND_OF[tokens], **_references(page, tokens)}
-    out |= {field: _filled(page, field) for field in _FILLED}
-    io_name = (out["role"] == _IO) & (out["kind"] == KINDS.index("name"))
+    kind = _KIND_OF[tokens]
+    out = {"kind": kind, **_references(page, kind)}
+    out |= {field: np.zeros(len(tokens), np.int16) for field in ("subject", "mood", "object", "holder", "place")}
+    for position, field, value in page.log:
+        out[field][position:] = value
+    io_name = (out["role"] == ROLES.index("indirect object")) & (kind == KINDS.index("name"))
     out["next_io"] = np.append(np.where(io_name, out["person"], 0)[1:], 0).astype(np.int16)
-    out["sentence"], out["paragraph"] = _counts(page, tokens)
+    out["sentence"] = np.searchsorted(page.breaks, np.arange(len(tokens)), side="right").astype(np.int16)
+    out["paragraph"] = np.cumsum(tokens == TOKEN_IDS[PARAGRAPH]).astype(np.int16)
     return out
 
 
-def _references(page: Page, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    person, role = np.zeros((2, len(tokens)), np.int16)
-    antecedent = np.full(len(tokens), -1, np.int32)
+def _references(page: Page, kind: np.ndarray) -> dict[str, np.ndarray]:
+    person, role = np.zeros((2, len(kind)), np.int16)
+    antecedent = np.full(len(kind), -1, np.int32)
     named: dict[int, int] = {}
     for position, who, part in page.marks:
         person[position], role[position] = who, part
-        if who and _KIND_OF[tokens[position]] == KINDS.index("name"):
+        if who and kind[position] == KINDS.index("name"):
             named[who] = position
-        elif who and _KIND_OF[tokens[position]] == KINDS.index("pronoun"):
+        elif who and kind[position] == KINDS.index("pronoun"):
             antecedent[position] = named.get(who, -1)
     return {"person": person, "role": role, "antecedent": antecedent}
-
-
-def _filled(page: Page, field: str) -> np.ndarray:
-    """Values of one field of the log, each from its position to the next one's."""
-    out = np.zeros(len(page.tokens), np.int16)
-    for position, name, value in page.log:
-        if name == field:
-            out[position:] = value
-    return out
-
-
-def _counts(page: Page, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    paragraph = np.cumsum(tokens == TOKEN_IDS[PARAGRAPH])
-    ends = np.zeros(len(tokens) + 1, np.int64)
-    ends[page.breaks] = 1
-    return np.cumsum(ends)[:-1].astype(np.int16), paragraph.astype(np.int16)
 
 
 def _kind(token: str) -> str:

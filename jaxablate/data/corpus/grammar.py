@@ -29,7 +29,6 @@ TOKEN_PATTERN = re.compile(r"<\|endoftext\|>|\n\n|'s| ?[A-Za-z]+| ?\"|[.,!?]\"?"
 """What one token looks like. Where no match starts, the text has something that the corpus never writes."""
 
 PARAGRAPH = "\n\n"
-OPEN_QUOTE = ' "'
 
 ROLES = ("none", "subject", "direct object", "indirect object", "source", "companion", "owner", "addressee",
          "other person", "thing", "place")
@@ -60,11 +59,8 @@ class Slot:
     sentence_start: bool
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Choice:
-    """Token tuples of which one is written, each as likely."""
-
-    options: tuple[tuple[int, ...], ...]
+Choice = tuple[tuple[int, ...], ...]
+"""Token ids of each of the texts of which one is written, each as likely."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,10 +107,6 @@ def _slot(spec: str, sentence_start: bool) -> Slot:
     return Slot(key, form, ROLE_CODES[role or default], sentence_start)
 
 
-_LINES: dict[str, tuple[str, ...]] = {name: lines for name, lines in vars(templates).items()
-                                      if isinstance(lines, tuple)}
-
-
 def _lexicon() -> list[str]:
     """Every word that a slot may write, with its space."""
     spots = [word for place in words.PLACES for spot in place.spots for word in spot.split()]
@@ -139,15 +131,16 @@ def _constants(group: str, line: str) -> list[str]:
     return [tokens[0].lstrip(" "), *tokens] if group in templates.SOMETIMES_OPENING else tokens
 
 
-def _build_vocabulary() -> tuple[str, ...]:
-    tokens = {token for group, lines in _LINES.items() for line in lines for token in _constants(group, line)}
-    return (END_OF_TEXT, PARAGRAPH, *sorted(tokens | set(_lexicon())))
-
-
-VOCABULARY: tuple[str, ...] = _build_vocabulary()
+VOCABULARY: tuple[str, ...] = (END_OF_TEXT, PARAGRAPH, *sorted(
+    {token for group, lines in templates.LINES.items() for line in lines for token in _constants(group, line)}
+    | set(_lexicon())
+))
 """Every token of the corpus; its position is its id. 0 is ``<|endoftext|>``."""
 
 TOKEN_IDS: dict[str, int] = {word: i for i, word in enumerate(VOCABULARY)}
+
+WORD_IDS: dict[str, int] = {token[1:]: i for token, i in TOKEN_IDS.items() if token.startswith(" ")}
+"""Tokens that carry a space, by their word without it."""
 
 
 def word_ids(text: str) -> tuple[int, ...]:
@@ -171,7 +164,7 @@ def compile_template(text: str) -> Template:
         if isinstance(item, Slot):
             items.append(item)
         elif isinstance(item, tuple):
-            items.append(Choice(tuple(word_ids(option) for option in item)))
+            items.append(tuple(word_ids(option) for option in item))
         else:
             items.append(TOKEN_IDS[item] if i or item in TOKEN_IDS else _NEVER_INSIDE)
             if _ends_sentence(parsed, i):
@@ -180,5 +173,5 @@ def compile_template(text: str) -> Template:
     return Template(text, tuple(items), opening)
 
 
-TEMPLATES = {name: tuple(map(compile_template, lines)) for name, lines in _LINES.items()}
+TEMPLATES = {name: tuple(map(compile_template, lines)) for name, lines in templates.LINES.items()}
 """Compiled lines by the name of their group."""

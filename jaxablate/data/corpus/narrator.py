@@ -20,6 +20,7 @@ from jaxablate.data.corpus.grammar import (
     TEMPLATES,
     THING_ROLE,
     TOKEN_IDS,
+    WORD_IDS,
     Slot,
     Template,
     word_ids,
@@ -33,20 +34,11 @@ NO_ONE = -1
 MOODS = ("unknown", "good", "bad", "cross")
 
 _LOG = [0.0] + [math.log(n) for n in range(1, 65)]
-_NAME_IDS = [TOKEN_IDS[f" {name}"] for name in words.NAMES]
-_NOUN_IDS = [TOKEN_IDS[f" {noun.word}"] for noun in words.NOUNS]
-_NOUN_INDEX = {noun.word: i for i, noun in enumerate(words.NOUNS)}
-_A, _AN, _THE, _AND = (TOKEN_IDS[f" {word}"] for word in ("a", "an", "the", "and"))
+_NAME_IDS = [WORD_IDS[name] for name in words.NAMES]
 _PARAGRAPH = TOKEN_IDS[PARAGRAPH]
-_FORM_IDS = {form: tuple(TOKEN_IDS[f" {word}"] for word in pair) for form, pair in PRONOUNS.items()}
-_FEELING_IDS = {kind: tuple(TOKEN_IDS[f" {word}"] for word in group) for kind, group in FEELINGS.items()}
-_KIN_IDS = tuple(TOKEN_IDS[f" {word}"] for word in words.KIN)
-_TRAIT_IDS = {word: TOKEN_IDS[f" {word}"] for word in words.TRAITS}
+_FORM_IDS = {form: tuple(WORD_IDS[word] for word in pair) for form, pair in PRONOUNS.items()}
 _SPOT_IDS = {place.word: tuple(word_ids(f" {spot}") for spot in place.spots) for place in words.PLACES}
-_PLACE_IDS = {place.word: (TOKEN_IDS[f" {place.preposition}"], TOKEN_IDS[f" {place.word}"]) for place in words.PLACES}
 _PLACE_INDEX = {place.word: i for i, place in enumerate(words.PLACES)}
-_ADJECTIVE_IDS = {word: TOKEN_IDS[f" {word}"] for word in words.ADJECTIVES}
-_VOWEL = {word: word[0] in "aeiou" for word in (*words.ADJECTIVES, *(n.word for n in words.NOUNS))}
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -67,16 +59,19 @@ class Thing:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Transfer:
-    """A thing changed hands; people and nouns are indices into `words.NAMES` and `words.NOUNS`."""
+class Handover:
+    """A thing changed hands."""
 
-    giver: int
-    receiver: int
-    noun: int
-    position: int
-    """Token at which the sentence that tells so ends."""
+    giver: str
+    """Name of the child who had it."""
+    receiver: str
+    """Name of the child who has it then."""
+    thing: str
+    """Noun."""
     kind: str
     """``"give"``, ``"take"`` (the receiver took it) or ``"return"``."""
+    position: int
+    """Index of the token that ends the clause which tells it."""
 
 
 class Page:
@@ -93,8 +88,8 @@ class Page:
       nats: information of the choices made so far.
     """
 
-    __slots__ = ("_dice", "_next", "breaks", "feeling", "focus", "kin", "last_subject", "log", "marks", "moods", "nats",
-                 "place", "stage", "subject", "tokens", "transfers")
+    __slots__ = ("_dice", "_next", "breaks", "feeling", "focus", "handovers", "kin", "last_subject", "log", "marks",
+                 "moods", "nats", "place", "stage", "subject", "tokens")
 
     def __init__(self, dice: list[float]):
         self._dice, self._next = dice, 0
@@ -102,7 +97,7 @@ class Page:
         self.marks: list[tuple[int, int, int]] = []
         self.log: list[tuple[int, str, int]] = []
         self.breaks: list[int] = []
-        self.transfers: list[Transfer] = []
+        self.handovers: list[Handover] = []
         self.moods: dict[int, int] = {}
         self.stage: tuple[int, ...] = ()
         self.place: words.Place = words.PLACES[0]
@@ -126,11 +121,7 @@ class Page:
         return options[self.draw(len(options))]
 
     def chance(self, cumulative: tuple[float, ...]) -> int:
-        """An index by weight.
-
-        Args:
-          cumulative: rising sums of the probabilities, the last of them 1.
-        """
+        """An index by weight: `cumulative` has the rising sums of the probabilities, the last of them 1."""
         u = self._dice[self._next]
         self._next += 1
         i = next(i for i, c in enumerate(cumulative) if u < c)
@@ -148,7 +139,8 @@ class Page:
 
     def hand(self, thing: Thing, receiver: int, kind: str = "give") -> None:
         """From the token just written, `receiver` has the thing, from whoever had it."""
-        self.transfers.append(Transfer(thing.holder, receiver, thing.noun, len(self.tokens) - 1, kind))
+        giver, position = words.NAMES[thing.holder], len(self.tokens) - 1
+        self.handovers.append(Handover(giver, words.NAMES[receiver], thing.word, kind, position))
         self.got(thing, receiver)
 
     def got(self, thing: Thing, holder: int) -> None:
@@ -183,7 +175,7 @@ class Page:
             elif isinstance(item, Slot):
                 self._fill(item, cast)
             else:
-                tokens.extend(self.pick(item.options))
+                tokens.extend(self.pick(item))
 
     def _end_sentence(self) -> None:
         self.last_subject, self.subject = self.subject, NOBODY
@@ -192,26 +184,24 @@ class Page:
 
     def _fill(self, slot: Slot, cast: Mapping[str, Any]) -> None:
         key = slot.key
-        if key in cast:
-            if slot.form == "kin":
-                self._kin(cast[key])
-            elif key.isupper():
+        if slot.form == "kin":
+            person = cast[key]
+            if person not in self.kin:
+                self.kin[person] = self.draw(len(words.KIN))
+            self.tokens.append(WORD_IDS[words.KIN[self.kin[person]]])
+        elif key in cast:
+            if key.isupper():
                 self._person(slot, cast[key])
             else:
                 self._thing(slot.form, cast[key])
         elif key == "p":
             self._place(slot.form)
         elif key == "trait":
-            self.tokens.append(_TRAIT_IDS[self.pick(words.TRAITS)])
+            self.tokens.append(WORD_IDS[self.pick(words.TRAITS)])
         elif key == "spot":
             self.tokens.extend(self.pick(_SPOT_IDS[self.place.word]))
         else:
             self._feeling(key, slot.form == "again")
-
-    def _kin(self, person: int) -> None:
-        if person not in self.kin:
-            self.kin[person] = self.draw(len(words.KIN))
-        self.tokens.append(_KIN_IDS[self.kin[person]])
 
     def _person(self, slot: Slot, person: int) -> None:
         form, female = slot.form, person >= len(words.BOYS)
@@ -231,7 +221,7 @@ class Page:
 
     def _subject(self, person: int) -> None:
         """Notes the clause's subject; a name after ``Rob and`` makes it several people."""
-        joined = self.subject and self.tokens[-1] == _AND and self.marks[-2][0] == len(self.tokens) - 2
+        joined = self.subject and self.tokens[-1] == WORD_IDS["and"] and self.marks[-2][0] == len(self.tokens) - 2
         self.subject = SEVERAL if joined else person + 1
         mood = 0 if joined else self.moods.get(person, 0)
         self.log.append((len(self.tokens), "subject", self.subject))
@@ -241,12 +231,12 @@ class Page:
         tokens = self.tokens
         described = thing.adjective and (not thing.mentioned or form == "full" or (form == "" and self.draw(2)))
         if form == "":
-            first = thing.adjective or thing.word
-            tokens.append(_THE if thing.mentioned else _AN if _VOWEL[first] else _A)
+            article = "an" if (thing.adjective or thing.word)[0] in "aeiou" else "a"
+            tokens.append(WORD_IDS["the" if thing.mentioned else article])
         if described and form != "noun":
-            tokens.append(_ADJECTIVE_IDS[thing.adjective])
+            tokens.append(WORD_IDS[thing.adjective])
         position = len(tokens)
-        tokens.append(_NOUN_IDS[thing.noun])
+        tokens.append(WORD_IDS[thing.word])
         thing.mentioned = True
         self.focus = thing
         self.marks.append((position, NOBODY, THING_ROLE))
@@ -254,11 +244,10 @@ class Page:
         self.log.append((position, "holder", thing.holder + 1))
 
     def _place(self, form: str) -> None:
-        preposition, place = _PLACE_IDS[self.place.word]
         if form == "at":
-            self.tokens.extend((preposition, _THE))
+            self.tokens.extend((WORD_IDS[self.place.preposition], WORD_IDS["the"]))
         position = len(self.tokens)
-        self.tokens.append(place)
+        self.tokens.append(WORD_IDS[self.place.word])
         self.marks.append((position, NOBODY, PLACE_ROLE))
         if form != "name":
             self.log.append((position, "place", _PLACE_INDEX[self.place.word] + 1))
@@ -267,7 +256,7 @@ class Page:
         """A feeling of the subject; `again` writes the last one once more."""
         position = len(self.tokens)
         if not again:
-            self.feeling = self.pick(_FEELING_IDS[kind])
+            self.feeling = WORD_IDS[self.pick(FEELINGS[kind])]
             mood = MOODS.index(kind)
             if 0 < self.subject < SEVERAL:
                 self.moods[self.subject - 1] = mood
@@ -278,11 +267,7 @@ class Page:
 def dice(seed: int, start: int, count: int, width: int) -> np.ndarray:
     """Random numbers of stories start .. start + count - 1: row i depends on (seed, start + i) alone.
 
-    Args:
-      seed: key of the Philox generator.
-      start: first story; any non-negative integer below 2**62.
-      count: stories.
-      width: numbers a story; a multiple of 4, the numbers of one Philox counter.
+    `width`, the numbers a story, is a multiple of 4, the numbers of one Philox counter; `start` is below 2**62.
 
     Returns:
       float64 [count, width], uniform in [0, 1).

@@ -107,12 +107,7 @@ def _use(page: Page, thing: Thing, giver: int, receiver: int) -> None:
 def _ending(page: Page, a: int, b: int, thing: Thing, recall: tuple[str, ...]) -> None:
     """Last paragraph; unless the thing was eaten, it needs who has it, from whom, or where they were.
 
-    Args:
-      page: the story.
-      a: one child of the last scene.
-      b: the other.
-      thing: what the story was about.
-      recall: groups of lines that would be true here.
+    `recall` names the groups of lines that would be true here.
     """
     page.paragraph()
     owner = thing.holder

@@ -8,22 +8,23 @@ import dataclasses
 import itertools
 from typing import Literal
 
-from jaxablate.data.corpus import templates, words
+from jaxablate.data.corpus import words
 from jaxablate.data.corpus.grammar import VOCABULARY, Slot, Template, compile_template
 from jaxablate.data.corpus.narrator import NO_ONE, Page, Thing, dice
+from jaxablate.data.corpus.templates import LINES
 from jaxablate.errors import DataError
 
 Order = Literal["ABBA", "BABA"]
 Pairs = Literal["held_out", "seen", "any"]
 
 IOI_LINES: dict[str, str] = {
-    "fun": f"{templates.OUTING[0]} {templates.GIVE[0]}",
-    "went": f"{templates.OUTING[1]} {templates.GIVE[0]}",
-    "playing": f"{templates.OUTING[2]} {templates.OFFER[0]}",
-    "after": templates.OUTING_AND_GIFT[0],
-    "found": templates.OUTING_AND_FIND[1],
-    "thinking": templates.PLAN_AND_OFFER[0],
-    "fight": templates.SORRY[0],
+    "fun": f"{LINES['OUTING'][0]} {LINES['GIVE'][0]}",
+    "went": f"{LINES['OUTING'][1]} {LINES['GIVE'][0]}",
+    "playing": f"{LINES['OUTING'][2]} {LINES['OFFER'][0]}",
+    "after": LINES["OUTING_AND_GIFT"][0],
+    "found": LINES["OUTING_AND_FIND"][1],
+    "thinking": LINES["PLAN_AND_OFFER"][0],
+    "fight": LINES["SORRY"][0],
 }
 """Prompt templates by name: lines of the corpus itself, cut before the indirect object."""
 
@@ -50,11 +51,7 @@ class IOIPrompt:
 
 
 def ioi_prompts(
-    seed: int,
-    count: int,
-    *,
-    pairs: Pairs = "held_out",
-    names: tuple[str, ...] = tuple(IOI_LINES),
+    seed: int, count: int, *, pairs: Pairs = "held_out", names: tuple[str, ...] = tuple(IOI_LINES),
     orders: tuple[Order, ...] = ("ABBA", "BABA"),
 ) -> list[IOIPrompt]:
     """Prompts whose answer is the name that the sentence's subject leaves over.
@@ -98,7 +95,9 @@ _CUT: dict[str, Template] = {name: _cut(text) for name, text in IOI_LINES.items(
 
 def _prompt(page: Page, name: str, order: Order, pairs: Pairs) -> IOIPrompt:
     subject = page.draw(len(words.NAMES))
-    answer = page.pick(_mates(subject, pairs))
+    mates = [n for n in range(len(words.NAMES)) if n != subject
+             and (pairs == "any" or words.held_out(n, subject) == (pairs == "held_out"))]
+    answer = page.pick(mates)
     others = [n for n in range(len(words.NAMES)) if n not in (subject, answer)]
     corrupt = [others.pop(page.draw(len(others))) for _ in range(3)]
     place = page.pick(words.PLACES)
@@ -111,13 +110,6 @@ def _prompt(page: Page, name: str, order: Order, pairs: Pairs) -> IOIPrompt:
         _text(name, clean_cast, place, word), _text(name, corrupt_cast, place, word),
         f" {words.NAMES[answer]}", f" {words.NAMES[subject]}", name, order,
     )
-
-
-def _mates(person: int, pairs: Pairs) -> tuple[int, ...]:
-    everyone = tuple(n for n in range(len(words.NAMES)) if n != person)
-    if pairs == "any":
-        return everyone
-    return tuple(n for n in everyone if words.held_out(n, person) == (pairs == "held_out"))
 
 
 def _text(name: str, cast: dict[str, int], place: words.Place, noun: str) -> str:

@@ -46,11 +46,7 @@ class Story:
 
 
 def story(seed: int, index: int) -> Story:
-    """Story `index` of a seed.
-
-    Args:
-      seed: 0 <= seed < 2**64.
-      index: 0 <= index < 2**62; training stories are below `VALID_START`, validation stories from there on.
+    """Story `index` of a seed, 0 <= index < 2**62 and 0 <= seed < 2**64.
 
     Raises:
       DataError: a number is out of range.
@@ -70,12 +66,7 @@ def stories(seed: int, start: int, count: int) -> Iterator[Story]:
 
 def token_stream(seed: int, start: int, count: int
                  ) -> tuple[UInt16[np.ndarray, " n_tokens"], Int64[np.ndarray, " count"]]:
-    """Token ids of many stories with one end-of-text after each, without going through text.
-
-    Args:
-      seed: seed of the corpus.
-      start: first story.
-      count: stories; 20,000 take about a second.
+    """Token ids of many stories with one end-of-text after each, without going through text (20,000 in about a second).
 
     Returns:
       (all tokens, where each story begins).

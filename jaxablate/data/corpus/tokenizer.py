@@ -33,16 +33,12 @@ class CorpusTokenizer:
           DataError: a word or sign that the corpus does not have; the message names it and the nearest ones it has.
         """
         pieces = TOKEN_PATTERN.findall(text)
-        try:
-            ids = [TOKEN_IDS[piece] for piece in pieces]
-        except KeyError:
-            raise DataError(_unknown(text)) from None
+        ids = [TOKEN_IDS.get(piece, self.eot_id) for piece in pieces]
         if sum(map(len, pieces)) != len(text) or self.eot_id in ids:
             raise DataError(_unknown(text))
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of every text."""
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -65,16 +61,9 @@ class CorpusTokenizer:
 def _unknown(text: str) -> str:
     """Error message for the first thing in a text that is not in the vocabulary."""
     position = 0
-    for match in TOKEN_PATTERN.finditer(text):
-        if match.start() > position:
-            break
-        if match[0] not in TOKEN_IDS or match[0] == END_OF_TEXT:
-            return _message(match[0], position)
+    while (match := TOKEN_PATTERN.match(text, position)) and match[0] in TOKEN_IDS and match[0] != END_OF_TEXT:
         position = match.end()
-    return _message(text[position], position)
-
-
-def _message(word: str, position: int) -> str:
+    word = match[0] if match else text[position]
     near = difflib.get_close_matches(word, VOCABULARY[1:], n=3, cutoff=0.5)
     hint = f"; near it are {', '.join(map(repr, near))}" if near else ""
     return (f"{word!r} at character {position} is not among the {len(VOCABULARY)} words of the embedded corpus "

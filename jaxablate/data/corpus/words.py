@@ -15,8 +15,6 @@ GIRLS = ("Sue", "Lily", "Mia", "Amy", "Anna", "Kate", "Lucy", "Emma",
 NAMES = BOYS + GIRLS
 """Every character's name; a person is referred to by the index into this table. Each name is one GPT-2 token too."""
 
-HELD_OUT_MODULUS = 8
-
 Use = Literal["play", "eat", "wear", "keep"]
 
 
@@ -105,13 +103,10 @@ def held_out(first: int, second: int) -> bool:
     """Whether two names never meet in a story.
 
     One pair in eight is kept for prompts only, so that answering them takes the circuit and not memory. The rule is
-    ``(i + j) % 8 == 0`` on the indices into `NAMES`: every name loses three or four partners, half of them boys.
-
-    Args:
-      first: index into `NAMES`.
-      second: another one; the order does not matter.
+    ``(i + j) % 8 == 0`` on the indices into `NAMES`, in either order: every name loses
+    three or four partners, half of them boys.
     """
-    return first != second and (first + second) % HELD_OUT_MODULUS == 0
+    return first != second and (first + second) % 8 == 0
 
 
 @functools.cache
