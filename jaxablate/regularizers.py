@@ -4,7 +4,7 @@
 `information` is VMASK's own term. Each is a mean over texts of a text's mean over its own tokens or pairs, so that
 neither padding nor the other texts of a batch change what a text contributes. A mask is 1 for a token that counts and 0
 for padding; a text without tokens does not count. Without a mask every position counts and that is the mean over
-everything, as in the released code. Results are at least float32.
+everything, as in the released code. These three are at least float32.
 
 All derivatives are JAX's own. A root of a sum of squares is taken by `_length`, whose gradient at zero is zero, so that
 zero rows give finite gradients.
@@ -16,7 +16,8 @@ Another term is added by one call, from a script or from a package's entry point
 """
 
 import dataclasses
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +32,6 @@ Site = Literal["vectors", "attention", "vmask"]
 weights [B, N, L, L]; vmask: the logits [B, L, 2] of VMASK."""
 
 
-class Term(Protocol):
-    """A differentiable function of one activation."""
-
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, /) -> jax.Array:
-        """A scalar; ``mask`` [B, L] is 1 for the tokens that count, None counts all."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regularizer:
     """A term that both losses can add, by name."""
@@ -47,7 +40,8 @@ class Regularizer:
     """Its name in a config's coefficients, in the log of a run and in reports."""
     reads: Site
     """The losses pass it this activation of every layer and stream that the config chooses, and take the mean."""
-    term: Term
+    term: Callable[[jax.Array, jax.Array | None], jax.Array]
+    """A differentiable function of it and the mask [B, L], 1 for the tokens that count (None: all do), to a scalar."""
 
 
 def polysemanticity(x: Float[ArrayLike, "batch tokens d"], mask: Shaped[ArrayLike, "batch tokens"] | None = None, *,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import tyro
@@ -55,65 +55,50 @@ class ExplainSettings(base.RunSettings):
             raise ConfigError("text is empty; give at least one word")
 
     def run(self, console: Console) -> None:
-        """Explains the text, prints a table of its tokens and writes the files."""
-        explained = explain_text(self, partial(base.say, console))
-        console.print(terminal_view(explained))
-        base.say_paths(console, explained.files)
+        """Explains the text, prints a table of its tokens and writes the files, all or none of them."""
+        runs = [open_run(workdir, self.checkpoint) for workdir in self._workdirs()]
+        if len({run.tokenizer.fingerprint() for run in runs}) > 1:
+            raise DataError(f"{self.before} has another vocabulary ({runs[1].tokenizer.name}) than {self.workdir} "
+                            f"({runs[0].tokenizer.name}); give a --before that was trained on the same texts")
+        tokenizer = runs[0].tokenizer
+        tokens = tokenizer.encode(self.text)
+        if all(token == tokenizer.unk_id for token in tokens):
+            raise DataError(f"none of the {len(tokens)} words of the text is among the {tokenizer.vocab_size - 2} of "
+                            "the vocabulary, which are those of the training texts as they stand there; try their "
+                            "spelling and capitals, with spaces around punctuation")
+        after, *others = (_explained(run, self, partial(base.say, console)) for run in runs)
+        before = others[0] if others else None
+        paths = files.write_group(self.out or self.workdir / "explanation" / slug(self.text),
+                                  file_contents(self.text, after, before, provenance(jax.devices())))
+        console.print(terminal_view(after, before))
+        base.say_paths(console, paths)
+
+    def _workdirs(self) -> list[Path]:
+        workdirs = [self.workdir] if self.before is None else [self.workdir, self.before]
+        for workdir in workdirs:
+            if not isinstance(read_config(workdir), ClassificationConfig):
+                raise ConfigError(f"{workdir} is a language model's run; explain takes text classifiers, which "
+                                  "jaxablate train --config sst2 trains")
+        return workdirs
 
 
 parse = partial(base.parse, ExplainSettings)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Explained:
-    """Explanations of a text and the files that hold them."""
+class Explained(NamedTuple):
+    """What the checkpoint of one run makes of the text."""
 
-    explanation: Explanation
     step: int
-    before: Explanation | None
-    before_step: int | None
-    files: tuple[Path, ...]
+    explanation: Explanation
 
 
-def explain_text(settings: ExplainSettings, say: Callable[[str], None] = lambda line: None) -> Explained:
-    """Explains a text and writes ``allocation`` and ``interactions`` (PNG, SVG), ``explanation.json`` and ``.html``.
-
-    Raises:
-      ConfigError: a value is out of range, or a run is not that of a text classifier.
-      DataError: no word of the text is in the vocabulary, or the two runs have different vocabularies.
-      CheckpointError: a run cannot be read.
-      FileError: the files cannot be written; then none is.
-    """
-    workdirs = [settings.workdir] if settings.before is None else [settings.workdir, settings.before]
-    for workdir in workdirs:
-        if not isinstance(read_config(workdir), ClassificationConfig):
-            raise ConfigError(f"{workdir} is a language model's run; explain takes text classifiers, which "
-                              "jaxablate train --config sst2 trains")
-    runs = [open_run(workdir, settings.checkpoint) for workdir in workdirs]
-    if len({run.tokenizer.fingerprint() for run in runs}) > 1:
-        raise DataError(f"{settings.before} has another vocabulary ({runs[1].tokenizer.name}) than {settings.workdir} "
-                        f"({runs[0].tokenizer.name}); give a --before that was trained on the same texts")
-    tokenizer = runs[0].tokenizer
-    tokens = tokenizer.encode(settings.text)
-    if all(token == tokenizer.unk_id for token in tokens):
-        raise DataError(f"none of the {len(tokens)} words of the text is among the {tokenizer.vocab_size - 2} of the "
-                        "vocabulary, which are those of the training texts as they stand there; try their spelling and "
-                        "capitals, with spaces around punctuation")
-    explanation, *others = (_explanation(run, settings, say) for run in runs)
-    before, before_step = (others[0], runs[1].step) if others else (None, None)
-    contents = file_contents(settings.text, explanation, runs[0].step, before, before_step, provenance(jax.devices()))
-    folder = settings.out or settings.workdir / "explanation" / slug(settings.text)
-    return Explained(explanation=explanation, step=runs[0].step, before=before, before_step=before_step,
-                     files=files.write_group(folder, contents))
-
-
-def _explanation(run: Run, settings: ExplainSettings, say: Callable[[str], None]) -> Explanation:
+def _explained(run: Run, settings: ExplainSettings, say: Callable[[str], None]) -> Explained:
     config, tokens = run.model.config, run.tokenizer.encode(settings.text)
     if len(tokens) > config.max_length:
         say(f"the text has {len(tokens):,} tokens; {run.workdir} takes the first {config.max_length}")
-    return explain(run.model, run.params, tokens, shown_words(run.tokenizer, settings.text, tokens),
-                   layer=settings.layer, stream=settings.stream, classes=class_names(config),
-                   pad_id=run.tokenizer.pad_id)
+    return Explained(run.step, explain(
+        run.model, run.params, tokens, shown_words(run.tokenizer, settings.text, tokens), layer=settings.layer,
+        stream=settings.stream, classes=class_names(config), pad_id=run.tokenizer.pad_id))
 
 
 def slug(text: str) -> str:
@@ -126,22 +111,23 @@ def slug(text: str) -> str:
     return f"{words}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def file_contents(text: str, explanation: Explanation, step: int, before: Explanation | None, before_step: int | None,
-                  conditions: Provenance) -> dict[str, bytes]:
-    """Every file of an explanation by name."""
+def file_contents(text: str, after: Explained, before: Explained | None, conditions: Provenance) -> dict[str, bytes]:
+    """Every file of an explanation by name: pictures, ``explanation.json`` and the page ``explanation.html``."""
+    step, explanation = after
     if before is None:
-        pictures, tables = (allocation(explanation), interactions(explanation)), [token_grid(explanation)]
+        pictures, tables, lines = (allocation(explanation), interactions(explanation)), [token_grid(explanation)], []
     else:
-        pictures = side_by_side(before, explanation)
+        pictures = side_by_side(before.explanation, explanation)
         tables = [dataclasses.replace(token_grid(x), title=f"Tokens, {name}")
-                  for x, name in ((before, "before"), (explanation, "after"))]
-    record = {"schema_version": SCHEMA_VERSION, "text": text, "step": step, "before_step": before_step,
-              "provenance": dataclasses.asdict(conditions), "explanation": dataclasses.asdict(explanation),
-              "before": None if before is None else dataclasses.asdict(before)}
+                  for x, name in ((before.explanation, "before"), (explanation, "after"))]
+        lines = [(f"before, step {before.step:,}:", before.explanation.verdict)]
+    record = {"schema_version": SCHEMA_VERSION, "text": text, "step": step,
+              "before_step": None if before is None else before.step, "provenance": dataclasses.asdict(conditions),
+              "explanation": dataclasses.asdict(explanation),
+              "before": None if before is None else dataclasses.asdict(before.explanation)}
     # Words are shaded by what the model itself says of them, where it has VMASK.
     shades, shade_label = ((explanation.keep, "probability of being kept by VMASK") if explanation.keep
                            else (explanation.capacity, "capacity"))
-    lines = [] if before is None else [(f"before, step {before_step:,}:", before.verdict)]
     lines += [(f"{'after, ' if before else ''}step {step:,}:", explanation.verdict), ("shades:", shade_label)]
     if any(word.startswith("‹") and word.endswith("›") for word in explanation.words):
         lines.append(("‹ ›:", "words that the model does not know; all are the same to it"))
@@ -155,20 +141,18 @@ def file_contents(text: str, explanation: Explanation, step: int, before: Explan
             "explanation.html": page.encode()}
 
 
-def terminal_view(explained: Explained) -> Table:
+def terminal_view(after: Explained, before: Explained | None) -> Table:
     """The verdicts and a table of the tokens."""
-    after, before = explained.explanation, explained.before
-    bars = {"kept": after.keep} if after.keep else {}
+    step, x = after
+    title, bars = f"step {step:,}: {x.verdict}", {"kept": x.keep} if x.keep else {}
     if before is not None:
-        bars["capacity before"] = before.capacity
-    bars["capacity after" if before else "capacity"] = after.capacity
-    partners = [after.partner(i, "alignment") for i in range(len(after.words))]
+        title = f"before, step {before.step:,}: {before.explanation.verdict}; after, {title}"
+        bars["capacity before"] = before.explanation.capacity
+    bars["capacity after" if before else "capacity"] = x.capacity
+    partners = [x.partner(i, "alignment") for i in range(len(x.words))]
     facts = {
-        "gradient x input": [f"{g:+.3f}" for g in after.gradient_x_input], "owned neurons": after.owned,
-        "shares most with": ["-" if j is None else f"{short(after.words[j], 14)} {after.alignment[i][j]:.2f}"
+        "gradient x input": [f"{g:+.3f}" for g in x.gradient_x_input], "owned neurons": x.owned,
+        "shares most with": ["-" if j is None else f"{short(x.words[j], 14)} {x.alignment[i][j]:.2f}"
                              for i, j in enumerate(partners)],
     }
-    title = f"step {explained.step:,}: {after.verdict}"
-    if before is not None:
-        title = f"before, step {explained.before_step:,}: {before.verdict}; after, {title}"
-    return token_table(title, after.words, bars, facts)
+    return token_table(title, x.words, bars, facts)

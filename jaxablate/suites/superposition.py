@@ -122,7 +122,12 @@ class SuperpositionResult:
 
     def panels(self) -> tuple[Panel, ...]:
         """SRS with its nulls, histograms and thresholds of capacity, and all numbers of all sites."""
-        return (*_score_panels(self), *_capacity_panels(self), _loss_table(self))
+        losses = Grid(
+            title="Regularisers", columns=("site", "importance loss", "interaction loss"),
+            rows=tuple((site.name, site.polysemanticity, site.interference) for site in self.sites),
+            caption="SAFR's losses on the split, padding left out: means over texts of each text's mean over its "
+                    "tokens (of the site's vectors) and over its pairs (of the attention that ranks the site's pairs).")
+        return (*_score_panels(self), *_capacity_panels(self), losses)
 
 
 def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, layer: int = -1, seed: int = 0
@@ -294,14 +299,6 @@ def _capacity_panels(result: SuperpositionResult) -> tuple[HistogramGrid, Curves
              columns=("site", "mean", f"over {OVER}", "represented", "zero rows",
                       *(f"{q:.0%} quantile" for q in QUANTILES))),
     )
-
-
-def _loss_table(result: SuperpositionResult) -> Grid:
-    rows = tuple((site.name, site.polysemanticity, site.interference) for site in result.sites)
-    caption = ("SAFR's losses on the split, padding left out: means over texts of each text's mean over its tokens (of "
-               "the site's vectors) and over its pairs (of the attention that ranks the site's pairs).")
-    return Grid(title="Regularisers", caption=caption, rows=rows,
-                columns=("site", "importance loss", "interaction loss"))
 
 
 def _run(run: Run) -> tuple[SuperpositionResult, dict[str, Any]]:

@@ -22,9 +22,6 @@ _TEXTS_DOMAIN = 0x6A61786164
 _BATCHES_DOMAIN = 0x6A61786165
 _FILLER = -1
 
-Plan = list[tuple[int, np.ndarray]]
-"""The batches of an epoch: padded length and texts [batch_size], `_FILLER` where there is none."""
-
 
 def train_batches(split: EncodedTexts, *, batch_size: int, max_length: int, bucket_multiple: int, pad_id: int,
                   seed: int, start_step: int = 0, process_index: int = 0, process_count: int = 1, prefetch: int = 4
@@ -105,8 +102,9 @@ def _padded_lengths(split: EncodedTexts, max_length: int, bucket_multiple: int) 
     return np.minimum(-(-split.lengths // bucket_multiple) * bucket_multiple, max_length)
 
 
-def _plan(padded: np.ndarray, batch_size: int, seed: int, epoch: int) -> Plan:
-    """The batches of one epoch, in their order."""
+def _plan(padded: np.ndarray, batch_size: int, seed: int, epoch: int
+          ) -> list[tuple[int, np.ndarray]]:
+    """The batches of one epoch in their order: padded length and texts [batch_size], `_FILLER` where there is none."""
     texts = permutation(seed, _TEXTS_DOMAIN, epoch, len(padded))
     left = texts[:0]
     batches = []
