@@ -67,11 +67,7 @@ def write_json(path: StrPath, value: Any, *, indent: int | None = 2, otherwise: 
 
 @contextlib.contextmanager
 def atomic_folder(path: StrPath, *, otherwise: str = "choose another folder") -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of ``path`` when the block ends well, and is removed otherwise.
-
-    Args:
-      path: the folder; what is there is replaced whole.
-      otherwise: as for `atomic_write`.
+    """An empty folder to fill, which replaces ``path`` whole when the block ends well, and is removed otherwise.
 
     Raises:
       FileError: it cannot be written, or the disk is full.
@@ -184,11 +180,6 @@ def sole_builder(path: StrPath, *, waiting: Callable[[], None] = lambda: None,
 
     What killed builders have left beside it is removed. The lock is on ``.<name>.lock`` in the same folder.
 
-    Args:
-      path: what is built.
-      waiting: as for `lock`.
-      otherwise: as for `lock`.
-
     Raises:
       FileError: the folder cannot be written.
     """
@@ -251,10 +242,7 @@ def cut_jsonl(path: StrPath, keep: Callable[[Mapping[str, Any]], bool]) -> None:
 class JsonLines:
     """A log of one JSON object a line, which a killed writer may leave with half a line and another one continues.
 
-    Args:
-      path: the file, made where there is none.
-      keep: which lines of an earlier writer stay; half a line at the end never does.
-      otherwise: as for `atomic_write`.
+    Of an earlier writer's lines those stay that ``keep`` takes; half a line at the end never does.
 
     Raises:
       FileError: it cannot be written.
@@ -298,11 +286,7 @@ def finite(value: Any) -> Any:
 
 
 def digest(arrays: Mapping[str, Any]) -> str:
-    """First 16 hex digits of a SHA-256 over named arrays: names, shapes, types and values, in sorted order.
-
-    Args:
-      arrays: name -> array with ``shape``, ``dtype`` and ``tobytes()``.
-    """
+    """First 16 hex digits of a SHA-256 over named arrays: names, shapes, types and values, in sorted order."""
     h = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]

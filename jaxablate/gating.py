@@ -73,15 +73,7 @@ def soft_top_k(
 def hard_top_k(scores: Shaped[jax.typing.ArrayLike, "*rows units"], k: int) -> Float[Array, "*rows units"]:
     """0/1 mask of exactly k winners along the last axis, lower index first among equals; gradient zero.
 
-    Args:
-      scores: relevance of each unit, any real type.
-      k: number of winners, 1 <= k < units, static.
-
-    Returns:
-      Zeros and ones, float32 or float64.
-
-    Raises:
-      ConfigError: k is out of range, not a whole number, or traced.
+    Arguments, type of the result and errors are those of `soft_top_k`.
 
     Example:
       >>> hard_top_k(jnp.array([1., 2., 2., 2.]), k=2).tolist()
@@ -130,11 +122,6 @@ GATES = Registry("gate", [Gate("hard", k_wta, binary=True), Gate("soft", soft_to
 
 def gate(config: GatedModelConfig, kind: UnitKind, layer: int) -> Callable[..., jax.Array]:
     """The gate of one layer: scores [..., units] -> gates of the same shape; ``k=`` replaces the layer's own k.
-
-    Args:
-      config: of a gated model.
-      kind: which units, attention channels or neurons.
-      layer: counted from 0.
 
     Example:
       >>> config = GatedModelConfig(d_model=4, n_heads=2, n_layers=1, ablation="local", k_attention=2, k_neurons=1)

@@ -30,11 +30,7 @@ class Provenance:
 
 
 def provenance(devices: Sequence[Any]) -> Provenance:
-    """The conditions of a computation that starts now.
-
-    Args:
-      devices: JAX devices in use, all of one kind.
-    """
+    """The conditions of a computation that starts now on JAX devices of one kind."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return Provenance(revision=git_revision(), versions=package_versions(), device=device_names(devices), date=now)
 

@@ -26,11 +26,7 @@ Part = TypeVar("Part", bound=Named)
 
 
 class Registry(Generic[Part]):
-    """Parts of one kind by name, in the order in which they were added.
-
-    Args:
-      kind: what a part is, for messages: ``suite``.
-      parts: those of this package.
+    """Parts of one kind (``suite``) by name, in the order in which they were added.
 
     >>> import types
     >>> methods = Registry("method", [types.SimpleNamespace(name="eap")])

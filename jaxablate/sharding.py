@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxablate.config import MeshConfig
+from jaxablate.config.checks import require
 from jaxablate.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
@@ -39,29 +40,23 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh with axes ``data``, ``fsdp``, ``tensor`` over the devices.
+    """Mesh with axes ``data``, ``fsdp``, ``tensor`` over the devices, all by default.
 
-    Args:
-      config: sizes of the axes; ``data=-1`` takes what the other two leave.
-      devices: JAX devices, ``jax.devices()`` by default. Where the three sizes need fewer, the first ones are used.
+    Where the three sizes need fewer devices than there are, the first ones are used.
 
     Raises:
       ConfigError: the axes need more devices than there are, or the devices cannot be shared out evenly.
     """
     devices = jax.devices() if devices is None else list(devices)
     per_replica = config.fsdp * config.tensor
-    if config.data == -1 and len(devices) % per_replica:
-        raise ConfigError(
+    require(config.data != -1 or len(devices) % per_replica == 0,
             f"mesh.fsdp={config.fsdp} times mesh.tensor={config.tensor} must divide the {len(devices)} devices here; "
-            "choose sizes whose product does, or set mesh.data"
-        )
+            "choose sizes whose product does, or set mesh.data")
     data = len(devices) // per_replica if config.data == -1 else config.data
     needed = data * per_replica
-    if needed > len(devices):
-        raise ConfigError(
+    require(needed <= len(devices),
             f"mesh data={data} fsdp={config.fsdp} tensor={config.tensor} needs {needed} devices but there are "
-            f"{len(devices)}; lower one of the sizes"
-        )
+            f"{len(devices)}; lower one of the sizes")
     shape = (data, config.fsdp, config.tensor)
     return jax.make_mesh(shape, AXES, devices=devices[:needed], axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -87,17 +82,10 @@ def partition_spec(path: str) -> P:
 
 
 def param_shardings(mesh: Mesh, abstract_tree: Any) -> Any:
-    """Sharding of every parameter as it is stored between steps.
+    """Sharding of every parameter as it is stored between steps, in the tree of the parameters or of their shapes.
 
     A dimension that its axis does not divide is replicated instead (GPT-2's 50,257 rows on a tensor axis of 2), since
     uneven shards would need padding that no other topology could read back.
-
-    Args:
-      mesh: from `make_mesh`.
-      abstract_tree: parameters, or their shapes (``jax.eval_shape``).
-
-    Returns:
-      The same tree of `NamedSharding`.
 
     Raises:
       ConfigError: a path that no rule matches.
@@ -131,16 +119,9 @@ _CPU_PART_TOKENS = 512
 
 
 def fitting_parts(mesh: Mesh, rows: int, length: int) -> int:
-    """Number of equal parts in which a batch is best taken one after another: 1 on accelerators, on CPU as many as give
-    about 512 tokens each.
+    """Number of equal parts in which a batch is best taken one after another.
 
-    Args:
-      mesh: from `make_mesh`.
-      rows: number of rows of the whole batch.
-      length: number of tokens of a row.
-
-    Returns:
-      The smallest number of parts that each device can share and hold.
+    1 on accelerators, on CPU the smallest that each device can share and that leaves it at most about 512 tokens.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return 1
@@ -151,36 +132,20 @@ def fitting_parts(mesh: Mesh, rows: int, length: int) -> int:
 
 
 def check_batch(mesh: Mesh, rows: int, what: str = "train.batch_size") -> None:
-    """Refuses a batch that does not split evenly.
-
-    Args:
-      mesh: from `make_mesh`.
-      rows: number of rows that are taken at once.
-      what: name of that number in the settings, for the message.
-
-    Raises:
-      ConfigError: the batch axes do not divide ``rows``.
-    """
+    """Raises ConfigError where the batch axes do not divide the rows taken at once; ``what`` names them in messages."""
     parts = batch_parts(mesh)
-    if rows % parts:
-        raise ConfigError(
-            f"{rows} rows ({what}) must be a multiple of {parts}, the mesh's "
-            f"data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']}; change the batch size or the mesh"
-        )
+    require(rows % parts == 0, f"{rows} rows ({what}) must be a multiple of {parts}, the mesh's "
+            f"data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']}; change the batch size or the mesh")
 
 
 def _shardings(mesh: Mesh, tree: Any, dropped: tuple[str, ...]) -> Any:
-    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        spec = partition_spec(path_name(path))
-        return NamedSharding(mesh, _fit(spec, leaf.shape, mesh, dropped))
-
-    return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh, dropped: tuple[str, ...]) -> P:
-    """The spec without axes that are dropped, of size 1, or do not divide their dimension."""
+    """By `PARTITION_RULES`, without axes that are dropped, of size 1, or do not divide their dimension."""
 
     def divides(axis: Any, size: int) -> bool:
         return axis is not None and axis not in dropped and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
 
-    return P(*(axis if divides(axis, size) else None for axis, size in zip(spec, shape, strict=False)))
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        pairs = zip(partition_spec(path_name(path)), leaf.shape, strict=False)
+        return NamedSharding(mesh, P(*(axis if divides(axis, size) else None for axis, size in pairs)))
+
+    return jax.tree_util.tree_map_with_path(one, tree)

@@ -160,11 +160,9 @@ def proportion(successes: int, trials: int) -> Estimate:
 
 
 def student(values: Sequence[float], *, within: tuple[float, float] = UNBOUNDED) -> Estimate:
-    """Mean with the interval of Student's t with n - 1 degrees of freedom; no interval for fewer than two values.
+    """Mean over independent runs with the interval of Student's t with n - 1 degrees of freedom.
 
-    Args:
-      values: one for each independent run.
-      within: least and greatest number possible; the interval is cut there.
+    The interval is cut at the least and greatest number possible, ``within``; fewer than two values have none.
 
     >>> print(student([1.0, 2.0, 3.0]), student([1.0, 2.0, 3.0], within=COUNT))
     2.0 [-0.5, 4.5] 2.0 [0.0, 4.5]

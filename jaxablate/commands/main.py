@@ -23,15 +23,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate") -> int:
-    """Runs a command.
-
-    Args:
-      argv: words after the program's name; those of this process by default.
-      prog: how help and errors call the program.
-
-    Returns:
-      Exit code: 0, or 2 after a user's error, told in one line.
-    """
+    """Runs a command, by default this process's. The exit code is 0, or 2 after a user's error told in one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):

@@ -50,7 +50,10 @@ class TrainSettings(base.Settings):
     def run(self, console: Console) -> None:
         """Trains; returns after SIGTERM or Ctrl-C, too, once the state is saved."""
         del console  # training draws a picture of its own
-        _set_precision(self.settings)
+        import jax
+
+        if "float64" in (self.settings.model.param_dtype, self.settings.model.compute_dtype):
+            jax.config.update("jax_enable_x64", True)
         if self.distributed:
             _initialize_distributed()
         from jaxablate.runs.workdir import check_workdir
@@ -138,13 +141,6 @@ def _config_name(argv: Sequence[str]) -> str | None:
         if argument.startswith("--config="):
             return argument.removeprefix("--config=")
     return None
-
-
-def _set_precision(config: RunConfig) -> None:
-    import jax
-
-    if "float64" in (config.model.param_dtype, config.model.compute_dtype):
-        jax.config.update("jax_enable_x64", True)
 
 
 def _initialize_distributed() -> None:

@@ -20,12 +20,8 @@ def require_positive(config: Any, *names: str) -> None:
 
 
 def incidental(default: Any, *, continuable: bool = True) -> Any:
-    """A dataclass field that has no effect on what is learned beyond rounding: where files lie, how work is shared
-    out, what is logged.
-
-    Args:
-      default: value of the field.
-      continuable: whether a run may also be continued with another value.
+    """A dataclass field that has no effect on what is learned beyond rounding: where files lie, how work is shared out,
+    what is logged. With another value of a ``continuable`` one a run may also be continued.
     """
     return dataclasses.field(default=default, metadata={"incidental": True, "continuable": continuable})
 

@@ -21,11 +21,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Inverse of `to_dict`.
-
-    Args:
-      cls: a config dataclass, for example `Config`.
-      values: nested mapping with its fields; missing ones take their defaults.
+    """Inverse of `to_dict`; missing fields take their defaults.
 
     Raises:
       ConfigError: an unknown field (the nearest known one is named) or a bad value.
@@ -50,10 +46,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
 def differences(stored: Any, given: Any, ignore: tuple[str, ...] = ()) -> list[str]:
     """Fields in which two configs of a class differ, one line each: ``model.k_neurons: stored 8, given 4``.
 
-    Args:
-      stored: a config dataclass, usually read from a working directory.
-      given: another of the same class.
-      ignore: dotted names left out, with all below them (``("train.steps", "mesh")``).
+    The dotted names to ignore (``("train.steps", "mesh")``) are left out with all below them.
     """
     a, b = flatten(to_dict(stored)), flatten(to_dict(given))
     skip = tuple(f"{name}." for name in ignore)

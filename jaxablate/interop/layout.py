@@ -24,17 +24,13 @@ class Entry(NamedTuple):
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         """PyTorch's (out, in) as our (in, out), where heads are an axis of their own."""
-        return (array.T if self._transposed else array).reshape(self.shape)
+        return (array.T if self.path.endswith("/kernel") else array).reshape(self.shape)
 
     def to_reference(self, array: np.ndarray) -> np.ndarray:
         """Inverse of `to_ours`."""
-        if self._transposed:
+        if self.path.endswith("/kernel"):
             return array.reshape(self.reference_shape[::-1]).T
         return array.reshape(self.reference_shape)
-
-    @property
-    def _transposed(self) -> bool:
-        return self.path.endswith("/kernel")
 
 
 Shapes = Mapping[str, tuple[int, ...] | None]
@@ -51,17 +47,11 @@ def config_of(
     entries: Callable[[C], Iterable[Entry]],
     needed: Sequence[str],
 ) -> C:
-    """The config of a model in a state dict: sizes that its arrays show, and settings that were given.
+    """The config of a model (``what``) in a state dict: sizes that its arrays show, and settings that were given.
 
-    Args:
-      cls: class of the config.
-      what: the model, for messages.
-      arrays: the state dict.
-      given: fields of the config.
-      axes: for arrays that show sizes, the field that each axis is the size of; axes called "" are passed over.
-      layer: expression for the names of a layer's arrays; its group is the layer's number.
-      entries: config -> all arrays that the state dict must have.
-      needed: fields that must be given.
+    ``axes`` has, for arrays that show sizes, the field that each axis is the size of, or "". ``layer`` is an expression
+    for the names of a layer's arrays, whose group is the layer's number; ``entries`` gives all arrays that the state
+    dict of a config must have, and ``needed`` are the fields that must be given.
 
     Raises:
       CheckpointError: arrays are missing, unexpected or of another shape.

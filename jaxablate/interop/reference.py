@@ -86,10 +86,6 @@ def transformer_from_reference(
 def transformer_to_reference(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Write a model as the papers' code stores it: the exact inverse of `transformer_from_reference`.
 
-    Args:
-      config: the model's configuration.
-      params: its parameter tree.
-
     Returns:
       State dict of NumPy arrays of the parameters' type, the tied matrix under both of its names.
 

@@ -66,12 +66,7 @@ def classifier_from_reference(
 def classifier_to_reference(config: ClassifierConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Write a classifier as the paper's code stores it: the inverse of `classifier_from_reference`.
 
-    Args:
-      config: the model's configuration; without gates and with VMASK, as there.
-      params: its parameter tree.
-
-    Returns:
-      State dict of NumPy arrays, the position table included.
+    The model has VMASK and no gates, as there; the state dict includes the position table.
 
     Raises:
       CheckpointError: parameters are missing, unexpected or of another shape for this config (all named).

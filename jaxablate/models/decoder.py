@@ -161,10 +161,7 @@ class Block(nn.Module):
     def clean(self, x_BTD: jax.Array, attend: Attend | None = None, edit: FieldEdit = unchanged) -> StreamActivations:
         """The ordinary stream, whose keys and values the ablated stream reads.
 
-        Args:
-          x_BTD: residual stream.
-          attend: (q, k, v) -> head outputs; None attends causally over this very sequence.
-          edit: what to change within the block.
+        ``attend`` makes head outputs of q, k and v; None attends causally over this very sequence.
         """
         x_BTD = edit("resid_pre", x_BTD)
         q, k, v = self.attention.project(self.ln_1(x_BTD))
@@ -182,13 +179,8 @@ class Block(nn.Module):
     ) -> StreamActivations:
         """The gated stream; earlier positions are seen through the clean stream's keys k and values v.
 
-        Args:
-          x_BTD: residual stream.
-          k: [B, T, N, H] keys of the clean stream.
-          v: [B, T, N, H] values of the clean stream.
-          gates: of attention channels [B, T, D] and of neurons [B, T, F].
-          attend: (q, k, v, k_self, v_self) -> head outputs; None attends over this very sequence.
-          edit: what to change within the block.
+        ``gates`` are those of attention channels [B, T, D] and of neurons [B, T, F]. ``attend`` makes head outputs of
+        q, k, v, k_self and v_self; None attends over this very sequence.
         """
         x_BTD = edit("resid_pre", x_BTD)
         q, k_self, v_self = self.attention.project(self.ln_1(x_BTD))
@@ -289,15 +281,7 @@ class SelfAblatingTransformer(nn.Module):
         return DecoderOutput(final_clean, final_ablated, logits_clean, self._logits(final_ablated), tuple(layers))
 
     def clean(self, tokens_BT: jax.Array, *, edit: Edit | None = None) -> CleanOutput:
-        """The clean stream alone: an ordinary transformer, which is what the paper evaluates.
-
-        Args:
-          tokens_BT: int token ids, T <= context_length.
-          edit: what to change at which site.
-
-        Raises:
-          ConfigError: more positions than the model has, or an edit of a model that rematerialises its blocks.
-        """
+        """The clean stream alone, which is what the paper evaluates. Arguments and errors as in `__call__`."""
         layers, final = self._clean_stream(self._embedded(tokens_BT), edit=edit)
         return CleanOutput(final, self._logits(final), layers)
 
@@ -314,16 +298,9 @@ class SelfAblatingTransformer(nn.Module):
     def decode(
         self, tokens_B: jax.Array, position: jax.Array, cache: KeyValueCache, ablated: bool
     ) -> tuple[jax.Array, KeyValueCache]:
-        """One token further, with the cached keys and values of the clean stream.
+        """Logits [B, V] of the token after `tokens_B` at `position`, and the cache with this position filled.
 
-        Args:
-          tokens_B: int token at `position`.
-          position: int scalar, the same for the whole batch.
-          cache: from `prefill` and earlier calls, filled up to `position`.
-          ablated: whether the logits are of the ablated stream; the cache is of the clean stream in both cases.
-
-        Returns:
-          Logits [B, V] for the next token, and the cache with this position filled.
+        The cache, from `prefill` and earlier calls, is the clean stream's also where the logits are the ablated one's.
         """
         x = y = self.embed(tokens_B)[:, None] + self.pos_embed(position)[None, None]
         attends = [CachedAttention(self.config, i, position, *kv) for i, kv in enumerate(cache)]

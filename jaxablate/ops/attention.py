@@ -25,17 +25,9 @@ _BLOCK, _MOST_BLOCKS = 64, 8
 
 
 def causal_attention(q: Heads, k: Heads, v: Heads, *, window: int | None = None, scale: float = 1.0) -> Heads:
-    """softmax(scale * q k^T) v over j <= i, and i - j < window where one is given.
+    """softmax(scale * q k^T) v over j <= i, and i - j < window where one is given; GPT-Neo and the paper take scale 1.
 
-    Args:
-      q: queries.
-      k: keys.
-      v: values.
-      window: number of keys a query sees, itself included; None sees all earlier ones.
-      scale: factor of the scores; GPT-Neo and the paper take 1.
-
-    Returns:
-      Outputs of the heads in v's type; scores and softmax are at least float32.
+    Outputs of the heads are of v's type, scores and softmax at least float32.
 
     Raises:
       ConfigError: the arrays are not of one shape [batch, time, heads, width].
@@ -50,22 +42,9 @@ def two_stream_attention(
 ) -> Heads:
     """Attention of the ablated stream: earlier positions from the clean stream, the own position from itself.
 
-    What is ablated at a token is therefore never seen by later tokens (docs/papers.md, Two streams).
-
-    Args:
-      q: queries of the ablated stream.
-      k: keys of the clean stream, used where j < i.
-      v: values of the clean stream, used where j < i.
-      k_self: keys of the ablated stream, used where j = i.
-      v_self: values of the ablated stream, used where j = i.
-      window: as in `causal_attention`.
-      scale: as in `causal_attention`.
-
-    Returns:
-      Outputs of the heads in v's type.
-
-    Raises:
-      ConfigError: the arrays are not of one shape [batch, time, heads, width].
+    What is ablated at a token is therefore never seen by later tokens (docs/papers.md, Two streams). k and v are the
+    clean stream's, used where j < i; k_self and v_self the ablated stream's, used where j = i. All else is as in
+    `causal_attention`.
     """
     _check_heads(q=q, k=k, v=v, k_self=k_self, v_self=v_self)
     q, k, v, k_self, v_self = (_heads_first(x) for x in (q, k, v, k_self, v_self))
@@ -77,20 +56,8 @@ def attention_weights(
 ) -> Float[Array, "batch heads time time"]:
     """The weights that `causal_attention`, or with k_self `two_stream_attention`, gives to every position.
 
-    For measures and losses that look at attention itself; costs B N T^2 numbers, which the other two never hold.
-
-    Args:
-      q: queries.
-      k: keys of earlier positions (the clean stream's).
-      k_self: keys used at a query's own position; None takes k there too.
-      window: as in `causal_attention`.
-      scale: as in `causal_attention`.
-
-    Returns:
-      At least float32; rows sum to 1, later positions have 0.
-
-    Raises:
-      ConfigError: the arrays are not of one shape [batch, time, heads, width].
+    For measures and losses that look at attention itself; costs B N T^2 numbers, which the other two never hold. They
+    are at least float32; rows sum to 1, later positions have 0.
     """
     _check_heads(q=q, k=k, **{} if k_self is None else {"k_self": k_self})
     q, k = _heads_first(q), _heads_first(k)
@@ -103,15 +70,7 @@ def attention_weights(
 
 
 def visible_keys(valid: Bool[Array, "batch time"], window: int | None = None) -> Bool[Array, "batch time time"]:
-    """Which keys each query sees in sequences with padding: real ones, not later, and within the window.
-
-    Args:
-      valid: False at padding.
-      window: as in `causal_attention`.
-
-    Returns:
-      Queries before keys.
-    """
+    """Which keys (last axis) each query sees in sequences with padding: valid ones, not later, within the window."""
     length = valid.shape[-1]
     return ~_hidden(_Block(0, length, 0), window, strict=False) & valid[:, None, :]
 
@@ -126,17 +85,8 @@ def masked_attention(
 ) -> Float[Array, "*batch queries width"]:
     """softmax(scale * q k^T) v over the visible keys, any number of heads, with queries of their own number.
 
-    For prompts with padding and for a few queries; it holds all weights. A query that sees no key (padding) gives 0.
-
-    Args:
-      q: queries.
-      k: keys.
-      v: values.
-      visible: broadcast to [..., queries, keys].
-      scale: factor of the scores.
-
-    Returns:
-      Outputs in v's type; scores and softmax are at least float32.
+    For prompts with padding and for a few queries; it holds all weights. ``visible`` is broadcast to [..., queries,
+    keys]; a query that sees no key (padding) gives 0. Types are as in `causal_attention`.
     """
     scores = _dot("...qh,...sh->...qs", q, k, q) * scale
     scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)

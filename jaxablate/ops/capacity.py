@@ -13,11 +13,8 @@ def capacity(x: Shaped[ArrayLike, "*texts rows columns"], mask: Shaped[ArrayLike
 
     ``C_i = (x_i . x_i)^2 / sum_j (x_i . x_j)^2`` over the real rows of one text (Scherlis et al. 2022, with
     tokens in the place of features): 1 for a row orthogonal to all others, 1/m for m copies of one row. The sum
-    over the rows is at most the number of columns.
-
-    Args:
-      x: real rows of any scale.
-      mask: positive for a real row, 0 for padding; padding has no part in any sum. None: all are real.
+    over the rows is at most the number of columns. The mask is positive for a real row and 0 for padding, which has no
+    part in any sum; without one all rows are real.
 
     Returns:
       Capacities in [0, 1], at least float32; 0 for padding and for a row of zeros, which has no direction to share.
@@ -42,9 +39,6 @@ def capacity(x: Shaped[ArrayLike, "*texts rows columns"], mask: Shaped[ArrayLike
 
 def alignment(x: Shaped[ArrayLike, "*texts rows columns"]) -> Float[Array, "*texts rows rows"]:
     """Absolute cosine of each pair of rows, ``|x_i . x_j| / (|x_i| |x_j|)``.
-
-    Args:
-      x: real rows of any scale.
 
     Returns:
       Absolute cosines in [0, 1], at least float32, symmetric; 0 wherever one of the rows is zero, its own place on the

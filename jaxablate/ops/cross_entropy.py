@@ -28,14 +28,10 @@ def linear_cross_entropy(
     *,
     chunk: int = 0,
 ) -> tuple[Float[Array, ""], ...]:
-    """Mean cross-entropy over unmasked targets, for one or several streams that share the head.
+    """Mean cross-entropy over unmasked targets, for one or several streams after the final norm that share the head.
 
-    Args:
-      hidden: the streams, after the final norm.
-      embedding: output matrix.
-      targets: token ids in [0, vocabulary).
-      mask: 1 where the target counts; None counts all. With no target at all the loss is 0.
-      chunk: tokens whose logits are held at once; 0 lets the backend choose.
+    The mask is 1 where a target counts; with no target at all the loss is 0. ``chunk`` is the number of tokens whose
+    logits are held at once; 0 lets the backend choose.
 
     Returns:
       One scalar a stream, in nats a token, at least float32.
@@ -61,28 +57,16 @@ def per_token_cross_entropy(
 ) -> Float[Array, "batch time"]:
     """-log softmax(hidden @ embedding.T)[target] for each token, with the same bound on memory; not for training.
 
-    Args:
-      hidden: a stream, after the final norm.
-      embedding: output matrix.
-      targets: token ids in [0, vocabulary).
-      chunk: tokens whose logits are held at once; 0 lets the backend choose.
-
-    Returns:
-      Losses in nats, at least float32.
-
-    Raises:
-      ConfigError: the shapes do not fit each other.
+    Arguments, units and errors are those of `linear_cross_entropy`.
     """
     _check_shapes(hidden, embedding, targets, None)
-    length = targets.shape[1]
 
-    def body(_: None, part: tuple[Array, ...]) -> tuple[None, Array]:
+    def losses(part: tuple[Array, ...]) -> Array:
         h, t = part
-        total, top = _exponentials(h, embedding)[1:]
-        return None, _losses(h, embedding, t, total, top)
+        _, total, top = _exponentials(h, embedding)
+        return _losses(h, embedding, t, total, top)
 
-    _, losses = jax.lax.scan(body, None, _chunks((hidden, targets), chunk))
-    return _joined(losses, length)
+    return _joined(jax.lax.map(losses, _chunks((hidden, targets), chunk)), targets.shape[1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -152,18 +136,12 @@ def _losses(hidden: Array, embedding: Array, targets: Array, total: Array, top: 
     return top + jnp.log(total) - target
 
 
-def _chunk_length(shape: tuple[int, int], chunk: int) -> int:
-    """Positions of a chunk: equal parts of the sequence of about `chunk` tokens over the whole batch."""
-    batch, length = shape
+def _chunks(arrays: tuple[Array, ...], chunk: int) -> tuple[Array, ...]:
+    """[B, T, ...] -> [n, B, t, ...] with about `chunk` tokens in B t, zero-padded at the end (weight 0)."""
+    batch, length = arrays[0].shape[:2]
     tokens = chunk or _CHUNK_TOKENS.get(jax.default_backend(), _CHUNK_TOKENS_ELSEWHERE)
     parts = -(-batch * length // tokens)
-    return max(1, -(-length // parts))
-
-
-def _chunks(arrays: tuple[Array, ...], chunk: int) -> tuple[Array, ...]:
-    """[B, T, ...] -> [n, B, t, ...], zero-padded at the end (weight 0)."""
-    batch, length = arrays[0].shape[:2]
-    size = _chunk_length((batch, length), chunk)
+    size = max(1, -(-length // parts))
     count = -(-length // size)
 
     def split(x: Array) -> Array:

@@ -19,14 +19,7 @@ def layer_norm(
 ) -> Float[Array, "*rows d"]:
     """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis, biased variance in two passes.
 
-    Args:
-      x: any rows.
-      scale: factor of each entry.
-      bias: added to each entry.
-      eps: added to the variance.
-
-    Returns:
-      At least float32, as is all arithmetic inside.
+    The result is at least float32, as is all arithmetic inside.
 
     Raises:
       ConfigError: the shapes do not fit each other.

@@ -33,14 +33,9 @@ class Thresholds(NamedTuple):
 
 
 def thresholds(x: Float[Array, "*rows units"], k: int) -> Thresholds:
-    """The k-th and (k+1)-th largest entry along the last axis.
+    """The k-th and (k+1)-th largest entry along the last axis, 1 <= k < units, k static.
 
-    Args:
-      x: rows of any float type.
-      k: rank, 1 <= k < units, static.
-
-    Returns:
-      `Thresholds`; ties are broken by the lower index first, as a stable descending sort would.
+    Ties are broken by the lower index first, as a stable descending sort would.
 
     Raises:
       ConfigError: k is out of range, not a whole number, or traced.

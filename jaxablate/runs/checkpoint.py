@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import flax.traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -42,11 +43,7 @@ State = Any
 
 
 class Checkpoints:
-    """The checkpoints of one run, for the process that writes them.
-
-    Args:
-      workdir: working directory of the run; checkpoints live in ``checkpoints/`` below it.
-      keep_last: newest ones kept, besides the best by validation loss.
+    """The checkpoints of one run, for the process that writes them; besides the newest ones the best is kept.
 
     Raises:
       CheckpointError: the folder cannot be written.
@@ -68,10 +65,8 @@ class Checkpoints:
     def save(self, state: State, progress: Mapping[str, Any], valid_loss: float | None = None) -> None:
         """Starts saving and returns as soon as the arrays may be overwritten.
 
-        Args:
-          state: state of the run; `state.step` names the checkpoint.
-          progress: JSON-able rest of the run, such as the data cursor.
-          valid_loss: decides which checkpoint is the best; None where it was not measured at this step.
+        ``progress`` is the JSON-able rest of the run, such as the data cursor. ``valid_loss`` decides which checkpoint
+        is the best; None where it was not measured at this step.
 
         Raises:
           CheckpointError: the previous save failed, or this one cannot start.
@@ -87,11 +82,7 @@ class Checkpoints:
         self._pending = self._thread.submit(self._finish, step, valid_loss, _describe(arrays))
 
     def check(self) -> None:
-        """Raises what a save in the background has met, without waiting for it.
-
-        Raises:
-          CheckpointError: the save failed.
-        """
+        """Raises CheckpointError where a save in the background has failed, without waiting for it."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
@@ -102,16 +93,12 @@ class Checkpoints:
           CheckpointError: it failed; the message names the last good checkpoint.
         """
         pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        with self._saving(self._pending_step):
-            pending.result()
+        if pending is not None:
+            with self._saving(self._pending_step):
+                pending.result()
 
     def restore(self, abstract: State) -> tuple[State, dict[str, Any]] | None:
-        """Newest good checkpoint, on the devices that the target's shardings name.
-
-        Args:
-          abstract: a state of shapes with shardings.
+        """Newest good checkpoint, for a state of shapes and on the devices that its shardings name.
 
         Returns:
           (state, progress), or None where the run has no checkpoint yet. Damaged ones are passed over with a warning.
@@ -240,14 +227,7 @@ class Seal:
 
 
 def write_seal(folder: Path, step: int, valid_loss: float | None, arrays: dict[str, str]) -> None:
-    """Seals a checkpoint whose files are all written.
-
-    Args:
-      folder: the checkpoint's folder.
-      step: its number.
-      valid_loss: None where it was not measured; one that is not finite counts as not measured.
-      arrays: description of every array.
-    """
+    """Seals a checkpoint whose files are all written; a loss that is not finite counts as not measured."""
     contents = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(SEAL))
     checksums = {str(p.relative_to(folder)): (p.stat().st_size, files.crc32(p)) for p in contents}
     loss = valid_loss if valid_loss is not None and math.isfinite(valid_loss) else None
@@ -336,19 +316,14 @@ def _params_target(seal: Seal, shardings: Any) -> Any:
     placed = {}
     if shardings is not None:
         placed = {path_name(path): s for path, s in jax.tree_util.tree_leaves_with_path(shardings)}
-    tree: dict[str, Any] = {}
-    for name, text in seal.arrays.items():
-        if not name.startswith("params/"):
-            continue
-        *parents, leaf = name.split("/")[1:]
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        dtype, shape = text.rstrip("]").split("[")
-        dims = tuple(int(n) for n in shape.split(",") if n)
-        sharding = placed.get("/".join([*parents, leaf]), single)
-        node[leaf] = jax.ShapeDtypeStruct(dims, np.dtype(dtype), sharding=sharding)
-    return tree
+    flat = {}
+    for path, text in seal.arrays.items():
+        kind, _, name = path.partition("/")
+        if kind == "params":
+            dtype, shape = text.rstrip("]").split("[")
+            dims = tuple(int(n) for n in shape.split(",") if n)
+            flat[name] = jax.ShapeDtypeStruct(dims, np.dtype(dtype), sharding=placed.get(name, single))
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _try_restore(folder: Path, target: dict[str, Any]) -> dict[str, Any] | None:
@@ -397,8 +372,7 @@ def _readable_errors(what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         text = f"{_first_line(error)} {error}"
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "RESOURCE_EXHAUSTED" in text
-        if full:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
             message = f"cannot write {what}: no space left on the device; free some, then the same command continues"
         else:
             message = f"cannot write {what}: {_first_line(error)}; make it writable, or choose another --workdir"

@@ -39,8 +39,6 @@ class Interruption:
 
             if multihost_utils.reached_preemption_sync_point(step):
                 self.name = self.name or "SIGTERM"
-                return True
-            return False
         return self.name is not None
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:

@@ -140,11 +140,7 @@ def checkpoint_step(checkpoint: str | int, config: RunConfig) -> int | Literal["
 
 
 def require_language_model(workdir: str | Path, what: str) -> Config:
-    """Settings of a language model's run, for a command that takes no other.
-
-    Args:
-      workdir: of the run.
-      what: is done with language models, for the message: ``circuits are found in``.
+    """Settings of a language model's run, for a command that takes no other (``what``: ``circuits are found in``).
 
     Raises:
       ConfigError: the run is a text classifier's.

@@ -99,12 +99,8 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
 def record_run(workdir: Path, config: RunConfig, mesh: Mesh, facts: dict[str, Any], step: int) -> None:
     """Writes ``config.json`` and ``run.json``; a continued run keeps its first record and adds to ``resumed``.
 
-    Args:
-      workdir: a directory that `hold_workdir` holds.
-      config: the configuration given now.
-      mesh: the devices in use now.
-      facts: what is the same at every start: data hashes, tokenizer, number of parameters.
-      step: updates made so far.
+    ``facts`` are the same at every start: data hashes, tokenizer, number of parameters. The directory is held by
+    `hold_workdir`.
 
     Raises:
       CheckpointError: the stored run has other data.

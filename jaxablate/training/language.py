@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxablate.config import Config
 from jaxablate.data.pipeline import train_batches, validation_batches
-from jaxablate.data.preparation import PreparedData, prepare
+from jaxablate.data.preparation import prepare
 from jaxablate.data.progress import progress_report
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.objectives import check_regularizers, language_model_loss
@@ -40,7 +40,12 @@ def language_task(config: Config, mesh: Mesh) -> Task:
         pace=Pace(steps=settings.steps, log_every=settings.log_every, eval_every=settings.eval_every,
                   checkpoint_every=settings.checkpoint_every),
         tokenizer=data.tokenizer,
-        facts=_facts(data),
+        facts={
+            "data_hash": {"train": data.train.data_hash, "valid": data.valid.data_hash},
+            "train_tokens": data.train.n_tokens,
+            "valid_tokens": data.valid.n_tokens,
+            "tokenizer": {"name": data.tokenizer.name, "fingerprint": data.tokenizer.fingerprint()},
+        },
         train_batches=lambda: train_batches(data.train, batch_size=settings.batch_size, seed=settings.seed, **shape),
         # Read in the parts that training takes them in; which tokens are seen does not depend on the parts.
         valid_batches=lambda: validation_batches(data.valid, batch_size=settings.batch_size // parts,
@@ -51,15 +56,6 @@ def language_task(config: Config, mesh: Mesh) -> Task:
         units_per_step=tokens,
         flops_per_step=tokens * train_flops_per_token(model, settings.sequence_length),
     )
-
-
-def _facts(data: PreparedData) -> Mapping[str, Any]:
-    return {
-        "data_hash": {"train": data.train.data_hash, "valid": data.valid.data_hash},
-        "train_tokens": data.train.n_tokens,
-        "valid_tokens": data.valid.n_tokens,
-        "tokenizer": {"name": data.tokenizer.name, "fingerprint": data.tokenizer.fingerprint()},
-    }
 
 
 def language_learner(config: Config, mesh: Mesh) -> Learner:

@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxablate.config import Config, RunConfig, to_dict
+from jaxablate.config.checks import require
 from jaxablate.data.pipeline import TrainBatches
-from jaxablate.errors import ConfigError, TrainingError
+from jaxablate.errors import TrainingError
 from jaxablate.provenance import device_names
 from jaxablate.runs.checkpoint import Checkpoints
 from jaxablate.runs.interruption import Interruption
@@ -47,8 +48,7 @@ class TrainResult:
     """Metrics of the last evaluation of this call; empty where there was none."""
 
 
-def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | None = None
-          ) -> TrainResult:
+def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | None = None) -> TrainResult:
     """Trains a self-ablating transformer or a text classifier, or continues where a working directory left off.
 
     A run that is killed at any moment and called again with the same arguments makes the same metrics and parameters,
@@ -124,15 +124,9 @@ def open_task(config: RunConfig, mesh: Mesh) -> Task:
 
 
 def make_program(config: RunConfig, mesh: Mesh, steps: int) -> Program:
-    """Functions that train the model of a configuration on a mesh.
+    """Functions that train the model of a configuration, a classifier's vocabulary size resolved, on a mesh.
 
-    Args:
-      config: settings of the run; a classifier's vocabulary size is resolved.
-      mesh: devices, from `jaxablate.sharding.make_mesh`.
-      steps: updates of the whole run, the length of the learning rate's schedule.
-
-    Returns:
-      The same program for runs that differ in their seed alone, so that they share what is compiled.
+    Runs that differ in their seed alone share one program, and so what is compiled.
 
     Raises:
       ConfigError: the batch does not split over the mesh, or a parameter has no partition rule.
@@ -150,11 +144,7 @@ def _program(config: RunConfig, mesh: Mesh, steps: int) -> Program:
 
 
 def check_shares(config: RunConfig, mesh: Mesh) -> None:
-    """Refuses a batch that does not split over the mesh.
-
-    Raises:
-      ConfigError: its rows, or those of its parts, are no multiple of the devices that share them.
-    """
+    """Raises ConfigError where a batch's rows, or those of its parts, do not split over the mesh."""
     if isinstance(config, Config):
         rows = config.train.batch_size // accumulation_steps(config, mesh)
         check_batch(mesh, rows, "train.batch_size over train.accumulation_steps")
@@ -203,23 +193,15 @@ def _run(task: Task, program: Program, state: TrainState, batches: TrainBatches,
     checkpoints.wait()
     step = int(state.step)
     reason = "finished" if step == pace.steps or stopping.over else "interrupted"
-    return TrainResult(
-        step=step, reason=reason, signalled=interruption.name is not None, metrics=metrics, valid=valid
-    )
+    return TrainResult(step=step, reason=reason, signalled=interruption.name is not None, metrics=metrics, valid=valid)
 
 
 def evaluate(task: Task, program: Program, params: Params) -> dict[str, float]:
     """Means over the validation batches of a periodic evaluation, each target (or text) counted alike.
 
     ``live_attention`` and ``live_neurons`` are means over the batches of the fraction that is live within one.
-
-    Args:
-      task: gives the batches.
-      program: the run's compiled functions.
-      params: parameters as the program places them.
     """
-    parts = [program.evaluate(params, _to_devices(batch, program)) for batch in task.valid_batches()]
-    parts = jax.device_get(parts)
+    parts = jax.device_get([program.evaluate(params, _to_devices(batch, program)) for batch in task.valid_batches()])
     weights = np.array([float(part["count"]) for part in parts])
     names = [name for name in parts[0] if name != "count"]
     return {name: float(np.average([float(p[name]) for p in parts], weights=weights)) for name in names}
@@ -231,11 +213,9 @@ def _check_processes(mesh: Mesh) -> None:
         return
     owners = np.vectorize(lambda d: d.process_index)(mesh.devices).reshape(-1, mesh.shape["tensor"])
     rows = owners[:, 0]
-    if (owners != rows[:, None]).any() or (np.diff(rows) < 0).any():
-        raise ConfigError(
+    require((owners == rows[:, None]).all() and (np.diff(rows) >= 0).all(),
             f"mesh.tensor={mesh.shape['tensor']} must divide the {jax.local_device_count()} devices of a "
-            f"process, so that each process has whole parts of the batch ({' and '.join(BATCH_AXES)})"
-        )
+            f"process, so that each process has whole parts of the batch ({' and '.join(BATCH_AXES)})")
 
 
 def _to_devices(batch: Batch, program: Program) -> dict[str, jax.Array]:

@@ -22,16 +22,12 @@ Split = Literal["train", "valid"]
 class Recorder:
     """Brings metrics to the host, refuses what is not finite, and shows and writes what is due.
 
-    Args:
-      pace: how often to log; steps that end with an evaluation are logged besides, the last one of an early stop too.
-      log: the files; None in all processes but the first.
-      line: the screen.
+    Steps that end with an evaluation are logged besides those of the pace, the last one of an early stop too. All
+    processes but the first have no log.
     """
 
     def __init__(self, pace: Pace, log: "MetricsLog | None", line: ProgressLine):
-        self._pace = pace
-        self._log = log
-        self._line = line
+        self._pace, self._log, self._line = pace, log, line
         self._clock = Throughput()
 
     def restart_clock(self) -> None:
@@ -39,14 +35,7 @@ class Recorder:
         self._clock.restart()
 
     def train(self, step: int, values: Mapping[str, jax.Array]) -> dict[str, float]:
-        """Waits for a training step.
-
-        Args:
-          step: its number, from 1.
-          values: its metrics, still on the devices.
-
-        Returns:
-          The metrics as numbers.
+        """Waits for the metrics of a training step, counted from 1, and returns them as numbers.
 
         Raises:
           TrainingError: one of them is not finite.
@@ -79,11 +68,8 @@ class Recorder:
 class MetricsLog:
     """Writes one line per measurement to ``metrics.jsonl``, and the same to TensorBoard and W&B where asked for.
 
-    Args:
-      workdir: working directory of the run.
-      config: which of the writers are on.
-      step: step of the state that training starts from. Lines of later steps, which a killed run has left, are dropped:
-        they will come again.
+    Lines of steps later than ``step``, that of the state that training starts from, were left by a killed run and are
+    dropped: they will come again.
 
     Raises:
       FileError: the file cannot be written.
@@ -100,12 +86,7 @@ class MetricsLog:
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, split: Split, values: Mapping[str, float]) -> None:
-        """Adds one measurement.
-
-        Args:
-          step: updates made when it was taken (training loss: including the one it led to).
-          split: part of the data.
-          values: finite numbers by name.
+        """Adds a measurement after ``step`` updates (a training loss counts the one it led to): finite numbers by name.
 
         Raises:
           FileError: the disk is full or the file is gone.
@@ -127,12 +108,7 @@ class MetricsLog:
 
 
 def read_metrics(workdir: str | Path, split: Split | None = None) -> list[dict[str, Any]]:
-    """Measurements of a run in the order taken.
-
-    Args:
-      workdir: working directory of the run.
-      split: only those of one split; None gives all.
-    """
+    """Measurements of a run in the order taken, all or those of one split."""
     return [line for line in files.read_jsonl(Path(workdir) / METRICS) if split is None or line["split"] == split]
 
 

@@ -11,15 +11,11 @@ from jaxablate.config import OptimizerConfig
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of the update that follows ``count`` earlier ones.
+    """Learning rate of the update that follows ``count`` earlier ones, in a run of ``steps`` updates.
 
     Warm-up is linear and never zero: update ``s`` (from 0) of ``w`` has ``peak * (s + 1) / w``. Cosine then falls from
     the peak over the remaining ``n = steps - w`` updates: ``peak * (f + (1 - f) * (1 + cos(pi * s / n)) / 2)``, so that
     ``f = final_fraction`` is reached as the last update ends. A run shorter than its warm-up ends within it.
-
-    Args:
-      config: peak, shape and warm-up.
-      steps: updates of the whole run.
     """
     peak = config.learning_rate
     if config.schedule == "constant":
@@ -33,12 +29,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW; every parameter decays alike, as in the papers' PyTorch code.
-
-    Args:
-      config: settings.
-      steps: updates of the whole run, the length of the schedule.
-    """
+    """Clip by global norm, then AdamW; every parameter decays alike, as in the papers' PyTorch code."""
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     return optax.chain(
         clip,

@@ -87,13 +87,7 @@ class Program:
 
 def compile_program(learner: Learner, optimizer: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh
                     ) -> Program:
-    """Functions that train a model on a mesh.
-
-    Args:
-      learner: model and loss.
-      optimizer: applied to the mean gradient.
-      schedule: learning rate of a step, only reported here.
-      mesh: devices, from `jaxablate.sharding.make_mesh`.
+    """Functions that train a model on a mesh; the schedule of the learning rate is only reported here.
 
     Raises:
       ConfigError: a parameter has no partition rule.

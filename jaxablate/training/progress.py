@@ -35,13 +35,10 @@ class ProgressLine:
 
     def __init__(self, steps: int, units_per_step: int, flops_per_step: float | None, peak: float | None,
                  console: Console, unit: str = "tokens", at_most: bool = False):
-        self._console = console
-        self._steps = steps
-        self._units_per_step = units_per_step
-        self._unit = unit
+        self._console, self._steps = console, steps
+        self._unit, self._units_per_step = unit, units_per_step
+        self._flops_per_step, self._peak = flops_per_step, peak
         self._left = "left at most" if at_most else "left"
-        self._flops_per_step = flops_per_step
-        self._peak = peak
         self._valid = ""
         self._printed = (0, time.monotonic())
         self._live = Live(self._picture(0, "compiling", ""), console=console, transient=True, refresh_per_second=4)
@@ -67,12 +64,7 @@ class ProgressLine:
             self.say(f"step {step}/{self._steps}  valid {'  '.join(parts)}")
 
     def update(self, step: int, values: Mapping[str, float], rate: float | None) -> dict[str, float]:
-        """Shows a step's metrics.
-
-        Args:
-          step: updates made.
-          values: its metrics.
-          rate: steps per second, or None where it is not known.
+        """Shows a step's metrics, and the speed where the rate in steps per second is known.
 
         Returns:
           ``tokens_per_second`` (or another unit) and, where the peak is known, ``peak_fraction``; empty without a rate.

@@ -48,15 +48,11 @@ PEAK_FLOPS: dict[str, float] = {
 
 
 def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
-    """Floating-point operations of forward and backward pass for one token of a batch.
+    """Floating-point operations of forward and backward pass for one token of a batch with rows of T tokens.
 
     A matrix product of n weights is 2 n operations forward and 4 n backward. Each stream pays for its projections,
     MLP, output head and, on average over a causal window, (T + 1) / 2 scores and values; score heads are paid once.
     Recomputation, norms, gates and the optimiser do not count.
-
-    Args:
-      config: shape and gates of the model.
-      sequence_length: T, tokens of a row.
     """
     d, f, layers, t = config.d_model, config.mlp_width, config.n_layers, sequence_length
     seen = [min(t, config.layer_window(layer) or t) for layer in range(layers)]
