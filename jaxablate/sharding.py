@@ -121,7 +121,7 @@ _CPU_PART_TOKENS = 512
 def fitting_parts(mesh: Mesh, rows: int, length: int) -> int:
     """Number of equal parts in which a batch is best taken one after another.
 
-    1 on accelerators, on CPU the smallest that each device can share and that leaves it at most about 512 tokens.
+    1 on accelerators; on CPU the least with which each device has equally many rows, about 512 tokens at most.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return 1

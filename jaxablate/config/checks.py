@@ -36,8 +36,3 @@ def marked(mark: str, *configs: type) -> tuple[str, ...]:
             elif dataclasses.is_dataclass(type(field.default)):
                 names |= {f"{field.name}.{name}": None for name in marked(mark, type(field.default))}
     return tuple(names)
-
-
-def divisors(n: int) -> str:
-    """``1, 2, 4`` for 4."""
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)

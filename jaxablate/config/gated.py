@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from jaxablate.config.checks import divisors, require, require_positive
+from jaxablate.config.checks import require, require_positive
 
 UnitKind = Literal["attention", "neurons"]
 """Kinds of gated units: channels of the concatenated attention heads, neurons of the MLP."""
@@ -49,9 +49,10 @@ class GatedModelConfig:
         require_positive(self, "d_model", "n_layers", "n_heads", "layer_norm_eps", "temperature_attention",
                          "temperature_neurons", "gate_eps")
         require(self.d_mlp is None or self.d_mlp > 1, f"d_mlp={self.d_mlp} must be at least 2")
+        divisors = ", ".join(str(n) for n in range(1, self.d_model + 1) if self.d_model % n == 0)
         require(
             self.d_model % self.n_heads == 0,
-            f"n_heads={self.n_heads} must divide d_model={self.d_model}; choose one of {divisors(self.d_model)}",
+            f"n_heads={self.n_heads} must divide d_model={self.d_model}; choose one of {divisors}",
         )
         if self.gated:
             self._check_k("k_attention", self.d_model, "attention channels")
