@@ -26,11 +26,8 @@ StrPath = str | os.PathLike[str]
 def atomic_write(path: StrPath, *, otherwise: str = "choose another folder") -> Iterator[BinaryIO]:
     """A binary file that appears under its name only when the block ends well; readers never see a part of it.
 
-    The bytes go to a hidden file in the same folder, which is synced, then renamed. On any failure it is removed.
-
-    Args:
-      path: the file; its folder is made where there is none.
-      otherwise: what the user may do instead of mending the folder or the disk, for the message.
+    The bytes go to a hidden file in the same folder, made where there is none; it is synced, then renamed, and removed
+    on any failure. ``otherwise`` is what the user may do instead of mending the folder or the disk, for the message.
 
     Raises:
       FileError: the folder cannot be written, or the disk is full.
@@ -141,13 +138,9 @@ def lock(path: StrPath, *, busy: str | None = None, waiting: Callable[[], None] 
          otherwise: str = "choose another folder") -> Iterator[None]:
     """Keeps other processes out while the block runs; ends with the process, however that ends.
 
-    The lock is the operating system's. Where a network file system has no locks, the error says so.
-
-    Args:
-      path: of the lock file, which stays; its folder is made.
-      busy: what to say where another process holds it; None waits for it.
-      waiting: called once before waiting.
-      otherwise: as for `atomic_write`.
+    The lock is the operating system's. Where a network file system has no locks, the error says so. The lock's file
+    stays, and its folder is made. Where another process holds it, ``busy`` is said; without that ``waiting`` is called
+    once and the other awaited.
 
     Raises:
       FileError: another process holds it and ``busy`` is given, or the folder cannot be written.
@@ -191,14 +184,9 @@ def sole_builder(path: StrPath, *, waiting: Callable[[], None] = lambda: None,
 
 def read_json(path: StrPath, *, what: str, fix: str, format: str | None = None,
               versions: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """A JSON object from a file, its ``format`` and ``version`` checked where they are asked for.
+    """A JSON object from a file, its keys ``format`` and ``version`` checked where they are asked for.
 
-    Args:
-      path: the file.
-      what: it is, for messages: ``a circuit file``.
-      fix: what the user may do, for messages: ``restore it``.
-      format: value that the key ``format`` must have.
-      versions: values that the key ``version`` may have.
+    Messages say ``what`` the file is (``a circuit file``) and how the user may ``fix`` it (``restore it``).
 
     Raises:
       FileNotFoundError: there is no such file; the caller knows what its absence means.

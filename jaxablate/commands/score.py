@@ -62,15 +62,11 @@ parse = partial(base.parse, ScoreSettings)
 def score(settings: ScoreSettings | str | Path, say: Say = lambda line: None, **options: Any) -> Results:
     """Runs suites on a checkpoint and keeps their figures in ``results.json`` and ``report.html``.
 
-    ``score("runs/mine", suites=("perplexity",))`` is ``jaxablate score --workdir runs/mine --suites perplexity``.
+    ``score("runs/mine", suites=("perplexity",))`` is ``jaxablate score --workdir runs/mine --suites perplexity``: the
+    options beside the path of a working directory are fields of `ScoreSettings`. ``say`` receives lines of progress.
 
     The file is written after each suite, so what is measured is kept whatever happens to a later one. Figures of other
     suites stay where they are of the same checkpoint.
-
-    Args:
-      settings: what to score; a path is the working directory.
-      say: receives lines of progress.
-      **options: other fields of `ScoreSettings`, beside a path.
 
     Returns:
       All results of the checkpoint, earlier ones included.
