@@ -12,7 +12,7 @@ from jaxablate.errors import ConfigError, DataError
 from jaxablate.features import AutoencoderConfig, SaeRun, SaeTrainConfig, SparseAutoencoder, train
 from jaxablate.features import sae as ae
 from jaxablate.features import step as steps
-from jaxablate.features.architectures import batch_threshold
+from jaxablate.features.sae import batch_threshold
 from jaxablate.features.training import sites_of
 
 

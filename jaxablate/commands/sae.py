@@ -38,11 +38,11 @@ from jaxablate.config import ModelConfig
 from jaxablate.data.pipeline import train_batches
 from jaxablate.errors import CheckpointError, ConfigError, DataError, TrainingError
 from jaxablate.features import AutoencoderConfig, SaeRun, SaeTrainConfig, find_site
-from jaxablate.features.architectures import ARCHITECTURES, Architecture
 from jaxablate.features.config import PRESETS, Preset
-from jaxablate.features.controls import random_params
 from jaxablate.features.files import CONFIG, FOLDER, identity_digest
-from jaxablate.features.training import Activations, TokenBatches, sites_of
+from jaxablate.features.sae import ARCHITECTURES, Architecture
+from jaxablate.features.sites import Activations, random_params
+from jaxablate.features.training import TokenBatches, sites_of
 from jaxablate.provenance import provenance
 from jaxablate.reports import tables
 from jaxablate.reports.panels import Grid
@@ -209,10 +209,6 @@ class Job:
 def autoencoders(settings: SaeSettings, console: Console) -> tuple[list[Path], Results]:
     """Trains what is not stored yet, and measures everything that is.
 
-    Args:
-      settings: which run, sites, coefficients, seeds, and how long.
-      console: where progress is shown.
-
     Returns:
       Folders of the autoencoders that this call stored, and the run's results with the suite's record.
 
@@ -236,9 +232,8 @@ def autoencoders(settings: SaeSettings, console: Console) -> tuple[list[Path], R
         # One that was interrupted goes on as it was, also where others were asked for beside it then.
         for job in [*_interrupted(folder, asked), asked]:
             job = job.without_stored(folder) if job is asked else job
-            if not job.runs:
-                continue
-            trained += _train_job(job, run, settings, folder, console)
+            if job.runs:
+                trained += _train_job(job, run, settings, folder, console)
     count = sum(len(job.runs) for job in jobs)
     if len(trained) < count:
         base.say(console, f"{count - len(trained)} of {count} autoencoders were stored already")
@@ -246,13 +241,7 @@ def autoencoders(settings: SaeSettings, console: Console) -> tuple[list[Path], R
 
 
 def plan(settings: SaeSettings, model: ModelConfig, length: int, origin: Mapping[str, Any]) -> list[Job]:
-    """The jobs of a command, one for each width of its sites.
-
-    Args:
-      settings: settings of the command.
-      model: config of the decoder.
-      length: tokens of a sequence.
-      origin: see `Job`.
+    """The jobs of a command, one for each width of its sites; a sequence has `length` tokens.
 
     Raises:
       ConfigError: a site does not exist, or a number does not fit the width.
@@ -289,15 +278,12 @@ def _interrupted(folder: Path, asked: Job) -> Iterator[Job]:
             yield dataclasses.replace(asked, runs=tuple(by_name[name] for name in names))
 
 
-def _model_params(job: Job, run: Run) -> Params:
-    """Parameters of the decoder whose activations, or their moments, a job is trained on."""
+def _source(job: Job, run: Run) -> tuple[Params, tuple[Activations, Any, TokenBatches]]:
+    """Parameters of the decoder; and what `features.train` takes: activations, their parameters, and the text."""
     if job.origin["control"] == "random-weights":
-        return random_params(run.model, job.origin["control_seed"])
-    return jax.tree.map(jnp.asarray, jax.device_get(run.params))  # on one device, where the run's are on all of them
-
-
-def _source(job: Job, run: Run, params: Params) -> tuple[Activations, Any, TokenBatches]:
-    """What `features.train` takes: activations, their parameters, and the text."""
+        params = random_params(run.model, job.origin["control_seed"])
+    else:  # on one device, where the run's are on all of them
+        params = jax.tree.map(jnp.asarray, jax.device_get(run.params))
     names, seed = sites_of(job.runs), job.settings.seed
     reader = features.reader(run.model, names)
     rows, length = job.windows
@@ -310,18 +296,18 @@ def _source(job: Job, run: Run, params: Params) -> tuple[Activations, Any, Token
                 yield batch["inputs"]
 
     if job.origin["control"] != "gaussian":
-        return reader, params, text
+        return params, (reader, params, text)
     count = job.settings.buffer_batches * job.settings.batch_tokens // (rows * length)
+    moments = features.moments(reader, params, islice(text(0), count))
     gaussian = features.GaussianActivations(names, seed)
-    return gaussian, features.moments(reader, params, islice(text(0), count)), gaussian.batches(job.windows)
+    return params, (gaussian, moments, gaussian.batches(job.windows))
 
 
 def _train_job(job: Job, run: Run, settings: SaeSettings, folder: Path, console: Console) -> list[Path]:
     """Trains a job's autoencoders and returns the folders that they are stored in."""
     where = folder / "jobs" / job.digest
     with _held(where):
-        model_params, state = _model_params(job, run), None
-        source = _source(job, run, model_params)
+        (model_params, source), state = _source(job, run), None
         if (where / STATE).exists():
             try:
                 state = features.load_state(where / STATE, job.runs, job.config, job.settings)
@@ -451,12 +437,7 @@ def _held(where: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def training_line(console: Console, steps: int) -> Iterator[Line]:
-    """A live line with step, figures, speed and the time left; plain lines where the console is no terminal.
-
-    Args:
-      console: where to draw.
-      steps: steps of the whole training.
-    """
+    """A live line with step, figures, speed and the time left; plain lines where the console is no terminal."""
     columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task, last = progress.add_task("compiling", total=steps), -_SECONDS_BETWEEN_LINES

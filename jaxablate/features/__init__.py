@@ -22,53 +22,28 @@ Several at once, on a model's activations as it computes them:
 [(16, 4), (16, 4)]
 """
 
-from jaxablate.features.architectures import ARCHITECTURES, Architecture, AutoencoderConfig
 from jaxablate.features.config import SaeRun, SaeTrainConfig
-from jaxablate.features.controls import GaussianActivations, Moments, moments
 from jaxablate.features.files import SavedAutoencoder, fingerprint, load, load_state, save, save_state
-from jaxablate.features.fitting import Fit, fit
 from jaxablate.features.metrics import SaeMeasures, evaluate
-from jaxablate.features.sae import SparseAutoencoder
-from jaxablate.features.sites import Reader, Site, find_site, forward, paper_site, reader
+from jaxablate.features.sae import ARCHITECTURES, Architecture, AutoencoderConfig, SparseAutoencoder
+from jaxablate.features.sites import (
+    GaussianActivations,
+    Moments,
+    Reader,
+    Site,
+    find_site,
+    forward,
+    moments,
+    paper_site,
+    reader,
+)
 from jaxablate.features.step import LossTerms, SaeState, StepMetrics, gradient, init_state, losses, train_step
-from jaxablate.features.training import Reconstruction, TrainResult, TrainState, reconstruction, train
+from jaxablate.features.training import Fit, Reconstruction, TrainResult, TrainState, fit, reconstruction, train
 
 __all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "AutoencoderConfig",
-    "Fit",
-    "GaussianActivations",
-    "LossTerms",
-    "Moments",
-    "Reader",
-    "Reconstruction",
-    "SaeMeasures",
-    "SaeRun",
-    "SaeState",
-    "SaeTrainConfig",
-    "SavedAutoencoder",
-    "Site",
-    "SparseAutoencoder",
-    "StepMetrics",
-    "TrainResult",
-    "TrainState",
-    "evaluate",
-    "find_site",
-    "fingerprint",
-    "fit",
-    "forward",
-    "gradient",
-    "init_state",
-    "load",
-    "load_state",
-    "losses",
-    "moments",
-    "paper_site",
-    "reader",
-    "reconstruction",
-    "save",
-    "save_state",
-    "train",
-    "train_step",
+    "ARCHITECTURES", "Architecture", "AutoencoderConfig", "Fit", "GaussianActivations", "LossTerms", "Moments",
+    "Reader", "Reconstruction", "SaeMeasures", "SaeRun", "SaeState", "SaeTrainConfig", "SavedAutoencoder", "Site",
+    "SparseAutoencoder", "StepMetrics", "TrainResult", "TrainState", "evaluate", "find_site", "fingerprint", "fit",
+    "forward", "gradient", "init_state", "load", "load_state", "losses", "moments", "paper_site", "reader",
+    "reconstruction", "save", "save_state", "train", "train_step",
 ]

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from jaxablate.features.architectures import require
+from jaxablate.features.sae import require
 
 Preset = Literal["quick", "paper"]
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -13,7 +13,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings that a preset decides. quick: docs/features.md has the comparison that its learning rate comes from. paper:
 100,000 steps at 1e-5 as SAELens 5.1.0 makes them; in fewer steps a rate that goes as far."""
-MOST_LEARNING_RATE = 3e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class SaeTrainConfig:
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be in 0..1, 1 excluded")
         if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", min(1 / self.steps, MOST_LEARNING_RATE))
+            object.__setattr__(self, "learning_rate", min(1 / self.steps, 3e-3))
         require(0 < self.rate < float("inf"), f"learning_rate={self.learning_rate} must be a number above 0")
         require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be above 0, or None")
         require(self.chunk >= 0, f"chunk={self.chunk} must not be negative")
@@ -76,14 +75,10 @@ class SaeTrainConfig:
         return self.buffer_batches // 2
 
     @property
-    def rounds(self) -> int:
-        """How often half the buffer is trained on; the last time perhaps on a part of it."""
-        return -(-self.steps // self.round_steps)
-
-    @property
     def tokens(self) -> int:
-        """Tokens the model sees in all: one half buffer a round, and one more at the start."""
-        return (self.rounds + 1) * self.round_steps * self.batch_tokens
+        """Tokens the model sees in all: half a buffer for each round, and one more at the start."""
+        rounds = -(-self.steps // self.round_steps)
+        return (rounds + 1) * self.round_steps * self.batch_tokens
 
 
 @dataclasses.dataclass(frozen=True)

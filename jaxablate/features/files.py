@@ -21,17 +21,14 @@ import numpy as np
 from jaxablate import files
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError, FileError
-from jaxablate.features.architectures import ARCHITECTURES, AutoencoderConfig
 from jaxablate.features.config import SaeRun, SaeTrainConfig
-from jaxablate.features.controls import Moments
-from jaxablate.features.sae import SparseAutoencoder
-from jaxablate.features.sites import Site, find_site
+from jaxablate.features.sae import ARCHITECTURES, AutoencoderConfig, SparseAutoencoder
+from jaxablate.features.sites import Moments, Site, find_site
 from jaxablate.features.training import TrainState, abstract_state
 from jaxablate.types import Params
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 MOMENTS = "moments.safetensors"
-"""Mean and covariance that a Gaussian control was trained on."""
 FOLDER = "autoencoders"
 """Folder of a run's working directory that its autoencoders lie in."""
 _EMPTY = 1e-10
@@ -46,24 +43,19 @@ _HOOKS = {
 
 @dataclasses.dataclass(frozen=True)
 class SavedAutoencoder:
-    """An autoencoder from disk.
-
-    Attributes:
-      sae: the autoencoder, for raw activations.
-      name: where its activations are from: a site of a decoder, or any name.
-      density: [S] share of tokens for which a latent is active, or None.
-      details: what was saved with it, such as run and settings.
-      fingerprint: fingerprint of the decoder's parameters, or None.
-      moments: mean [1, D] and root of the covariance [1, D, D] of the vectors that a Gaussian control was trained on;
-        None for all others.
-    """
+    """An autoencoder of raw activations, from disk."""
 
     sae: SparseAutoencoder
     name: str
+    """Where its activations are from: a site of a decoder, or any name."""
     density: np.ndarray | None
+    """[S] share of tokens for which a latent is active."""
     details: Mapping[str, Any]
+    """What was saved with it, such as run and settings."""
     fingerprint: str | None = None
+    """Of the decoder's parameters."""
     moments: Moments | None = None
+    """Of the vectors that a Gaussian control was trained on, with one site."""
 
 
 def fingerprint(params: Params) -> str:
@@ -106,22 +98,12 @@ def save(
     params: Params = None, density: np.ndarray | None = None, model_name: str = "self-ablating-transformer",
     dataset: str = "", details: Mapping[str, Any] | None = None, moments: Moments | None = None,
 ) -> Path:
-    """Writes one autoencoder of raw activations (the scale folded in) so that SAELens can open it.
+    """Writes one autoencoder of raw activations (the scale folded in) so that SAELens can open it; returns the folder.
 
-    Args:
-      folder: made if it is not there; each file in it appears whole or not at all, cfg.json last.
-      sae: the autoencoder.
-      name: where its activations are from: a site of ``model``, or without a model any name.
-      model: the decoder's config.
-      params: the decoder's parameters; their fingerprint is saved, so that another model is refused later.
-      density: [S] share of tokens for which a latent is active.
-      model_name: for cfg.json.
-      dataset: for cfg.json.
-      details: JSON-able, kept and given back.
-      moments: what a Gaussian control was trained on, one site's.
-
-    Returns:
-      The folder.
+    Each file appears whole or not at all, cfg.json last. ``name`` is where the activations are from: a site of
+    ``model``, or without a model any name. The fingerprint of the decoder's ``params`` is saved, so that another model
+    is refused later. ``density``, ``details`` (JSON-able) and ``moments`` are those of `SavedAutoencoder`;
+    ``model_name`` and ``dataset`` are for SAELens.
 
     Raises:
       ConfigError: the model has no such site, or the autoencoder has not its width.
@@ -131,7 +113,7 @@ def save(
     import safetensors.numpy  # only files need it
 
     folder, config = Path(folder), sae.config
-    site = None if model is None else _checked_site(folder, config, name, model)
+    site = None if model is None else find_site(model, name, config.d_in, f"{folder}: the autoencoder")
     weights = {name: np.asarray(getattr(sae, name), order="C") for name in _weight_shapes(config)}
     if wrong := [name for name, array in weights.items() if not np.all(np.isfinite(array))]:
         raise DataError(f"{', '.join(wrong)} of the autoencoder at {name} are NaN or infinite; nothing was written")
@@ -162,10 +144,8 @@ def save(
 def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, params: Params = None) -> SavedAutoencoder:
     """Reads an autoencoder that this package or SAELens wrote.
 
-    Args:
-      folder: with cfg.json and sae_weights.safetensors.
-      model: config of the decoder it is to be used with; None checks nothing.
-      params: the decoder's parameters, compared with the fingerprint where one was saved.
+    It is checked against ``model`` and ``params`` of the decoder it is to be used with, where these are given: its
+    site and width, and the fingerprint where one was saved.
 
     Raises:
       DataError: files that are missing, damaged or of a kind this cannot read, or weights that are not finite.
@@ -176,16 +156,17 @@ def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, param
     own = settings.get("jaxablate", {})
     config, name = _config(folder, settings, own), own.get("site") or _name(settings)
     weights = _read_tensors(folder / WEIGHTS)
+    arrays = {"threshold": jnp.zeros(config.d_sae, config.dtype)}
     for weight, shape in _weight_shapes(config).items():
         stored_shape = weights[weight].shape if weight in weights else None
         if stored_shape != shape:
             raise DataError(f"{folder / WEIGHTS}: {weight} has shape {stored_shape}, {CONFIG} says {shape}")
         if not np.all(np.isfinite(weights[weight])):
             raise DataError(f"{folder / WEIGHTS}: {weight} has values that are NaN or infinite; the file is damaged")
-    arrays = {weight: jnp.asarray(weights[weight], config.dtype) for weight in _weight_shapes(config)}
-    sae = SparseAutoencoder(**{"threshold": jnp.zeros(config.d_sae, config.dtype)} | arrays, config=config)
+        arrays[weight] = jnp.asarray(weights[weight], config.dtype)
+    sae = SparseAutoencoder(**arrays, config=config)
     if model is not None:
-        _checked_site(folder, config, name, model)
+        find_site(model, name, config.d_in, f"{folder}: the autoencoder")
     if params is not None and own.get("model") not in (None, fingerprint(params)):
         raise ConfigError(f"{folder} belongs to another model: its parameters have fingerprint {own['model'][:12]}..., "
                           f"these {fingerprint(params)[:12]}...; use the model it was trained on")
@@ -198,14 +179,9 @@ def save_state(
     path: str | os.PathLike[str], state: TrainState, runs: Sequence[SaeRun], config: AutoencoderConfig,
     settings: SaeTrainConfig,
 ) -> None:
-    """Writes a training state to one file, whole or not at all; a run that goes on from it makes the same numbers.
+    """Writes a training state to one ``.safetensors`` file; a run that goes on from it makes the same numbers.
 
-    Args:
-      path: a ``.safetensors`` file.
-      state: between two rounds, as `progress` of `train` is given it.
-      runs: what it belongs to; a state of others is refused on reading.
-      config: as for ``runs``.
-      settings: as for ``runs``.
+    The state is one between two rounds, as ``progress`` of `train` is given it.
 
     Raises:
       FileError: the file cannot be written.
@@ -243,14 +219,6 @@ def _weight_shapes(config: AutoencoderConfig) -> dict[str, tuple[int, ...]]:
     shapes = {"W_enc": (config.d_in, config.d_sae), "b_enc": (config.d_sae,), "W_dec": (config.d_sae, config.d_in),
               "b_dec": (config.d_in,)}
     return shapes | ({"threshold": (config.d_sae,)} if config.kind.has_threshold else {})
-
-
-def _checked_site(folder: Path, config: AutoencoderConfig, name: str, model: ModelConfig) -> Site:
-    site = find_site(model, name)
-    if config.d_in != site.width:
-        raise ConfigError(f"{folder}: the autoencoder takes activations of width {config.d_in}, {name} of this model "
-                          f"has {site.width}; it belongs to another model or site")
-    return site
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -310,10 +278,7 @@ def _config(folder: Path, settings: dict[str, Any], own: Mapping[str, Any]) -> A
 
 
 def _name(settings: Mapping[str, Any]) -> str:
-    """This package's name of a TransformerLens hook within a block, else the hook as it is named there.
-
-    Newer versions of SAELens keep it under `metadata`.
-    """
+    """This package's name of a hook within a block, else TransformerLens's; newer SAELens keeps it in `metadata`."""
     hook = str(settings.get("hook_name") or (settings.get("metadata") or {}).get("hook_name") or "unnamed")
     block, _, rest = hook.removeprefix("blocks.").partition(".")
     field = {name: field for field, name in _HOOKS.items()}.get(rest)

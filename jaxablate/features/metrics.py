@@ -27,9 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate import stats
-from jaxablate.errors import ConfigError, DataError, TooLittleDataError
-from jaxablate.features.architectures import AutoencoderConfig
-from jaxablate.features.sae import SparseAutoencoder, norms, over_all
+from jaxablate.errors import DataError, TooLittleDataError
+from jaxablate.features.sae import AutoencoderConfig, SparseAutoencoder, norms, over_all
 from jaxablate.features.sites import find_site, forward, unrolled
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.stats import Estimate
@@ -59,32 +58,27 @@ _CHUNK_TOKENS = {"cpu": 256, "elsewhere": 4096}
 
 @dataclasses.dataclass(frozen=True)
 class SaeMeasures:
-    """Figures of one autoencoder on one split; formulas in the module's docstring.
-
-    Attributes:
-      site: where it is.
-      tokens: how many were read.
-      estimates: with bootstrap intervals over units. Means over tokens of l0, l1, cosine, mse (squared error summed
-        over D), explained_variance_saelens; explained_variance; in nats a token of the site's own stream ce, ce_sae,
-        ce_zero, ce_mean (untouched, with the reconstruction, with the site at zero, with its mean) and kl, kl_zero,
-        kl_mean; ce_score_zero, ce_score_mean, which have no value where ablating the site does not raise the loss.
-      dead: latents that are active for no token.
-      density: [S] share of tokens for which a latent is active.
-      mean_active: [S] mean of a latent where it is active, 0 for dead ones.
-      density_histogram: latents in each bin of `DENSITY_EDGES`; dead ones are in none.
-      unit: what intervals are over: stories, or windows (rows of batches).
-      unit_sums: [units, columns] float64, `COLUMNS` summed over each unit.
-    """
+    """Figures of one autoencoder on one split; formulas in the module's docstring."""
 
     site: str
     tokens: int
     estimates: Mapping[str, Estimate]
+    """With bootstrap intervals over units. Means over tokens of l0, l1, cosine, mse (squared error summed over D),
+    explained_variance_saelens; explained_variance; in nats a token of the site's own stream ce, ce_sae, ce_zero,
+    ce_mean (untouched, with the reconstruction, with the site at zero, with its mean) and kl, kl_zero, kl_mean;
+    ce_score_zero, ce_score_mean, which have no value where ablating the site does not raise the loss."""
     dead: int
+    """Latents that are active for no token."""
     density: np.ndarray
+    """[S] share of tokens for which a latent is active."""
     mean_active: np.ndarray
+    """[S] mean of a latent where it is active, 0 for dead ones."""
     density_histogram: tuple[int, ...]
+    """Latents in each bin of `DENSITY_EDGES`; dead ones are in none."""
     unit: str
+    """What intervals are over: stories, or windows (rows of batches)."""
     unit_sums: np.ndarray
+    """[units, columns] float64, `COLUMNS` summed over each unit."""
 
 
 def evaluate(
@@ -109,9 +103,6 @@ def evaluate(
       min_tokens: fewer than so many say too little of dead latents and densities.
       seed: seed of resampling.
 
-    Returns:
-      One `SaeMeasures` for each pair, in order.
-
     Raises:
       ConfigError: a site does not exist, or an autoencoder has another width than its site.
       DataError: too few tokens, or activations that are not finite.
@@ -119,10 +110,7 @@ def evaluate(
     if isinstance(model, SelfAblatingTransformer):
         model = unrolled(model)
         for name, sae in autoencoders:
-            site = find_site(model.config, name)
-            if sae.config.d_in != site.width:
-                raise ConfigError(f"the autoencoder takes activations of width {sae.config.d_in}, {site.name} of this "
-                                  f"model has {site.width}; it belongs to another model or site")
+            find_site(model.config, name, sae.config.d_in)
     sites = tuple(dict.fromkeys(site for site, _ in autoencoders))
     means, stories = _site_means(model, sites, params, batches(), min_tokens)
     groups: dict[tuple[str, AutoencoderConfig], list[int]] = {}
@@ -131,18 +119,16 @@ def evaluate(
     stacks = [jax.tree.map(lambda *arrays: jnp.stack(arrays), *(autoencoders[i][1] for i in members))
               for members in groups.values()]
     totals = [_Total(sae.config.d_sae) for _, sae in autoencoders]
-    row = 0
+    unit, row = "stories" if stories >= MIN_STORIES else "windows", 0
     for batch in batches():
         figures = jax.device_get(_measured(model, tuple(site for site, _ in groups), params, _arrays(batch), means,
                                            stacks))
-        rows, length = np.shape(batch["inputs"])
-        row_of_token = np.repeat(np.arange(row, row + rows)[:, None], length, axis=1)
-        unit = np.asarray(batch["story"]) if stories >= MIN_STORIES else row_of_token
-        row += rows
+        mask = np.asarray(batch["mask"]) > 0
+        rows = np.broadcast_to(np.arange(row, row + len(mask))[:, None], mask.shape)
+        row += len(mask)
         for members, values in zip(groups.values(), figures, strict=True):
             for i, member in enumerate(members):
-                totals[member].add(values, i, unit, np.asarray(batch["mask"]) > 0)
-    unit = "stories" if stories >= MIN_STORIES else "windows"
+                totals[member].add(values, i, np.asarray(batch["story"]) if unit == "stories" else rows, mask)
     return tuple(total.measures(site, unit, seed) for (site, _), total in zip(autoencoders, totals, strict=True))
 
 
@@ -173,10 +159,8 @@ def _site_means(model: Any, sites: tuple[str, ...], params: Params, batches: Ite
         count += int(counted.sum())
         stories.update(np.unique(np.asarray(batch["story"])[counted]).tolist() if "story" in batch else ())
     if count < min_tokens:
-        raise TooLittleDataError(
-            f"{count:,} tokens were read; dead latents and densities need at least {min_tokens:,}; read more of the "
-            "split, or take a longer one"
-        )
+        raise TooLittleDataError(f"{count:,} tokens were read; dead latents and densities need at least "
+                                 f"{min_tokens:,}; read more of the split, or take a longer one")
     return {name: jnp.asarray(total / count, jnp.float32) for name, total in sums.items()}, len(stories)
 
 
@@ -202,8 +186,8 @@ def _measured(model: Any, sites: tuple[str, ...], params: Params, batch: dict[st
         values = jnp.concatenate([*(out for out, _ in here), ablated])  # [K, B, T, D], every replacement at the site
         edited = over_all(lambda value, name=name, stream=stream:
                           forward(model, params, batch["inputs"], (), {name: value})[1][stream])(values)
-        ce, ce_edited, kl = edit_losses(params["embed"]["embedding"], model.config.compute_dtype, final[stream], edited,
-                                        batch["targets"])
+        ce, ce_edited, kl = _edit_losses(params["embed"]["embedding"], model.config.compute_dtype, final[stream],
+                                         edited, batch["targets"])
         start = 0
         for out, figures in here:
             chosen, start = slice(start, start + len(out)), start + len(out)
@@ -214,16 +198,12 @@ def _measured(model: Any, sites: tuple[str, ...], params: Params, batch: dict[st
     return [figures for _, figures in pairs]
 
 
-def edit_losses(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Array, targets: jax.Array
+def _edit_losses(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Array, targets: jax.Array
                 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cross-entropies and KL of next-token distributions before and after edits, logits of few tokens at a time.
 
-    Args:
-      table: [V, D] output matrix.
-      dtype: type of the matrix product's inputs.
-      base: [B, T, D] final states.
-      edited: [K, B, T, D] final states after each of K edits.
-      targets: [B, T].
+    ``table`` [V, D] is the output matrix, ``dtype`` the type of the product's inputs, ``base`` [B, T, D] the final
+    states, and ``edited`` [K, B, T, D] those after each of K edits.
 
     Returns:
       CE [B, T] of the base, CE [K, B, T] of each edit, KL(base || edit) [K, B, T].
@@ -288,9 +268,8 @@ class _Total:
         self._total += values["total"][member]
         names, place = np.unique(unit[mask], return_inverse=True)
         nothing = np.full(mask.sum(), np.nan)
-        columns = [np.ones(mask.sum())] + [
-            values[name][member][mask] if name in values else nothing for name in COLUMNS[1:]
-        ]
+        columns = [np.ones(mask.sum()),
+                   *(values[name][member][mask] if name in values else nothing for name in COLUMNS[1:])]
         sums = np.stack([np.bincount(place, weights=np.asarray(c, np.float64), minlength=len(names)) for c in columns])
         for name, column in zip(names.tolist(), sums.T, strict=True):
             self._units[name] = self._units.get(name, 0) + column
@@ -308,12 +287,7 @@ class _Total:
 
 
 def estimates(unit_sums: np.ndarray, seed: int = 0) -> dict[str, Estimate]:
-    """Each of `FORMULAS` with its bootstrap interval over units; no value where a measure has none.
-
-    Args:
-      unit_sums: [units, columns], `COLUMNS` summed over each unit.
-      seed: seed of resampling.
-    """
+    """Each of `FORMULAS` with its bootstrap interval over units, from `COLUMNS` summed over each [units, columns]."""
     tokens = unit_sums[:, 0]
     means = dict(zip(COLUMNS, unit_sums.sum(0) / tokens.sum(), strict=True))
     resamples = stats.ratio_resamples(unit_sums.T, tokens, seed=seed) if len(tokens) > 1 else np.zeros((len(means), 0))

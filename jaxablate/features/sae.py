@@ -1,16 +1,28 @@
-r"""A sparse autoencoder: weights by SAELens's names, and what it makes of activations.
+"""Sparse autoencoders: the registry of their kinds, their settings, and weights by SAELens's names.
 
 With activations x [D], S latents, and matrices as SAELens stores them,
 
     h = (x - [center] b_dec) W_enc + b_enc          [S], the pre-activations
-    f = latents of h                                [S], by `jaxablate.features.architectures`
+    f = latents of h                                [S], none below 0
     y = f W_dec + b_dec                             [D], the reconstruction
+
+The latents of a token are
+
+    standard    ReLU(h)                                                  Bricken et al. 2023
+    topk        ReLU(h) where h is among the k largest of its token      Gao et al. 2024, equation 3
+    batchtopk   ReLU(h) where h is among the k M largest of a batch of M tokens; at inference where it is above a
+                threshold, the running mean of the smallest latent kept  Bussmann et al. 2024, equation 4
+    jumprelu    h where h is above a threshold of its latent             Rajamanoharan et al. 2024
+
+The loss of standard has the L1 penalty, that of topk and batchtopk the auxiliary loss that revives dead latents; see
+`jaxablate.features.step`. An architecture of one's own is an `Architecture`, registered by
+``features.ARCHITECTURES.register(...)`` or by an entry point of the group ``jaxablate.autoencoder_architectures``.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -19,10 +31,92 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxablate.errors import ConfigError
-from jaxablate.features.architectures import AutoencoderConfig
+from jaxablate.ops.order_statistics import thresholds, winners
+from jaxablate.registry import Registry
 
-_INIT_NORM = 0.1
-"""Norm of the decoder's vectors under the inits constant_norm and positive, as in SAELens."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """One kind of sparse autoencoder."""
+
+    name: str
+    inference: Callable[[jax.Array, jax.Array, "AutoencoderConfig"], jax.Array]
+    """(pre-activations [..., S], thresholds [S], config) -> latents [..., S], none below 0."""
+    training: Callable[[jax.Array, Any, "AutoencoderConfig"], jax.Array] | None = None
+    """(pre-activations [M, S], what `cut` gave, config) -> latents [M, S] of a part of a batch, differentiated by JAX.
+    None for an architecture that can be used but not trained."""
+    cut: Callable[[jax.Array, "AutoencoderConfig"], jax.Array] | None = None
+    """(pre-activations [..., S] of a whole batch, config) -> scalar that `training` chooses by. Its running mean over
+    the steps in which it is above 0 is the threshold at inference. None where each token is on its own."""
+    penalty: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    """(latents [M, S], weights of the latents [S]) -> [M], which the L1 coefficient multiplies; None for none."""
+    revives: bool = False
+    """Whether the loss has dead latents explain the error (Gao et al. 2024, A.2)."""
+    uses_k: bool = False
+    """Whether `AutoencoderConfig.k` decides how many latents are active."""
+    has_threshold: bool = False
+    """Whether thresholds belong to its weights."""
+    saelens: str | None = None
+    """Name under which SAELens reads it at inference; its own name by default."""
+    reason_against: Callable[["AutoencoderConfig"], str | None] = lambda config: None
+    """Why it cannot have this config; None where it can."""
+
+    def label(self, config: "AutoencoderConfig", l1: float | None = None) -> str:
+        """Its name with what decides the sparsity: ``L1 5`` (of standard), ``topk 32``."""
+        parts = [] if self.name == "standard" else [self.name]
+        parts += [f"{config.k:g}"] if self.uses_k else []
+        parts += ["L1" if l1 is None else f"L1 {l1:g}"] if self.penalty else []
+        return " ".join(parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Shape and kind of a sparse autoencoder; the defaults are the paper's (docs/papers.md, Feature concentration).
+
+    Raises:
+      ConfigError: a field is out of range or does not fit the others, or the architecture is unknown.
+    """
+
+    d_in: int = 128
+    """Width D of the activations."""
+    d_sae: int = 2048
+    """Number S of latents."""
+    architecture: str = "standard"
+    """Name in `ARCHITECTURES`: standard, topk, batchtopk, jumprelu (which can be used, not trained)."""
+    k: float = 32
+    """Active latents a token, of topk (whole) and batchtopk."""
+    decoder: Literal["unit", "free"] = "unit"
+    """unit: each latent's decoder vector has norm 1 in every step, and the penalty is the plain L1. free: any norm,
+    and the penalty weighs each latent with it (SAELens: scale_sparsity_penalty_by_decoder_norm)."""
+    project_gradient: bool = True
+    """With a unit decoder: take away the part of the gradient along each vector, after clipping and before Adam.
+    The recorded steps of SAELens 5.1.0, which has such a projection, are met without it and not with it: False."""
+    center: bool = False
+    """Subtract the decoder's bias from the input first (SAELens: apply_b_dec_to_input)."""
+    init: Literal["kaiming", "constant_norm", "positive"] = "kaiming"
+    """kaiming: U(-b, b) with b = sqrt(6 / D); the encoder is its transpose, the unit decoder is then normalised.
+    constant_norm: the same directions with norm 0.1. positive: U(0, 1) directions with norm 0.1, which is what SAELens
+    5.1.0's decoder_heuristic_init draws."""
+    auxiliary: float = 1.0
+    """topk and batchtopk: coefficient of the loss that has dead latents explain the error (Gao et al. 2024, A.2)."""
+    threshold_rate: float = 0.01
+    """batchtopk: rate of the running mean of the smallest active latent, the threshold at inference."""
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self):
+        for name in ("d_in", "d_sae"):
+            require(getattr(self, name) >= 2, f"{name}={getattr(self, name)} must be at least 2")
+        require(self.auxiliary >= 0, f"auxiliary={self.auxiliary} must not be negative")
+        require(0 < self.threshold_rate <= 1, f"threshold_rate={self.threshold_rate} must be above 0 and at most 1")
+        if self.kind.uses_k:
+            require(0 < self.k < self.d_sae, f"k={self.k} must be above 0 and below d_sae={self.d_sae}")
+        if (reason := self.kind.reason_against(self)) is not None:
+            raise ConfigError(reason)
+
+    @property
+    def kind(self) -> Architecture:
+        """The registered architecture."""
+        return ARCHITECTURES[self.architecture]
 
 
 @flax.struct.dataclass
@@ -54,11 +148,7 @@ class SparseAutoencoder:
         return self.decode(self.encode(x))
 
     def encode(self, x: Float[Array | np.ndarray, "*n d"]) -> Float[Array, "*n s"]:
-        """Latents f at inference, none below 0.
-
-        Args:
-          x: activations; raw ones where the scale of training is folded in, as in all that `fit`, `train` and `load`
-            return.
+        """Latents f at inference, of raw activations for all that `fit`, `train` and `load` return.
 
         Raises:
           ConfigError: the activations have another width than the autoencoder.
@@ -115,7 +205,7 @@ def init(key: jax.Array, config: AutoencoderConfig) -> SparseAutoencoder:
     low = 0.0 if config.init == "positive" else -bound
     decoder = jax.random.uniform(key, shape, dtype, low, bound)
     if config.init != "kaiming":
-        decoder = _INIT_NORM * decoder / norms(decoder)[:, None]
+        decoder = 0.1 * decoder / norms(decoder)[:, None]
     # Each array is its own, for a buffer cannot be donated twice.
     bias, threshold = jnp.zeros(config.d_sae, dtype), jnp.zeros(config.d_sae, dtype)
     # The encoder is the transpose of the decoder before it is normalised, as in SAELens.
@@ -146,3 +236,56 @@ def _check_last_axis(x: Any, size: int, what: str) -> None:
     if x.ndim == 0 or x.shape[-1] != size:
         raise ConfigError(f"{what} have shape {tuple(x.shape)}; this autoencoder takes [..., {size}]; give the vectors "
                           "it was trained for along the last axis")
+
+
+def require(holds: bool, message: str) -> None:
+    """Raises ConfigError with the message where a condition does not hold."""
+    if not holds:
+        raise ConfigError(message)
+
+
+def top_k(pre: Float[Array, "*n s"], k: int) -> Float[Array, "*n s"]:
+    """ReLU of the k largest entries of each row, 0 elsewhere; among equal ones the lower index wins."""
+    fixed = jax.lax.stop_gradient(pre)
+    return jnp.where(winners(fixed, thresholds(fixed, k)), jax.nn.relu(pre), 0)
+
+
+def batch_threshold(pre: Float[Array, "*n s"], count: int) -> Float[Array, ""]:
+    """The `count`-th largest of all positive entries, or the smallest of them where there are fewer; 0 without any."""
+    # Positive floats are ordered as their bits read as integers are. So the threshold is found bit by bit, highest
+    # first, by counting: a pass over the array for each bit, in place of a sort of millions of entries.
+    bits = jnp.finfo(pre.dtype).bits
+    keys = jax.lax.bitcast_convert_type(jax.nn.relu(pre), jnp.dtype(f"int{bits}"))
+    wanted = jnp.clip(jnp.sum(keys > 0), 1, count)
+
+    def step(i: jax.Array, key: jax.Array) -> jax.Array:
+        trial = key | (jnp.asarray(1, keys.dtype) << (bits - 2 - i).astype(keys.dtype))
+        return jnp.where(jnp.sum(keys >= trial) >= wanted, trial, key)
+
+    key = jax.lax.fori_loop(0, bits - 1, step, jnp.zeros((), keys.dtype))
+    return jax.lax.bitcast_convert_type(key, pre.dtype)
+
+
+ARCHITECTURES: Registry[Architecture] = Registry("autoencoder architecture", [
+    Architecture(
+        name="standard", penalty=lambda latents, weights: latents @ weights,
+        inference=lambda pre, threshold, config: jax.nn.relu(pre), training=lambda pre, cut, config: jax.nn.relu(pre),
+    ),
+    Architecture(
+        name="topk", uses_k=True, revives=True,
+        reason_against=lambda config: (
+            None if config.k == int(config.k) else f"k={config.k} of topk must be whole; batchtopk takes any mean"),
+        inference=lambda pre, threshold, config: top_k(pre, int(config.k)),
+        training=lambda pre, cut, config: top_k(pre, int(config.k)),
+    ),
+    Architecture(
+        name="batchtopk", uses_k=True, revives=True, has_threshold=True, saelens="jumprelu",
+        inference=lambda pre, threshold, config: jnp.where(pre > threshold, pre, 0),
+        cut=lambda pre, config: batch_threshold(pre, int(config.k * (pre.size // pre.shape[-1]))),
+        training=lambda pre, cut, config: jnp.where(pre >= cut, jax.nn.relu(pre), 0),
+    ),
+    Architecture(
+        name="jumprelu", has_threshold=True,
+        inference=lambda pre, threshold, config: jnp.where(pre > threshold, pre, 0),
+    ),
+])

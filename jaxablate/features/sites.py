@@ -1,31 +1,39 @@
-"""Where in a decoder activations are read and replaced: names of sites, their widths, and a reader of several.
+"""Where activations come from: sites of a decoder, which are read and replaced, and controls without features.
 
 A site is ``{clean|ablated}.layer_{i}.{field}``, the name that `jaxablate.models.decoder.Edit` is called with. Reading
 takes the same way as replacing, so what is replaced is what was read. mlp_out, for one, is the MLP's own output;
 resid_post - resid_mid would have the rounding of the residual stream.
+
+A control is what an autoencoder reaches on vectors with a site's mean and covariance that are otherwise normal. It is
+sparse and explains variance on any vectors of low rank or uneven variance; what it does beyond that on a model's
+activations is due to what their distribution has besides its first two moments.
 """
 
 import dataclasses
 import difflib
 import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxablate.config import ModelConfig
-from jaxablate.errors import ConfigError
+from jaxablate.errors import ConfigError, DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.types import STREAMS, Params
 
+Activations = Callable[[Params, jax.Array], jax.Array]
+"""(model parameters, tokens [W, T]) -> [W, T, sites, D]; `reader` makes one."""
 FIELDS = ("resid_pre", "head_out", "attn_out", "resid_mid", "mlp_pre", "mlp_post", "mlp_out", "resid_post")
 """In the order of computation. head_out is the concatenated heads before gate and output projection, mlp_post the
 activated neurons before their gate, attn_out and mlp_out what is added to the residual stream."""
-_NEURONS = ("mlp_pre", "mlp_post")
 _PART_TOKENS = 512
 """Most tokens of a forward pass on CPU, whose caches then hold the activations; at the paper's shape a quarter faster
 than 4,096."""
@@ -44,26 +52,27 @@ class Site:
 
 def sites(config: ModelConfig) -> tuple[Site, ...]:
     """All sites of a model, clean stream first, then by layer, in the order of computation."""
-    width = {field: config.mlp_width if field in _NEURONS else config.d_model for field in FIELDS}
+    width = {field: config.mlp_width if field in ("mlp_pre", "mlp_post") else config.d_model for field in FIELDS}
     return tuple(Site(f"{stream}.layer_{layer}.{field}", stream, layer, field, width[field])
                  for stream in STREAMS[: 1 + config.gated] for layer in range(config.n_layers) for field in FIELDS)
 
 
-def find_site(config: ModelConfig, name: str) -> Site:
+def find_site(config: ModelConfig, name: str, width: int | None = None, what: str = "the autoencoder") -> Site:
     """The site of this name.
 
     Raises:
-      ConfigError: the model has none; the nearest names are given.
+      ConfigError: the model has none, and the nearest names are given; or `what` takes activations of another width.
     """
     by_name = {site.name: site for site in sites(config)}
-    if name in by_name:
-        return by_name[name]
-    near = difflib.get_close_matches(name, by_name, n=2, cutoff=0.0)
-    layers, streams = config.n_layers - 1, "|".join(STREAMS[: 1 + config.gated])
-    raise ConfigError(
-        f"site {name!r} does not exist; nearest: {' and '.join(near)}; a site is {{{streams}}}.layer_0..{layers}."
-        f"{{{'|'.join(FIELDS)}}}"
-    )
+    if name not in by_name:
+        near = difflib.get_close_matches(name, by_name, n=2, cutoff=0.0)
+        layers, streams = config.n_layers - 1, "|".join(STREAMS[: 1 + config.gated])
+        raise ConfigError(f"site {name!r} does not exist; nearest: {' and '.join(near)}; a site is "
+                          f"{{{streams}}}.layer_0..{layers}.{{{'|'.join(FIELDS)}}}")
+    if width not in (None, by_name[name].width):
+        raise ConfigError(f"{what} takes activations of width {width}, {name} of this model has {by_name[name].width}; "
+                          "it belongs to another model or site")
+    return by_name[name]
 
 
 def paper_site(config: ModelConfig) -> str:
@@ -89,20 +98,15 @@ class Reader:
     def __call__(self, params: Params, tokens_BT: Int[Array, "b t"]) -> Float[Array, "b t sites d"]:
         """Under `jax.jit` nothing behind the last of the sites is computed."""
         rows, length = tokens_BT.shape
-        parts = tokens_BT.reshape(_parts(rows, length), -1, length)
-        activations = jax.lax.map(functools.partial(self._read, params), parts)
+        most = _PART_TOKENS if jax.default_backend() == "cpu" else rows * length
+        count = next(n for n in range(1, rows + 1) if rows % n == 0 and (rows // n * length <= most or n == rows))
+
+        def read(part: jax.Array) -> jax.Array:
+            by_name = forward(self.model, params, part, self.names)[0]
+            return jnp.stack([by_name[name] for name in self.names], axis=2)
+
+        activations = jax.lax.map(read, tokens_BT.reshape(count, -1, length))
         return activations.reshape(rows, *activations.shape[2:])
-
-    def _read(self, params: Params, tokens_BT: jax.Array) -> jax.Array:
-        by_name = forward(self.model, params, tokens_BT, self.names)[0]
-        return jnp.stack([by_name[name] for name in self.names], axis=2)
-
-
-def _parts(rows: int, length: int) -> int:
-    """Equal parts in which a batch is read: on CPU the fewest of at most `_PART_TOKENS` tokens, elsewhere one."""
-    if jax.default_backend() != "cpu":
-        return 1
-    return next(n for n in range(1, rows + 1) if rows % n == 0 and (rows // n * length <= _PART_TOKENS or n == rows))
 
 
 def reader(model: SelfAblatingTransformer, names: Sequence[str]) -> Reader:
@@ -125,14 +129,10 @@ def forward(
     model: SelfAblatingTransformer, params: Params, tokens_BT: Int[Array | np.ndarray, "b t"],
     names: Sequence[str] = (), replaced: Mapping[str, jax.Array] | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """One forward pass in which sites are read and replaced.
+    """One forward pass of a model without rematerialisation (see `unrolled`), in which sites are read and replaced.
 
-    Args:
-      model: a decoder without rematerialisation (see `unrolled`).
-      params: its parameters.
-      tokens_BT: token ids.
-      names: sites to read, as the model computed them, before any replacement at this very site.
-      replaced: site -> what the model goes on with there, broadcast to [B, T, width].
+    ``names`` are read as the model computed them, before any replacement at the very site. ``replaced`` is what the
+    model goes on with there, broadcast to [B, T, width].
 
     Returns:
       (activations by site, each [B, T, width]; the final state of each stream after the final norm, [B, T, D], by
@@ -152,3 +152,76 @@ def forward(
     out: Any = model.apply({"params": params}, tokens_BT, edit=edit)
     finals = {"clean": out.final_clean} | ({} if out.final_ablated is None else {"ablated": out.final_ablated})
     return activations, finals
+
+
+@flax.struct.dataclass
+class Moments:
+    """Mean [C, D] of C sites, and the symmetric square root [C, D, D] of their covariances."""
+
+    mean: Any
+    root: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianActivations:
+    """(`Moments`, batch of `batches`) -> normal vectors [W, T, sites, D], the same ones for the same batch.
+
+    It takes the place of a `Reader` in training, and `batches` takes that of the text. A site's draws do not depend on
+    what other sites there are.
+    """
+
+    names: tuple[str, ...]
+    seed: int = 0
+
+    def __call__(self, moments: Moments, numbers_WT: Int[Array | np.ndarray, "w t"]) -> Float[Array, "w t sites d"]:
+        """Draws for each site; only ``numbers_WT[0, 0]`` and the shape are read."""
+        key = jax.random.fold_in(jax.random.key(self.seed), numbers_WT[0, 0])
+        width = moments.mean.shape[-1]
+
+        def site(i: int, name: str) -> jax.Array:
+            own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+            return moments.mean[i] + jax.random.normal(own, (*numbers_WT.shape, width)) @ moments.root[i]
+
+        return jnp.stack([site(i, name) for i, name in enumerate(self.names)], axis=2)
+
+    @staticmethod
+    def batches(shape: tuple[int, int]) -> Callable[[int], Iterator[np.ndarray]]:
+        """start -> batches start, start + 1, ...: arrays [W, T] of a shape that hold nothing but their number."""
+        return lambda start: (np.full(shape, number, np.int32) for number in itertools.count(start))
+
+
+def moments(activations: Activations, params: Params, batches: Iterable[np.ndarray]) -> Moments:
+    """Mean and covariance of activations on token batches [W, T], a few thousand tokens or more, added up in float64.
+
+    Raises:
+      DataError: no batches, or activations that are not finite.
+    """
+    shift, total, products, count = None, 0.0, 0.0, 0
+    for tokens in batches:
+        if shift is None:  # near the mean, so that products lose no digits
+            shift = jnp.mean(jax.jit(activations)(params, tokens), axis=(0, 1))
+        sums, squares = jax.device_get(_sums(activations, params, tokens, shift))
+        total, products = total + sums.astype(np.float64), products + squares.astype(np.float64)
+        count += tokens.size
+    if shift is None:
+        raise DataError("there are no tokens to estimate mean and covariance from")
+    mean = np.asarray(total / count)
+    covariance = products / count - mean[:, :, None] * mean[:, None, :]
+    if not np.all(np.isfinite(covariance)):
+        raise DataError("activations are NaN or infinite; the model's parameters are damaged or overflow")
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0))[:, None, :]) @ np.swapaxes(vectors, 1, 2)
+    return Moments(jnp.asarray(mean + np.asarray(shift), jnp.float32), jnp.asarray(root, jnp.float32))
+
+
+def random_params(model: SelfAblatingTransformer, seed: int) -> Params:
+    """Parameters of a model as they are drawn before training, for a control."""
+    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(activations: Activations, params: Params, tokens: jax.Array, shift: jax.Array
+          ) -> tuple[jax.Array, jax.Array]:
+    """Sums [sites, D] of the shifted activations, and sums [sites, D, D] of their products."""
+    x = activations(params, tokens) - shift
+    return jnp.sum(x, axis=(0, 1)), jnp.einsum("wtcd,wtce->cde", x, x)

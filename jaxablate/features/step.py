@@ -5,7 +5,7 @@ With latents f and reconstruction y of activations x [D], in the words of `jaxab
     loss = mean over tokens of |x - y|^2  +  l1 * mean over tokens of sum_s f_s w_s  +  auxiliary
 
 The penalty's weights w_s are 1 with a unit decoder and |W_dec_s| with a free one; which architecture has the penalty
-and which the auxiliary loss, `jaxablate.features.architectures` says.
+and which the auxiliary loss, `jaxablate.features.sae` says.
 
 At D = 128, S = 2048 and M = 4096 tokens a step is five matrix products of 2 M D S operations each, 10.7 GFLOP: encode,
 decode, the two matrices' gradients, the latents' gradient. What else costs time is passes over [M, S] arrays, 34 MB
@@ -23,12 +23,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxablate.errors import ConfigError
-from jaxablate.features.architectures import AutoencoderConfig, top_k
 from jaxablate.features.config import SaeTrainConfig
-from jaxablate.features.sae import SparseAutoencoder, init
+from jaxablate.features.sae import AutoencoderConfig, SparseAutoencoder, init, top_k
 
-# Latents of a chunk, as a number of floats: 4 MB, which the caches of a few cores hold.
 _CHUNK_LATENTS = 1 << 20
+"""Latents of a chunk, as a number of floats: 4 MB, which the caches of a few cores hold."""
 
 
 @flax.struct.dataclass
@@ -61,9 +60,8 @@ class StepMetrics(NamedTuple):
     loss: Any
     mse: Any
     l1: Any
-    """Times its coefficient."""
     auxiliary: Any
-    """Times its coefficient."""
+    """Both times their coefficients."""
     l0: Any
     """Active latents a token."""
     explained_variance: Any
@@ -90,13 +88,9 @@ class _Sums(NamedTuple):
 
 def losses(sae: SparseAutoencoder, x: Float[Array, "m d"], l1: Any = 0.0, dead: Bool[Array, " s"] | None = None
            ) -> LossTerms:
-    """The loss of one batch.
+    """The loss of a batch of scaled activations; a unit decoder has norm 1 already.
 
-    Args:
-      sae: weights; a unit decoder has norm 1 already.
-      x: scaled activations of M tokens.
-      l1: L1 coefficient of this step.
-      dead: latents that the auxiliary loss of topk and batchtopk is to revive; None for none.
+    ``dead`` are the latents that the auxiliary loss of topk and batchtopk is to revive.
 
     Raises:
       ConfigError: the architecture cannot be trained.
@@ -148,15 +142,8 @@ def train_step(state: SaeState, x: Float[Array, "m d"], step: jax.Array, l1: jax
                ) -> tuple[SaeState, StepMetrics]:
     """One step: normalise the decoder, gradient, clip, project, Adam, dead counters; in SAELens's order.
 
-    Args:
-      state: of one autoencoder; `jax.vmap` or `jax.lax.map` takes several.
-      x: scaled activations of M tokens.
-      step: 0, 1, ...
-      l1: the run's final L1 coefficient.
-      train: static settings.
-
-    Returns:
-      The state after the step, and the metrics of the weights before it.
+    ``x`` are scaled activations, ``step`` is 0, 1, ..., and ``l1`` the run's final coefficient. Metrics are those of
+    the weights before the step. `jax.vmap` or `jax.lax.map` takes several autoencoders.
     """
     config: AutoencoderConfig = state.sae.config
     sae = state.sae.with_unit_decoder() if config.decoder == "unit" else state.sae
@@ -176,8 +163,7 @@ def train_step(state: SaeState, x: Float[Array, "m d"], step: jax.Array, l1: jax
         dead=jnp.sum(since_fired > train.dead_steps),
     )
     if train.clip_norm is not None:
-        # 1e-6 as PyTorch's clip_grad_norm_ has it.
-        factor = jnp.minimum(train.clip_norm / (grad_norm + 1e-6), 1.0)
+        factor = jnp.minimum(train.clip_norm / (grad_norm + 1e-6), 1.0)  # 1e-6 as PyTorch's clip_grad_norm_ has it
         grad = jax.tree.map(lambda g: g * factor, grad)
     if config.decoder == "unit" and config.project_gradient:
         along = jnp.sum(grad.W_dec * sae.W_dec, axis=-1, keepdims=True)

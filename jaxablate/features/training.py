@@ -1,4 +1,6 @@
-"""Trains autoencoders of several sites, seeds and coefficients at once on one stream of a model's activations.
+"""`train`: autoencoders of several sites, seeds and coefficients at once, on one stream of a model's activations.
+
+`fit` trains one of anybody's activations, from an array or from whatever yields batches of them.
 
 Activations are never dumped: token batches go through the model on the device, and a shuffle buffer there mixes what
 comes out. The buffer is SAELens's: it holds two halves; each round the older half is mixed with a half of new
@@ -13,9 +15,10 @@ rounds all there is is `TrainState`, a pytree; a run that goes on from a saved o
 
 import dataclasses
 import functools
+import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import flax.struct
@@ -24,15 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxablate.errors import ConfigError, DataError
-from jaxablate.features.architectures import AutoencoderConfig
-from jaxablate.features.config import SaeRun, SaeTrainConfig
-from jaxablate.features.sae import SparseAutoencoder, activation_scale, over_all
+from jaxablate.errors import DataError
+from jaxablate.features.config import PRESETS, Preset, SaeRun, SaeTrainConfig
+from jaxablate.features.sae import AutoencoderConfig, SparseAutoencoder, activation_scale, over_all, require
+from jaxablate.features.sites import Activations
 from jaxablate.features.step import StepMetrics, check_trainable, init_state, train_step
 from jaxablate.types import Params
 
-Activations = Callable[[Params, jax.Array], jax.Array]
-"""(model parameters, tokens [W, T]) -> [W, T, sites, D]; `jaxablate.features.sites.reader` makes one."""
+Vectors = Float[Array | np.ndarray, "_ _"]
 TokenBatches = Callable[[int], Iterator[np.ndarray]]
 """start -> batches start, start + 1, ...: int tokens [W, T], or any arrays [W, T, ...] that the `Activations` take, all
 of one shape. It is a function of its argument, so that a run can go on where it stopped, as ``train_batches(...,
@@ -61,19 +63,15 @@ Progress = Callable[[TrainState, StepMetrics], None]
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """Autoencoders and what training left behind.
-
-    Attributes:
-      runs: what was asked for.
-      autoencoders: one for each run, for raw activations: decoder of norm 1 before the scale was folded in.
-      scales: the factor of each run's site.
-      state: what training can be gone on from.
-    """
+    """Autoencoders and what training left behind."""
 
     runs: tuple[SaeRun, ...]
     autoencoders: tuple[SparseAutoencoder, ...]
+    """One for each run, for raw activations: decoder of norm 1 before the scale was folded in."""
     scales: tuple[float, ...]
+    """The factor of each run's site."""
     state: TrainState
+    """What training can be gone on from."""
 
     def vectors(self, run: SaeRun) -> Float[Array, "n d"]:
         """The activations of a run's site that are in the buffer."""
@@ -82,17 +80,14 @@ class TrainResult:
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """How an autoencoder does on some vectors.
-
-    Attributes:
-      explained_variance: 1 - sum |x - y|^2 / sum |x - mean x|^2; below 0 it is worse than the mean vector.
-      l0: active latents a vector.
-      density: [S] share of the vectors for which a latent is active.
-    """
+    """How an autoencoder does on some vectors."""
 
     explained_variance: float
+    """1 - sum |x - y|^2 / sum |x - mean x|^2; below 0 it is worse than the mean vector."""
     l0: float
+    """Active latents a vector."""
     density: np.ndarray
+    """[S] share of the vectors for which a latent is active."""
 
 
 def sites_of(runs: Sequence[SaeRun]) -> tuple[str, ...]:
@@ -112,34 +107,26 @@ def train(
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
-    """Trains all runs to the end, or from a saved state to the end; `jaxablate.features.fit` is simpler for arrays.
+    """Trains all runs to the end, or from a saved state to the end; `fit` is simpler for arrays.
 
+    ``activations`` gives the runs' sites, each once, in the order in which they first occur. `settings.tokens` tokens
+    of the shuffled text are taken in all. A ``state`` is of an earlier call with the same arguments, and it is used up.
+    ``stop`` is asked after each round; a true answer ends training there, and `TrainResult.state` can be gone on from.
     Warns where an autoencoder ends with a negative explained variance.
-
-    Args:
-      activations: gives the runs' sites, each once, in the order in which they first occur.
-      params: the model's parameters.
-      tokens: the shuffled text; `settings.tokens` tokens of it are taken in all.
-      runs: what differs: site, L1 coefficient, seed.
-      config: what all autoencoders have in common.
-      settings: length and pace.
-      state: of an earlier call with the same arguments; it is used up. None starts anew.
-      progress: called after each round; it may save the state and print figures.
-      stop: asked after each round; a true answer ends training there, and `TrainResult.state` can be gone on from.
 
     Raises:
       ConfigError: settings do not fit each other or the activations.
       DataError: the text ends too soon, or an activation is not finite.
     """
     runs = tuple(runs)
-    if not runs:
-        raise ConfigError("no runs to train; give at least one SaeRun with a site")
+    require(bool(runs), "no runs to train; give at least one SaeRun with a site")
     check_trainable(config)
     site_index = jnp.array([sites_of(runs).index(run.site) for run in runs])
     l1 = jnp.array([run.l1 for run in runs], config.dtype)
     if state is not None and int(state.step) >= settings.steps:
         return _finished(runs, site_index, config, state)
-    source = _Source(activations, params, tokens, 0 if state is None else int(state.batches), sites_of(runs), settings)
+    taken = 0 if state is None else int(state.batches)
+    source = _Source(activations, params, tokens, taken, sites_of(runs), config.d_in, settings)
     now = _first_state(source, runs, config, settings) if state is None else state
     while (done := int(now.step)) < settings.steps:
         if done > 0:
@@ -196,37 +183,29 @@ class _Source:
     """Reads half a buffer's worth of batches at a time and puts their activations into the buffer."""
 
     def __init__(self, activations: Activations, params: Params, tokens: TokenBatches, taken: int,
-                 sites: tuple[str, ...], settings: SaeTrainConfig):
+                 sites: tuple[str, ...], width: int, settings: SaeTrainConfig):
         self.taken, self.params, self.sites = taken, params, sites
         self._activations, self._settings = activations, settings
         self._half = settings.round_steps * settings.batch_tokens
         self._batches = iter(tokens(taken))
         self._next: np.ndarray | None = self._read()
-        self._shape, self._dtype = self._next.shape, self._next.dtype
-        if len(self._shape) < 2 or self._half % math.prod(self._shape[:2]):
-            raise ConfigError(
+        self._shape = self._next.shape
+        require(len(self._shape) >= 2 and self._half % math.prod(self._shape[:2]) == 0,
                 f"a token batch of shape {self._shape} does not divide half the buffer, {self._half:,} tokens "
-                "(buffer_batches / 2 * batch_tokens); choose sizes [W, T] whose product does"
-            )
-
-    def check_width(self, config: AutoencoderConfig) -> None:
-        """Raises ConfigError where the activations have not the shape of the runs' sites."""
-        shape = jax.eval_shape(self._activations, self.params, jax.ShapeDtypeStruct(self._shape, self._dtype)).shape
-        expected = (*self._shape[:2], len(self.sites), config.d_in)
-        if shape != expected:
-            raise ConfigError(
-                f"activations of {', '.join(self.sites)} have shape {shape}, not [W, T, sites, D] = {expected}; give "
-                "those of the runs' sites and their width as d_in, and train sites of other widths in a call of their "
-                "own"
-            )
+                "(buffer_batches / 2 * batch_tokens); choose sizes [W, T] whose product does")
+        shape = jax.eval_shape(activations, params, jax.ShapeDtypeStruct(self._shape, self._next.dtype)).shape
+        expected = (*self._shape[:2], len(sites), width)
+        require(shape == expected,
+                f"activations of {', '.join(sites)} have shape {shape}, not [W, T, sites, D] = {expected}; give those "
+                "of the runs' sites and their width as d_in, and train sites of other widths in a call of their own")
 
     def fill(self, buffer: jax.Array, slots: jax.Array) -> jax.Array:
         """The buffer [B, C, D] with new activations in half of its slots."""
         batches = []
         for _ in range(self._half // math.prod(self._shape[:2])):
             batch, self._next = self._read() if self._next is None else self._next, None
-            if batch.shape != self._shape:
-                raise ConfigError(f"token batch {self.taken} has shape {batch.shape}, the first one {self._shape}")
+            require(batch.shape == self._shape,
+                    f"token batch {self.taken} has shape {batch.shape}, the first one {self._shape}")
             batches.append(batch)
             self.taken += 1
         buffer, finite = _fill(self._activations, self.params, np.stack(batches), buffer, slots)
@@ -252,7 +231,6 @@ class _Source:
 
 def _first_state(source: _Source, runs: Sequence[SaeRun], config: AutoencoderConfig, settings: SaeTrainConfig
                  ) -> TrainState:
-    source.check_width(config)
     size = settings.buffer_batches * settings.batch_tokens
     buffer = _beside(source.params, jnp.zeros((size, len(source.sites), config.d_in), config.dtype))
     for slots in jnp.split(jnp.arange(size), 2):
@@ -263,10 +241,7 @@ def _first_state(source: _Source, runs: Sequence[SaeRun], config: AutoencoderCon
         raise DataError(f"activations at {', '.join(zero)} are all zero; there is nothing to train on")
     keys = jnp.stack([jax.random.key_data(jax.random.key(run.seed)) for run in runs])
     fresh = jax.vmap(lambda key: init_state(jax.random.wrap_key_data(key), config, settings))(keys)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32), batches=jnp.asarray(source.taken, jnp.int32),
-        scale=scale, buffer=buffer, runs=fresh,
-    )
+    return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(source.taken, jnp.int32), scale, buffer, fresh)
 
 
 def _beside(params: Params, x: jax.Array) -> jax.Array:
@@ -338,3 +313,143 @@ def _finished(runs: tuple[SaeRun, ...], site_index: jax.Array, config: Autoencod
     saes = jax.vmap(SparseAutoencoder.fold_scale)(saes, scales)
     each = tuple(jax.tree.map(lambda a, i=i: a[i], saes) for i in range(len(runs)))
     return TrainResult(runs, each, tuple(np.asarray(scales).tolist()), state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A trained autoencoder of raw activations, and how its training went."""
+
+    autoencoder: SparseAutoencoder
+    settings: SaeTrainConfig
+    history: StepMetrics
+    """Figures of each step, arrays [steps]."""
+    explained_variance: float
+    l0: float
+    density: np.ndarray
+    """On the last vectors that it was trained on; `reconstruction` has all three for others."""
+    scale: float
+    """The factor by which vectors were multiplied in training, folded into the weights."""
+
+    @property
+    def config(self) -> AutoencoderConfig:
+        """Shape and kind of the autoencoder."""
+        return self.autoencoder.config
+
+
+def fit(
+    activations: Vectors | Callable[[], Iterable[Vectors]] | Iterable[Vectors],
+    config: AutoencoderConfig | None = None,
+    settings: SaeTrainConfig | None = None,
+    *,
+    preset: Preset = "quick",
+    steps: int | None = None,
+    batch_tokens: int = 4096,
+    width: int = 16,
+    l1: float = 5.0,
+    seed: int = 0,
+    progress: Callable[[int, StepMetrics], None] = lambda step, metrics: None,
+) -> Fit:
+    """Trains a sparse autoencoder on activation vectors of any model.
+
+    Warns where it explains less than the mean vector does, which more steps or a higher learning rate may mend.
+
+    >>> x = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
+    >>> result = fit(x, steps=200, batch_tokens=64)
+    >>> result.autoencoder.encode(x).shape, result.history.loss.shape
+    ((500, 128), (200,))
+
+    Args:
+      activations: an array [n, d] of NumPy or JAX, which is drawn from in random order, anew each time all of it was
+        used; or batches [any number, d] in random order: an iterable, or a function that starts it anew when all of it
+        was used. A generator is used once, and must be long enough: (steps + buffer) x batch_tokens vectors.
+      config: shape and kind; by default the standard architecture with ``width`` times d latents.
+      settings: length and pace; by default what ``preset``, ``steps`` and ``batch_tokens`` say, and a buffer of 16
+        steps.
+      preset: quick: 4,000 steps at a learning rate of 3e-3. paper: 100,000 steps at 1e-5 (docs/papers.md), in fewer
+        ``steps`` at a rate that goes as far.
+      steps: optimiser steps; by default the preset's.
+      batch_tokens: vectors of a step.
+      width: latents as a multiple of d.
+      l1: L1 coefficient; without effect on topk and batchtopk.
+      seed: decides the weights at the start and the order of an array's vectors.
+      progress: called after each half buffer with the steps made and their figures, arrays [steps of it].
+
+    Raises:
+      ConfigError: a setting is out of range, or the activations are no vectors of the config's width.
+      DataError: there are too few activations, or some are not finite.
+    """
+    require(preset in PRESETS, f"preset={preset!r} must be {' or '.join(PRESETS)}")
+    chosen = PRESETS[preset]
+    if settings is None:
+        settings = SaeTrainConfig(steps=chosen["steps"] if steps is None else steps, batch_tokens=batch_tokens,
+                                  learning_rate=chosen["learning_rate"], buffer_batches=16, seed=seed)
+    batches = _batches(activations, settings.batch_tokens, seed)
+    first = next(batches, None)
+    if first is None:
+        raise DataError(f"the activations end before the first {settings.batch_tokens:,} vectors; give more, or a "
+                        "smaller batch_tokens")
+    if config is None:
+        d = first.shape[-1]
+        config = AutoencoderConfig(d_in=d, d_sae=width * d, project_gradient=chosen["project_gradient"])
+    history: list[StepMetrics] = []
+
+    def stream(_start: int) -> Iterator[np.ndarray]:
+        return (batch[None] for batch in itertools.chain([first], batches))
+
+    def round_ended(state: Any, metrics: StepMetrics) -> None:
+        history.append(jax.tree.map(lambda x: np.asarray(x)[:, 0], metrics))
+        progress(int(state.step), history[-1])
+
+    run = SaeRun("the given vectors", l1=l1, seed=seed)
+    done = train(_one_site, (), stream, [run], config, settings, progress=round_ended)
+    sae, = done.autoencoders
+    final = reconstruction(sae, done.vectors(run))
+    return Fit(autoencoder=sae, settings=settings, history=jax.tree.map(lambda *parts: np.concatenate(parts), *history),
+               explained_variance=final.explained_variance, l0=final.l0, density=final.density, scale=done.scales[0])
+
+
+def _one_site(_params: Any, x: jax.Array) -> jax.Array:
+    """Vectors [1, M, D] as the activations that `train` asks for; one function, so that it is compiled once."""
+    return x[:, :, None]
+
+
+def _batches(activations: Any, size: int, seed: int) -> Iterator[np.ndarray]:
+    """Batches [size, D] of vectors, without end where they can be read again."""
+    if hasattr(activations, "shape"):
+        return _drawn(_checked(activations), size, np.random.default_rng(seed))
+    return _regrouped(activations if callable(activations) else lambda: activations, size)
+
+
+def _drawn(vectors: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Rows in random order, each once before any comes again."""
+    order = np.zeros(0, np.int64)
+    while True:
+        while len(order) < size:
+            order = np.concatenate([order, rng.permutation(len(vectors))])
+        yield vectors[order[:size]]
+        order = order[size:]
+
+
+def _regrouped(source: Callable[[], Any], size: int) -> Iterator[np.ndarray]:
+    """Batches of equal size out of those of a source, which is started anew until it yields nothing."""
+    rest: list[np.ndarray] = []
+    count, empty = 0, False
+    while not empty:
+        empty = True
+        for batch in source():
+            rest.append(_checked(batch))
+            count, empty = count + len(rest[-1]), False
+            if count >= size:
+                joined = np.concatenate(rest)
+                for start in range(0, count - size + 1, size):
+                    yield joined[start : start + size]
+                rest = [joined[count - count % size :]]
+                count %= size
+
+
+def _checked(activations: Any) -> np.ndarray:
+    x = np.asarray(activations)
+    require(x.ndim == 2 and len(x) > 0 and np.issubdtype(x.dtype, np.floating),
+            f"activations have shape {x.shape} and type {x.dtype}; give floats [n, d], a vector a row, for example "
+            "x.reshape(-1, x.shape[-1])")
+    return x

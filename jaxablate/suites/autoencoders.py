@@ -7,8 +7,9 @@ of Gaussian vectors of the site's mean and covariance, and of the same model wit
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ import numpy as np
 from jaxablate import features, stats
 from jaxablate.config import Config
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.features.controls import random_params
 from jaxablate.features.files import autoencoder_folders, without_seed
 from jaxablate.features.metrics import DENSITY_EDGES, FORMULAS
+from jaxablate.features.sites import random_params
 from jaxablate.reports.panels import Curves, Grid, Histogram, HistogramGrid, Panel, Series
 from jaxablate.reports.results import Better, Figure
 from jaxablate.runs.run import Run
 from jaxablate.stats import Estimate, number
 from jaxablate.suites.suite import Suite
-from jaxablate.types import Batch
+from jaxablate.types import Batch, Params
 
 AT_ONCE = 8
 """Autoencoders in one pass over the split."""
@@ -104,7 +105,7 @@ class SaeResult:
 
         Intervals are over seeds where there are several.
         """
-        groups = {name: group for group in self.seeds for name in group.members}
+        means = {name: group.means for group in self.seeds for name in group.members}
         firsts: dict[str, StoredAutoencoder] = {}
         for row in self.autoencoders:
             if row.control == "none":
@@ -112,7 +113,7 @@ class SaeResult:
         ordered = sorted(firsts.values(), key=lambda row: row.site != self.paper_site)
         figures = []
         for row, label in zip(ordered, _labels(ordered, self.paper_site), strict=True):
-            measures = groups[row.name].means if row.name in groups else row.measures
+            measures = means.get(row.name, row.measures)
             figures += [Figure(f"{name} at {label}", measures[key], unit, better, RANGES.get(key))
                         for name, key, unit, better in _HEADLINE]
         return tuple(figures)
@@ -174,13 +175,17 @@ def measure(run: Run) -> SaeResult:
         raise ConfigError(reason if run.workdir else "the suite sae needs a working directory")
     assert isinstance(run.config, Config)
     members, passed_over = _members(autoencoder_folders(run.workdir), run)
+    of_model = [member for member in members if member.control == "none"]
+    parts = [of_model[start : start + AT_ONCE] for start in range(0, len(of_model), AT_ONCE)]
+    parts += [[member] for member in members if member.control != "none"]
     measures: dict[str, features.SaeMeasures] = {}
-    for control, evaluate in _EVALUATE.items():
-        group = [member for member in members if member.control == control]
-        for start in range(0, len(group), AT_ONCE):
-            part, refused = evaluate(run, group[start : start + AT_ONCE])
-            measures |= part
-            passed_over += refused
+    for part in parts:
+        subject = _subject(run, part[0])
+        if isinstance(subject, str):
+            passed_over.append((part[0].name, subject))
+            continue
+        found = features.evaluate(*subject, [(member.saved.name, member.saved.sae) for member in part], seed=run.seed)
+        measures |= {member.name: m for member, m in zip(part, found, strict=True)}
     rows = [_row(member, measures[member.name]) for member in sorted(members, key=lambda member: member.order)
             if member.name in measures]
     # Gaussian vectors belong to no story, so their rows do not say what the others' intervals are over.
@@ -225,53 +230,27 @@ def _members(folders: Sequence[Path], run: Run) -> tuple[list[_Member], list[tup
     return members, passed_over
 
 
-_Measured = tuple[dict[str, features.SaeMeasures], list[tuple[str, str]]]
-"""Measures by folder, and (folder, why) where there are none."""
-
-
-def _of_model(run: Run, members: Sequence[_Member]) -> _Measured:
-    pairs = [(member.saved.name, member.saved.sae) for member in members]
-    measures = features.evaluate(run.model, run.params, run.splits["valid"].batches, pairs, seed=run.seed)
-    return {member.name: m for member, m in zip(members, measures, strict=True)}, []
-
-
-def _of_random_weights(run: Run, members: Sequence[_Member]) -> _Measured:
-    """Each on the weights it was trained on, drawn again from their seed."""
-    measures, refused = {}, []
-    for member in members:
-        saved, site = member.saved, member.saved.name
+def _subject(run: Run, member: _Member) -> tuple[Any, Params, Callable[[], Iterable[Batch]]] | str:
+    """Model, parameters and batches that an autoencoder is measured on; or why it cannot be measured."""
+    saved, text = member.saved, run.splits["valid"].batches
+    if member.control == "none":
+        return run.model, run.params, text
+    if member.control == "random-weights":  # those it was trained on, drawn again from their seed
         params = random_params(run.model, member.identity["control_seed"])
         if saved.fingerprint != features.fingerprint(params):
-            refused.append((member.name, "its random weights are drawn otherwise by this version of JAX; train it "
-                            "anew: jaxablate sae --control random-weights"))
-            continue
-        measures[member.name], = features.evaluate(
-            features.reader(run.model, [site]), params, run.splits["valid"].batches, [(site, saved.sae)], seed=run.seed)
-    return measures, refused
-
-
-def _of_gaussian(run: Run, members: Sequence[_Member]) -> _Measured:
-    """Each on new draws of its own mean and covariance, as many as the split has tokens."""
-    tokens = sum(int((np.asarray(batch["mask"]) > 0).sum()) for batch in run.splits["valid"].batches())
-    count = -(-tokens // (BLANKS[0] * BLANKS[1]))
+            return ("its random weights are drawn otherwise by this version of JAX; train it anew: jaxablate sae "
+                    "--control random-weights")
+        return features.reader(run.model, [saved.name]), params, text
+    if saved.moments is None:
+        return "the mean and covariance of this control are missing"
+    # New draws of its own mean and covariance, as many as the split has tokens.
+    count = math.ceil(sum(int((np.asarray(batch["mask"]) > 0).sum()) for batch in text()) / math.prod(BLANKS))
 
     def draws() -> Iterator[Batch]:
-        for _, numbers in zip(range(count), features.GaussianActivations.batches(BLANKS)(0), strict=False):
+        for numbers in itertools.islice(features.GaussianActivations.batches(BLANKS)(0), count):
             yield {"inputs": numbers, "mask": np.ones(BLANKS, np.float32)}
 
-    measures, refused = {}, []
-    for member in members:
-        saved, site = member.saved, member.saved.name
-        if saved.moments is None:
-            refused.append((member.name, "the mean and covariance of this control are missing"))
-            continue
-        gaussian = features.GaussianActivations((site,), seed=_HELD_OUT + run.seed)
-        measures[member.name], = features.evaluate(gaussian, saved.moments, draws, [(site, saved.sae)], seed=run.seed)
-    return measures, refused
-
-
-_EVALUATE = {"none": _of_model, "gaussian": _of_gaussian, "random-weights": _of_random_weights}
-"""How the autoencoders of each control are measured."""
+    return features.GaussianActivations((saved.name,), seed=_HELD_OUT + run.seed), saved.moments, draws
 
 
 def _row(member: _Member, m: features.SaeMeasures) -> StoredAutoencoder:
@@ -304,11 +283,11 @@ def _who(row: StoredAutoencoder) -> tuple[str, str, str, str]:
 
 
 def _losses(rows: Sequence[StoredAutoencoder], intervals: str) -> Grid:
-    names = ("l0", "ce_score_zero", "ce_score_mean", "kl")
+    columns = {"L0": "l0", "CE score": "ce_score_zero", "CE score, mean": "ce_score_mean", "KL": "kl"}
     return Grid(
-        title="Sparsity, and what the model loses", columns=(*_WHO, "L0", "CE score", "CE score, mean", "KL", "dead"),
-        rows=tuple((*_who(row), *(row.measures[name] for name in names), f"{row.dead:,} of {row.latents:,}")
-                   for row in rows),
+        title="Sparsity, and what the model loses", columns=(*_WHO, *columns, "dead"),
+        rows=tuple((*_who(row), *(row.measures[name] for name in columns.values()),
+                    f"{row.dead:,} of {row.latents:,}") for row in rows),
         caption="L0: active latents a token. CE score: share of the loss that the site saves, against zeros (and "
                 "against its mean), which its reconstruction saves too; 1 at best. KL: nats a token from the model to "
                 "the one with the reconstruction. Dead: active for no token of the split. "
@@ -317,11 +296,11 @@ def _losses(rows: Sequence[StoredAutoencoder], intervals: str) -> Grid:
 
 
 def _reconstructions(rows: Sequence[StoredAutoencoder], intervals: str) -> Grid:
-    names = ("explained_variance", "explained_variance_saelens", "cosine", "mse", "l1")
+    columns = {"explained variance": "explained_variance", "as SAELens has it": "explained_variance_saelens",
+               "cosine": "cosine", "squared error": "mse", "L1": "l1"}
     return Grid(
-        title="Reconstruction",
-        columns=(*_WHO, "explained variance", "as SAELens has it", "cosine", "squared error", "L1"),
-        rows=tuple((*_who(row), *(row.measures[name] for name in names)) for row in rows),
+        title="Reconstruction", columns=(*_WHO, *columns),
+        rows=tuple((*_who(row), *(row.measures[name] for name in columns.values())) for row in rows),
         caption="Explained variance: 1 - squared error / variance, sums over the split. SAELens 5.1.0 reports the mean "
                 "over tokens of 1 - squared error / squared distance to the batch's mean, which few tokens near the "
                 "mean decide. L1: sum of a token's latents, where activations are scaled to the mean norm sqrt(width). "
@@ -331,11 +310,11 @@ def _reconstructions(rows: Sequence[StoredAutoencoder], intervals: str) -> Grid:
 
 def _over_seeds(rows: Sequence[StoredAutoencoder], seeds: Sequence[Seeds]) -> Grid:
     by_name = {row.name: row for row in rows}
-    names = ("l0", "ce_score_zero", "explained_variance", "dead")
+    columns = {"L0": "l0", "CE score": "ce_score_zero", "explained variance": "explained_variance", "dead": "dead"}
     return Grid(
-        title="Over seeds", columns=(*_WHO[:3], "seeds", "L0", "CE score", "explained variance", "dead"),
-        rows=tuple((*_who(by_name[group.members[0]])[:3], len(group.members), *(group.means[name] for name in names))
-                   for group in seeds),
+        title="Over seeds", columns=(*_WHO[:3], "seeds", *columns),
+        rows=tuple((*_who(by_name[group.members[0]])[:3], len(group.members),
+                    *(group.means[name] for name in columns.values())) for group in seeds),
         caption="Mean and 95 % Student interval over autoencoders that differ in the seed of their weights alone. "
                 "All saw the same activations.",
     )
@@ -381,9 +360,6 @@ def _trained(rows: Sequence[StoredAutoencoder]) -> Grid:
     )
 
 
-def _run(run: Run) -> tuple[SaeResult, dict[str, Any]]:
-    return measure(run), {"bootstrap_resamples": stats.RESAMPLES, "seed": run.seed}
-
-
-SUITE = Suite(name="sae", run=_run, lacks=lacks,
+SUITE = Suite(name="sae", lacks=lacks,
+              run=lambda run: (measure(run), {"bootstrap_resamples": stats.RESAMPLES, "seed": run.seed}),
               about="Sparse autoencoders stored with the run: L0, CE score, explained variance, dead latents.")
