@@ -16,7 +16,7 @@ from jaxablate.data.preparation import PreparedData
 from jaxablate.data.preparation import prepare as prepare_data
 from jaxablate.data.progress import Report, progress_report
 from jaxablate.data.sentiment.imdb import download_imdb
-from jaxablate.data.sentiment.prepare import EncodedTexts, SentimentData
+from jaxablate.data.sentiment.prepare import SentimentData
 from jaxablate.data.sentiment.prepare import prepare as prepare_texts
 from jaxablate.data.sentiment.sst import download_trees
 from jaxablate.data.token_file import TokenFile, open_token_file
@@ -50,7 +50,20 @@ def info(paths: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
       paths: token files.
     """
     for path in paths:
-        _print_header(open_token_file(path))
+        file = open_token_file(path)
+        header = file.header
+        table = Table(title=str(path), show_header=False)
+        table.add_column()
+        table.add_column(overflow="fold")
+        table.add_row("tokens", f"{header.n_tokens:,} ({header.dtype})")
+        table.add_row("stories", f"{header.n_stories:,} ({header.n_tokens / header.n_stories:.1f} tokens each)")
+        table.add_row("vocabulary", f"{header.vocab_size:,}, end-of-text {header.eot_id}")
+        table.add_row("tokenizer", f"{header.tokenizer_name}, fingerprint {header.tokenizer_fingerprint}")
+        table.add_row("source", f"{header.source.name}, {_source_size(file)}")
+        table.add_row("source sha256", header.source.sha256)
+        table.add_row("data sha256", header.data_hash)
+        table.add_row("body crc32", f"{header.body_crc32:08x}, verified")
+        Console().print(table)
 
 
 @app.command
@@ -75,7 +88,10 @@ def sentiment(data: Annotated[SentimentDataConfig, tyro.conf.arg(name="")] = _DE
     """
     prepared = _timed(lambda report: prepare_texts(data, report=report))
     for name, split in prepared.splits.items():
-        print(f"{name:>5}: {_text_counts(split)}  {split.data_hash[:12]}")
+        negative, positive = split.class_counts()
+        left_out = f"; {split.left_out:,} more left out to balance the classes" if split.left_out else ""
+        print(f"{name:>5}: {len(split):>6,} texts ({negative:,} negative, {positive:,} positive{left_out}), "
+              f"{split.lengths.mean():.1f} tokens each, at most {split.lengths.max():,}  {split.data_hash[:12]}")
 
 
 @app.command
@@ -94,11 +110,7 @@ def download_sentiment(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-      Exit code: 0, or 2 after one line on standard error for what the user can mend.
-    """
+    """Run one command; the exit code is 0, or 2 after one line on standard error for what the user can mend."""
     try:
         app.cli(args=arguments, prog="python -m jaxablate.data", description=__doc__)
     except JaxablateError as error:
@@ -121,29 +133,6 @@ def _source_size(file: TokenFile) -> str:
     """Size of the text; the embedded corpus has none."""
     source = file.header.source
     return f"{source.size / 1e6:.1f} MB" if source.mtime_ns else "made here"
-
-
-def _text_counts(split: EncodedTexts) -> str:
-    negative, positive = split.class_counts()
-    left_out = f"; {split.left_out:,} more left out to balance the classes" if split.left_out else ""
-    return (f"{len(split):>6,} texts ({negative:,} negative, {positive:,} positive{left_out}), "
-            f"{split.lengths.mean():.1f} tokens each, at most {split.lengths.max():,}")
-
-
-def _print_header(file: TokenFile) -> None:
-    header = file.header
-    table = Table(title=str(file.path), show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    table.add_row("tokens", f"{header.n_tokens:,} ({header.dtype})")
-    table.add_row("stories", f"{header.n_stories:,} ({header.n_tokens / header.n_stories:.1f} tokens each)")
-    table.add_row("vocabulary", f"{header.vocab_size:,}, end-of-text {header.eot_id}")
-    table.add_row("tokenizer", f"{header.tokenizer_name}, fingerprint {header.tokenizer_fingerprint}")
-    table.add_row("source", f"{header.source.name}, {_source_size(file)}")
-    table.add_row("source sha256", header.source.sha256)
-    table.add_row("data sha256", header.data_hash)
-    table.add_row("body crc32", f"{header.body_crc32:08x}, verified")
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -28,36 +28,17 @@ def tinystories_path(cache_dir: str | os.PathLike[str], split: Split) -> Path:
 
 def download_tinystories(cache_dir: str | os.PathLike[str], split: Split, *, report: Report = silent,
                          url: str | None = None) -> Path:
-    """Download one split into `cache_dir`, unless it is there.
-
-    Args:
-      cache_dir: folder, made if absent.
-      split: train or valid.
-      report: progress in bytes.
-      url: folder to take the file from, instead of the public release.
-
-    Returns:
-      Path of the text file.
+    """Download one split into `cache_dir`, unless it is there; `url` replaces the folder of the public release.
 
     Raises:
-      DataError: there is no network, or the answer is not the whole file.
-      FileError: the folder cannot be written.
+      DataError, FileError: as for `fetch`.
     """
     path = tinystories_path(cache_dir, split)
     return fetch(f"{url or TINYSTORIES_URL}/{path.name}", path, report=report, instead="give the path of a story file")
 
 
 def fetch(address: str, path: Path, *, instead: str, report: Report = silent) -> Path:
-    """Download one file, unless it is there.
-
-    Args:
-      address: URL of the file.
-      path: where it belongs; its folder is made if absent.
-      instead: what the user can do who has no network.
-      report: progress in bytes.
-
-    Returns:
-      The path.
+    """Download one file to `path`, unless it is there; `instead` says what a user without a network can do.
 
     Raises:
       DataError: there is no network, or the answer is not the whole file.

@@ -36,7 +36,7 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, in parallel where the library allows."""
-        ...
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; the end-of-text id becomes ``<|endoftext|>``. Raises DataError for an unknown id."""

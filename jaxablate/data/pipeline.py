@@ -81,11 +81,7 @@ class TrainBatches(Iterator[HostBatch]):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """The cursor: JSON-able, and the same whatever was read ahead.
-
-        Returns:
-          ``step`` (of the next batch) and what decides the order: ``seed``, ``data_hash`` ...
-        """
+        """The cursor, JSON-able and the same whatever was read ahead: the next batch's ``step``, and the identity."""
         return self._identity | {"step": self._step}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -116,22 +112,13 @@ def train_batches(token_file: TokenFile, *, batch_size: int, sequence_length: in
                   process_index: int = 0, process_count: int = 1, prefetch: int = 4) -> TrainBatches:
     """Windows of sequence_length + 1 tokens at random offsets, uniform over the file and independent of each other.
 
-    A window may span several stories, as in the paper; end-of-text separates them.
-
-    Args:
-      token_file: the training split.
-      batch_size: sequences of the global batch.
-      sequence_length: T, tokens predicted in each.
-      seed: decides the order, with nothing else.
-      start_step: step of the first batch; the same as skipping so many.
-      process_index: which part of the rows: process p has rows p * b to (p + 1) * b - 1, where
-        b = batch_size / process_count.
-      process_count: number of processes that share out each batch.
-      prefetch: batches read ahead by a background thread; 0 reads in the caller's. Same batches either way.
+    A window may span several stories, as in the paper; end-of-text separates them. `seed` alone decides the order, and
+    a start_step of n is the same as skipping n batches. Of each global batch this process has the rows that
+    `local_rows` says. `prefetch` batches are read ahead by a background thread; 0 reads the same ones in the caller's.
 
     Returns:
-      Iterator of ``inputs`` and ``targets``, int32 [b, T], targets being inputs one token on; with `get_state` and
-      `set_state`.
+      Iterator of ``inputs`` and ``targets``, int32 [rows of this process, sequence_length], targets being inputs one
+      token on; with `get_state` and `set_state`.
 
     Raises:
       ConfigError: process_count does not divide batch_size, or a number is out of range.
@@ -161,18 +148,12 @@ def validation_batches(token_file: TokenFile, *, batch_size: int, sequence_lengt
                        process_index: int = 0, process_count: int = 1) -> Iterator[HostBatch]:
     """The whole split once, in order, in windows that do not overlap: every token but the first is predicted once.
 
-    Args:
-      token_file: the validation split.
-      batch_size: sequences of a global batch.
-      sequence_length: T.
-      max_batches: stop after so many; None goes to the end.
-      process_index: which part of each batch's rows, as in `train_batches`.
-      process_count: number of processes that share out each batch.
+    Rows are shared out among processes as by `train_batches`; `max_batches` stops after so many.
 
     Returns:
-      Iterator of ``inputs``, ``targets``, ``story`` (int32 [b, T]: the index of the story that the target is a token
-      of, its end-of-text included) and ``mask`` (float32 [b, T], 1 where a target counts). All batches have the same
-      shape; what the file does not fill has mask 0, tokens 0 and the last story.
+      Iterator of ``inputs``, ``targets``, ``story`` (int32: the index of the story that the target is a token of, its
+      end-of-text included) and ``mask`` (float32, 1 where a target counts). All have the shape of `train_batches`;
+      what the file does not fill has mask 0, tokens 0 and the last story.
 
     Raises:
       ConfigError: process_count does not divide batch_size, or a number is out of range.

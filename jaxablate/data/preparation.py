@@ -40,13 +40,7 @@ def prepare(config: DataConfig, *, report: Report = silent, force: bool = False)
     Where the source is gone, a token file made earlier serves without it. Several processes may prepare at once: one
     builds, the others wait and then open what it made.
 
-    Args:
-      config: source, tokenizer and folder.
-      report: progress, in bytes of text or in stories.
-      force: make everything anew.
-
-    Returns:
-      Both splits, checked and mapped, and the tokenizer.
+    `report` counts bytes of text or stories; `force` makes everything anew.
 
     Raises:
       DataError: a file is missing and cannot be downloaded, is empty, no text, or damaged without its source; the
@@ -59,12 +53,11 @@ def prepare(config: DataConfig, *, report: Report = silent, force: bool = False)
     else:
         train, valid = _text_source(config, "train", report), _text_source(config, "valid", report)
     key, tokenizer = _tokenizer(config, train, report, force)
-
-    def build(source: StorySource) -> TokenFile:
-        path = Path(config.cache_dir) / f"{source.label}.{key}.tokens"
-        return _prepare_split(path, source, tokenizer=tokenizer, report=report, force=force)
-
-    return PreparedData(train=build(train), valid=build(valid), tokenizer=tokenizer)
+    train_file, valid_file = (
+        _prepare_split(Path(config.cache_dir) / f"{source.label}.{key}.tokens", source, tokenizer, report, force)
+        for source in (train, valid)
+    )
+    return PreparedData(train_file, valid_file, tokenizer)
 
 
 def _text_source(config: DataConfig, split: Split, report: Report) -> TextSource:
@@ -134,7 +127,7 @@ def _first_characters(source: StorySource, limit: int, report: Report) -> Iterat
         size += len(story)
 
 
-def _prepare_split(path: Path, source: StorySource, *, tokenizer: Tokenizer, report: Report, force: bool) -> TokenFile:
+def _prepare_split(path: Path, source: StorySource, tokenizer: Tokenizer, report: Report, force: bool) -> TokenFile:
     """The token file of a source, made where there is none that fits."""
     earlier = "" if force else _earlier(path, source, tokenizer)
     if isinstance(earlier, TokenFile):

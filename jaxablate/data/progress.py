@@ -24,8 +24,7 @@ def silent(what: str, done: int, total: int) -> None:
 def progress_report(console: Console | None = None) -> Iterator[Report]:
     """A `Report` that draws one bar for each thing reported, gone when the block ends.
 
-    Args:
-      console: where to draw; standard error by default. Nothing is drawn where that is no terminal.
+    It draws on standard error unless told otherwise, and nothing where that is no terminal.
     """
     console = console or Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),

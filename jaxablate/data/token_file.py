@@ -58,8 +58,10 @@ class Header:
 
     dtype: str
     n_tokens: int
+    """Number of ids, end-of-text ids included."""
     n_stories: int
     vocab_size: int
+    """Every id is below it."""
     eot_id: int
     tokenizer_name: str
     tokenizer_fingerprint: str
@@ -82,22 +84,18 @@ class TokenFile:
 
     @property
     def n_tokens(self) -> int:
-        """Number of ids, end-of-text ids included."""
         return self.header.n_tokens
 
     @property
     def n_stories(self) -> int:
-        """Number of stories."""
         return self.header.n_stories
 
     @property
     def vocab_size(self) -> int:
-        """Size of the tokenizer that made the ids; every id is below it."""
         return self.header.vocab_size
 
     @property
     def data_hash(self) -> str:
-        """SHA-256 (hex) of the ids."""
         return self.header.data_hash
 
     def story_of(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -144,11 +142,7 @@ def write_token_file(path: str | os.PathLike[str], batches: Iterable[Sequence[Se
 
 
 def open_token_file(path: str | os.PathLike[str], *, verify: bool = True) -> TokenFile:
-    """Map a token file.
-
-    Args:
-      path: a file made by `write_token_file`.
-      verify: also check the CRC-32 of the body, which reads the whole file once.
+    """Map a token file; `verify` checks the CRC-32 of its body too, which reads the whole file once.
 
     Raises:
       DataError: the file is missing, of another version, truncated or corrupt; the message names the fix.

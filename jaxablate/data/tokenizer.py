@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jaxablate import files
 from jaxablate.data.corpus.tokenizer import CorpusTokenizer
@@ -62,11 +62,9 @@ class BytePairTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
         return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of every text, on all cores."""
         return self._encoding.encode_ordinary_batch(list(texts), num_threads=_THREADS)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -86,12 +84,11 @@ class BytePairTokenizer:
         return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the merge ranks and the metadata."""
         files.write(Path(folder) / RANKS_FILE, self.ranks_text())
         write_meta(folder, self, self._kind)
 
 
-class WordTokenizer:
+class WordTokenizer(Tokenizer):
     """White-space words, as they stand: capitals and punctuation make other words. It serves text classifiers.
 
     Args:
@@ -120,22 +117,12 @@ class WordTokenizer:
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], min_count: int = 1) -> "WordTokenizer":
-        """Words that occur often enough, by falling count; those of the same count as they first come.
-
-        Args:
-          texts: the training split.
-          min_count: occurrences from which a word is in.
-        """
+        """Words that occur `min_count` times or more, by falling count; those of the same count as they first come."""
         counts = collections.Counter(word for text in texts for word in text.split())
         return cls(word for word, count in counts.most_common() if count >= min_count)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text's words."""
         return [self._ids.get(word, 1) for word in text.split()]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of every text's words."""
-        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The words, with single spaces; an unknown one is ``<UNK>``."""
@@ -146,7 +133,6 @@ class WordTokenizer:
         return hashlib.sha256("\n".join(self._words).encode()).hexdigest()
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the words and the metadata."""
         files.write(Path(folder) / WORDS_FILE, "".join(f"{word}\n" for word in self._words[2:]))
         write_meta(folder, self, "words")
 
@@ -174,14 +160,9 @@ def gpt2_tokenizer() -> BytePairTokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
-    """Train a byte-level BPE; the same texts always give the same tokenizer.
+    """Train a byte-level BPE; the same texts, which are read once, always give the same tokenizer.
 
-    Args:
-      texts: training texts, read once.
-      vocab_size: ids wanted, end-of-text included; at least 257. A text with too few repeated pairs gives fewer.
-
-    Raises:
-      DataError: vocab_size is below 257.
+    `vocab_size` counts end-of-text and is at least 257 (else DataError); texts with too few repeated pairs give fewer.
     """
     if vocab_size < _BYTES + 1:
         raise DataError(f"bpe_vocab_size={vocab_size} must be at least {_BYTES + 1} (all bytes and end-of-text)")
@@ -222,24 +203,22 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """
     folder = Path(folder)
     meta = read_meta(folder)
-    tokenizer = _load_kind(folder, meta)
+    match meta["kind"]:
+        case "gpt2" | "bpe":
+            ranks = parse_ranks(_read_text(folder / RANKS_FILE))
+            tokenizer: Tokenizer = BytePairTokenizer(meta["name"], ranks, meta["kind"])
+        case "corpus":
+            tokenizer = CorpusTokenizer()
+        case "words":
+            tokenizer = WordTokenizer(_read_text(folder / WORDS_FILE).split("\n")[:-1])
+        case kind:
+            raise DataError(f"{folder / META_FILE} has kind {kind!r}; this version knows gpt2, bpe, corpus and words")
     if tokenizer.fingerprint() != meta["fingerprint"]:
         raise DataError(
             f"tokenizer in {folder} has fingerprint {tokenizer.fingerprint()[:12]}, but {meta['fingerprint'][:12]} was "
             "saved; its files or this package's vocabulary changed since, restore them or prepare and train anew"
         )
     return tokenizer
-
-
-def _load_kind(folder: Path, meta: dict[str, Any]) -> Tokenizer:
-    match meta["kind"]:
-        case "gpt2" | "bpe":
-            return BytePairTokenizer(meta["name"], parse_ranks(_read_text(folder / RANKS_FILE)), meta["kind"])
-        case "corpus":
-            return CorpusTokenizer()
-        case "words":
-            return WordTokenizer(_read_text(folder / WORDS_FILE).split("\n")[:-1])
-    raise DataError(f"{folder / META_FILE} has kind {meta['kind']!r}; this version knows gpt2, bpe, corpus and words")
 
 
 def _read_text(path: Path) -> str:

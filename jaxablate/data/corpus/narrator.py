@@ -16,6 +16,7 @@ from jaxablate.data.corpus.grammar import (
     PARAGRAPH,
     PLACE_ROLE,
     PRONOUNS,
+    ROLE_CODES,
     SENTENCE_BREAK,
     TEMPLATES,
     THING_ROLE,
@@ -167,20 +168,16 @@ class Page:
             tokens.append(template.opening)
             items = items[1:]
         for item in items:
-            if isinstance(item, int):
-                if item == SENTENCE_BREAK:
-                    self._end_sentence()
-                else:
-                    tokens.append(item)
+            if isinstance(item, int) and item != SENTENCE_BREAK:
+                tokens.append(item)
             elif isinstance(item, Slot):
                 self._fill(item, cast)
-            else:
+            elif isinstance(item, tuple):
                 tokens.extend(self.pick(item))
-
-    def _end_sentence(self) -> None:
-        self.last_subject, self.subject = self.subject, NOBODY
-        self.breaks.append(len(self.tokens))
-        self.log.append((len(self.tokens), "subject", NOBODY))
+            else:
+                self.last_subject, self.subject = self.subject, NOBODY
+                self.breaks.append(len(tokens))
+                self.log.append((len(tokens), "subject", NOBODY))
 
     def _fill(self, slot: Slot, cast: Mapping[str, Any]) -> None:
         key = slot.key
@@ -207,9 +204,14 @@ class Page:
         form, female = slot.form, person >= len(words.BOYS)
         if form == "~":
             form = ("He" if slot.sentence_start else "he") if self._clear(person) and self.draw(2) else ""
-        self.marks.append((len(self.tokens), person + 1, slot.role))
-        if slot.role == 1:
-            self._subject(person)
+        position = len(self.tokens)
+        if slot.role == ROLE_CODES["subj"]:
+            # A name after ``Rob and`` makes the subject several people.
+            joined = self.subject and self.tokens[-1] == WORD_IDS["and"] and self.marks[-1][0] == position - 2
+            self.subject = SEVERAL if joined else person + 1
+            self.log.append((position, "subject", self.subject))
+            self.log.append((position, "mood", 0 if joined else self.moods.get(person, 0)))
+        self.marks.append((position, person + 1, slot.role))
         self.tokens.append(_FORM_IDS[form][female] if form else _NAME_IDS[person])
 
     def _clear(self, person: int) -> bool:
@@ -218,14 +220,6 @@ class Page:
             return True
         female = person >= len(words.BOYS)
         return all(other == person or (other >= len(words.BOYS)) != female for other in self.stage)
-
-    def _subject(self, person: int) -> None:
-        """Notes the clause's subject; a name after ``Rob and`` makes it several people."""
-        joined = self.subject and self.tokens[-1] == WORD_IDS["and"] and self.marks[-2][0] == len(self.tokens) - 2
-        self.subject = SEVERAL if joined else person + 1
-        mood = 0 if joined else self.moods.get(person, 0)
-        self.log.append((len(self.tokens), "subject", self.subject))
-        self.log.append((len(self.tokens), "mood", mood))
 
     def _thing(self, form: str, thing: Thing) -> None:
         tokens = self.tokens

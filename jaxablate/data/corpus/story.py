@@ -79,9 +79,7 @@ def token_stream(seed: int, start: int, count: int
         page.tokens.append(_EOT)
         pieces.append(np.asarray(page.tokens, np.uint16))
         lengths.append(len(page.tokens))
-    if not pieces:
-        return np.zeros(0, np.uint16), np.zeros(0, np.int64)
-    return np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths[:-1])]).astype(np.int64)
+    return np.concatenate([np.zeros(0, np.uint16), *pieces]), np.cumsum([0, *lengths])[:-1]
 
 
 def entropy_floor(seed: int = 0, start: int = VALID_START, count: int = 2000) -> float:

@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 
 from jaxablate.data.corpus.grammar import TOKEN_IDS, TOKEN_PATTERN, VOCABULARY
-from jaxablate.data.ids import END_OF_TEXT, check_ids, write_meta
+from jaxablate.data.ids import END_OF_TEXT, Tokenizer, check_ids, write_meta
 from jaxablate.errors import DataError
 
 
-class CorpusTokenizer:
+class CorpusTokenizer(Tokenizer):
     """Words of the embedded corpus, each with the space before it; ``decode(encode(text)) == text`` for every text.
 
     A name, noun or verb is one token, so ``" Rob"`` can be asked for as the answer to a prompt. Words without a space
@@ -38,15 +38,7 @@ class CorpusTokenizer:
             raise DataError(_unknown(text))
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
-
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids.
-
-        Raises:
-          DataError: an id is not in the vocabulary.
-        """
         return "".join([VOCABULARY[i] for i in check_ids(ids, self.vocab_size)])
 
     def fingerprint(self) -> str:
