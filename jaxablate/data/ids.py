@@ -52,11 +52,7 @@ class Tokenizer(Protocol):
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> list[int]:
-    """The ids as plain integers.
-
-    Raises:
-      DataError: an id is outside ``0 .. vocab_size - 1``.
-    """
+    """The ids as plain integers; DataError where one is outside ``0 .. vocab_size - 1``."""
     plain = [int(i) for i in ids]
     bad = next((i for i in plain if not 0 <= i < vocab_size), None)
     if bad is not None:

@@ -103,11 +103,7 @@ class TokenFile:
         return np.minimum(np.searchsorted(self.story_offsets, positions, side="right") - 1, self.n_stories - 1)
 
     def require_vocab(self, vocab_size: int) -> None:
-        """Check that a model with `vocab_size` embedding rows can take every id.
-
-        Raises:
-          DataError: the file's vocabulary is larger.
-        """
+        """DataError where a model with `vocab_size` embedding rows cannot take every id."""
         if self.vocab_size > vocab_size:
             raise DataError(
                 f"{self.path.name} has token ids up to {self.vocab_size - 1}, beyond the model's "

@@ -183,11 +183,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
 
 
 def parse_ranks(text: str) -> dict[bytes, int]:
-    """Inverse of `BytePairTokenizer.ranks_text`.
-
-    Raises:
-      DataError: the text has another form.
-    """
+    """Inverse of `BytePairTokenizer.ranks_text`; DataError where the text has another form."""
     try:
         pairs = (line.split() for line in text.splitlines())
         return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}

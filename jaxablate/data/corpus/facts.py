@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from jaxablate.data.corpus import words
-from jaxablate.data.corpus.grammar import FEELINGS, PARAGRAPH, PRONOUNS, ROLES, TOKEN_IDS, VOCABULARY
+from jaxablate.data.corpus.grammar import PARAGRAPH, PRONOUNS, ROLES, TOKEN_IDS, VOCABULARY
 from jaxablate.data.corpus.narrator import MOODS, NOBODY, Handover, Page
 
 PEOPLE = ("nobody", *words.NAMES, "several")
@@ -138,7 +138,7 @@ def _kind(token: str) -> str:
         "thing": THINGS[1:],
         "place": WHERE[1:],
         "adjective": (*words.ADJECTIVES, *words.TRAITS),
-        "feeling": [w for group in FEELINGS.values() for w in group],
+        "feeling": [w for group in words.FEELINGS.values() for w in group],
         "verb": _VERBS.split(),
         "kin": words.KIN,
     }

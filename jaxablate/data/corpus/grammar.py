@@ -37,7 +37,6 @@ THING_ROLE, PLACE_ROLE = ROLES.index("thing"), ROLES.index("place")
 
 PRONOUNS = {"he": ("he", "she"), "him": ("him", "her"), "his": ("his", "her"), "boy": ("boy", "girl"),
             "He": ("He", "She"), "His": ("His", "Her")}
-FEELINGS = {"good": words.GOOD_FEELINGS, "bad": words.BAD_FEELINGS, "cross": words.CROSS_FEELINGS}
 
 _ITEM = re.compile(r"\{(?P<slot>[^}]+)\}|\((?P<choice>[^)]*)\)|(?P<text>[^{(]+)")
 _SENTENCE_END = frozenset((".", "!", "?", '."', '!"', '?"'))
@@ -113,7 +112,7 @@ def _lexicon() -> list[str]:
     nouns = [noun.word for noun in words.NOUNS]
     places = [word for place in words.PLACES for word in (place.word, place.preposition)]
     forms = [word for pair in PRONOUNS.values() for word in pair]
-    feelings = [word for group in FEELINGS.values() for word in group]
+    feelings = [word for group in words.FEELINGS.values() for word in group]
     loose = [*words.NAMES, *words.KIN, *nouns, *words.ADJECTIVES, *places, *words.TRAITS, *feelings, *forms, *spots]
     return [f" {word}" for word in (*loose, "a", "an", "the")]
 

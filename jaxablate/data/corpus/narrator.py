@@ -12,7 +12,6 @@ import numpy as np
 
 from jaxablate.data.corpus import words
 from jaxablate.data.corpus.grammar import (
-    FEELINGS,
     PARAGRAPH,
     PLACE_ROLE,
     PRONOUNS,
@@ -250,7 +249,7 @@ class Page:
         """A feeling of the subject; `again` writes the last one once more."""
         position = len(self.tokens)
         if not again:
-            self.feeling = WORD_IDS[self.pick(FEELINGS[kind])]
+            self.feeling = WORD_IDS[self.pick(words.FEELINGS[kind])]
             mood = MOODS.index(kind)
             if 0 < self.subject < SEVERAL:
                 self.moods[self.subject - 1] = mood

@@ -46,20 +46,12 @@ class Story:
 
 
 def story(seed: int, index: int) -> Story:
-    """Story `index` of a seed, 0 <= index < 2**62 and 0 <= seed < 2**64.
-
-    Raises:
-      DataError: a number is out of range.
-    """
+    """Story `index` of a seed, 0 <= index < 2**62 and 0 <= seed < 2**64; DataError for other numbers."""
     return next(stories(seed, index, 1))
 
 
 def stories(seed: int, start: int, count: int) -> Iterator[Story]:
-    """Stories start .. start + count - 1 of a seed, in order; the same as `story` of each.
-
-    Raises:
-      DataError: a number is out of range.
-    """
+    """Stories start .. start + count - 1 of a seed, in order; the same as `story` of each."""
     for index, page, plot in _pages(seed, start, count):
         yield Story(seed, index, np.asarray(page.tokens, np.uint16), page, plot)
 

@@ -90,12 +90,11 @@ TRAITS = ("kind", "brave", "shy", "clever", "funny", "quiet", "gentle")
 KIN = ("mom", "dad", "grandma")
 """With whom a child lives: the same one throughout a story."""
 
-GOOD_FEELINGS = ("happy", "glad", "excited")
-"""How a child feels who gets something, or gets it back."""
-BAD_FEELINGS = ("sad", "upset")
-"""How a child feels who lost something or was hurt."""
-CROSS_FEELINGS = ("angry", "mad")
-"""How a child feels whose thing was taken."""
+FEELINGS = {
+    "good": ("happy", "glad", "excited"),  # of a child who gets something, or gets it back
+    "bad": ("sad", "upset"),  # of one who lost something or was hurt
+    "cross": ("angry", "mad"),  # of one whose thing was taken
+}
 
 
 @functools.cache
