@@ -37,9 +37,11 @@ def split(tokens, batch=3, length=6):
     rows += -rows % batch
     pad = rows * length - len(inputs)
     mask = np.concatenate([np.ones(len(inputs)), np.zeros(pad)]).reshape(rows, length).astype(np.float32)
-    shaped = [np.concatenate([x, np.full(pad, EOT)]).reshape(rows, length).astype(np.int32) for x in (inputs, targets)]
-    return [{"inputs": shaped[0][i : i + batch], "targets": shaped[1][i : i + batch], "mask": mask[i : i + batch]}
-            for i in range(0, rows, batch)]
+    story = np.cumsum(targets == EOT) - (targets == EOT)
+    inputs, targets, story = (np.concatenate([x, np.full(pad, EOT)]).reshape(rows, length).astype(np.int32)
+                              for x in (inputs, targets, story))
+    whole = {"inputs": inputs, "targets": targets, "story": story, "mask": mask}
+    return [{name: x[i : i + batch] for name, x in whole.items()} for i in range(0, rows, batch)]
 
 
 def stories(count, seed=0):

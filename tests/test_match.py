@@ -143,8 +143,7 @@ def test_the_nearest_checkpoint_is_taken_and_the_distance_told(runs, capsys):
     losses = {}
     for step in (2, 4, 6):
         settings = command.MatchSettings(workdir=runs / "gated", baseline=runs / "base")
-        opened = command._open(settings, runs / "base", str(step))
-        losses[step] = command._with_loss(opened, lambda line: None).loss.value
+        losses[step] = command._open(settings, runs / "base", str(step), [], lambda line: None).loss.value
     assert losses[2] > losses[4] > losses[6]
     assert match(runs, "--suites", "weights", "--tolerance", 1e-6, "--out", runs / "out") == 0
     out = " ".join(capsys.readouterr().out.split())

@@ -96,13 +96,7 @@ def match(settings: MatchSettings, say: Say = lambda line: None) -> tuple[Matche
     """Finds the baseline's checkpoint of nearest loss, measures both, and writes tables and the baseline's results.
 
     What is measured of the run itself goes into its own ``results.json``, unless that is of another checkpoint.
-
-    Args:
-      settings: which runs, suites, where to.
-      say: receives lines of progress.
-
-    Returns:
-      The comparison, and the files it was written to.
+    ``say`` receives lines of progress. Returns the comparison, and the files it was written to.
 
     Raises:
       ConfigError: a run is none of a language model, or a suite does not fit one of them.
@@ -115,7 +109,7 @@ def match(settings: MatchSettings, say: Say = lambda line: None) -> tuple[Matche
     suites = fitting_suites(settings, configs, say)
     steps = undamaged_steps(settings.baseline, say)
     stored = stored_results(settings.workdir, say)
-    model = _with_loss(_open(settings, settings.workdir, settings.checkpoint, stored), say)
+    model = _open(settings, settings.workdir, settings.checkpoint, [stored], say)
     baseline, losses = _nearest(settings, steps, float(model.loss), say)
     same = stored is None or stored.same_checkpoint(model.results)
     if not same:
@@ -140,16 +134,14 @@ def match(settings: MatchSettings, say: Say = lambda line: None) -> tuple[Matche
 def check_same_data(workdir: Path, baseline: Path) -> None:
     """Raises DataError where two runs were not trained and validated on the same tokens of the same tokenizer."""
     a, b = read_run(workdir), read_run(baseline)
-    for name, value in a.get("tokenizer", {}).items():
-        other = b.get("tokenizer", {}).get(name, value)
-        if other != value:
+    differing = [(of, name, value, b[of][name]) for of in ("tokenizer", "data_hash")
+                 for name, value in a.get(of, {}).items() if b.get(of, {}).get(name, value) != value]
+    for of, name, value, other in differing:
+        if of == "tokenizer":
             raise DataError(f"{baseline} has another tokenizer ({name} {other[:24]}) than {workdir} ({value[:24]}), so "
                             "their losses are in different units; give a --baseline with the same one")
-    for split, value in a.get("data_hash", {}).items():
-        other = b.get("data_hash", {}).get(split, value)
-        if other != value:
-            raise DataError(f"{baseline} has other {split} data (hash {other[:12]}) than {workdir} ({value[:12]}); "
-                            "give a --baseline of the same data")
+        raise DataError(f"{baseline} has other {name} data (hash {other[:12]}) than {workdir} ({value[:12]}); "
+                        "give a --baseline of the same data")
 
 
 def fitting_suites(settings: MatchSettings, configs: Sequence[Config], say: Say) -> list[Suite]:
@@ -192,19 +184,16 @@ def stored_results(folder: Path, say: Say) -> Results | None:
         return None
 
 
-def _open(settings: MatchSettings, workdir: Path, checkpoint: str, *stored: Results | None) -> Checkpoint:
-    """A checkpoint, with the suites that stored results of the same checkpoint hold of the whole split."""
-    run = open_run(workdir, checkpoint, batch_size=settings.batch_size, seed=settings.seed)
+def _open(settings: MatchSettings, workdir: Path, step: str, stored: Sequence[Results | None], say: Say) -> Checkpoint:
+    """A checkpoint with its loss, and with the suites that stored results of it hold of the whole split."""
+    run = open_run(workdir, step, batch_size=settings.batch_size, seed=settings.seed)
     merged = score.empty_results(run)
     for old in stored:
         merged = results.merge(old, merged)
     suites = {name: record for name, record in merged.suites.items() if "max_batches" not in record.options}
-    return Checkpoint(workdir=workdir, run=run, results=dataclasses.replace(merged, suites=suites))
-
-
-def _with_loss(checkpoint: Checkpoint, say: Say) -> Checkpoint:
+    checkpoint = Checkpoint(workdir=workdir, run=run, results=dataclasses.replace(merged, suites=suites))
     checkpoint = _completed(checkpoint, [perplexity.SUITE], None, say, required=True)
-    say(f"{checkpoint.workdir} at step {checkpoint.run.step:,}: {LOSS} {float(checkpoint.loss):.4f}")
+    say(f"{workdir} at step {run.step:,}: {LOSS} {float(checkpoint.loss):.4f}")
     return checkpoint
 
 
@@ -238,13 +227,13 @@ def _nearest(settings: MatchSettings, steps: Sequence[int], target: float, say: 
     measured: dict[int, Results] = {}
 
     def loss_of(step: int) -> float:
-        checkpoint = _with_loss(_open(settings, settings.baseline, str(step), *stored), say)
+        checkpoint = _open(settings, settings.baseline, str(step), stored, say)
         measured[step] = checkpoint.results
         return float(checkpoint.loss)
 
     losses = measured_losses(steps, loss_of, target)
     step = nearest(losses, target)
-    return _open(settings, settings.baseline, str(step), measured[step]), losses
+    return _open(settings, settings.baseline, str(step), [measured[step]], lambda line: None), losses
 
 
 def measured_losses(steps: Sequence[int], loss_of: Callable[[int], float], target: float, *, most: int = MEASURE_ALL

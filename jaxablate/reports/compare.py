@@ -5,7 +5,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from jaxablate.config import INCIDENTAL, flatten
 from jaxablate.reports.figures import write_figure
 from jaxablate.reports.html import template
 from jaxablate.reports.panels import Bar, Bars, Cell, Grid
-from jaxablate.reports.results import Better, Figure, Results
+from jaxablate.reports.results import Better, Results
 from jaxablate.reports.tables import csv_text, heading, latex, markdown, terminal
 from jaxablate.stats import Estimate
 
@@ -109,23 +109,26 @@ class Comparison:
 
 
 def compare(runs: Sequence[ScoredRun]) -> Comparison:
-    """One table over runs.
+    """One table over runs: a row for each configuration, in the order in which the first runs of each are given.
 
-    Args:
-      runs: scored working directories, in the order their rows should take.
-
-    Returns:
-      A row for each configuration. With n > 1 runs the interval is Student's t over the runs; a single run keeps the
-      interval its suite gave, or has none.
+    With n > 1 runs the interval is Student's t over the runs; a single run keeps the interval its suite gave, or has
+    none.
     """
     runs, notes = _without_copies(runs)
     groups: dict[str, list[ScoredRun]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_settings(run.results), sort_keys=True), []).append(run)
-    fields = _differing_fields([group[0].results for group in groups.values()])
+    settings = [_settings(group[0].results) for group in groups.values()]
+    fields = _differing_fields(settings)
     columns = _columns(runs)
-    rows = tuple(_row(group, fields, columns) for group in groups.values())
-    return Comparison(fields=fields or ("run",), columns=columns, rows=rows, notes=(*notes, *_gaps(runs)))
+    rows = []
+    for group, values in zip(groups.values(), settings, strict=True):
+        alone = group[0].name if len(group) == 1 else "all"
+        rows.append(Row(
+            labels=tuple(_label(values.get(name)) for name in fields) or (alone,), runs=tuple(r.name for r in group),
+            seeds=tuple(r.results.seed for r in group), steps=tuple(sorted({r.results.step for r in group})),
+            cells=tuple(_cell(group, column) for column in columns)))
+    return Comparison(fields=fields or ("run",), columns=columns, rows=tuple(rows), notes=(*notes, *_gaps(runs)))
 
 
 def _without_copies(runs: Sequence[ScoredRun]) -> tuple[list[ScoredRun], list[str]]:
@@ -166,9 +169,8 @@ def _inert_objective(results: Results) -> tuple[str, ...]:
     return (*streams, "objective.regularized_stream") if regularized else ("objective.",)
 
 
-def _differing_fields(results: Sequence[Results]) -> tuple[str, ...]:
+def _differing_fields(settings: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Settings that are not the same everywhere, those of the model first."""
-    settings = [_settings(r) for r in results]
     names = {name: None for s in settings for name in s}
     varied = [n for n in names if len({json.dumps(s[n]) for s in settings if n in s}) > 1]
     return tuple(sorted(varied, key=lambda n: (not n.startswith("model."), n != "model.ablation")))
@@ -176,21 +178,13 @@ def _differing_fields(results: Sequence[Results]) -> tuple[str, ...]:
 
 def _columns(runs: Sequence[ScoredRun]) -> tuple[Column, ...]:
     """Every figure any run has, suites and figures in the order first met."""
-    suites: dict[str, dict[str, Figure]] = {}
+    suites: dict[str, dict[str, Column]] = {}
     for run in runs:
-        for name, record in run.results.suites.items():
-            for figure in record.figures:
-                suites.setdefault(name, {}).setdefault(figure.name, figure)
-    return tuple(Column(suite=suite, name=f.name, unit=f.unit, better=f.better)
-                 for suite, figures in suites.items() for f in figures.values())
-
-
-def _row(group: Sequence[ScoredRun], fields: Sequence[str], columns: Sequence[Column]) -> Row:
-    settings = _settings(group[0].results)
-    labels = tuple(_label(settings.get(name)) for name in fields) or (group[0].name if len(group) == 1 else "all",)
-    return Row(
-        labels=labels, runs=tuple(r.name for r in group), seeds=tuple(r.results.seed for r in group),
-        steps=tuple(sorted({r.results.step for r in group})), cells=tuple(_cell(group, column) for column in columns))
+        for suite, record in run.results.suites.items():
+            for f in record.figures:
+                column = Column(suite=suite, name=f.name, unit=f.unit, better=f.better)
+                suites.setdefault(suite, {}).setdefault(f.name, column)
+    return tuple(column for columns in suites.values() for column in columns.values())
 
 
 def _label(value: Any) -> str:
@@ -254,21 +248,21 @@ def terminal_view(comparison: Comparison, width: int) -> Group:
     broad = terminal(dataclasses.replace(table(comparison), caption=""))
     if _width(broad) <= width:
         return Group(broad, *notes)
+
+    def beside(rows: Sequence[Row], most: int) -> Table:
+        return terminal(figures_table(comparison, rows), grouped=True, most=most)
+
     parts: list[list[Row]] = []
     for row in comparison.rows:
-        if parts and _width(_beside(comparison, [*parts[-1], row], LABEL_WIDTHS[-1])) <= width:
+        if parts and _width(beside([*parts[-1], row], LABEL_WIDTHS[-1])) <= width:
             parts[-1].append(row)
         else:
             parts.append([row])
     tables = []
     for part in parts:
-        choice = [_beside(comparison, part, most) for most in LABEL_WIDTHS]
+        choice = [beside(part, most) for most in LABEL_WIDTHS]
         tables.append(next((x for x in choice if _width(x) <= width), choice[-1]))
     return Group(*tables, *notes)
-
-
-def _beside(comparison: Comparison, rows: Sequence[Row], most: int) -> Table:
-    return terminal(figures_table(comparison, rows), grouped=True, most=most)
 
 
 def _width(renderable: Table) -> int:
@@ -304,15 +298,12 @@ def suite_bars(comparison: Comparison, suite: str) -> tuple[Bars, ...]:
 
 
 def write(comparison: Comparison, out: str, *, figures: bool = False) -> list[Path]:
-    """Writes Markdown, CSV, LaTeX and HTML, and for print a picture of each figure.
+    """Writes Markdown, CSV, LaTeX and HTML; returns the files' paths, and of the figures their folder.
 
     Args:
       comparison: what to write.
       out: an existing folder or a name that ends in ``/`` (files ``table.*`` inside), else the files' common prefix.
       figures: whether to draw each figure that two rows have as PNG and SVG, into a folder ``...-figures``.
-
-    Returns:
-      The files' paths; of the figures their folder.
 
     Raises:
       FileError: a folder cannot be made or written to.

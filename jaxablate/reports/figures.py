@@ -27,15 +27,7 @@ FORMATS = ("png", "svg", "pdf")
 
 def write_figure(panel: Panel, path_without_suffix: str | os.PathLike[str], formats: Sequence[str] = ("png", "svg")
                  ) -> list[Path]:
-    """Draws a panel and writes it, one file for each format.
-
-    Args:
-      panel: of any kind that is a picture (not a table or texts).
-      path_without_suffix: where; the folder is made.
-      formats: of `FORMATS`; PNG has 300 dots an inch.
-
-    Returns:
-      The files, in the order of ``formats``.
+    """Draws a panel and writes it, one file for each format of `FORMATS`; the folder is made. Returns the files.
 
     Raises:
       FileError: a file cannot be written; each is there whole or not at all.

@@ -14,26 +14,12 @@ from jaxablate import files
 from jaxablate.config import flatten
 from jaxablate.reports import svg
 from jaxablate.reports.circuit_graph import circuit_svg
-from jaxablate.reports.panels import (
-    Bars,
-    Beside,
-    CircuitGraph,
-    Curves,
-    Heatmap,
-    HistogramGrid,
-    Network,
-    Panel,
-    Series,
-)
+from jaxablate.reports.panels import Bars, Beside, CircuitGraph, Curves, Heatmap, HistogramGrid, Network, Panel, Series
 from jaxablate.reports.results import Results
 from jaxablate.reports.tables import cell_text, headline, prose, text_columns
 from jaxablate.stats import number
 
 FILE_NAME = "report.html"
-LOSSES = (("loss_clean", "clean"), ("loss_ablated", "ablated"))
-ACCURACIES = (("accuracy", ""), ("accuracy_ablated", "ablated"))
-TERMS = (("loss", "loss"), ("cross_entropy", "cross-entropy"))
-"""Pairs (key in the log, name in the legend) of each picture of a training run."""
 _DRAWINGS: dict[type, Callable[[Any], str]] = {
     HistogramGrid: svg.histograms, Bars: svg.bars, Curves: svg.curves, Heatmap: svg.heatmap,
     Network: svg.network, CircuitGraph: circuit_svg, Beside: svg.beside,
@@ -43,14 +29,7 @@ MOST_POINTS = 300
 
 
 def write_report(workdir: str | os.PathLike[str], results: Results) -> Path:
-    """Writes the page of a scored working directory.
-
-    Args:
-      workdir: holds ``metrics.jsonl``, from which the training curve is drawn where it exists.
-      results: what to show.
-
-    Returns:
-      The page's path.
+    """Writes the page of a scored working directory, with curves of training where it holds ``metrics.jsonl``.
 
     Raises:
       FileError: the folder cannot be written to.
@@ -70,13 +49,7 @@ def run_name(folder: Path) -> str:
 
 
 def page(results: Results, history: Sequence[Mapping[str, Any]], name: str) -> str:
-    """The page as text.
-
-    Args:
-      results: what to show.
-      history: lines of the training log, see `read_history`; may be empty.
-      name: of the run, for the title.
-    """
+    """The page as text; ``history`` is from `read_history` and may be empty, ``name`` is the run's."""
     curves = training_curves(history, regularizers(results))
     tiles = [(suite, f) for suite, record in results.suites.items() for f in record.figures[:2]
              if f.estimate.value is not None]
@@ -102,7 +75,7 @@ def explanation_page(title: str, lines: Sequence[tuple[str, str]], words: Sequen
     """A page about one text.
 
     Args:
-      title: title of the page.
+      title: of the page.
       lines: pairs (what or who, text) under the title.
       words: words of the text, each with a shade in [0, 1]; may be empty.
       panels: what else is to be seen.
@@ -158,34 +131,32 @@ def training_curves(history: Sequence[Mapping[str, Any]], regularizers: Sequence
 
     A step that was trained twice (a run resumed from an older checkpoint) counts with its last value.
     """
-    language = _curves(history, LOSSES, ("training", "validation"), title="Training", y_label="loss", log_y=True,
-                       caption="Cross-entropy in nats per token, on a logarithmic scale.")
-    accuracy = _curves(history, ACCURACIES, ("training batches", "development"), title="Accuracy", y_label="accuracy",
-                       caption="Share of texts classified rightly.")
     of_classifier = [entry for entry in history if "cross_entropy" in entry]
-    terms = _curves(of_classifier, TERMS, ("training", "dev"), title="Loss", y_label="nats",
-                    caption="The loss that is minimised, and its cross-entropy.")
-    regularized = _curves(history, [(name, name) for name in regularizers], ("training", "dev"), title="Regularisers",
-                          y_label="term", caption="Terms of the loss before their coefficients.")
-    return tuple(curve for curve in (language, accuracy, terms, regularized) if curve is not None)
+    pictures = (
+        _curves(history, {"loss_clean": "clean", "loss_ablated": "ablated"}, ("training", "validation"),
+                title="Training", y_label="loss", log_y=True,
+                caption="Cross-entropy in nats per token, on a logarithmic scale."),
+        _curves(history, {"accuracy": "", "accuracy_ablated": "ablated"}, ("training batches", "development"),
+                title="Accuracy", y_label="accuracy", caption="Share of texts classified rightly."),
+        _curves(of_classifier, {"loss": "loss", "cross_entropy": "cross-entropy"}, ("training", "dev"), title="Loss",
+                y_label="nats", caption="The loss that is minimised, and its cross-entropy."),
+        _curves(history, {name: name for name in regularizers}, ("training", "dev"), title="Regularisers",
+                y_label="term", caption="Terms of the loss before their coefficients."),
+    )
+    return tuple(curves for curves in pictures if curves.series)
 
 
-def _curves(history: Sequence[Mapping[str, Any]], keys: Sequence[tuple[str, str]], splits: tuple[str, str],
-            **looks: Any) -> Curves | None:
-    """Named numbers of the log over steps, by split; None where it has none of them."""
+def _curves(history: Sequence[Mapping[str, Any]], names: Mapping[str, str], splits: tuple[str, str], **looks: Any
+            ) -> Curves:
+    """Numbers of the log over steps, by split; ``names`` maps their keys to what the legend calls them."""
     series = []
     for split, prefix in zip(("train", "valid"), splits, strict=True):
-        for key, name in keys:
-            points = {e["step"]: e[key] for e in history
+        for key, name in names.items():
+            logged = {e["step"]: e[key] for e in history
                       if e.get("split") == split and isinstance(e.get(key), int | float)}
+            points, size = sorted(logged.items()), -(-len(logged) // MOST_POINTS)
+            groups = [points[i : i + size] for i in range(0, len(points), size or 1)]
+            x, y = (tuple(sum(p[axis] for p in g) / len(g) for g in groups) for axis in (0, 1))
             if points:
-                x, y = _thinned(sorted(points.items()))
                 series.append(Series(label=f"{prefix}, {name}" if name else prefix, x=x, y=y))
-    return Curves(x_label="step", series=tuple(series), **looks) if series else None
-
-
-def _thinned(points: Sequence[tuple[int, float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    size = -(-len(points) // MOST_POINTS)
-    groups = [points[i : i + size] for i in range(0, len(points), size)]
-    x = tuple(sum(p[0] for p in g) / len(g) for g in groups)
-    return x, tuple(sum(p[1] for p in g) / len(g) for g in groups)
+    return Curves(x_label="step", series=tuple(series), **looks)

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxablate.reports.html import template
 from jaxablate.reports.neuron_records import ExampleRecord, NeuronRecord, NodeRecord, Scores
+from jaxablate.reports.svg import text
 from jaxablate.stats import number
 
 MOST_PATTERNS, MOST_COLUMNS, MOST_TOKENS, MOST_LETTERS = 12, 8, 5, 16
@@ -74,11 +75,11 @@ def graph_svg(record: NeuronRecord) -> str:
     """The picture of a graph."""
     roots, boxes = _forest(record)
     if not boxes:
-        return _picture(f"Neuron {record.neuron}: no graph", 360, 44, [_note(12, 27, no_graph(record))])
+        return _picture(f"Neuron {record.neuron}: no graph", 360, 44, [text(12, 27, no_graph(record), "note", "start")])
     width, height = _place(roots, boxes)
     notes = _notes(record, boxes)
     marks = [mark for box in boxes for mark in _lines_to(box)] + [mark for box in boxes for mark in _box_marks(box)]
-    marks += [_note(10, height + 14 + 15 * i, note) for i, note in enumerate(notes)]
+    marks += [text(10, height + 14 + 15 * i, note, "note", "start") for i, note in enumerate(notes)]
     return _picture(f"What fires neuron {record.neuron}", max(width, 10 + 6.2 * max(map(len, notes))),
                     height + 15 * len(notes) + 10, marks)
 
@@ -151,7 +152,7 @@ def _lines_to(box: _Box) -> list[str]:
         marks.append(f'<path class="way" d="M{a:g} {child.y:g}C{middle:g} {child.y:g} {middle:g} {box.y:g} {b:g} '
                      f'{box.y:g}"/>')
         if child.gap:
-            marks.append(_note(a + 4, child.y - 4, f"{child.gap} any"))
+            marks.append(text(a + 4, child.y - 4, f"{child.gap} any", "note", "start"))
     return marks
 
 
@@ -160,7 +161,10 @@ def _box_marks(box: _Box) -> list[str]:
     left, top = box.x - box.width / 2, box.y - box.height / 2
     shape = f'x="{left:g}" y="{top:g}" width="{box.width:g}" height="{box.height:g}" rx="4"'
     shade = 0.08 + 0.5 * min(max(node.importance or 0.0, 0.0), 1.0)
-    marks = [f'<g><title>{html.escape(_title(node))}</title>',
+    title = " ".join(map(visible, node.tokens or ()))  # all of them, also those that do not fit into the box
+    title += " (pivot)" if node.parent is None else (
+        f" ({node.offset} before the pivot, importance {number(node.importance)})")
+    marks = [f'<g><title>{html.escape(title)}</title>',
              f'<rect class="box{" pivot" if node.parent is None else ""}" {shape}/>',
              f'<rect class="shade" fill-opacity="{shade:.2f}" {shape}/>']
     for i, line in enumerate(box.lines):
@@ -168,19 +172,10 @@ def _box_marks(box: _Box) -> list[str]:
         y = top + _PAD + 8.5 + _LINE * i
         marks.append(f'<text{style} x="{left + _PAD:g}" y="{y:g}">{html.escape(line)}</text>')
     marks.append("</g>")
-    if node.strength is not None:
-        marks.append(_note(left - 6, box.y + 4, f"{node.strength:.0%}", "end"))
-    elif box.cut:
-        marks.append(_note(left - 6, box.y + 4, "…", "end"))
+    if node.strength is not None or box.cut:
+        share = "…" if node.strength is None else f"{node.strength:.0%}"
+        marks.append(text(left - 6, box.y + 4, share, "note", "end"))
     return marks
-
-
-def _title(node: NodeRecord) -> str:
-    """All tokens of a node, and how important they are."""
-    tokens = " ".join(visible(t) for t in node.tokens or ())
-    if node.parent is None:
-        return f"{tokens} (pivot)"
-    return f"{tokens} ({node.offset} before the pivot, importance {number(node.importance)})"
 
 
 def _notes(record: NeuronRecord, boxes: Sequence[_Box]) -> list[str]:
@@ -195,10 +190,6 @@ def _notes(record: NeuronRecord, boxes: Sequence[_Box]) -> list[str]:
     return notes
 
 
-def _note(x: float, y: float, words: str, anchor: str = "start") -> str:
-    return f'<text class="note" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{html.escape(words)}</text>'
-
-
 def _picture(title: str, width: float, height: float, marks: Sequence[str]) -> str:
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
     return (f'<svg xmlns="http://www.w3.org/2000/svg" class="neuron-graph" {size} role="img" '
@@ -207,13 +198,7 @@ def _picture(title: str, width: float, height: float, marks: Sequence[str]) -> s
 
 
 def neuron_page(records: Sequence[NeuronRecord], title: str, conditions: str) -> str:
-    """A page of chosen neurons.
-
-    Args:
-      records: neurons, in the order of the page.
-      title: title of the page.
-      conditions: one line on the checkpoint and its surroundings.
-    """
+    """A page of chosen neurons; ``conditions`` is one line on the checkpoint and its surroundings."""
     shown = [{"record": r, "picture": graph_svg(r), "verdict": verdict(r.scores),
               "examples": [_shaded(e) for e in r.examples]} for r in records]
     return template("neuron.html").render(title=title, neurons=shown, conditions=conditions)
@@ -230,14 +215,11 @@ def verdict(scores: Scores) -> str:
     if not scores.fires:
         return (f"The neuron does not fire in the {scores.tokens:,} tokens of held-out text, so its graph has no "
                 "score.")
+    precision, recall, pivots, other = ("-" if value is None else f"{value:.2f}" for value in (
+        scores.precision, scores.recall, scores.f1_pivot, scores.f1_shuffled))
     return (f"Held-out text of {scores.tokens:,} tokens: it fires at {scores.fires:,}, the graph says so at "
-            f"{scores.predicted:,}, {scores.hits:,} of them rightly. Precision {_two(scores.precision)}, recall "
-            f"{_two(scores.recall)}, F1 {scores.f1}; its pivots alone {_two(scores.f1_pivot)}, another "
-            f"neuron's graph {_two(scores.f1_shuffled)}.")
-
-
-def _two(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+            f"{scores.predicted:,}, {scores.hits:,} of them rightly. Precision {precision}, recall {recall}, "
+            f"F1 {scores.f1}; its pivots alone {pivots}, another neuron's graph {other}.")
 
 
 def _shaded(example: ExampleRecord) -> dict[str, Any]:

@@ -171,21 +171,21 @@ def from_dict(values: Mapping[str, Any]) -> NeuronRecord:
     scores = dict(values["scores"])
     if values["version"] == 1:
         scores["f1"] = Estimate(scores["f1"], *(scores.pop("f1_interval") or ()))
-    plain = {name: values[name] for name in ("neuron", "site", "strongest", "threshold")}
     return NeuronRecord(
-        **plain, examples=tuple(ExampleRecord(**_tuples(x)) for x in values["examples"]),
+        **{name: values[name] for name in ("neuron", "site", "strongest", "threshold")},
+        examples=tuple(ExampleRecord(**_tuples(x)) for x in values["examples"]),
         nodes=tuple(NodeRecord(**_tuples(x)) for x in values["nodes"]),
         scores=Scores(**scores | {"f1": stats.from_json(scores["f1"])}))
 
 
 def write_index(folder: Path, about: Mapping[str, Any], summaries: Sequence[Any], units: int) -> None:
-    """Writes the index from the neurons' files.
+    """Writes the index of graphs from the neurons' files.
 
     Args:
-      folder: where the graphs lie.
+      folder: where they lie.
       about: what they were made from.
       summaries: dataclasses, of all units and then of each layer.
-      units: units of a layer.
+      units: of a layer.
 
     Raises:
       FileError: a neuron's file is damaged, or the index cannot be written.
@@ -210,11 +210,7 @@ def _entry(record: NeuronRecord) -> dict[str, Any]:
 
 
 def read_index(folder: Path, command: str) -> dict[str, Any]:
-    """The index of a finished job.
-
-    Args:
-      folder: where the graphs lie.
-      command: makes them.
+    """The index of a folder's graphs, which ``command`` makes.
 
     Raises:
       FileError: there is none, or it is damaged.
@@ -263,14 +259,8 @@ class Match:
 def search(index: Mapping[str, Any], ids: Sequence[int]) -> list[Match]:
     """Neurons whose graph matches at the last token of a text.
 
-    A pattern that reaches back beyond the text matches under a condition: that what it asks for came before.
-
-    Args:
-      index: from `read_index`.
-      ids: tokens of the text, at least one.
-
-    Returns:
-      One entry a neuron, its best pattern: those without condition first, then by strength times F1.
+    A pattern that reaches back beyond the text matches under a condition: that what it asks for came before. Of each
+    neuron the best pattern is given: those without condition first, then by strength times F1.
     """
     def fits(tokens: Iterable[Any]) -> bool:
         return all(allowed is None or i in allowed for allowed, i in zip(tokens, reversed(ids), strict=False))

@@ -7,7 +7,7 @@ be drawn again without the model.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jaxablate import stats
 from jaxablate.stats import Estimate
@@ -261,8 +261,7 @@ class Beside(Titled):
 
 Panel = HistogramGrid | Bars | Curves | Grid | Passages | Heatmap | Network | CircuitGraph | Beside
 
-_PANELS = {cls.kind: cls
-           for cls in (HistogramGrid, Bars, Curves, Grid, Passages, Heatmap, Network, CircuitGraph, Beside)}
+_PANELS: dict[str, type] = {cls.kind: cls for cls in get_args(Panel)}
 _PARTS: dict[type, dict[str, Any]] = {
     HistogramGrid: {"histograms": Histogram}, Bars: {"bars": Bar}, Curves: {"series": Series},
     Passages: {"passages": Passage}, Network: {"nodes": Node, "edges": Edge},

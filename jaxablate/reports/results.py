@@ -77,27 +77,17 @@ class Results:
     data_hash: str
     """Hash of the validation tokens the suites read."""
     parameters: int
-    """Number of parameters."""
     suites: Mapping[str, SuiteRecord] = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def same_checkpoint(self, other: "Results") -> bool:
         """Whether figures of both may stand in one file: same parameters, settings of the model, and data."""
-        names = ("params_digest", "step", "data_hash")
-        same_model = self.config.get("model") == other.config.get("model")
-        return same_model and all(getattr(self, name) == getattr(other, name) for name in names)
+        mine, others = ((x.params_digest, x.step, x.data_hash, x.config.get("model")) for x in (self, other))
+        return mine == others
 
 
 def merge(old: Results | None, new: Results) -> Results:
-    """New results together with those suites of ``old`` that were not run again.
-
-    Args:
-      old: what the file holds, None for nothing.
-      new: what was just measured.
-
-    Returns:
-      ``new`` with the other suites of ``old`` where both are of one checkpoint; else ``new`` alone.
-    """
+    """New results with those suites of the stored ones that were not run again, where both are of one checkpoint."""
     if old is None or not old.same_checkpoint(new):
         return new
     return dataclasses.replace(new, suites={**old.suites, **new.suites})
@@ -125,9 +115,6 @@ def read(workdir: str | os.PathLike[str]) -> Results:
 def write(workdir: str | os.PathLike[str], results: Results) -> Path:
     """Writes ``results.json`` of a working directory in one step (a reader never meets half a file).
 
-    Returns:
-      The file's path.
-
     Raises:
       FileError: the folder cannot be written to.
     """
@@ -145,20 +132,15 @@ def from_dict(values: Mapping[str, Any]) -> Results:
         raise ValueError("it has no schema_version" if version is None else
                          f"it has schema version {version!r}, this program reads 1 and {SCHEMA_VERSION}")
     try:
-        if version == 1:
-            values = _from_version_1(values)
-        return Results(**{**values, "suites": {name: _record(record) for name, record in values["suites"].items()}})
+        values = _from_version_1(values) if version == 1 else values
+        suites = {name: SuiteRecord(**{
+            **record, "provenance": Provenance(**record["provenance"]),
+            "figures": tuple(map(_figure, record["figures"])),
+            "panels": tuple(map(panel_from_dict, record["panels"])),
+        }) for name, record in values["suites"].items()}
+        return Results(**{**values, "suites": suites})
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"a field is missing or of the wrong kind ({error})") from error
-
-
-def _record(values: Mapping[str, Any]) -> SuiteRecord:
-    return SuiteRecord(**{
-        **values,
-        "provenance": Provenance(**values["provenance"]),
-        "figures": tuple(_figure(f) for f in values["figures"]),
-        "panels": tuple(panel_from_dict(p) for p in values["panels"]),
-    })
 
 
 def _figure(values: Mapping[str, Any]) -> Figure:

@@ -192,11 +192,8 @@ def histograms(panel: HistogramGrid, columns: int = 4, cell: tuple[int, int] = (
     # A bar apart that is much taller than the counts is cut off; its number is written on it.
     counts = max([c for h in panel.histograms for c in h.counts] + [1])
     most = min(max([counts, *(h.apart or 0 for h in panel.histograms)]), 1.5 * counts)
-    parts = []
-    for i, histogram in enumerate(panel.histograms):
-        at = (i % columns) * cell[0], (i // columns) * cell[1]
-        inner = _histogram(histogram, span, most, panel.log_x, cell)
-        parts.append(f'<g transform="translate({at[0]},{at[1]})">{"".join(inner)}</g>')
+    parts = [_moved(_histogram(histogram, span, most, panel.log_x, cell),
+                    (i % columns) * cell[0], (i // columns) * cell[1]) for i, histogram in enumerate(panel.histograms)]
     parts.append(text(width / 2, height - 3, panel.x_label, "axis", "middle"))
     return picture(width, height, panel.title, parts)
 
@@ -265,36 +262,14 @@ def beside(panel: Beside) -> str:
     return _heatmaps(panel.title, maps, panel.labels) if maps else _networks(panel.title, networks, panel.labels)
 
 
-def shade_range(panels: Sequence[Heatmap]) -> Range:
-    """Ends of the shades' scale: the greatest value, and 0 or what is below it."""
-    values = [v for panel in panels for row in panel.values for v in row if math.isfinite(v)]
-    low, high = min([0.0, *values]), max([0.0, *values])
-    return low, high if high > low else low + 1.0
-
-
-def heaviest(panels: Sequence[Network]) -> float:
-    """Weight of the widest arc."""
-    return max([e.weight for panel in panels for e in panel.edges], default=1.0)
-
-
-def widest(panels: Sequence[Network]) -> int:
-    """Nodes that the farthest-reaching arc steps over, which gives all pictures the same height."""
-    return max([abs(e.second - e.first) for panel in panels for e in panel.edges], default=1)
-
-
-def arcs(edges: Sequence[Edge], most: float) -> list[tuple[Edge, float]]:
-    """Edges with their strength in [0, 1], strong ones last so that they are drawn over the others."""
-    return [(e, min(1.0, e.weight / most)) for e in sorted(edges, key=lambda e: e.weight)]
-
-
-def one_set_of_labels(panels: Sequence[Heatmap]) -> bool:
-    """Whether heat maps beside each other have the same rows, so that one set of labels serves all."""
-    return len({panel.rows for panel in panels}) == 1
-
-
 def _heatmaps(title: str, panels: Sequence[Heatmap], labels: Sequence[str]) -> str:
     """Heat maps in a row with one scale, each under its label, if it has one."""
-    shared, span, label = one_set_of_labels(panels), shade_range(panels), _label_width(panels[0])
+    shared = len({panel.rows for panel in panels}) == 1  # one set of labels serves all
+    label = _label_width(panels[0])
+    values = [v for panel in panels for row in panel.values for v in row if math.isfinite(v)]
+    span = min([0.0, *values]), max([0.0, *values])
+    if span[0] == span[1]:
+        span = 0.0, 1.0
     room = WIDTH - GAP * (len(panels) - 1) - (label if shared else 0)
     parts, at, tallest, down = [], 0.0, 0.0, 18 if any(labels) else 0
     for i, (name, panel) in enumerate(zip(labels, panels, strict=True)):
@@ -309,11 +284,14 @@ def _heatmaps(title: str, panels: Sequence[Heatmap], labels: Sequence[str]) -> s
 
 def _networks(title: str, panels: Sequence[Network], labels: Sequence[str]) -> str:
     """Arc diagrams with one scale, in a row or, where they are wide, in a column."""
+    edges = [edge for panel in panels for edge in panel.edges]
+    most = max([e.weight for e in edges], default=1.0)
+    reach = max([abs(e.second - e.first) for e in edges], default=1)  # the farthest arc gives all the same height
     columns = 1 if max(len(p.nodes) for p in panels) > MOST_BESIDE else len(panels)
     width = (WIDTH - GAP * (columns - 1)) / columns
     parts, top, tallest, down = [], 0.0, 0.0, 18 if any(labels) else 0
     for i, (name, panel) in enumerate(zip(labels, panels, strict=True)):
-        inner, height = _network(panel, width, heaviest(panels), widest(panels))
+        inner, height = _network(panel, width, most, reach)
         if columns == 1:
             top, tallest = top + tallest, 0.0
         at = (width + GAP) * i if columns > 1 else 0.0
@@ -330,20 +308,16 @@ def _label_width(panel: Heatmap) -> float:
     return 14 + LETTER * max((len(short(row)) for row in panel.rows), default=0)
 
 
-def _overhang(panel: Heatmap) -> float:
-    """How far the name of a column that leans to the right stands out behind its cell."""
-    return 0.5 * LETTER * max((len(short(c)) for c in panel.columns), default=0)
-
-
 def _heatmap(panel: Heatmap, width: float, span: Range, labelled: bool) -> tuple[list[str], float]:
     """Marks of one heat map without its scale, and their height."""
     columns = len(panel.values[0]) if panel.values else 0
     left = _label_width(panel) if labelled else 0.0
-    right = width - (96 if panel.bars else _overhang(panel))
+    longest = LETTER * max((len(short(c)) for c in panel.columns), default=0)
+    right = width - (96 if panel.bars else 0.5 * longest)  # a column's name leans to the right, behind its cell
     cell = (right - left) / max(columns, 1)
     row = 20.0 if len(panel.rows) <= 40 else 14.0
     named = columns > 0 and cell >= 14 and len(panel.columns) > 0
-    top = 12 + (LETTER * max(len(short(c)) for c in panel.columns) * 0.9 if named else 8)
+    top = 12 + (longest * 0.9 if named else 8)
     base = top + row * len(panel.rows)
     parts = [f'<rect class="ground" x="{left:g}" y="{top:g}" width="{right - left:g}" height="{base - top:g}"/>']
     if named:
@@ -353,26 +327,16 @@ def _heatmap(panel: Heatmap, width: float, span: Range, labelled: bool) -> tuple
         y = top + row * i
         if labelled:
             parts.append(text(left - 8, y + row / 2 + 4, short(name), "label", "end"))
-        parts += _cells(panel, i, (left, y, cell, row - 1), span)
+        for j, value in enumerate(panel.values[i]):
+            shade = round((value - span[0]) / (span[1] - span[0]), 3) if math.isfinite(value) else 0.0
+            if shade > 0:
+                what = html.escape(f"{short(name)}, {panel.columns[j] if panel.columns else j}: {number(value)}")
+                size = f'x="{left + cell * j:.2f}" y="{y:g}" width="{cell:.2f}" height="{row - 1:g}"'
+                parts.append(f'<rect class="shade" {size} fill-opacity="{shade:g}"><title>{what}</title></rect>')
     if panel.bars:
         parts += _row_bars(panel, right + 10, top, row)
     parts.append(text((left + right) / 2, base + 18, panel.x_label, "axis", "middle"))
     return parts, base + 24
-
-
-def _cells(panel: Heatmap, i: int, box: tuple[float, float, float, float], span: Range) -> list[str]:
-    """Cells of a row that have any shade; what they stand for is shown on hovering."""
-    left, y, width, height = box
-    parts = []
-    for j, value in enumerate(panel.values[i]):
-        shade = round((value - span[0]) / (span[1] - span[0]), 3) if math.isfinite(value) else 0.0
-        if shade <= 0:
-            continue
-        column = panel.columns[j] if panel.columns else str(j)
-        what = html.escape(f"{short(panel.rows[i])}, {column}: {number(value)}")
-        size = f'x="{left + width * j:.2f}" y="{y:g}" width="{width:.2f}" height="{height:g}"'
-        parts.append(f'<rect class="shade" {size} fill-opacity="{shade:g}"><title>{what}</title></rect>')
-    return parts
 
 
 def _row_bars(panel: Heatmap, left: float, top: float, row: float) -> list[str]:
@@ -410,7 +374,8 @@ def _network(panel: Network, width: float, most: float, reach: int) -> tuple[lis
     span = reach * step / 2
     squeeze = min(1.0, 190 / span)
     base = round(14 + span * squeeze, 1)
-    parts = [_arc(panel, edge, strength, (left, step, base, squeeze)) for edge, strength in arcs(panel.edges, most)]
+    parts = [_arc(panel, edge, min(1.0, edge.weight / most), (left, step, base, squeeze))
+             for edge in sorted(panel.edges, key=lambda e: e.weight)]  # strong ones over the others
     for i, (node, label) in enumerate(zip(panel.nodes, labels, strict=True)):
         at = round(left + step * (i + 0.5), 1)
         what = html.escape(f"{label}: {panel.size_label} {number(node.size)}")

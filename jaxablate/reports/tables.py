@@ -5,7 +5,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -23,7 +23,7 @@ EXPLANATION = "In brackets: 95 % interval. ↑: larger is better, ↓: smaller i
 _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "|": r"$|$", "±": r"$\pm$", "–": "--", "≥": r"$\ge$",
           "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
-_BAR_CELLS = 8
+"""What LaTeX would read as its own, and signs it lacks, written its way."""
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -75,7 +75,8 @@ def terminal(grid: Grid, *, grouped: bool = False, most: int | None = None) -> T
 def markdown(grid: Grid, notes: Sequence[str] = ()) -> str:
     """A grid as a Markdown table: its title, the table, its caption, and notes as a list."""
     rule = ["---" if words else "---:" for words in text_columns(grid)]
-    lines = [_markdown_row(cells) for cells in (grid.columns, rule, *(map(cell_text, row) for row in grid.rows))]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+             for cells in (grid.columns, rule, *(map(cell_text, row) for row in grid.rows))]
     title, caption = ([f"{grid.title}.", ""] if grid.title else []), (["", grid.caption] if grid.caption else [])
     return "\n".join([*title, *lines, *caption, *([""] if notes else []), *(f"- {note}" for note in notes), ""])
 
@@ -88,24 +89,22 @@ def csv_text(grid: Grid) -> str:
     writer.writerow([f"{name}{part}" for name, parts in zip(grid.columns, split, strict=True)
                      for part in (("", " low", " high", " n") if parts else ("",))])
     for row in grid.rows:
-        writer.writerow([value for cell, parts in zip(row, split, strict=True)
-                         for value in (_parts(cell) if parts else (cell,))])
+        values: list[Cell] = []
+        for cell, parts in zip(row, split, strict=True):
+            e = Estimate(None) if isinstance(cell, str) else stats.estimate(cell)  # empty for what it lacks
+            values += (e.value, e.low, e.high, e.n) if parts else (cell,)
+        writer.writerow(values)
     return out.getvalue()
 
 
 def latex(grid: Grid) -> str:
     """A grid as a LaTeX ``tabular`` (package booktabs), its title and caption as comments."""
-    lines = [" & ".join(map(latex_escape, cells)) + r" \\"
+    lines = [" & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
              for cells in (grid.columns, *(map(cell_text, row) for row in grid.rows))]
     spec = "".join("l" if words else "r" for words in text_columns(grid))
     comments = [f"% {text}" for text in (grid.title, grid.caption) if text]
     return "\n".join([*comments, rf"\begin{{tabular}}{{{spec}}}", r"\toprule", lines[0], r"\midrule", *lines[1:],
                       r"\bottomrule", r"\end{tabular}", ""])
-
-
-def latex_escape(text: str) -> str:
-    """Text with what LaTeX would read as its own, and signs it lacks, written its way."""
-    return "".join(_LATEX.get(c, c) for c in text)
 
 
 def headline(record: SuiteRecord) -> Grid:
@@ -164,7 +163,7 @@ def token_table(title: str, words: Sequence[str], shares: Mapping[str, Sequence[
     return table
 
 
-def bar(share: float, cells: int = _BAR_CELLS) -> str:
+def bar(share: float, cells: int = 8) -> str:
     """A bar of block characters, to an eighth of a character.
 
     >>> bar(0.5, 4), bar(0.3125, 4), bar(1.0, 4)
@@ -173,13 +172,3 @@ def bar(share: float, cells: int = _BAR_CELLS) -> str:
     eighths = round(8 * cells * min(max(share, 0.0), 1.0)) if math.isfinite(share) else 0
     full, part = divmod(eighths, 8)
     return ("█" * full + (_EIGHTHS[part] if part else "")).ljust(cells)
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
-
-
-def _parts(cell: Cell) -> tuple[Cell, ...]:
-    """Columns of an estimate in a CSV file; empty for what it lacks."""
-    e = stats.estimate(cell) if not isinstance(cell, str) else Estimate(None)
-    return (e.value, e.low, e.high, e.n)

@@ -15,7 +15,6 @@ from jaxablate.config import ModelConfig
 from jaxablate.neurons.units import FIRES_ABOVE
 from jaxablate.reports.panels import Grid, Histogram, HistogramGrid, Panel
 from jaxablate.reports.results import Figure
-from jaxablate.runs.run import Run
 from jaxablate.suites.suite import Suite
 from jaxablate.types import Batch, Params
 
@@ -67,17 +66,18 @@ class GatesResult:
 
     def panels(self) -> tuple[Panel, ...]:
         """A grid of histograms per kind and the table of all layers."""
-        return (*(_histograms(self, kind) for kind in KINDS), _table(self))
+        rows = tuple((x.kind, x.layer, x.units, x.k, x.mean_winners, x.live / x.units, 1 - x.live / x.units,
+                      x.null_live / x.units, x.effective_units, x.null_effective_units) for x in self.layers)
+        caption = ("Chance: each token takes a uniformly random k-subset. Effective units: exp(entropy) of the units' "
+                   "shares of all firings.")
+        table = Grid(title="Gates by layer", caption=caption, rows=rows,
+                     columns=("kind", "layer", "units", "k", "mean winners", "live", "dead", "live by chance",
+                              "effective units", "effective by chance"))
+        return (*(_histograms(self, kind) for kind in KINDS), table)
 
 
 def evaluate(model: Any, params: Params, batches: Iterable[Batch]) -> GatesResult:
-    """Counts each unit's firings over the split; memory does not grow with it.
-
-    Args:
-      model: a gated `SelfAblatingTransformer`.
-      params: its parameters.
-      batches: see `Batch`; tokens with mask 0 are not counted.
-    """
+    """Counts each unit's firings over the tokens of the split whose mask is not 0; memory does not grow with it."""
     config: ModelConfig = model.config
     totals: dict[str, Any] = {kind: [(0.0, 0.0)] * config.n_layers for kind in KINDS}
     tokens = 0
@@ -121,24 +121,18 @@ def effective_number(counts: np.ndarray) -> float:
 
 def _layer(kind: str, layer: int, k: int, fired: np.ndarray, gate_sum: float, tokens: int) -> LayerGates:
     units = fired.size
-    edges = _bin_edges(tokens)
-    rates = fired[fired > 0] / tokens
+    # Logarithmic edges from just below one firing in the split up to 1.
+    steps = max(1, math.ceil(math.log10(max(tokens, 2)) * BINS_PER_DECADE))
+    edges = 10.0 ** (-np.arange(steps, -1, -1) / BINS_PER_DECADE)
+    edges[0] = min(edges[0], 1 / max(tokens, 2))
     return LayerGates(
         kind=kind, layer=layer, units=units, k=k, live=int(np.sum(fired > 0)),
         mean_winners=float(fired.sum() / tokens), mean_gate=gate_sum / tokens,
         effective_units=effective_number(fired), bin_edges=tuple(float(e) for e in edges),
-        bin_counts=tuple(int(c) for c in np.histogram(rates, bins=edges)[0]),
+        bin_counts=tuple(int(c) for c in np.histogram(fired[fired > 0] / tokens, bins=edges)[0]),
         null_live=units * -math.expm1(tokens * math.log1p(-k / units)),
         null_effective_units=units * math.exp(-min((1 - k / units) * units / (2 * k * tokens), 50.0)),
     )
-
-
-def _bin_edges(tokens: int) -> np.ndarray:
-    """Logarithmic edges from just below one firing in the split up to 1."""
-    steps = max(1, math.ceil(math.log10(max(tokens, 2)) * BINS_PER_DECADE))
-    edges = 10.0 ** (-np.arange(steps, -1, -1) / BINS_PER_DECADE)
-    edges[0] = min(edges[0], 1 / max(tokens, 2))
-    return edges
 
 
 def _histograms(result: GatesResult, kind: str) -> HistogramGrid:
@@ -154,20 +148,8 @@ def _histograms(result: GatesResult, kind: str) -> HistogramGrid:
                          mark_label="k / U, the rate of every unit under random winners")
 
 
-def _table(result: GatesResult) -> Grid:
-    rows = tuple((x.kind, x.layer, x.units, x.k, x.mean_winners, x.live / x.units, 1 - x.live / x.units,
-                  x.null_live / x.units, x.effective_units, x.null_effective_units) for x in result.layers)
-    caption = ("Chance: each token takes a uniformly random k-subset. Effective units: exp(entropy) of the units' "
-               "shares of all firings.")
-    return Grid(title="Gates by layer", caption=caption, rows=rows,
-                columns=("kind", "layer", "units", "k", "mean winners", "live", "dead", "live by chance",
-                         "effective units", "effective by chance"))
-
-
-def _run(run: Run) -> tuple[GatesResult, dict[str, Any]]:
-    return evaluate(run.model, run.params, run.splits["valid"].batches()), {"fires_above": FIRES_ABOVE}
-
-
-SUITE = Suite(name="gates", run=_run,
-              unfit=lambda config: None if config.model.gated else "the model has no gates (model.ablation='none')",
-              about="Attention channels and neurons that the gates let through, over the validation split.")
+SUITE = Suite(name="gates",
+              about="Attention channels and neurons that the gates let through, over the validation split.",
+              run=lambda run: (evaluate(run.model, run.params, run.splits["valid"].batches()),
+                               {"fires_above": FIRES_ABOVE}),
+              unfit=lambda config: None if config.model.gated else "the model has no gates (model.ablation='none')")

@@ -55,14 +55,14 @@ class IoiResult:
 
     def panels(self) -> tuple[Panel, ...]:
         """Bars of the accuracies, and accuracies by kind of prompt."""
-        bars = [bar for s in self.streams for bar in (
+        bars = tuple(bar for s in self.streams for bar in (
             Bar(f"{s.stream}, answer above wrong answer", s.competence.accuracy),
-            Bar(f"{s.stream}, answer is the top token", s.competence.top1))]
+            Bar(f"{s.stream}, answer is the top token", s.competence.top1)))
         groups = [{group: accuracy for group, _, accuracy, _ in s.competence.by_group} for s in self.streams]
         rows = tuple((group, count, *(of_stream[group] for of_stream in groups))
                      for group, count, *_ in self.streams[0].competence.by_group)
         return (
-            Bars(title="Indirect-object identification", bars=tuple(bars), mark=0.5,
+            Bars(title="Indirect-object identification", bars=bars, mark=0.5,
                  caption=f"{self.prompts:,} prompts. Whiskers: 95 % Wilson interval.",
                  mark_label="chance between the two names"),
             Grid(title="Accuracy by kind of prompt", rows=rows, columns=("prompts", "count", *(
@@ -73,15 +73,8 @@ class IoiResult:
 
 def evaluate(model: Any, params: Params, pairs: PromptPairs, *, batch_size: int = BATCH_SIZE, seed: int = 0
              ) -> IoiResult:
-    """Asks every clean prompt and compares the logits after its last token, in the model's own types.
-
-    Args:
-      model: a `SelfAblatingTransformer`.
-      params: its parameters.
-      pairs: tokenised prompts.
-      batch_size: prompts at once.
-      seed: seed of the bootstrap.
-    """
+    """Asks every clean prompt, ``batch_size`` at once, and compares the logits after its last token, in the model's own
+    types; ``seed`` is of the bootstrap."""
     # Padding goes from the left to the right, where no position sees it: positions count from the first token.
     length, lengths = pairs.clean.shape[1], pairs.lengths
     place = (np.arange(length) - lengths[:, None]) % length

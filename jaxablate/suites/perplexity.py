@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -76,38 +76,47 @@ class PerplexityResult:
 
 def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, eot_id: int, seed: int = 0,
              floor: float | None = None) -> PerplexityResult:
-    """Streams the split once and sums each story's losses.
+    """Losses of a split per stream, over all targets and over those that are not end-of-text.
+
+    Intervals come from drawing stories with replacement, or windows where there are fewer than `MIN_STORIES` stories.
 
     Args:
       model: a `SelfAblatingTransformer`.
       params: its parameters.
-      batches: the split in file order (rows of a batch follow each other); see `Batch`.
+      batches: the split once, with the ``story`` of each target; see `Batch`.
       eot_id: token that ends a story. It is the last target of its story.
       seed: seed of the bootstrap (`stats.RESAMPLES` draws, percentile interval).
       floor: least possible loss, nats a token, for the report; None where it is not known.
-
-    Returns:
-      Losses per stream, over all targets and over those that are not end-of-text. Intervals come from drawing
-      stories with replacement, or windows where there are fewer than `MIN_STORIES` stories.
     """
-    names: tuple[str, ...] = ()
-    stories: list[tuple[int, np.ndarray]] = []
-    windows: list[tuple[int, np.ndarray]] = []
-    story_id = window_id = 0
+    streams: tuple[str, ...] = ()
+    parts = []
     for batch in batches:
         by_stream = token_losses(model, params, batch)
-        names = tuple(name for name in STREAMS if name in by_stream)
-        losses = [np.asarray(by_stream[name], np.float64) for name in names]
-        targets, mask = np.asarray(batch["targets"]), np.asarray(batch["mask"]) > 0
-        ends = (targets == eot_id) & mask
-        story = np.cumsum(ends.ravel()).reshape(ends.shape) - ends  # a story's last target still belongs to it
-        window = np.broadcast_to(np.arange(len(targets))[:, None], targets.shape)
-        stories.append((story_id, _unit_sums(losses, story, ends, mask)))
-        windows.append((window_id, _unit_sums(losses, window, ends, mask)))
-        story_id, window_id = story_id + int(ends.sum()), window_id + len(windows[-1][1])
-    by_story = _join(stories)
-    unit, sums = ("stories", by_story) if len(by_story) >= MIN_STORIES else ("windows", _join(windows))
-    return dataclasses.replace(_summarise(names, sums, unit, seed), floor=floor)
+        streams = tuple(name for name in STREAMS if name in by_stream)
+        seen = np.asarray(batch["mask"]) > 0
+        losses = np.stack([np.asarray(by_stream[name])[seen] for name in streams])
+        ends = np.asarray(batch["targets"])[seen] == eot_id
+        parts.append((ends, np.asarray(batch["story"])[seen], seen.sum(1), losses))
+    ends, story, per_window, losses = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
+    names, of_unit = np.unique(story, return_inverse=True)
+    unit = "stories"
+    if len(names) < MIN_STORIES:
+        unit, of_unit = "windows", np.repeat(np.cumsum(per_window > 0) - 1, per_window)
+    total = functools.partial(np.bincount, of_unit)  # weights of all targets -> their sum in each unit
+    table = []
+    for name, loss in zip(streams, losses, strict=True):
+        for end_of_text, counted in ((True, np.ones_like(ends)), (False, ~ends)):
+            nats, tokens = total(np.where(counted, loss, 0)), total(counted)
+            table.append(StreamLoss(
+                stream=name, end_of_text=end_of_text, loss=stats.ratio(nats, tokens, seed=seed),
+                perplexity=stats.ratio(nats, tokens, seed=seed, transform=lambda x: np.exp(np.minimum(x, 700.0))),
+                tokens=int(counted.sum())))
+    targets = total(np.ones_like(ends))
+    gap = None
+    if "ablated" in streams:
+        clean, ablated = (total(losses[streams.index(name)]) for name in STREAMS)
+        gap = stats.ratio(ablated - clean, targets, seed=seed)
+    return PerplexityResult(losses=tuple(table), gap=gap, unit=unit, units=len(targets), floor=floor)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -118,42 +127,6 @@ def token_losses(model: Any, params: Params, batch: Batch) -> dict[str, Float[Ar
     table = params["embed"]["embedding"].astype(dtype)
     return {name: per_token_cross_entropy(x.astype(dtype), table, jnp.asarray(batch["targets"]))
             for name, x in final_states(out).items()}
-
-
-def _unit_sums(losses: Sequence[np.ndarray], unit: np.ndarray, ends: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """[units of this batch, 2 + 2 * streams]: targets, end-of-text targets, and each stream's loss on both."""
-    columns = [mask, ends, *(np.where(chosen, loss, 0) for loss in losses for chosen in (mask, ends))]
-    sums = [np.bincount(unit[mask], weights=np.asarray(c, np.float64)[mask]) for c in columns]
-    return np.stack(sums, axis=-1)
-
-
-def _join(parts: list[tuple[int, np.ndarray]]) -> np.ndarray:
-    """Adds the batches' units into one table; a story that goes on in the next batch is one unit."""
-    total = np.zeros((max(at + len(x) for at, x in parts), parts[0][1].shape[-1]))
-    for at, x in parts:
-        total[at : at + len(x)] += x
-    return total[total[:, 0] > 0]
-
-
-def _summarise(names: tuple[str, ...], sums: np.ndarray, unit: str, seed: int) -> PerplexityResult:
-    """Losses from sums by unit, see `_unit_sums`."""
-    tokens, ends = sums[:, 0], sums[:, 1]
-    losses = []
-    for i, name in enumerate(names):
-        every, at_ends = sums[:, 2 + 2 * i], sums[:, 3 + 2 * i]
-        for end_of_text, total, count in ((True, every, tokens), (False, every - at_ends, tokens - ends)):
-            loss, perplexity = (stats.ratio(total, count, seed=seed, transform=f) for f in (lambda x: x, _exp))
-            losses.append(StreamLoss(stream=name, end_of_text=end_of_text, loss=loss, perplexity=perplexity,
-                                     tokens=int(count.sum())))
-    gap = None
-    if "ablated" in names:
-        clean, ablated = (sums[:, 2 + 2 * names.index(name)] for name in STREAMS)
-        gap = stats.ratio(ablated - clean, tokens, seed=seed)
-    return PerplexityResult(losses=tuple(losses), gap=gap, unit=unit, units=len(sums))
-
-
-def _exp(loss: np.ndarray) -> np.ndarray:
-    return np.exp(np.minimum(loss, 700.0))
 
 
 def _label(loss: StreamLoss) -> str:

@@ -71,12 +71,12 @@ def evaluate(
     decode: Callable[[list[int]], str], eot_id: int, steps: int = MAX_STEPS,
     temperature: float = TEMPERATURE, top_k: int | None = TOP_K, seed: int = 0,
 ) -> SamplesResult:
-    """Continues each prompt once with each stream.
+    """Continues each prompt once with each stream; prompts of one length are generated together.
 
     Args:
       model: a `SelfAblatingTransformer`.
       params: its parameters.
-      prompts: token ids of each prompt; prompts of one length are generated together.
+      prompts: token ids of each prompt.
       streams: ``clean``, ``ablated`` or both.
       decode: token ids to text.
       eot_id: where a continuation ends.

@@ -8,7 +8,7 @@ that count to the letter; the other figures say what they hold.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -23,7 +23,6 @@ KINDS = (
     "layer norm", "bias", "ablation heads",
 )
 EMBEDDINGS = KINDS[:2]
-_WRITING_BIASES = (("out", "bias"), ("down", "bias"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,49 +65,38 @@ class WeightsResult:
         bars = tuple(Bar(g.name, g.mean_abs) for g in self.kinds if g.mean_abs is not None)
         caption = ("As released: embeddings counted, the tied matrix twice, writing and unembedding matrices centred, "
                    "zero biases of the converted model included, ablation heads left out.")
+        table = {(layer, kind): value for layer, kind, value in self.by_layer}
+        kinds = [k for k in KINDS if any(kind == k for _, kind in table)]
         return (
             Bars(title="Mean |w| by kind", caption="Over all layers; the tied matrix once.", bars=bars),
             Grid(title="Weights", caption=caption, columns=("weights", "count", "mean |w|", "rms"),
                  rows=tuple((g.name, g.count, g.mean_abs, g.rms) for g in groups)),
-            _layer_grid(self.by_layer),
+            Grid(title="Mean |w| by layer", caption="", columns=("layer", *kinds), rows=tuple(
+                (layer, *(table.get((layer, kind)) for kind in kinds)) for layer in sorted({x for x, _ in table}))),
         )
 
 
 def evaluate(params: Params) -> WeightsResult:
-    """Mean |w| of a self-ablating transformer's parameters, summed in float64 on the host.
-
-    Args:
-      params: the parameter tree of a `SelfAblatingTransformer`, with or without ablation heads.
-    """
+    """Mean |w| of a `SelfAblatingTransformer`'s parameters, summed in float64 on the host."""
     leaves = {tuple(key.key for key in path): np.asarray(x, np.float64)
               for path, x in jax.tree_util.tree_leaves_with_path(dict(params))}
     kinds = {path: kind_of(path) for path in leaves}
     heads = [p for p in leaves if kinds[p] == "ablation heads"]
     rest = [p for p in leaves if kinds[p] != "ablation heads"]
     inner = [p for p in rest if kinds[p] not in EMBEDDINGS]
+    by_layer: dict[tuple[int, str], list[np.ndarray]] = {}
+    for path, x in leaves.items():
+        if path[0].startswith("layer_") and path[-1] == "kernel":
+            by_layer.setdefault((int(path[0].removeprefix("layer_")), kinds[path]), []).append(x)
     return WeightsResult(
         transformer=_group("transformer", (leaves[p] for p in rest)),
         without_embeddings=_group("without embeddings", (leaves[p] for p in inner)),
         released=_group("as released", released_weights(leaves)),
         ablation_heads=_group("ablation heads", (leaves[p] for p in heads)),
         kinds=tuple(_group(kind, (leaves[p] for p in leaves if kinds[p] == kind)) for kind in KINDS),
-        by_layer=_by_layer({p: x for p, x in leaves.items() if p[0].startswith("layer_") and p[-1] == "kernel"}),
+        by_layer=tuple((layer, kind, _group(kind, arrays).mean_abs or 0.0)
+                       for (layer, kind), arrays in sorted(by_layer.items())),
     )
-
-
-def _by_layer(kernels: Mapping[tuple[str, ...], np.ndarray]) -> tuple[tuple[int, str, float], ...]:
-    groups: dict[tuple[int, str], list[np.ndarray]] = {}
-    for path, x in kernels.items():
-        groups.setdefault((int(path[0].removeprefix("layer_")), kind_of(path)), []).append(x)
-    return tuple((layer, kind, _group(kind, arrays).mean_abs or 0.0)
-                 for (layer, kind), arrays in sorted(groups.items()))
-
-
-def _layer_grid(by_layer: Sequence[tuple[int, str, float]]) -> Grid:
-    table = {(layer, kind): value for layer, kind, value in by_layer}
-    kinds = [k for k in KINDS if any(kind == k for _, kind in table)]
-    rows = tuple((layer, *(table.get((layer, kind)) for kind in kinds)) for layer in sorted({x for x, _ in table}))
-    return Grid(title="Mean |w| by layer", caption="", columns=("layer", *kinds), rows=rows)
 
 
 def kind_of(path: tuple[str, ...]) -> str:
@@ -137,18 +125,13 @@ def released_weights(leaves: Mapping[tuple[str, ...], np.ndarray]) -> Iterable[n
     and bias that writes to the residual stream loses its mean over the residual channels; the unembedding, a second
     copy of the tied matrix, loses its mean over the vocabulary; biases of query, key, value and unembedding are zero
     and counted. The paper's shape gives 14,535,249 weights, the number the released notebook prints.
-
-    Args:
-      leaves: path -> array, as in the parameter tree.
-
-    Yields:
-      Arrays of the converted model.
     """
     for path, x in leaves.items():
         kind = kind_of(path)
         if kind == "ablation heads":
             continue
-        writes = kind in (*EMBEDDINGS, "attention output", "MLP down") or path[-2:] in _WRITING_BIASES
+        writing_bias = path[-2:] in (("out", "bias"), ("down", "bias"))
+        writes = writing_bias or kind in (*EMBEDDINGS, "attention output", "MLP down")
         yield x - x.mean(-1, keepdims=True) if writes else x
         if kind in ("query", "key", "value"):
             yield np.zeros(x.shape[1:])
