@@ -145,7 +145,7 @@ def check_same_data(workdir: Path, baseline: Path) -> None:
 
 
 def fitting_suites(settings: MatchSettings, configs: Sequence[Config], say: Say) -> list[Suite]:
-    """Suites by name, or all that fit both runs.
+    """The suites asked for, or all that fit both runs.
 
     Raises:
       ConfigError: a name is unknown, or the suite does not fit one of the runs or lacks what it measures.
@@ -238,17 +238,10 @@ def _nearest(settings: MatchSettings, steps: Sequence[int], target: float, say: 
 
 def measured_losses(steps: Sequence[int], loss_of: Callable[[int], float], target: float, *, most: int = MEASURE_ALL
                     ) -> dict[int, float]:
-    """Losses of the checkpoints that can be nearest to a target.
+    """Losses by step, ascending, of the checkpoints that can be nearest to a target; each is measured once.
 
-    Args:
-      steps: of the checkpoints, ascending.
-      loss_of: measures one; it is asked once for each.
-      target: loss that is looked for.
-      most: up to so many are all measured. More are bisected, which takes the loss to fall from step to step; where it
-        does not, the checkpoint found is near the target, and others may be as near.
-
-    Returns:
-      step -> loss, in the order of the steps.
+    Up to ``most`` are all measured. More are bisected, which takes the loss to fall from step to step; where it does
+    not, the checkpoint found is near the target, and others may be as near.
 
     >>> sorted(measured_losses(range(100), lambda step: 100.0 - step, 30.2))
     [0, 49, 61, 67, 68, 69, 70, 74, 99]

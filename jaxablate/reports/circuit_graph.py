@@ -5,6 +5,7 @@ Both the page's SVG and the figure for print are drawn from `place`, so they agr
 
 import dataclasses
 import html
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,11 @@ from typing import cast
 import numpy as np
 
 from jaxablate.reports.panels import CircuitEdge, CircuitGraph, CircuitNode, Port
-from jaxablate.reports.svg import picture, text
+from jaxablate.reports.svg import WIDTH, picture, text
 from jaxablate.stats import number
 
 MOST_EDGES = 600
 """Edges of a picture; of larger circuits the strongest are drawn."""
-WIDTH = 900.0
-"""Width of a drawing."""
 NODE = {"start": (104.0, 20.0), "head": (36.0, 18.0), "mlp": (42.0, 20.0), "end": (104.0, 20.0)}
 """Width and height of each kind of node."""
 PORT = 10.0
@@ -102,20 +101,19 @@ class Drawing:
 
 def circuit_panel(edges: Sequence[tuple[str, float]], *, n_layers: int, title: str, caption: str, score_label: str,
                   most: int = MOST_EDGES) -> CircuitGraph:
-    """The panel of a circuit.
+    """The panel of a circuit. The same edges give the same panel.
+
+    It has the nodes that an edge touches, from the bottom to the top of the model and, in each row, from left to right,
+    ordered so that few edges cross.
 
     Args:
       edges: pairs (name, score) of the kept edges, as ``Circuit.scored_edges`` gives them: names as
         ``A0.1->A1.2.Q``; scores may be infinite, and NaN where there is none.
       n_layers: blocks of the model.
-      title: title of the panel.
+      title: of the panel.
       caption: text under it; a remark is added where not all edges are drawn.
       score_label: what a score is, for example ``EAP score``.
       most: edges to draw at most; those of the greatest scores in size are.
-
-    Returns:
-      Nodes from the bottom to the top of the model and, in each row, from left to right, ordered so that few edges
-      cross; only those that an edge touches. The same edges give the same panel.
 
     Raises:
       ValueError: a name is of no edge of a graph.
@@ -131,10 +129,16 @@ def circuit_panel(edges: Sequence[tuple[str, float]], *, n_layers: int, title: s
     keys.sort(key=lambda key: (key[0], x[key]))
     places = {key: i for i, key in enumerate(keys)}
     weights = _weights([edges[i][1] for i in chosen])
-    drawn = tuple(_edge(edges[i], places[source], places[destination], port, weight, score_label)
-                  for i, (source, destination, port), weight in zip(chosen, ends, weights, strict=True))
+    drawn = []
+    for i, (source, destination, port), weight in zip(chosen, ends, weights, strict=True):
+        name, score = edges[i]
+        score_text = "none" if math.isnan(score) else number(score).replace("inf", "∞")
+        drawn.append(CircuitEdge(
+            source=places[source], destination=places[destination], port=port, negative=score < 0, weight=weight,
+            score=float(score) if math.isfinite(score) else None,
+            label=f"{name.replace('->', ' → ')}: {score_label} {score_text}"))
     nodes = tuple(_node(key, n_layers, round(x[key], 4)) for key in keys)
-    return CircuitGraph(title=title, caption=caption, nodes=nodes, edges=drawn, score_label=score_label)
+    return CircuitGraph(title=title, caption=caption, nodes=nodes, edges=tuple(drawn), score_label=score_label)
 
 
 def size_text(edge: CircuitEdge) -> str:
@@ -150,25 +154,16 @@ def levels(edges: Sequence[CircuitEdge]) -> list[int]:
     return [ranks[e.weight] for e in edges]
 
 
-def widest_row(panel: CircuitGraph) -> int:
-    """Heads of the row that has most."""
-    layers = [node.layer for node in panel.nodes if node.kind == "head"]
-    return max(map(layers.count, layers), default=0)
-
-
 def place(panel: CircuitGraph, width: float = WIDTH) -> Drawing:
     """Where everything of a circuit is drawn.
 
     Rows stand in the order of the model, its start at the bottom; blocks without any node are left out and said so.
     MLPs and both ends are in the middle, heads at both sides. Edges leave at the top of a node and enter at the bottom,
-    bent so that they pass few nodes that they do not touch.
-
-    Args:
-      panel: what to draw.
-      width: at least; rows of many heads are wider.
+    bent so that they pass few nodes that they do not touch. The width is a least one; rows of many heads are wider.
     """
-    slots = max(widest_row(panel), 1)
-    side = max((width - _LEFT - _EDGE - _LANE) / 2, 40.0 * math.ceil(slots / 2))
+    heads = [node.layer for node in panel.nodes if node.kind == "head"]
+    widest_row = max(map(heads.count, heads), default=1)
+    side = max((width - _LEFT - _EDGE - _LANE) / 2, 40.0 * math.ceil(widest_row / 2))
     width = max(width, 2 * side + _LANE + _LEFT + _EDGE)
     heights, bands, height = _rows(panel, room=min(1.6, max(1.0, (len(panel.edges) / 150) ** 0.3)))
     middle = _LEFT + _LANE / 2 + side
@@ -225,26 +220,14 @@ def _node(key: Key, n_layers: int, x: float) -> CircuitNode:
     return CircuitNode(name=f"A{layer // 2}.{head}", kind="head", layer=layer, x=x)
 
 
-def _edge(edge: tuple[str, float], source: int, destination: int, port: Port, weight: float, score_label: str
-          ) -> CircuitEdge:
-    name, score = edge
-    score_text = "none" if math.isnan(score) else number(score).replace("inf", "∞")
-    return CircuitEdge(source=source, destination=destination, port=port, negative=score < 0, weight=weight,
-                       score=float(score) if math.isfinite(score) else None,
-                       label=f"{name.replace('->', ' → ')}: {score_label} {score_text}")
-
-
 def _weights(scores: Sequence[float]) -> list[float]:
     """Square roots of the scores' sizes as shares of the greatest: scores of circuits differ by powers of ten."""
-    most = max([abs(s) for s in scores if math.isfinite(s)], default=0.0)
-    share = _INFINITE_SHARE if any(map(math.isinf, scores)) else 1.0
-
-    def weight(score: float) -> float:
-        if math.isinf(score):
-            return 1.0
-        return share * math.sqrt(abs(score) / most) if most > 0 and not math.isnan(score) else 0.0
-
-    return [weight(score) for score in scores]
+    sizes = np.abs(scores)
+    finite, infinite = np.isfinite(sizes), np.isinf(sizes)
+    most = sizes[finite].max(initial=0.0) or 1.0
+    weights = infinite.astype(float)
+    weights[finite] = (_INFINITE_SHARE if infinite.any() else 1.0) * np.sqrt(sizes[finite] / most)
+    return weights.tolist()
 
 
 def _across(heads: Sequence[Key], edges: Sequence[tuple[Key, Key]]) -> dict[Key, float]:
@@ -252,9 +235,7 @@ def _across(heads: Sequence[Key], edges: Sequence[tuple[Key, Key]]) -> dict[Key,
 
     Of all orders met, that with the fewest crossings of straight edges is taken, then that of the shortest edges.
     """
-    rows: dict[int, list[Key]] = {}
-    for key in heads:
-        rows.setdefault(key[0], []).append(key)
+    rows = {layer: list(row) for layer, row in itertools.groupby(heads, key=lambda key: key[0])}
     x = {key: at for layer, row in rows.items() for key, at in _spread(row, layer).items()}
     below: dict[Key, list[Key]] = {}
     above: dict[Key, list[Key]] = {}
@@ -380,9 +361,7 @@ def circuit_svg(panel: CircuitGraph) -> str:
     parts += [_wire(wire, step) for wire, step in zip(drawing.wires, steps, strict=True)]
     parts += [_unit(i, box, panel.edges) for i, box in enumerate(drawing.boxes)]
     parts += _legend(panel, drawing)
-    width, height = drawing.width, drawing.height + _LEGEND
-    head = f'<svg class="circuit" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="group"'
-    return f'{head} aria-label="{html.escape(panel.title, quote=True)}">{"".join(parts)}</svg>'
+    return picture(drawing.width, drawing.height + _LEGEND, panel.title, parts, style="circuit", role="group")
 
 
 def _band(band: Band, width: float) -> list[str]:

@@ -21,8 +21,9 @@ from jaxablate.stats import number
 
 FILE_NAME = "report.html"
 _DRAWINGS: dict[type, Callable[[Any], str]] = {
-    HistogramGrid: svg.histograms, Bars: svg.bars, Curves: svg.curves, Heatmap: svg.heatmap,
-    Network: svg.network, CircuitGraph: circuit_svg, Beside: svg.beside,
+    HistogramGrid: svg.histograms, Bars: svg.bars, Curves: svg.curves, CircuitGraph: circuit_svg, Beside: svg.beside,
+    Heatmap: lambda panel: svg.heatmaps(panel.title, [panel]),
+    Network: lambda panel: svg.networks(panel.title, [panel]),
 }
 MOST_POINTS = 300
 """Points of a training curve; longer logs are averaged over equal stretches."""
@@ -72,15 +73,8 @@ def template(name: str) -> jinja2.Template:
 
 def explanation_page(title: str, lines: Sequence[tuple[str, str]], words: Sequence[tuple[str, float]],
                      panels: Sequence[Panel], conditions: str) -> str:
-    """A page about one text.
-
-    Args:
-      title: of the page.
-      lines: pairs (what or who, text) under the title.
-      words: words of the text, each with a shade in [0, 1]; may be empty.
-      panels: what else is to be seen.
-      conditions: one line on the checkpoint and its surroundings.
-    """
+    """A page about one text: under the title pairs (what or who, text), then its words, each with a shade in [0, 1],
+    and panels; ``conditions`` is one line on the checkpoint and its surroundings."""
     return template("explanation.html").render(title=title, lines=lines, words=words, panels=panels,
                                                conditions=conditions)
 

@@ -45,7 +45,15 @@ class Scale:
 
     def ticks(self, about: int = 5) -> tuple[float, ...]:
         """Round values inside the scale: powers of ten, or 1, 2, 5 times one."""
-        return _log_ticks(self.low, self.high, about) if self.log else linear_ticks(self.low, self.high, about)
+        low, high = self.low, self.high
+        if not self.log or high / low < 10:
+            return linear_ticks(low, high, about)
+        first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+        if last - first < 2:  # less than two decades: a few round values in between
+            powers = range(math.floor(math.log10(low)), last + 1)
+            return tuple(m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high)
+        every = max(1, math.ceil((last - first + 1) / about))
+        return tuple(10.0**p for p in range(last, first - 1, -every))[::-1]
 
 
 def linear_ticks(low: float, high: float, about: int = 5) -> tuple[float, ...]:
@@ -61,17 +69,6 @@ def linear_ticks(low: float, high: float, about: int = 5) -> tuple[float, ...]:
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return tuple(round(i * step, 12) for i in range(first, last + 1))
-
-
-def _log_ticks(low: float, high: float, about: int) -> tuple[float, ...]:
-    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    if high / low < 10:
-        return linear_ticks(low, high, about)
-    if last - first < 2:  # less than two decades: a few round values in between
-        powers = range(math.floor(math.log10(low)), last + 1)
-        return tuple(m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high)
-    every = max(1, math.ceil((last - first + 1) / about))
-    return tuple(10.0**p for p in range(last, first - 1, -every))[::-1]
 
 
 def tick_label(value: float) -> str:
@@ -127,9 +124,11 @@ def text(x: float, y: float, words: str, style: str, anchor: str, rotate: int = 
     return f'<text class="{style}" x="{x:g}" y="{y:g}" text-anchor="{anchor}"{turn}>{html.escape(words)}</text>'
 
 
-def picture(width: float, height: float, title: str, parts: Iterable[str]) -> str:
+def picture(width: float, height: float, title: str, parts: Iterable[str], *, style: str = "", role: str = "img"
+            ) -> str:
     """A whole ``<svg>`` of marks; the title is for who cannot see it."""
-    head = f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img"'
+    look = f' class="{style}"' if style else ""
+    head = f'<svg{look} viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="{role}"'
     return f'{head} aria-label="{html.escape(title, quote=True)}">{"".join(parts)}</svg>'
 
 
@@ -245,25 +244,16 @@ def _spread(positions: list[float], apart: float, low: float, high: float) -> li
     return [max(low, p - over) if over > 0 else p for p in out]
 
 
-def heatmap(panel: Heatmap) -> str:
-    """Shaded cells, a row for each label, with bars at the right."""
-    return _heatmaps(panel.title, [panel], [""])
-
-
-def network(panel: Network) -> str:
-    """Nodes in their order on a line, an arc above it for each edge."""
-    return _networks(panel.title, [panel], [""])
-
-
 def beside(panel: Beside) -> str:
     """Pictures of one kind in a row, or in a column where they are wide; each under its label."""
     maps = [p for p in panel.panels if isinstance(p, Heatmap)]
-    networks = [p for p in panel.panels if isinstance(p, Network)]
-    return _heatmaps(panel.title, maps, panel.labels) if maps else _networks(panel.title, networks, panel.labels)
+    arcs = [p for p in panel.panels if isinstance(p, Network)]
+    return heatmaps(panel.title, maps, panel.labels) if maps else networks(panel.title, arcs, panel.labels)
 
 
-def _heatmaps(title: str, panels: Sequence[Heatmap], labels: Sequence[str]) -> str:
-    """Heat maps in a row with one scale, each under its label, if it has one."""
+def heatmaps(title: str, panels: Sequence[Heatmap], labels: Sequence[str] = ("",)) -> str:
+    """Shaded cells, a row for each label, with bars at the right: heat maps in a row with one scale, each under its
+    label, if it has one."""
     shared = len({panel.rows for panel in panels}) == 1  # one set of labels serves all
     label = _label_width(panels[0])
     values = [v for panel in panels for row in panel.values for v in row if math.isfinite(v)]
@@ -282,8 +272,9 @@ def _heatmaps(title: str, panels: Sequence[Heatmap], labels: Sequence[str]) -> s
     return picture(WIDTH, tallest + 34, title, parts + _legend(panels[0], span, tallest))
 
 
-def _networks(title: str, panels: Sequence[Network], labels: Sequence[str]) -> str:
-    """Arc diagrams with one scale, in a row or, where they are wide, in a column."""
+def networks(title: str, panels: Sequence[Network], labels: Sequence[str] = ("",)) -> str:
+    """Nodes in their order on a line, an arc above it for each edge: diagrams with one scale, in a row or, where they
+    are wide, in a column."""
     edges = [edge for panel in panels for edge in panel.edges]
     most = max([e.weight for e in edges], default=1.0)
     reach = max([abs(e.second - e.first) for e in edges], default=1)  # the farthest arc gives all the same height

@@ -143,13 +143,10 @@ def prose(text: str) -> str:
 
 def token_table(title: str, words: Sequence[str], shares: Mapping[str, Sequence[float]],
                 facts: Mapping[str, Sequence[object]]) -> Table:
-    """The tokens of one text with bars and numbers, a row for each, for a terminal.
+    """The tokens of one text, a row for each, for a terminal.
 
-    Args:
-      title: over the table.
-      words: the tokens.
-      shares: columns of numbers in [0, 1], drawn as bars; the first one also shades the words.
-      facts: further columns, written as they are.
+    ``shares`` are columns of numbers in [0, 1], drawn as bars, of which the first one also shades the words; ``facts``
+    are further columns, written as they are.
     """
     table = Table(title=Text(title), title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("token", no_wrap=True)

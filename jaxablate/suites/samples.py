@@ -71,19 +71,10 @@ def evaluate(
     decode: Callable[[list[int]], str], eot_id: int, steps: int = MAX_STEPS,
     temperature: float = TEMPERATURE, top_k: int | None = TOP_K, seed: int = 0,
 ) -> SamplesResult:
-    """Continues each prompt once with each stream; prompts of one length are generated together.
+    """Continues each prompt (token ids) once with each stream; prompts of one length are generated together.
 
-    Args:
-      model: a `SelfAblatingTransformer`.
-      params: its parameters.
-      prompts: token ids of each prompt.
-      streams: ``clean``, ``ablated`` or both.
-      decode: token ids to text.
-      eot_id: where a continuation ends.
-      steps: tokens to generate, fewer where the context is full before.
-      temperature: 0 takes the likeliest token.
-      top_k: sample among this many likeliest tokens; None among all.
-      seed: seed of the sampling.
+    Continuations have ``steps`` tokens, fewer where the context is full before, and are cut at the first end-of-text.
+    Temperature 0 takes the likeliest token, else one is drawn among the ``top_k`` likeliest; None draws among all.
     """
     longest = max(1, model.config.context_length // 2)
     cut = [list(p)[-longest:] for p in prompts]
