@@ -122,7 +122,7 @@ def test_sums_by_story_are_those_of_the_suite_of_perplexities(model, tokens, aud
     known = perplexity.evaluate(*model, split(tokens), eot_id=EOT, seed=3)
     of = {(x.stream, x.end_of_text): x for x in known.losses}
     found = {x.name: x for x in suite._losses(audited.story_sums, 3)}
-    assert len(audited.story_sums) == 70 and found["own"].tokens == len(tokens) - 1
+    assert len(audited.story_sums["own"]) == 70 and found["own"].tokens == len(tokens) - 1
     for name, stream in (("clean", "clean"), ("own", "ablated")):
         assert found[name].loss.value == pytest.approx(of[stream, True].loss.value, rel=1e-6)
         assert found[name].loss.interval == pytest.approx(of[stream, True].loss.interval, rel=1e-6)
@@ -281,24 +281,21 @@ def test_rare_next_tokens_are_one_class(monkeypatch):
 
 def sums_of(**columns):
     """Story sums with these columns, one token a story, zeros elsewhere."""
-    table = np.zeros((len(next(iter(columns.values()))), len(COLUMNS)))
-    table[:, 0] = 1
-    for name, values in columns.items():
-        table[:, COLUMNS.index(name)] = values
-    return table
+    stories = len(next(iter(columns.values())))
+    return {name: np.zeros(stories) for name in COLUMNS} | {"tokens": np.ones(stories)} | {
+        name: np.array(values, float) for name, values in columns.items()}
 
 
 def test_share_of_the_mask_by_hand():
     sums = sums_of(own=[1.0, 2.0], mask=[2.0, 3.0], mask_random=[5.0, 6.0])
-    share = suite._share(sums, suite._column(sums, "mask_random"), 0)
+    share = suite._share(sums, sums["mask_random"], 0)
     assert share.value == pytest.approx(0.75) and share.interval == pytest.approx((0.75, 0.75))
     assert suite._share(sums, np.array([1.0, 1.0]), 0).value is None
 
 
 def test_paired_losses_leave_out_who_has_no_lender():
-    sums = sums_of(own=[1.0, 9.0], paired=[1, 0])
-    sums[:, COLUMNS.index("own, paired")] = [1.0, 0.0]
-    sums[:, COLUMNS.index("same, paired")] = [4.0, 0.0]
+    paired = {"own, paired": [1.0, 0.0], "same, paired": [4.0, 0.0]}
+    sums = sums_of(own=[1.0, 9.0], paired=[1, 0], **paired)
     found = {x.name: x for x in suite._losses(sums, 0)}
     assert (found["same"].loss.value, found["same"].rise.value, found["same"].tokens) == (4.0, 3.0, 1)
     assert found["own"].loss.value == 5.0

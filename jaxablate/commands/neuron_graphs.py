@@ -10,6 +10,7 @@ goes on with the first layer that is missing.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -67,13 +68,6 @@ def make_graphs(run: Run, folder: Path, options: GraphOptions, seed: int = 0, sa
 
     A job that was interrupted goes on with the first layer that is missing. Graphs of another checkpoint or of other
     settings in the same folder are replaced.
-
-    Args:
-      run: run of a language model that has the stream.
-      folder: where the graphs lie.
-      options: which units and text, and how.
-      seed: seed of the replacements, of the null and of the intervals.
-      say: receives lines of progress.
 
     Returns:
       The summary of all units, and then that of each layer.
@@ -184,14 +178,7 @@ def _records(options: GraphOptions, run: Run, layer: int, graphs: Sequence[UnitG
              scores: Sequence[Scores]) -> list[NeuronRecord]:
     """What is written of each neuron of a layer."""
     field = "mlp_post" if options.units == "neurons" else "head_out"
-    texts: dict[int, str] = {}
-
-    def words(ids: Sequence[int]) -> tuple[str, ...]:
-        """Text of single tokens, each decoded once."""
-        for i in ids:
-            if i not in texts:
-                texts[i] = run.tokenizer.decode([i])
-        return tuple(texts[i] for i in ids)
+    word = functools.cache(lambda i: run.tokenizer.decode([i]))
 
     def example(graph: UnitGraph, i: int) -> ExampleRecord:
         context = top.contexts[layer, graph.unit, i]
@@ -199,14 +186,15 @@ def _records(options: GraphOptions, run: Run, layer: int, graphs: Sequence[UnitG
         activation, used = float(top.activations[layer, graph.unit, i]), graph.examples[i : i + 1]
         more: Mapping[str, Any] = {} if not used else {
             "suffix": used[0].length, "importance": used[0].importance[::-1], "named": used[0].named}
-        return ExampleRecord(tokens=words(ids), ids=ids, activation=activation, **more)
+        return ExampleRecord(tokens=tuple(map(word, ids)), ids=ids, activation=activation, **more)
 
     records = []
     for graph, of_unit in zip(graphs, scores, strict=True):
         strongest, nodes = float(top.strongest[layer, graph.unit]), []
         for node in trie(graph.patterns):
             ids = None if node.tokens is None else tuple(sorted(node.tokens))
-            nodes.append(NodeRecord(**vars(node) | {"tokens": None if ids is None else words(ids), "ids": ids}))
+            tokens = None if ids is None else tuple(map(word, ids))
+            nodes.append(NodeRecord(**vars(node) | {"tokens": tokens, "ids": ids}))
         records.append(NeuronRecord(
             neuron=f"{layer}.{graph.unit}", site=f"{options.stream}.layer_{layer}.{field}", strongest=strongest,
             threshold=strongest * FIRES, nodes=tuple(nodes), scores=of_unit,

@@ -20,7 +20,6 @@ from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.reports.neuron_graph import neuron_page, no_graph, verdict, visible
 from jaxablate.reports.neuron_records import (
-    ExampleRecord,
     GraphOptions,
     NeuronRecord,
     named_before,
@@ -184,19 +183,14 @@ def neuron_tables(record: NeuronRecord) -> list[Table | str]:
     for name in ("activation", "suffix", "text"):
         examples.add_column(name, justify="left" if name == "text" else "right")
     for example in record.examples:
-        suffix = "" if example.suffix is None else str(example.suffix or "none")
-        examples.add_row(number(example.activation), suffix, _styled(example))
+        suffix, pivot = "" if example.suffix is None else str(example.suffix or "none"), len(example.tokens) - 1
+        styles = ("bold underline" if i == pivot else "bold" if pivot - i in example.named else "dim"
+                  for i in range(pivot + 1))
+        text = Text.assemble(*zip(map(visible, example.tokens), styles, strict=True))
+        examples.add_row(number(example.activation), suffix, text)
     shown = (terminal(Grid(title=title, caption="", columns=("strength", "examples", "pattern"), rows=tuple(patterns)))
              if record.nodes else f"neuron {record.neuron}: {no_graph(record)}")
     return [shown, examples, verdict(record.scores)]
-
-
-def _styled(example: ExampleRecord) -> Text:
-    line, pivot = Text(), len(example.tokens) - 1
-    for i, token in enumerate(example.tokens):
-        line.append(visible(token),
-                    style="bold underline" if i == pivot else "bold" if pivot - i in example.named else "dim")
-    return line
 
 
 def _some(tokens: Sequence[str]) -> str:

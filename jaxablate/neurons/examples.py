@@ -13,7 +13,7 @@ from typing import Literal, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Float, Integer
 
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
@@ -36,11 +36,9 @@ class UnitReader:
 
     model: SelfAblatingTransformer
     layers: tuple[int, ...]
-    """Numbers of the layers. Under `jax.jit` nothing behind the last of them is computed."""
+    """Under `jax.jit` nothing behind the last of them is computed."""
     kind: Literal["neurons", "channels"] = "neurons"
-    """Neurons (F a layer) or channels of attention (D a layer)."""
     stream: Stream = "clean"
-    """In the ablated stream an activation is multiplied by its gate."""
 
     def __call__(self, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, ...]:
         """Activations of each layer, float32 [B, T, U]."""
@@ -76,11 +74,10 @@ class TopExamples:
     """int32 [L, U, m, C], the tokens up to the pivot, which is the last one. They reach back to the start of the story
     or of the window; before it is `NOTHING`."""
     windows: np.ndarray
-    """int32 [L, U, m], which window of the text."""
+    """int32 [L, U, m]"""
     counts: np.ndarray
     """int64 [V], how often each token occurs in the text that was read."""
     tokens: int
-    """How many were read."""
 
     @property
     def strongest(self) -> np.ndarray:
@@ -96,15 +93,8 @@ def top_examples(
 
     One example a window, so that contexts are distinct. One pass: for each batch the maximum over T of each row and
     unit is merged on the device into the running best. Besides these (m numbers a unit) only the text itself is held.
-
-    Args:
-      read: gives all layers.
-      params: what ``read`` takes.
-      batches: windows of text, ``inputs`` int [B, T] and ``mask`` [B, T], 0 where a row is no text; all of one shape.
-      vocab_size: V.
-      eot_id: the token that ends a story; contexts do not reach over it. -1 where there is none.
-      examples: m, how many of each unit.
-      context: C, tokens of each example, the pivot included.
+    Batches are ``inputs`` int [B, T] and ``mask`` [B, T], 0 where a row is no text; all of one shape. Contexts of C
+    tokens, the pivot included, do not reach over ``eot_id``, which ends a story; it is -1 where there is none.
 
     Raises:
       ConfigError: ``read`` gives no activations [B, T, U].
@@ -137,7 +127,10 @@ def _merged(read: Read, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array
     layers = read_layers(read, params, tokens_BT)
     hidden = [jnp.where(counted, x, -jnp.inf) for x in layers]
     value = jnp.stack([x.max(axis=1).T for x in hidden])  # [L, U, B]
-    position = jnp.stack([_first_of(x, x.max(axis=1, keepdims=True)).T for x in hidden])
+    # Where along T it is first met: argmax as a plain maximum, several times as fast on CPU.
+    left = jnp.arange(tokens_BT.shape[1], 0, -1, dtype=jnp.int32)[:, None]
+    latest = [jnp.where(x == x.max(axis=1, keepdims=True), left, 0).max(axis=1) for x in hidden]
+    position = tokens_BT.shape[1] - jnp.stack([x.T for x in latest])
     finite = jnp.stack([jnp.all(jnp.isfinite(x) | ~counted, axis=(0, 1)) for x in layers])
     rows = jnp.broadcast_to(first_row + jnp.arange(len(tokens_BT), dtype=jnp.int32), value.shape)
     joined = {name: jnp.concatenate([best[name], x], -1)
@@ -145,13 +138,6 @@ def _merged(read: Read, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array
     top_value, chosen = jax.lax.top_k(joined["value"], best["value"].shape[-1])
     top = {name: jnp.take_along_axis(joined[name], chosen, axis=-1) for name in ("row", "position")}
     return top | {"value": top_value, "finite": best["finite"] & finite}
-
-
-def _first_of(x_BTU: Float[Array, "batch time units"], value_B1U: Float[Array, "batch 1 units"]
-              ) -> Integer[Array, "batch units"]:
-    """Where along T a value is first met: argmax as a plain maximum, several times as fast on CPU."""
-    left = jnp.arange(x_BTU.shape[1], 0, -1, dtype=jnp.int32)[:, None]
-    return x_BTU.shape[1] - jnp.where(x_BTU == value_B1U, left, 0).max(axis=1)
 
 
 def _with_contexts(best: dict[str, jax.Array], windows_WT: np.ndarray, masks_WT: np.ndarray, vocab_size: int,
@@ -176,26 +162,19 @@ class ShortRuns:
 
     A question is (sequence, unit): how strong is the unit at the last token when the model reads this sequence from
     position 0? Questions about the same sequence share one run, whatever their units. Sequences are grouped by length,
-    so each layer needs one program a length.
+    so each layer needs one program a length. ``read`` gives this one layer; ``tokens_run`` and ``questions`` count what
+    went through so far. Padding counts as tokens.
     """
 
     read: Read
-    """Gives this one layer."""
     params: Params
     batch_tokens: int = 8192
-    """Tokens of a batch, padding included."""
     tokens_run: int = 0
-    """Tokens that went through the model so far, padding included."""
     questions: int = 0
-    """How many were answered so far."""
 
     def __call__(self, sequences_QT: Integer[np.ndarray, "questions time"], units_Q: Integer[np.ndarray, " questions"]
                  ) -> Float[np.ndarray, " questions"]:
-        """Activation of each unit at the last token of its sequence, float32.
-
-        Args:
-          sequences_QT: tokens, filled up with `NOTHING` at the right; each has at least one token.
-          units_Q: numbers of units.
+        """Activation of each unit at the last token of its sequence, which `NOTHING` may follow.
 
         Raises:
           ConfigError: ``read`` gives other than one layer [B, T, U].
@@ -263,7 +242,6 @@ def _lengths(longest: int) -> list[int]:
     >>> _lengths(5), _lengths(40)
     ([4, 8], [4, 8, 16, 24, 48])
     """
-    lengths: list[int] = [*LENGTHS]
-    while lengths[-1] < longest:
-        lengths.append(lengths[-1] + LENGTHS[-1])
+    step = LENGTHS[-1]
+    lengths = [*LENGTHS, *range(2 * step, longest + step, step)]
     return [length for i, length in enumerate(lengths) if i == 0 or lengths[i - 1] < longest]

@@ -25,13 +25,13 @@ class Facts:
     """Labels of every token of a split, in the order of the batches."""
 
     tokens: np.ndarray
-    """int [n] token ids, at least as many as the split's inputs; they must be the same."""
+    """int [n] ids of the split's tokens; there may be more."""
     story: np.ndarray
     """int [n] number of the story that a token is of, never falling."""
     labels: Mapping[str, np.ndarray]
-    """Name of a label -> int [n], its value at each token."""
+    """By label int [n], its value at each token."""
     names: Mapping[str, tuple[str, ...]]
-    """Name of a label -> what each value means."""
+    """By label what each value means."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +40,6 @@ class FactMeasures:
 
     label: str
     kind: str
-    """Name of the kind of units."""
     entropy: float
     """Bits of the label, the most that a unit could tell."""
     information: tuple[np.ndarray, ...]
@@ -68,9 +67,8 @@ class FactRows:
 
     facts: Facts
     rows: np.ndarray
-    """int32 [n, labels * (1 + ROLLS)], the rows of every token."""
+    """int32 [n, labels * (1 + ROLLS)]"""
     counts: np.ndarray
-    """[rows of the table] tokens of each."""
 
     def tables(self, label: str, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A table's rows of one label: ([FOLDS, values, ...] by fold of the story, [ROLLS, values, ...] moved)."""
@@ -82,11 +80,7 @@ class FactRows:
 
 
 def fact_rows(facts: Facts, tokens: Integer[np.ndarray, " n"]) -> FactRows:
-    """Rows of a split's tokens.
-
-    Args:
-      facts: labels of at least these tokens.
-      tokens: ids of the split's tokens, in order.
+    """Rows of a split's tokens, in order.
 
     Raises:
       DataError: facts are of fewer or of other tokens, or there are fewer stories than folds.
@@ -116,14 +110,7 @@ def fact_rows(facts: Facts, tokens: Integer[np.ndarray, " n"]) -> FactRows:
 
 def fact_measures(rows: FactRows, kind: str, units: Sequence[np.ndarray], directions: Sequence[np.ndarray]
                   ) -> tuple[FactMeasures, ...]:
-    """Measures of all labels.
-
-    Args:
-      rows: rows of the tables.
-      kind: name of the kind of units.
-      units: for each layer the table [rows, units] of firings.
-      directions: the same of random directions.
-    """
+    """Measures of all labels, from the tables [rows, units] of firings of each layer's units and random directions."""
     result = []
     ends, direction_ends = (np.cumsum([t.shape[1] for t in tables])[:-1] for tables in (units, directions))
     firings, direction_firings = np.concatenate(units, axis=1), np.concatenate(directions, axis=1)
@@ -150,14 +137,7 @@ def corrected_information(
     table: Integer[np.ndarray, "folds values units"], counts: Integer[np.ndarray, "folds values"],
     moved: Integer[np.ndarray, "rolls values units"], moved_counts: Integer[np.ndarray, "rolls values"],
 ) -> Float[np.ndarray, " units"]:
-    """Bits that firing tells of a label, minus the mean of what it tells of moved ones; NaN if it never fires.
-
-    Args:
-      table: firings, of ``counts`` tokens.
-      counts: tokens of each value.
-      moved: firings by the values of moved labels, of ``moved_counts`` tokens.
-      moved_counts: tokens of each moved value.
-    """
+    """Bits that firing tells of a label, minus the mean of what it tells of moved ones; NaN if it never fires."""
     def bits(t: np.ndarray, c: np.ndarray) -> np.ndarray:
         return token_selectivity(t, c, np.zeros(len(c), bool))[0].information
 
@@ -167,14 +147,7 @@ def corrected_information(
 
 def held_out_accuracy(table: Integer[np.ndarray, "folds values units"], counts: Integer[np.ndarray, "folds values"]
                       ) -> tuple[Float[np.ndarray, " folds"], Float[np.ndarray, " folds"]]:
-    """How well the best unit tells a label in each fold, chosen on the other folds.
-
-    Args:
-      table: firings.
-      counts: tokens.
-
-    Returns:
-      Accuracy of the unit and of the majority's value.
+    """How well the best unit, chosen on the other folds, tells a label in each fold, and how well the majority's value.
 
     >>> table = np.array([[[4, 1], [0, 2]], [[4, 4], [0, 4]]])  # unit 0 fires exactly on value 0
     >>> [x.tolist() for x in held_out_accuracy(table, np.array([[4, 4], [4, 4]]))]

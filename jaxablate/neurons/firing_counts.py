@@ -45,11 +45,10 @@ class TokenClasses:
     tokens: int
     """n, masked ones left out."""
     ids: np.ndarray
-    """int [n] ids of these tokens, where they were asked for; else empty."""
+    """int [n], where they were asked for; else empty."""
     windows: int
-    """Windows with any token."""
+    """Windows with any token, of ``length`` tokens."""
     length: int
-    """T, tokens of a window."""
     class_of: np.ndarray
     """int32 [V] class of each token."""
     token_of: np.ndarray
@@ -87,12 +86,7 @@ class FiringCounts:
 
 
 def classify_tokens(batches: Iterable[Batch], vocabulary: int, *, with_ids: bool = False) -> TokenClasses:
-    """Counts the tokens of a split.
-
-    Args:
-      batches: batches of the whole split.
-      vocabulary: V.
-      with_ids: keep the ids of all tokens, too.
+    """Counts the tokens of a split, and keeps their ids where they are asked for.
 
     Raises:
       DataError: no token counts.
@@ -123,13 +117,7 @@ def calibrate(model: SelfAblatingTransformer, params: Params, batches: Iterable[
               rates: Mapping[str, Sequence[float]], drawn: list[dict[str, Any]]) -> dict[str, list[Calibration]]:
     """Thresholds, pilot means and Gini indices from windows spread evenly over the split, by kind and layer.
 
-    Args:
-      model: the decoder.
-      params: its parameters.
-      batches: batches of the whole split.
-      classes: from `classify_tokens`.
-      rates: by kind and layer, share of tokens on which an activation fires; not looked at for gates.
-      drawn: random directions, from `units.draw_directions`.
+    Rates are shares of tokens on which an activation fires; those of gates are not looked at.
 
     Raises:
       DataError: an activation is not finite.
@@ -151,14 +139,7 @@ def calibrate(model: SelfAblatingTransformer, params: Params, batches: Iterable[
 
 def calibration(kind: Kind, values: Float[np.ndarray, "units tokens"], random: Float[np.ndarray, "directions tokens"],
                 rate: float, layer: int) -> Calibration:
-    """`Calibration` of the units of one layer.
-
-    Args:
-      kind: the kind of units.
-      values: their values on the sample.
-      random: those of random directions, as `Kind.directions` says.
-      rate: share of tokens on which a unit fires, where the kind has no threshold.
-      layer: number of the layer, for messages.
+    """`Calibration` of one layer from values on a sample; units fire at the rate where the kind has no threshold.
 
     Raises:
       DataError: a value is not finite.
@@ -195,11 +176,7 @@ def calibration(kind: Kind, values: Float[np.ndarray, "units tokens"], random: F
 
 def top_threshold(values: Float[np.ndarray, "units tokens"], rates: Float[np.ndarray, " units"]
                   ) -> Float[np.ndarray, " units"]:
-    """Between the values that the top share of each row starts with and the next lower one.
-
-    Args:
-      values: one row a unit.
-      rates: share of values above; at least one is, and one is not.
+    """Between the value that the top share of each row starts with and the next lower one; both sides have one.
 
     >>> top_threshold(np.array([[5.0, 1.0, 3.0, 2.0]]), np.array([0.25])).tolist()
     [4.0]
@@ -215,16 +192,7 @@ def top_threshold(values: Float[np.ndarray, "units tokens"], rates: Float[np.nda
 def count_firings(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batch], classes: TokenClasses,
                   calibrations: Mapping[str, Sequence[Calibration]], drawn: list[dict[str, Any]],
                   facts: FactRows | None = None) -> FiringCounts:
-    """The pass over the split.
-
-    Args:
-      model: the decoder.
-      params: its parameters.
-      batches: batches of the whole split.
-      classes: from `classify_tokens`.
-      calibrations: from `calibrate`.
-      drawn: the same random directions.
-      facts: further rows of the tables, which follow those of the classes.
+    """The pass over the split. The tables' rows of facts follow those of the classes.
 
     Raises:
       DataError: an activation is not finite.

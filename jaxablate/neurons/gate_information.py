@@ -98,15 +98,7 @@ def frequent_tokens(sample: GateSample, *, least: int = MIN_COUNT) -> GateSample
 
 def unit_information(sample: GateSample, kind: str, layer: int, *, shuffles: int = SHUFFLES, seed: int = 0
                      ) -> UnitInformation:
-    """Information of each unit's gate about the next token given the current one.
-
-    Args:
-      sample: from `frequent_tokens`.
-      kind: attention or neurons.
-      layer: number of the layer.
-      shuffles: shuffles of the next tokens within each current token.
-      seed: seed of the shuffles.
-    """
+    """Information of each unit's gate about the next token given the current one, from the sample's frequent tokens."""
     pairs = np.lexsort((sample.following, sample.current))
     bits = sample.fires(kind, layer)[pairs]
     current, following = sample.current[pairs], sample.following[pairs]
@@ -140,7 +132,6 @@ class ProbeLosses:
     """float64 [stories, 2 + 2 (L + 1)]: tokens, loss of ``token`` in nats, then the losses with own gates of layer 0 ..
     L - 1 and of all layers at once, then the same of the control."""
     layers: int
-    """L."""
     chosen: int
     """Which of the L + 1 probes with own gates was best on the stories kept for such choices; L is all layers."""
     train_tokens: int
@@ -154,10 +145,8 @@ class ProbeLosses:
 def probe_gates(sample: GateSample, table: Float[np.ndarray, "vocab d"], *, seed: int = 0) -> ProbeLosses:
     """Trains the probes of every layer, their controls and the one without gates, all at once.
 
-    Args:
-      sample: from `frequent_tokens`; at most `PROBE_TOKENS` of its tokens are used, of whole stories.
-      table: the model's output matrix.
-      seed: seed of the split into train, choice and test, and of the order of training.
+    The sample is that of `frequent_tokens`, of which at most `PROBE_TOKENS` are used, of whole stories; the table is
+    the model's output matrix.
 
     Raises:
       DataError: too few stories for a test.
@@ -256,9 +245,7 @@ def _update(losses, params, state, fixed, batch, readout: jax.Array, units: int,
     return jax.tree.map(lambda p, step: p - rate * step, params, steps), state
 
 
-@functools.partial(jax.jit, static_argnames=("losses", "units"))
-def _batch_losses(losses, params, fixed, batch, readout: jax.Array, units: int) -> jax.Array:
-    return losses(params, fixed, batch, readout, units)
+_batch_losses = jax.jit(lambda losses, *given: losses(*given), static_argnums=(0, 5))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ token may be first.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -35,11 +36,7 @@ Seed = int | tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphSettings:
-    """How graphs are made.
-
-    Raises:
-      ConfigError: a value is out of range.
-    """
+    """How graphs are made."""
 
     build: int = 20
     """How many of a unit's top examples a graph is made from; fewer where the unit does not fire in so many."""
@@ -72,7 +69,6 @@ class Pattern:
     strength: float
     """Largest activation of its examples, as a share of the unit's maximum."""
     examples: int = 1
-    """How many have it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +78,7 @@ class Example:
     length: int
     """Tokens of its suffix; 0 where not even the whole context is enough."""
     importance: tuple[float, ...]
-    """Importance of these tokens, by offset."""
+    """By offset."""
     named: tuple[int, ...]
     """Offsets that its pattern names."""
 
@@ -92,7 +88,6 @@ class UnitGraph:
     """The graph of one unit."""
 
     unit: int
-    """Its number in the layer."""
     patterns: tuple[Pattern, ...]
     """Merged; empty where the unit is never active, or no suffix of any example is enough."""
     examples: tuple[Example, ...]
@@ -106,17 +101,8 @@ def build_graphs(
 ) -> list[UnitGraph]:
     """Graphs of all units of a layer, their questions to the model put together in large batches.
 
-    Args:
-      ask: an `examples.ShortRuns` of the layer.
-      activations: activations of the top examples, strongest first.
-      contexts: their tokens, as `examples.TopExamples` has them.
-      counts: how often each token occurs in the text, from which replacements are drawn.
-      nearest: gives candidates.
-      settings: how graphs are made.
-      seed: seed of the replacements.
-
-    Returns:
-      One graph for each unit.
+    Activations and contexts of the top examples are as `examples.TopExamples` has them. Replacements are drawn by how
+    often each token occurs in the text.
     """
     used = activations[:, : settings.build]
     unit, example = np.nonzero((used > 0) & (used > FIRES * used[:, :1]))
@@ -129,12 +115,10 @@ def build_graphs(
     strengths = pruned.activations / activations[pruned.units, 0]
     patterns: list[list[Pattern]] = [[] for _ in activations]
     examples: list[list[Example]] = [[] for _ in activations]
-    row = iter(range(len(pruned.units)))
-    for u, has_suffix in zip(unit, explained, strict=True):
-        if not has_suffix:
+    for u, i in zip(unit, np.where(explained, np.cumsum(explained) - 1, -1), strict=True):
+        if i < 0:
             examples[u].append(Example(0, (), ()))
             continue
-        i = next(row)
         back, named = pruned.contexts[i][::-1], np.flatnonzero(keep[i]).tolist()
         length = int(pruned.lengths[i])
         examples[u].append(Example(length, tuple(weights[i, :length].tolist()), tuple(named)))
@@ -151,7 +135,6 @@ class Cases:
     """Examples of a layer's units."""
 
     units: np.ndarray
-    """[E]."""
     contexts: np.ndarray
     """[E, C] tokens up to the pivot; `NOTHING` before the first."""
     activations: np.ndarray
@@ -162,7 +145,6 @@ class Cases:
     """[E] activation at the end of that suffix."""
 
     def __getitem__(self, chosen: np.ndarray) -> "Cases":
-        """Some of the cases."""
         return Cases(**{name: x[chosen] if len(x) else x for name, x in vars(self).items()})
 
     def sequences(self, lengths: np.ndarray | None = None) -> np.ndarray:
@@ -178,15 +160,8 @@ def prune(ask: Ask, cases: Cases, share: float = 0.5) -> Cases:
 
     All lengths up to `SHORT` are tried. Where none is enough, every `STEP`-th longer one and the whole context are, and
     then the lengths just below the first of these that is enough. So of a long suffix a shorter one may be missed where
-    the activation does not grow with the context.
-
-    Args:
-      ask: the model.
-      cases: examples.
-      share: share of the example's own activation.
-
-    Returns:
-      The cases with `lengths` and `suffix_activations`; 0 for both where not even the whole context is enough.
+    the activation does not grow with the context. `Cases.lengths` and `Cases.suffix_activations` are 0 where not even
+    the whole context is enough.
     """
     available = (cases.contexts != NOTHING).sum(1)
     lengths, activations = np.zeros(len(available), np.int64), np.zeros(len(available), np.float32)
@@ -213,16 +188,8 @@ def importance(ask: Ask, cases: Cases, noise: "Noise", replacements: int = 3) ->
     """1 - activation with a token replaced / activation, for every token of the suffixes.
 
     Foote et al. replace by the padding token, which these models do not have; here it is the mean over a few tokens
-    drawn at random by their frequency in the text.
-
-    Args:
-      ask: the model.
-      cases: pruned examples, all with a suffix.
-      noise: draws tokens.
-      replacements: how many.
-
-    Returns:
-      By offset; NaN beyond the suffix. Above 1 where the activation turns negative.
+    drawn at random by their frequency in the text. By offset; NaN beyond the suffix, above 1 where the activation turns
+    negative. All cases have a suffix.
     """
     case, offset = np.nonzero(np.arange(cases.contexts.shape[1]) < cases.lengths[:, None])
     chosen = cases[case]
@@ -239,26 +206,17 @@ def importance(ask: Ask, cases: Cases, noise: "Noise", replacements: int = 3) ->
 
 def important(weights: Float[np.ndarray, "examples context"], above: float) -> Bool[np.ndarray, "examples context"]:
     """The offsets a pattern names: the pivot, and tokens whose importance is above a threshold."""
-    keep = np.nan_to_num(weights, nan=-np.inf) > above
-    keep[:, 0] = True
-    return keep
+    return (np.arange(weights.shape[1]) == 0) | (np.nan_to_num(weights, nan=-np.inf) > above)
 
 
 def substitutes(
     ask: Ask, cases: Cases, keep: Bool[np.ndarray, "examples context"], nearest: Callable[[np.ndarray], np.ndarray],
     bars: Float[np.ndarray, " examples"],
 ) -> list[dict[int, list[int]]]:
-    """Tokens that can stand in the place of an important one, the others being as they are.
+    """For each case by offset the tokens that can stand in the place of the important one that is there.
 
-    Args:
-      ask: the model.
-      cases: pruned examples, all with a suffix.
-      keep: from `important`.
-      nearest: tokens [Q] -> candidates [Q, n].
-      bars: activation that has to be exceeded.
-
-    Returns:
-      For each case: offset -> the tokens that do, besides the one that is there.
+    They do where the activation exceeds the case's bar, all other tokens being as they are. All cases have a suffix;
+    ``nearest`` gives candidates [Q, n] for tokens [Q].
     """
     case, offset = np.nonzero(keep)
     chosen = cases[case]
@@ -275,11 +233,7 @@ def substitutes(
 
 
 class Noise:
-    """Draws tokens by their frequency in a text, the same ones for the same seed.
-
-    Args:
-      counts: [V] how often each token occurs.
-      seed: seed of the draws.
+    """Draws tokens by how often each occurs in a text, the same ones for the same seed.
 
     Raises:
       DataError: the text has fewer than two different tokens, so that nothing can be replaced by something else.
@@ -304,12 +258,9 @@ class Noise:
 
 
 class Neighbours:
-    """The tokens whose embeddings point in the most similar directions.
+    """The n tokens whose embeddings [V, D] point in the most similar directions.
 
-    Args:
-      embedding: [V, D] embedding of the model.
-      counts: [V] how often tokens occur; one that does not has an embedding that was never trained and is left out.
-      n: candidates of each token.
+    A token that does not occur has an embedding that was never trained and is left out.
     """
 
     def __init__(self, embedding: np.ndarray, counts: np.ndarray, n: int = 8):
@@ -370,8 +321,8 @@ def _joined(a: Pattern, b: Pattern) -> Pattern | None:
         if x is None or y is None:
             return None
         tokens = (*a.tokens[: different[0]], x | y, *a.tokens[different[0] + 1 :])
-    weights = [None if t is None else _larger(*(p.importance[i] if i < len(p.importance) else None for p in (a, b)))
-               for i, t in enumerate(tokens)]
+    pairs = itertools.zip_longest(a.importance, b.importance)
+    weights = [None if t is None else _larger(*pair) for t, pair in zip(tokens, pairs, strict=False)]
     return Pattern(tokens=tokens, importance=tuple(weights), strength=max(a.strength, b.strength),
                    examples=a.examples + b.examples)
 

@@ -59,9 +59,8 @@ class GateSample:
     """Gates of some tokens of a split, those that fire as bits."""
 
     current: np.ndarray
-    """int32 [n] ids of the tokens."""
     following: np.ndarray
-    """int32 [n] ids of the tokens after them."""
+    """int32 [n] each: ids of the tokens, and of those after them."""
     story: np.ndarray
     """int32 [n], which story the following token is of, numbered from 0."""
     bits: Mapping[str, np.ndarray]
@@ -71,7 +70,6 @@ class GateSample:
 
     @property
     def layers(self) -> int:
-        """L."""
         return self.bits[KINDS[0]].shape[1]
 
     def fires(self, kind: str, layer: int) -> np.ndarray:
@@ -88,8 +86,8 @@ class GateSample:
 class Audit:
     """What `audit_gates` measures."""
 
-    story_sums: np.ndarray
-    """float64 [stories, columns], `COLUMNS` summed over the targets of each story."""
+    story_sums: Mapping[str, np.ndarray]
+    """By name of `COLUMNS` float64 [stories], summed over the targets of each."""
     current: np.ndarray
     """int32 [tokens], all tokens that were read, in file order; `following` and `story` as in `GateSample`."""
     following: np.ndarray
@@ -100,17 +98,10 @@ class Audit:
 
 def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Batches, *, seed: int = 0,
                 sample: int = SAMPLE, most: int = MOST_TOKENS) -> Audit:
-    """Losses of the ablated stream under every replacement, and a sample of its gates.
+    """Losses of the ablated stream under every replacement, and the gates of a sample of its tokens.
 
-    Args:
-      model: a gated decoder.
-      params: its parameters.
-      batches: starts the split anew, with ``inputs``, ``targets`` and the targets' ``story`` int [B, T] and ``mask``
-        [B, T], 1 where a target counts; it is called twice. Gates are lent within a batch, so larger ones lend from
-        more.
-      seed: seed of random gates, of who lends to whom, and of the sample.
-      sample: most tokens whose gates are stored.
-      most: tokens after which no further batch is read.
+    Batches have the targets' ``story`` int [B, T]; the split is started twice, and no further batch of it is read after
+    ``most`` tokens. Gates are lent within a batch, so larger ones lend from more.
 
     Raises:
       DataError: fewer than `MIN_TOKENS` tokens or `MIN_STORIES` stories, or activations that are not finite.
@@ -138,8 +129,9 @@ def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Batches
     story = np.unique(story, return_inverse=True)[1].astype(np.int32)
     _check_enough(tokens, int(story.max()) + 1)
     units = {"attention": model.config.d_model, "neurons": model.config.mlp_width}
+    sums = (np.bincount(story, weights=x) for x in np.concatenate(columns, axis=1))
     return Audit(
-        story_sums=np.stack([np.bincount(story, weights=x) for x in np.concatenate(columns, axis=1)], axis=-1),
+        story_sums=dict(zip(COLUMNS, sums, strict=True)),
         current=current, following=following, story=story,
         sample=GateSample(current=current[sampled], following=following[sampled], story=story[sampled], units=units,
                           bits={kind: np.concatenate(x) for kind, x in bits.items()}))
@@ -175,10 +167,7 @@ def _check_enough(tokens: int, stories: int | None = None) -> None:
 
 def content_means(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batch]
                   ) -> tuple[dict[str, jax.Array], int]:
-    """What the ablated stream's gates multiply, on average: by field, head_out [L, N, H] and mlp_post [L, F].
-
-    Returns:
-      The means over the counted tokens, and their number.
+    """Means over the counted tokens of what gates multiply, head_out [L, N, H] and mlp_post [L, F], and their number.
 
     Raises:
       DataError: an activation is not finite, or there are fewer than `MIN_TOKENS` tokens.
@@ -212,19 +201,10 @@ def _content_sums(model: SelfAblatingTransformer, params: Params, batch: Batch) 
 def replaced_losses(model: SelfAblatingTransformer, params: Params, batch: Batch, means: Mapping[str, jax.Array],
                     lenders: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike], key: jax.Array
                     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Cross-entropy of each target under each replacement, in nats.
+    """Nats of each target under each replacement, float32 [B, T], and the gates that fire as bits of `GateSample`.
 
-    Args:
-      model: gated, without rematerialisation.
-      params: its parameters.
-      batch: ``inputs``, ``targets``, ``mask`` [B, T].
-      means: from `content_means`.
-      lenders: int [B, T] each, index into the batch's B T tokens: whose gates ``other`` and ``same`` take.
-      key: key of random gates.
-
-    Returns:
-      Losses by name, float32 [B, T], ``clean`` among them; and by kind uint8 [B, T, L, ceil(U / 8)], the gates that
-      fire as bits.
+    The model is without rematerialisation. Lenders int [B, T] are indices into the batch's B T tokens: whose gates
+    ``other`` and ``same`` take. The key is that of random gates.
     """
     out = decoder_output(model, params, batch["inputs"])
     own = cast(Gates, out.gates)
@@ -272,12 +252,7 @@ def _random_gates(model: SelfAblatingTransformer, own: Gates, key: jax.Array) ->
 def lenders(
     tokens: Integer[np.ndarray, "batch time"], counted: Bool[np.ndarray, "batch time"], rng: np.random.Generator,
 ) -> tuple[Integer[np.ndarray, "batch time"], Integer[np.ndarray, "batch time"], Bool[np.ndarray, "batch time"]]:
-    """Who lends gates to whom within a batch.
-
-    Args:
-      tokens: ids.
-      counted: tokens that count; the others neither lend nor borrow.
-      rng: draws a random order.
+    """Who lends gates to whom within a batch; tokens that do not count neither lend nor borrow.
 
     Returns:
       Index into the B T tokens of any other token, the same of another token of the same id, and whether there is one
@@ -317,20 +292,14 @@ def ngram_losses(current: Integer[np.ndarray, " tokens"], following: Integer[np.
         unigram   p(n)     = (N(n) + a / V) / (N + a)
         bigram    p(n | c) = (N(c, n) + b p(n)) / (N(c) + b)
 
-    Args:
-      current: ids of tokens.
-      following: ids of the tokens after them.
-      story: which story each token is of.
-      vocab_size: V.
-
     Returns:
       Unigram and bigram losses, float64, nats.
     """
     groups = (np.zeros(len(story), np.int64), following, current, current.astype(np.int64) * vocab_size + following)
     size, of_next, of_current, of_pair = (_elsewhere(group, story) for group in groups)
-    unigram = _likeliest([(of_next + a / vocab_size) / (size + a) for a in STRENGTHS])
-    bigram = _likeliest([(of_pair + b * unigram) / (of_current + b) for b in STRENGTHS])
-    return -np.log(unigram), -np.log(bigram)
+    unigram = min((-np.log((of_next + a / vocab_size) / (size + a)) for a in STRENGTHS), key=np.sum)
+    bigram = min((-np.log((of_pair + b * np.exp(-unigram)) / (of_current + b)) for b in STRENGTHS), key=np.sum)
+    return unigram, bigram
 
 
 def _elsewhere(groups: np.ndarray, story: np.ndarray) -> np.ndarray:
@@ -339,7 +308,3 @@ def _elsewhere(groups: np.ndarray, story: np.ndarray) -> np.ndarray:
     local = place.astype(np.int64) * (int(story.max()) + 1) + story
     _, here, own = np.unique(local, return_inverse=True, return_counts=True)
     return (counts[place] - own[here]).astype(np.float64)
-
-
-def _likeliest(probabilities: list[np.ndarray]) -> np.ndarray:
-    return max(probabilities, key=lambda p: np.log(p).sum())

@@ -83,14 +83,7 @@ class Text:
 
 def firings(read: Read, params: Params, batches: Iterable[Batch], thresholds: Num[np.ndarray, "layers units"],
             eot_id: int) -> tuple[UInt8[np.ndarray, "layers units bytes"], Text]:
-    """Where each unit's activation is above its threshold.
-
-    Args:
-      read: gives all layers.
-      params: what ``read`` takes.
-      batches: windows of text that follow one another.
-      thresholds: a unit with infinity never fires.
-      eot_id: the token that ends a story.
+    """Where each unit's activation is above its threshold, in windows of text that follow one another.
 
     Returns:
       Bits of each unit, as `numpy.unpackbits` reads them, 1 where it fires; and the text of as many places. Batches
@@ -125,11 +118,9 @@ class Counts:
     """What each unit's graph gets right, int [U, S] by unit and story."""
 
     hits: np.ndarray
-    """Places where the unit fires and its graph says so."""
     predicted: np.ndarray
-    """Places where the graph says so."""
     fires: np.ndarray
-    """Places where the unit fires."""
+    """Places where the unit fires and its graph says so, where the graph says so, where the unit fires."""
     shuffled_hits: np.ndarray
     """Hits of the graph of another unit: the null."""
     shuffled_predicted: np.ndarray
@@ -146,12 +137,8 @@ def count_hits(graphs: Sequence[Sequence[Pattern]], bits: UInt8[np.ndarray, "uni
                active: Shaped[np.ndarray, " units"], seed: Seed = 0) -> Counts:
     """Counts hits of graphs, of other units' graphs and of their pivots alone.
 
-    Args:
-      graphs: patterns of each unit of a layer; a unit may have none.
-      bits: from `firings`.
-      text: from `firings`.
-      active: bool, which units are active in the text of the examples.
-      seed: seed of who gets whose graph; among those that have one, nobody keeps its own, unless it is the only one.
+    Graphs are the patterns of each unit of a layer, which may have none. Bits and text are from `firings`. Who gets
+    whose graph is random; among those that have one, nobody keeps its own, unless it is the only one.
     """
     matches = [text.matches(patterns) for patterns in graphs]
     # Those with a graph stand in a random circle, and each gets the next one's.
@@ -177,11 +164,7 @@ def story_draws(stories: int, seed: int, resamples: int = stats.RESAMPLES) -> Fl
 
 
 def rates(counts: Counts, draws: Float[np.ndarray, "stories resamples"] | None = None) -> dict[str, np.ndarray]:
-    """Rates of each unit over the whole text, [U], or of each bootstrap draw of its stories, [U, resamples].
-
-    Args:
-      counts: counts by story.
-      draws: from `story_draws`; None takes each story once.
+    """Rates of each unit over the whole text, [U], or in each of the draws of its stories, [U, resamples].
 
     Returns:
       precision, recall and f1; f1_shuffled and f1_pivot, those of another unit's graph and of the pivots alone; and
@@ -227,13 +210,7 @@ class GraphSummary:
 
 
 def summarise_graphs(layers: Sequence[Counts], seed: int = 0, least: int = MIN_FIRES) -> GraphSummary:
-    """Units of one or more layers together.
-
-    Args:
-      layers: counts on the same text.
-      seed: seed of the bootstrap; the same seed gives all layers the same draws.
-      least: places at which a unit has to fire to be in the means.
-    """
+    """Units of one or more layers together, counted on the same text; in the means are those that fire often enough."""
     stories = layers[0].fires.shape[1]
     scored_in = [x.active & (x.fires.sum(1) >= least) for x in layers]
     value, drawn = (_means(layers, scored_in, draws) for draws in (None, story_draws(stories, seed)))

@@ -57,14 +57,9 @@ class TokenSelectivity:
 
 def shape(sums: Float[np.ndarray, "5 units"], pilot: Float[np.ndarray, " units"], tokens: int,
           gini: Float[np.ndarray, " units"]) -> Shape:
-    """Measures of shape from power sums.
+    """Measures of shape from power sums: sum |a|, then sum (a - pilot)^p for p = 1..4, float64.
 
-    Args:
-      sums: sum |a|, then sum (a - pilot)^p for p = 1..4, float64. A pilot near the mean keeps the central moments free
-        of cancellation.
-      pilot: any number near each unit's mean.
-      tokens: n.
-      gini: Gini indices, from `gini_of`.
+    A pilot near a unit's mean keeps the central moments free of cancellation.
 
     >>> one = shape(np.array([[2.0], [2.0], [4.0], [8.0], [16.0]]), np.zeros(1), 4, np.zeros(1))  # 2, 0, 0, 0
     >>> one.lifetime_sparsity.item(), one.hoyer.item(), round(one.kurtosis.item(), 4)
@@ -84,12 +79,7 @@ def shape(sums: Float[np.ndarray, "5 units"], pilot: Float[np.ndarray, " units"]
 
 
 def binary_shape(fired: Num[np.ndarray, " units"], tokens: int) -> Shape:
-    """Measures of units that are 0 or 1: exact functions of the number of tokens on which each is 1.
-
-    Args:
-      fired: that number.
-      tokens: n.
-    """
+    """Measures of units that are 0 or 1: exact functions of the number of tokens on which each is 1."""
     fired = np.asarray(fired, np.float64)
     gini = np.where(fired > 0, 1 - fired / tokens, np.nan)
     return shape(np.stack([fired] * 5), np.zeros_like(fired), tokens, gini)
@@ -119,15 +109,7 @@ def token_selectivity(
     table: Integer[np.ndarray, "classes units"], counts: Integer[np.ndarray, " classes"],
     candidates: Bool[np.ndarray, " classes"],
 ) -> tuple[TokenSelectivity, Integer[np.ndarray, " units"]]:
-    """Measures from how often units fire on each class of tokens.
-
-    Args:
-      table: t_c, firings.
-      counts: n_c, tokens.
-      candidates: which classes may be the one that fires the unit most.
-
-    Returns:
-      The measures, and the class of mu_max, -1 where there is none.
+    """Measures from t_c and n_c, and the class of mu_max, which is one of the candidates; -1 where there is none.
 
     >>> measures, best = token_selectivity(np.array([[2, 1], [0, 1]]), np.array([2, 2]), np.array([True, True]))
     >>> measures.information.tolist(), measures.effective_tokens.round(6).tolist(), measures.selectivity.tolist()
@@ -182,15 +164,7 @@ class ShuffledTokens:
 
 def shuffle_tokens(counts: Integer[np.ndarray, " classes"], candidates: Bool[np.ndarray, " classes"],
                    fired: Integer[np.ndarray, " units"], *, draws: int, seed: int) -> ShuffledTokens:
-    """Draws shuffles for numbers of firings between the least and the greatest of ``fired``.
-
-    Args:
-      counts: tokens of each class.
-      candidates: as in `token_selectivity`.
-      fired: numbers of firings of all units; zeros are passed over.
-      draws: shuffles at each of up to `SHUFFLE_GRID` numbers.
-      seed: seed of the draws.
-    """
+    """Draws shuffles at up to `SHUFFLE_GRID` numbers of firings, from the least of ``fired`` but 0 to the greatest."""
     rng = np.random.default_rng(seed)
     alive = fired[fired > 0]
     ends = (1, 1) if alive.size == 0 else (alive.min(), alive.max())
@@ -209,15 +183,8 @@ def matched(rates: Float[np.ndarray, " units"], direction_rates: Float[np.ndarra
     """What random directions have that fire as often as each unit.
 
     The mean over the `NEIGHBOURS` directions nearest in rate, interpolated linearly in the logarithm of the rate; a
-    unit that fires less or more often than all directions gets the value of the nearest ones.
-
-    Args:
-      rates: firing rates of units, NaN or 0 for those that never fire.
-      direction_rates: firing rates of the random directions.
-      values: their measure; NaN is passed over.
-
-    Returns:
-      NaN for a unit that never fires, or where no direction has the measure.
+    unit that fires less or more often than all directions gets the value of the nearest ones. NaN for a unit that never
+    fires (rate 0 or NaN), or where no direction has the measure (value NaN).
     """
     good = np.isfinite(values) & (direction_rates > 0)
     result = np.full(rates.shape, np.nan)

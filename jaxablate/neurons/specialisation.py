@@ -68,9 +68,8 @@ class UnitGroup:
     rates: np.ndarray
     """[units] the same as a share of all tokens."""
     shape: Shape
-    """How unevenly they are active."""
     tokens: TokenSelectivity
-    """What their firing says of the current token, plug-in."""
+    """Plug-in estimates."""
     best_token: np.ndarray
     """int [units], the token whose share of firings is greatest; -1 where there is none."""
     shuffled: TokenSelectivity
@@ -91,7 +90,7 @@ class UnitGroup:
 
     @property
     def live(self) -> np.ndarray:
-        """bool [units], whether each fires at least once."""
+        """bool [units]"""
         return self.fired > 0
 
     def measure(self, name: str) -> np.ndarray:
@@ -118,13 +117,11 @@ class NeuronMeasures:
     facts: tuple[FactMeasures, ...]
     """By kind, then by label; empty without facts."""
     tokens: int
-    """How many of the split count."""
     sampled: int
-    """About how many of them thresholds and Gini indices come from."""
+    """About how many tokens thresholds and Gini indices come from."""
     token_of: np.ndarray
-    """int [C] token of each class, -1 for the class of all others."""
     counts: np.ndarray
-    """int [C] tokens of each class."""
+    """As in `firing_counts.TokenClasses`."""
     token_information: float
     """Bits of the current token, the most that a unit could tell."""
     match_k: Mapping[str, tuple[int, ...]]
@@ -136,20 +133,12 @@ class NeuronMeasures:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds there are."""
         return tuple(dict.fromkeys(group.kind for group in self.groups))
 
 
 def measure(
-    model: SelfAblatingTransformer,
-    params: Params,
-    batches: Batches,
-    *,
-    match_k: int | None = None,
-    facts: Facts | None = None,
-    directions: int = DIRECTIONS,
-    shuffles: int = SHUFFLES,
-    seed: int = 0,
+    model: SelfAblatingTransformer, params: Params, batches: Batches, *, match_k: int | None = None,
+    facts: Facts | None = None, directions: int = DIRECTIONS, shuffles: int = SHUFFLES, seed: int = 0,
 ) -> NeuronMeasures:
     """Measures every unit of a decoder in one pass over a split.
 
@@ -204,16 +193,9 @@ def measure(
 def measure_arrays(
     activations: Num[Array | np.ndarray, "*tokens units"] | Bool[Array | np.ndarray, "*tokens units"]
     | Sequence[Array | np.ndarray],
-    tokens: Integer[Array | np.ndarray, "*tokens"],
-    *,
-    rate: float = 0.02,
-    threshold: float | None = None,
-    signed: bool = False,
-    facts: Facts | None = None,
-    directions: int = DIRECTIONS,
-    shuffles: int = SHUFFLES,
-    seed: int = 0,
-    name: str = "units",
+    tokens: Integer[Array | np.ndarray, "*tokens"], *, rate: float = 0.02, threshold: float | None = None,
+    signed: bool = False, facts: Facts | None = None, directions: int = DIRECTIONS, shuffles: int = SHUFFLES,
+    seed: int = 0, name: str = "units",
 ) -> NeuronMeasures:
     """Measures every unit of any model, from its activations.
 
@@ -227,10 +209,10 @@ def measure_arrays(
       rate: share of tokens on which each unit fires, in (0, 1).
       threshold: value above which every unit fires instead; rates then differ from unit to unit.
       signed: units have no preferred sign: large negative values count as firing, too.
-      facts: labels of the tokens, with the story or document that each is of; adds `NeuronMeasures.facts`.
-      directions: random directions over all layers.
-      shuffles: draws of the shuffled tokens at each of `measures.SHUFFLE_GRID` numbers of firings.
-      seed: seed of directions and shuffles.
+      facts: labels of the tokens, with the story or document that each is of.
+      directions: as in `measure`.
+      shuffles: as in `measure`.
+      seed: as in `measure`.
       name: what the units are called in the result.
 
     Returns:
@@ -312,10 +294,9 @@ def _tables(fired: np.ndarray, row_ids: np.ndarray, rows: int) -> np.ndarray:
 
 def _winners(model: SelfAblatingTransformer, match_k: int | None) -> dict[str, list[int]]:
     """k of the rate of activations, by part and layer."""
-    config = model.config
-    result = {part: [config.layer_k(part, i) if match_k is None else match_k for i in range(config.n_layers)]
-              for part in PARTS}
-    for part, width in (("neurons", config.mlp_width), ("attention", config.d_model)):
+    config, result = model.config, {}
+    for part, width in zip(PARTS, (config.mlp_width, config.d_model), strict=True):
+        result[part] = [config.layer_k(part, i) if match_k is None else match_k for i in range(config.n_layers)]
         for k in result[part]:
             if not 1 <= k < width:
                 name = f"match_k={match_k}" if match_k is not None else f"k_{part}={k} of the config"
@@ -406,12 +387,7 @@ class GroupSummary:
 
 
 def summarise(measures: NeuronMeasures, seed: int = 0) -> tuple[GroupSummary, ...]:
-    """Means over units with both nulls: each kind over all layers, then layer by layer.
-
-    Args:
-      measures: from `measure` or `measure_arrays`.
-      seed: seed of the bootstrap.
-    """
+    """Means over units with both nulls: each kind over all layers, then layer by layer."""
     result = []
     for kind in measures.kinds:
         groups = measures.of(kind)
@@ -448,8 +424,8 @@ def _summary(groups: Sequence[UnitGroup], draws: Sequence[Mapping[str, np.ndarra
         total = w.sum(0)
         return np.divide((np.nan_to_num(parts) * w).sum(0), total, out=np.full(total.shape, np.nan), where=total > 0)
 
-    mean, shuffled, directions = joined("mean"), joined("shuffled"), joined("directions")
-    mean_draws, direction_draws = joined("mean_draws"), joined("direction_draws")
+    mean, shuffled, directions, mean_draws, direction_draws = map(
+        joined, ("mean", "shuffled", "directions", "mean_draws", "direction_draws"))
     summaries = []
     for i, name in enumerate(MEASURES):
         n = int(weight[:, i].sum())

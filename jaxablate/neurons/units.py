@@ -93,13 +93,7 @@ def draw_directions(config: ModelConfig, params: Params, count: int, seed: int) 
 
     A random neuron has the length of in-weights and the bias of a neuron of its layer, drawn at random, and a uniformly
     random direction. A random gate is a random score likewise, of the stream (or both streams) that score heads read.
-    A random channel is a column of a random rotation of the layer's D channels.
-
-    Args:
-      config: shape of the model.
-      params: its parameters.
-      count: R, random units of each sort and layer.
-      seed: seed of the draws.
+    A random channel is a column of a random rotation of the layer's D channels. There are R of each sort and layer.
 
     Returns:
       For each layer ``up`` [D, R], ``bias`` [R], ``rotation`` [D, R], and ``neurons gates``, ``attention gates`` by

@@ -102,7 +102,6 @@ class Scores:
     """The graph as a classifier of firing, on held-out text. None: nothing fires, or nothing is predicted."""
 
     tokens: int
-    """Tokens of the text."""
     fires: int
     predicted: int
     hits: int
@@ -179,13 +178,7 @@ def from_dict(values: Mapping[str, Any]) -> NeuronRecord:
 
 
 def write_index(folder: Path, about: Mapping[str, Any], summaries: Sequence[Any], units: int) -> None:
-    """Writes the index of graphs from the neurons' files.
-
-    Args:
-      folder: where they lie.
-      about: what they were made from.
-      summaries: dataclasses, of all units and then of each layer.
-      units: of a layer.
+    """Writes the index from the neurons' files, with summaries (dataclasses) of all units and then of each layer.
 
     Raises:
       FileError: a neuron's file is damaged, or the index cannot be written.

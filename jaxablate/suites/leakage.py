@@ -5,15 +5,15 @@ what a linear reader makes of all gates of a layer. What they measure is defined
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxablate import stats
-from jaxablate.config import Config
 from jaxablate.neurons import gate_information
 from jaxablate.neurons.gate_information import frequent_tokens, probe_gates, unit_information
-from jaxablate.neurons.leakage import COLUMNS, KINDS, OF_ALL, Audit, GateSample, audit_gates, ngram_losses
+from jaxablate.neurons.leakage import KINDS, OF_ALL, Audit, GateSample, audit_gates, ngram_losses
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
@@ -73,7 +73,6 @@ class ProbeRow:
 
     @property
     def label(self) -> str:
-        """The layer as tables call it."""
         return "all layers" if self.layer is None else f"layer {self.layer}"
 
 
@@ -199,13 +198,7 @@ class LeakageResult:
 
 
 def evaluate(audit: Audit, table: np.ndarray, *, vocab_size: int, seed: int = 0) -> LeakageResult:
-    """Everything that follows from an audit.
-
-    Args:
-      audit: from `jaxablate.neurons.audit_gates`.
-      table: [V, D] the model's output matrix, for the probe.
-      vocab_size: V, for the losses of counts.
-      seed: seed of resampling, shuffling and the probe.
+    """Everything that follows from an audit and the model's output matrix [V, D].
 
     Raises:
       DataError: too few tokens for one of the measures.
@@ -216,27 +209,25 @@ def evaluate(audit: Audit, table: np.ndarray, *, vocab_size: int, seed: int = 0)
                        for x in ngram_losses(audit.current, audit.following, audit.story, vocab_size))
     return LeakageResult(
         losses=_losses(sums, seed), unigram=float(unigram.sum() / tokens), bigram=float(bigram.sum() / tokens),
-        share=_share(sums, _column(sums, "mask_random"), seed), share_beyond_bigram=_share(sums, bigram, seed),
-        beyond_token=_mean(_column(sums, "mask_same, paired") - _column(sums, "mask, paired"),
-                           _column(sums, "paired"), seed),
-        bits=_bits(sample, len(audit.sample.current), seed), probe=_probe(sample, table, seed), stories=len(sums))
+        share=_share(sums, sums["mask_random"], seed), share_beyond_bigram=_share(sums, bigram, seed),
+        beyond_token=_mean(sums["mask_same, paired"] - sums["mask, paired"], sums["paired"], seed),
+        bits=_bits(sample, len(audit.sample.current), seed), probe=_probe(sample, table, seed), stories=len(unigram))
 
 
-def _losses(sums: np.ndarray, seed: int) -> tuple[ReplacedLoss, ...]:
+def _losses(sums: Mapping[str, np.ndarray], seed: int) -> tuple[ReplacedLoss, ...]:
     """Every replacement, in the order of `LABELS`."""
     result = []
     for name in LABELS:
-        all_tokens = name in OF_ALL
-        loss, own, count = (_column(sums, column) for column in (
-            (name, "own", "tokens") if all_tokens else (f"{name}, paired", "own, paired", "paired")))
+        columns = (name, "own", "tokens") if name in OF_ALL else (f"{name}, paired", "own, paired", "paired")
+        loss, own, count = (sums[column] for column in columns)
         rise = Estimate(0.0) if name == "own" else _mean(loss - own, count, seed)
         result.append(ReplacedLoss(name=name, loss=_mean(loss, count, seed), rise=rise, tokens=int(count.sum())))
     return tuple(result)
 
 
-def _share(sums: np.ndarray, worst: np.ndarray, seed: int) -> Estimate:
+def _share(sums: Mapping[str, np.ndarray], worst: np.ndarray, seed: int) -> Estimate:
     """(worst - mask) / (worst - own) of losses by story; None where the worst is no worse than own gates."""
-    mask, own = (_column(sums, name) for name in ("mask", "own"))
+    mask, own = sums["mask"], sums["own"]
     return Estimate(None) if worst.sum() <= own.sum() else stats.ratio(worst - mask, worst - own, seed=seed)
 
 
@@ -244,10 +235,6 @@ def _mean(values: np.ndarray, counts: np.ndarray, seed: int) -> Estimate:
     """Ratio of two sums over stories; stories are resampled, those without any count left out."""
     there = counts > 0
     return stats.ratio(values[there], counts[there], seed=seed) if there.any() else Estimate(None)
-
-
-def _column(sums: np.ndarray, name: str) -> np.ndarray:
-    return sums[:, COLUMNS.index(name)]
 
 
 def _bits(sample: GateSample, sampled: int, seed: int) -> Bits:
@@ -275,10 +262,6 @@ def _probe(sample: GateSample, table: np.ndarray, seed: int) -> Probe:
                  train_tokens=losses.train_tokens, test_tokens=losses.test_tokens, rare=losses.rare)
 
 
-def _unfit(config: Config) -> str | None:
-    return None if config.model.gated else "the model has no gates (model.ablation='none')"
-
-
 def _run(run: Run) -> tuple[LeakageResult, dict[str, Any]]:
     audit = audit_gates(run.model, run.params, run.splits["valid"].batches, seed=run.seed)
     result = evaluate(audit, np.asarray(run.params["embed"]["embedding"]),
@@ -289,6 +272,7 @@ def _run(run: Run) -> tuple[LeakageResult, dict[str, Any]]:
                     "probe_epochs": gate_information.GATES_EPOCHS, "probe_classes": gate_information.CLASSES}
 
 
-SUITE = Suite(name="leakage", run=_run, unfit=_unfit,
+SUITE = Suite(name="leakage", run=_run,
+              unfit=lambda config: None if config.model.gated else "the model has no gates (model.ablation='none')",
               about="Whether gates themselves carry the next token: losses with gates or contents replaced, bits of "
                     "single gates, a linear probe of all.")

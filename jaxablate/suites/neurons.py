@@ -144,20 +144,7 @@ class NeuronsResult:
 
 def evaluate(model: SelfAblatingTransformer, params: Params, batches: Batches, *, decode: Callable[[int], str] = str,
              facts: Facts | None = None, match_k: int | None = None, seed: int = 0) -> NeuronsResult:
-    """Measures every unit and averages over units.
-
-    Args:
-      model: the decoder.
-      params: its parameters.
-      batches: starts the split, see `Batches`.
-      decode: gives a token's text.
-      facts: recorded facts of the split's tokens.
-      match_k: see `jaxablate.neurons.measure`.
-      seed: seed of directions, shuffles and resampling.
-
-    Raises:
-      ConfigError, DataError: as `jaxablate.neurons.measure`.
-    """
+    """Measures every unit as `jaxablate.neurons.measure`, whose errors it raises, and averages over units."""
     measures = measure(model, params, batches, match_k=match_k, facts=facts, seed=seed)
     groups = summarise(measures, seed)
     return NeuronsResult(
@@ -186,12 +173,7 @@ def _by_information(measures: NeuronMeasures, groups: Sequence[GroupSummary]) ->
 
 
 def telling_units(measures: NeuronMeasures, decode: Callable[[int], str]) -> tuple[TellingUnit, ...]:
-    """The units of each kind whose firing tells most of the current token.
-
-    Args:
-      measures: all measures.
-      decode: gives a token's text.
-    """
+    """The units of each kind whose firing tells most of the current token, which ``decode`` gives as text."""
     result = []
     for kind in measures.kinds:
         every = [(group.information[unit], group, unit) for group in measures.of(kind)
@@ -225,9 +207,10 @@ def fact_summaries(facts: Sequence[FactMeasures], seed: int) -> tuple[FactSummar
     result = []
     for x in facts:
         units, directions = np.concatenate(x.information), np.concatenate(x.directions)
+        (layer, unit), (fires, silent) = x.best, x.best_means
         result.append(FactSummary(
-            label=x.label, kind=x.kind, entropy=x.entropy, information=float(x.information[x.best[0]][x.best[1]]),
-            layer=x.best[0], unit=x.best[1], firing_means=x.best_means[0], silence_means=x.best_means[1],
+            label=x.label, kind=x.kind, entropy=x.entropy, information=float(x.information[layer][unit]), layer=layer,
+            unit=unit, firing_means=fires, silence_means=silent,
             equal_number=expected_best(units[np.isfinite(units)], len(directions)),
             directions=float(np.nanmax(directions)), accuracy=stats.mean(x.accuracy, seed=seed),
             directions_accuracy=float(x.directions_accuracy.mean()), majority=float(x.majority.mean())))
