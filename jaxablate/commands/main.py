@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate") -> int:
         hint = f"did you mean {near[0]}? " if near else ""
         print(f"error: unknown command {name!r}; {hint}There are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    command = importlib.import_module(f"jaxablate.commands.{name}")
     console = Console(width=None if sys.stdout.isatty() else 140)
-    try:
+    try:  # importing a command reads registries, and with them parts of other packages
+        command = importlib.import_module(f"jaxablate.commands.{name}")
         command.parse(argv[1:], prog=f"{prog} {name}").run(console)
     except JaxablateError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
