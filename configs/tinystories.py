@@ -1,9 +1,9 @@
 """The paper's model: 8 layers of width 128, GPT-2's vocabulary, 400,000 steps on TinyStories (Ferrao et al. 2025).
 
-    python train.py --config configs/tinystories.py --workdir runs/local-k8
-    python train.py --config configs/tinystories.py --model.k-attention 4 --model.k-neurons 4 --workdir runs/local-k4
-    python train.py --config configs/tinystories.py --model.ablation global --workdir runs/global-k8
-    python train.py --config configs/tinystories.py --model.ablation none --workdir runs/baseline
+    jaxablate train --config tinystories --workdir runs/local-k8
+    jaxablate train --config tinystories --model.k-attention 4 --model.k-neurons 4 --workdir runs/local-k4
+    jaxablate train --config tinystories --model.ablation global --workdir runs/global-k8
+    jaxablate train --config tinystories --model.ablation none --workdir runs/baseline
 
 It reads data/TinyStories-train.txt and data/TinyStories-valid.txt, which it downloads where a network allows, or the
 files named by --data.train-path and --data.valid-path.

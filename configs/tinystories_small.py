@@ -1,7 +1,7 @@
 """A self-ablating model with a vocabulary of its own, trained on story files within a quarter of an hour on CPU.
 
-    python train.py --config configs/tinystories_small.py --workdir runs/small-local-k8
-    python train.py --config configs/tinystories_small.py --model.ablation none --workdir runs/small-baseline
+    jaxablate train --config tinystories_small --workdir runs/small-local-k8
+    jaxablate train --config tinystories_small --model.ablation none --workdir runs/small-baseline
 
 It reads data/TinyStories-train.txt and data/TinyStories-valid.txt, or the files named by --data.train-path and
 --data.valid-path. The README states the time and the figures of both runs on two CPU cores.
