@@ -175,10 +175,8 @@ def undamaged_steps(workdir: Path, say: Say) -> list[int]:
 
 def stored_results(folder: Path, say: Say) -> Results | None:
     """What a folder's ``results.json`` holds; None where there is none that can be read."""
-    if not (folder / results.FILE_NAME).exists():
-        return None
     try:
-        return results.read(folder)
+        return results.read(folder) if (folder / results.FILE_NAME).exists() else None
     except FileError as error:
         say(f"{error}; nothing of it is used")
         return None

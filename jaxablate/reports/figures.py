@@ -34,8 +34,8 @@ def write_figure(panel: Panel, path_without_suffix: str | os.PathLike[str], form
       ValueError: an unknown format, or a panel that is no picture.
     """
     base = Path(path_without_suffix)
-    content = figure_bytes(panel, formats)
-    return [files.write(base.with_name(f"{base.name}.{suffix}"), content[suffix]) for suffix in formats]
+    return [files.write(base.with_name(f"{base.name}.{suffix}"), content)
+            for suffix, content in figure_bytes(panel, formats).items()]
 
 
 def figure_bytes(panel: Panel, formats: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:

@@ -78,15 +78,9 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], *, eot_id: in
              floor: float | None = None) -> PerplexityResult:
     """Losses of a split per stream, over all targets and over those that are not end-of-text.
 
-    Intervals come from drawing stories with replacement, or windows where there are fewer than `MIN_STORIES` stories.
-
-    Args:
-      model: a `SelfAblatingTransformer`.
-      params: its parameters.
-      batches: the split once, with the ``story`` of each target; see `Batch`.
-      eot_id: token that ends a story. It is the last target of its story.
-      seed: seed of the bootstrap (`stats.RESAMPLES` draws, percentile interval).
-      floor: least possible loss, nats a token, for the report; None where it is not known.
+    Intervals come from drawing stories with replacement, or windows where there are fewer than `MIN_STORIES` stories
+    (`stats.RESAMPLES` draws, percentile interval). The batches are the split once, with the ``story`` of each target;
+    ``eot_id`` is the last target of its story. ``floor`` is the least possible loss, nats a token, where it is known.
     """
     streams: tuple[str, ...] = ()
     parts = []
