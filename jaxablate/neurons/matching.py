@@ -58,17 +58,14 @@ class Text:
         order = np.argsort(self.tokens, kind="stable")
         return order, np.searchsorted(self.tokens[order], np.arange(self.tokens.max(initial=0) + 2))
 
-    def places_of(self, token: int) -> np.ndarray:
-        """Where a token stands, ascending."""
-        order, ends = self._index
-        return order[ends[token] : ends[token + 1]] if token + 1 < len(ends) else order[:0]
-
     def matches(self, patterns: Iterable[Pattern]) -> np.ndarray:
         """Where at least one pattern ends, ascending."""
         return np.unique(np.concatenate([np.empty(0, np.int64), *map(self._matches, patterns)]))
 
     def _matches(self, pattern: Pattern) -> np.ndarray:
-        places = np.concatenate([self.places_of(t) for t in sorted(pattern.tokens[0] or ())])
+        order, ends = self._index
+        known = [t for t in sorted(pattern.tokens[0] or ()) if t + 1 < len(ends)]
+        places = np.concatenate([order[:0], *(order[ends[t] : ends[t + 1]] for t in known)])
         for offset, tokens in enumerate(pattern.tokens[1:], 1):
             if tokens is not None:
                 places = places[places - offset >= self.starts[places]]
