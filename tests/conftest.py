@@ -79,6 +79,7 @@ def _copied_run(kind: str):
 
 
 language_run = _copied_run("language")
+long_run = _copied_run("long")
 baseline_run = _copied_run("baseline")
 classifier_run = _copied_run("classifier")
 

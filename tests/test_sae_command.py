@@ -32,9 +32,9 @@ QUICK = ("--steps", "12", "--tokens-per-step", "64", "--buffer-batches", "8", "-
 
 
 @pytest.fixture
-def workdir(baseline_run, tmp_path):
+def workdir(long_run, tmp_path):
     """A copy of a run of two blocks without gates, D = 16, without autoencoders."""
-    return copy_run(baseline_run, tmp_path / "run")
+    return copy_run(long_run, tmp_path / "run")
 
 
 def sae(workdir, *arguments):
@@ -53,10 +53,10 @@ def weights(workdir):
 
 
 @pytest.fixture(scope="module")
-def stored(baseline_run):
+def stored(long_run):
     """The run with four autoencoders: two coefficients, two seeds."""
-    sae(baseline_run, "--l1", 2, 0.5, "--seeds", 0, 1)
-    return baseline_run
+    sae(long_run, "--l1", 2, 0.5, "--seeds", 0, 1)
+    return long_run
 
 
 def test_every_combination_is_stored_with_what_decided_it(stored):

@@ -67,7 +67,7 @@ def test_many_texts_by_loops_over_their_words():
     rng = np.random.default_rng(0)
     params = {"weight": jnp.asarray(rng.normal(size=20), jnp.float32),
               "keep": jnp.asarray(rng.permutation(20) / 20, jnp.float32)}
-    texts, labels = draw(45, longest=25)
+    texts, labels = draw(16, longest=25)
     found = values(importance.evaluate(BagOfWords(), params, batches(texts, labels, rows=7)))
     for ranking, of in (("vmask", params["keep"]), ("gradient", np.abs(params["weight"]))):
         expected = {name: np.mean([measure(text, label, [float(of[w]) for w in text], params)[name]

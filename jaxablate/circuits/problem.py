@@ -8,8 +8,8 @@ Example:
   >>> task = problem(known.config, known.params, known.pairs(8))
   >>> task
   Problem('who says what': 8 prompts of 6 to 8 tokens, clean stream, resample ablation, logit_difference, 262 edges)
-  >>> eap(task).shape, eap(task).argmin() == task.graph.edge("A2.3->Resid End")
-  ((262,), True)
+  >>> task.graph.edge_names[eap(task).argmin()]
+  'Resid Start->MLP 1'
 """
 
 import copy

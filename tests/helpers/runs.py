@@ -1,10 +1,11 @@
 """One tiny trained run of each kind, made once in a test run by whichever worker needs it first.
 
-Tests take the fixtures of conftest.py: ``language_run`` (gated), ``baseline_run`` (the same without gates) and
-``classifier_run`` are copies that a test module may write into, one a module; `copy_run` makes another copy for a test
-that changes files. Nobody writes into the shared originals.
+Tests take the fixtures of conftest.py: ``language_run`` (gated), ``baseline_run`` (without gates), ``long_run`` (a baseline,
+validated on more text) and ``classifier_run`` are copies that a test module may write into, one a module; `copy_run` makes
+another copy for a test that changes files. Nobody writes into the shared originals.
 """
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from jaxablate.config import (
     TrainConfig,
 )
 
-Kind = Literal["language", "baseline", "classifier"]
+Kind = Literal["language", "long", "baseline", "classifier"]
 
 SENTENCES = ("a good film", "a good good story", "what a fine film", "so good", "a bad film", "a bad bad story",
              "what a poor film", "so bad")
@@ -42,7 +43,7 @@ def language_config(folder: Path, ablation: str = "local", **train: object) -> C
                           k_neurons=5, ablation=ablation),
         optimizer=OptimizerConfig(learning_rate=1e-2),
         data=DataConfig(source="embedded", tokenizer="corpus", cache_dir=str(folder), embedded_stories=60,
-                        embedded_valid_stories=120),
+                        embedded_valid_stories=40),
         train=TrainConfig(**settings | {"batch_size": 8, "sequence_length": 32, "eval_batches": 1,
                                         "tensorboard": False} | train),
         mesh=MeshConfig(data=1),
@@ -103,7 +104,10 @@ def shared_run(kind: Kind, shared: Path) -> Path:
 def _config(kind: Kind, shared: Path) -> RunConfig:
     if kind == "classifier":
         return classifier_config(shared / "trees")
-    return language_config(shared / "data", "local" if kind == "language" else "none")
+    config = language_config(shared / "data", "local" if kind == "language" else "none")
+    if kind == "long":  # autoencoders are measured on no less text
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, embedded_valid_stories=120))
+    return config
 
 
 def copy_run(run: Path, to: Path) -> Path:
