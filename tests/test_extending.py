@@ -87,8 +87,8 @@ def test_a_gate_from_outside_is_what_the_model_uses(installed):
     assert done.stdout == "[0.5 0.  0.  0. ]\n", done.stderr
 
 
-def test_an_autoencoder_architecture_from_outside_is_trained_and_measured(installed, baseline_run):
-    jaxablate(installed, "sae", "--workdir", baseline_run, "--architecture", "tanh", "--steps", 8, "--tokens-per-step",
+def test_an_autoencoder_architecture_from_outside_is_trained_and_measured(installed, long_run):
+    jaxablate(installed, "sae", "--workdir", long_run, "--architecture", "tanh", "--steps", 8, "--tokens-per-step",
               64, "--buffer-batches", 8, "--width", 2, "--batch-size", 64)
-    row, = results.read(baseline_run).suites["sae"].details["autoencoders"]
+    row, = results.read(long_run).suites["sae"].details["autoencoders"]
     assert row["kind"] == "tanh L1 5" and row["name"].startswith("clean.layer_0.mlp_out-tanh-l1-5-seed-0-")

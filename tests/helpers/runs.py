@@ -1,8 +1,8 @@
 """One tiny trained run of each kind, made once in a test run by whichever worker needs it first.
 
-Tests take the fixtures of conftest.py: ``language_run`` (gated), ``baseline_run`` (without gates), ``long_run`` (a baseline,
-validated on more text) and ``classifier_run`` are copies that a test module may write into, one a module; `copy_run` makes
-another copy for a test that changes files. Nobody writes into the shared originals.
+Tests take the fixtures of conftest.py: ``language_run`` (gated), ``baseline_run`` (without gates), ``long_run`` (a
+baseline, validated on more text) and ``classifier_run`` are copies that a test module may write into, one a module;
+`copy_run` makes another copy for a test that changes files. Nobody writes into the shared originals.
 """
 
 import dataclasses
