@@ -48,7 +48,7 @@ class Options:
     length: int = 20
     """Tokens of random prompts."""
     workdir: Path = Path("runs/corpus-8x16")
-    """Of the trained model; one that is finished is used as it is."""
+    """Working directory of the trained model; a finished run in it is used as it is."""
     repeats: int = 3
 
 

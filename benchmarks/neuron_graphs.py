@@ -44,12 +44,12 @@ class Options:
     units: int = 512
     """Neurons in all, the same number of each layer."""
     tokens: int = 400_000
-    """Of text for examples."""
+    """Tokens of the text that examples come from."""
     score_tokens: int = 100_000
     batch_tokens: int = 8192
     """Tokens of a batch of short runs."""
     workdir: Path | None = None
-    """Of a trained model, whose shape is then the shape."""
+    """Working directory of a trained model to measure, with its own shape; random weights by default."""
     data: Path = Path("data")
     """Where token files of TinyStories may lie."""
     clock: Literal["wall", "cpu"] = "wall"

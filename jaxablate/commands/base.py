@@ -1,5 +1,6 @@
 """What the commands share: settings of a stored run, parsing, lines of progress, and stopping in good order."""
 
+import abc
 import contextlib
 import dataclasses
 import io
@@ -19,7 +20,7 @@ S = TypeVar("S")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(abc.ABC):
     """Settings of a command; a text given for a path becomes a path.
 
     Raises:
@@ -35,9 +36,9 @@ class Settings:
                 elif value is not None and not isinstance(value, Path):
                     raise ConfigError(f"{name}={value!r} must be a path")
 
+    @abc.abstractmethod
     def run(self, console: Console) -> None:
         """Does what the command is for, and prints what came of it."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

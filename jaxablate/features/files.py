@@ -53,9 +53,9 @@ class SavedAutoencoder:
     details: Mapping[str, Any]
     """What was saved with it, such as run and settings."""
     fingerprint: str | None = None
-    """Of the decoder's parameters."""
+    """Digest of the parameters of the decoder whose activations it was trained on; None where no model is named."""
     moments: Moments | None = None
-    """Of the vectors that a Gaussian control was trained on, with one site."""
+    """Moments, with one site, of the vectors that a Gaussian control was trained on; None for other autoencoders."""
 
 
 def fingerprint(params: Params) -> str:

@@ -120,8 +120,9 @@ class NeuronMeasures:
     sampled: int
     """About how many tokens thresholds and Gini indices come from."""
     token_of: np.ndarray
+    """int [C] token of each class in which firings are counted, -1 for the class of all rare tokens."""
     counts: np.ndarray
-    """As in `firing_counts.TokenClasses`."""
+    """int [C] tokens of each class in the text."""
     token_information: float
     """Bits of the current token, the most that a unit could tell."""
     match_k: Mapping[str, tuple[int, ...]]

@@ -34,7 +34,7 @@ class Kind:
     """One kind of units, the same in every layer."""
 
     name: str
-    """As in every table: ``neurons clean``, ``attention gates``."""
+    """Name of the kind in tables and figures, for example ``neurons clean`` or ``attention gates``."""
     width: int
     """Units of a layer."""
     signed: bool = False

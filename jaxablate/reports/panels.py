@@ -194,7 +194,7 @@ class CircuitNode:
     """A part of a model that a circuit's edges join."""
 
     name: str
-    """As in the graph of the model, for example ``A3.7``."""
+    """Name of the node in the graph of the model, for example ``A3.7`` for head 7 of block 3."""
     kind: Literal["start", "head", "mlp", "end"]
     layer: int
     """Row from the bottom: -1 the start, 2 i the heads of block i, 2 i + 1 its MLP, twice the blocks the end."""

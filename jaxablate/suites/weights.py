@@ -45,7 +45,7 @@ class WeightsResult:
     without_embeddings: WeightGroup
     """All but the ablation heads, the token and the position embedding."""
     released: WeightGroup
-    """As the released script counts: see the module's first lines."""
+    """The weights that the papers' released script counts, which the module's docstring lists."""
     ablation_heads: WeightGroup
     """Kernels and biases that make relevance scores; empty for a baseline."""
     kinds: tuple[WeightGroup, ...]
