@@ -1,8 +1,9 @@
-"""Files that are whole or absent: writing, locks, checksums, and reading of JSON with a version.
+"""Files that are whole or absent: writing, locks, checksums, and checked reading of JSON.
 
 Nothing else in the package writes a file in place, renames one, or takes a lock.
 """
 
+import codecs
 import contextlib
 import errno
 import glob
@@ -12,12 +13,15 @@ import math
 import os
 import secrets
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from jaxablate.errors import FileError
+import msgspec
+
+from jaxablate.errors import ConfigError, FileError
 
 StrPath = str | os.PathLike[str]
 
@@ -182,31 +186,112 @@ def sole_builder(path: StrPath, *, waiting: Callable[[], None] = lambda: None,
         yield
 
 
-def read_json(path: StrPath, *, what: str, fix: str, format: str | None = None,
-              versions: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """A JSON object from a file, its keys ``format`` and ``version`` checked where they are asked for.
+T = TypeVar("T")
 
-    Messages say ``what`` the file is (``a circuit file``) and how the user may ``fix`` it (``restore it``).
+LARGEST_JSON = 1 << 28
+"""Bytes of JSON in one file, at most: 256 MiB. What this package writes is far smaller."""
+
+
+def read_json(path: StrPath, kind: type[T] = dict, *, what: str, fix: str, format: str | None = None,
+              versions: tuple[int, ...] | None = None) -> T:
+    """JSON from a file, checked against a type; keys ``format`` and ``version`` are checked where they are asked for.
+
+    ``kind`` is anything that ``msgspec.convert`` builds: a dict (the default: any object), a TypedDict, a dataclass, a
+    list of them. Keys that it does not know are passed over. A byte order mark is. Messages say ``what`` the file is
+    (``a circuit file``), where in it the fault lies (``$.edges[3]``), and how the user may ``fix`` it (``restore it``).
 
     Raises:
       FileNotFoundError: there is no such file; the caller knows what its absence means.
-      FileError: it cannot be read, is no JSON object, or is of another format or version.
+      FileError: it cannot be read, is above `LARGEST_JSON`, is not JSON of that kind, or is of another format or
+        version.
     """
     try:
-        values = json.loads(Path(path).read_bytes())
+        if stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe waits for who writes to it
+            with open(path, "rb") as file:
+                content = file.read(LARGEST_JSON + 1)
+        else:
+            raise FileError(f"{path} is not a file, so it cannot be read as {what}; {fix}")
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FileError(f"{path} cannot be read as {what} ({reason}); {fix}") from error
-    if not isinstance(values, dict):
-        raise FileError(f"{path} is not {what}: it holds a JSON {type(values).__name__}, not an object; {fix}")
+    if format is None and versions is None:
+        return parse_json(content, kind, what=what, fix=fix, where=str(path))
+    values = parse_json(content, what=what, fix=fix, where=str(path))
     if format is not None and values.get("format") != format:
         raise FileError(f"{path} is not {what} (format {values.get('format')!r}, not {format!r}); {fix}")
     if versions is not None and values.get("version") not in versions:
         wanted = " or ".join(map(str, versions))
         raise FileError(f"{path} is {what} of version {values.get('version')!r}, this program reads {wanted}; {fix}")
-    return values
+    return _converted(values, kind, what=what, fix=fix, where=str(path))
+
+
+def parse_json(content: bytes | str, kind: type[T] = dict, *, what: str, fix: str, where: str) -> T:
+    """JSON from bytes or text that lie in a file of another format (``where``), checked as by `read_json`.
+
+    Raises:
+      FileError: it is no JSON, nested too deep, too large, or of another kind.
+    """
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogatepass")
+    if len(content) > LARGEST_JSON:
+        raise FileError(f"{where} cannot be read as {what}: it is above {LARGEST_JSON >> 20} MiB; {fix}")
+    try:
+        values = msgspec.json.decode(content.removeprefix(codecs.BOM_UTF8))
+    except (msgspec.DecodeError, ValueError) as error:
+        raise FileError(f"{where} cannot be read as {what} ({error}); {fix}") from error
+    except RecursionError as error:
+        raise FileError(f"{where} cannot be read as {what} (it is nested too deep); {fix}") from error
+    return _converted(values, kind, what=what, fix=fix, where=where)
+
+
+def _converted(values: Any, kind: type[T], *, what: str, fix: str, where: str) -> T:
+    if kind is dict and not isinstance(values, dict):
+        raise FileError(f"{where} is not {what}: it holds a JSON {_JSON_NAMES[type(values)]}, not an object; {fix}")
+    try:
+        return msgspec.convert(values, kind)
+    except (msgspec.ValidationError, ValueError) as error:  # a dataclass may refuse its values
+        raise FileError(f"{where} is not {what} ({error}); {fix}") from error
+
+
+_JSON_NAMES = {type(None): "null", bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
+
+
+def check_path(path: StrPath, name: str) -> None:
+    """Refuses a path that no file can have here, or that other parts of the program would read as another one.
+
+    Raises:
+      ConfigError: it is empty, holds a NUL or a backslash (which TensorStore reads as a slash), is not UTF-8, is longer
+        than the system takes, or goes round in symbolic links.
+    """
+    text = os.fspath(path)
+    shown = repr(text if len(text) <= 80 else text[:77] + "...")
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name}={shown} is not UTF-8; choose another name") from error
+    if not text or text.isspace():
+        raise ConfigError(f"{name}={shown} is empty; give a path ('.' is the current folder)")
+    for character, title in (("\0", "a NUL character"), ("\\", "a backslash")):
+        if character in text:
+            raise ConfigError(f"{name}={shown} holds {title}; choose another name")
+    longest = max(len(part) for part in encoded.split(b"/"))
+    if longest > _LONGEST_NAME:
+        raise ConfigError(f"{name}={shown} has a part of {longest} bytes, more than {_LONGEST_NAME}; shorten it")
+    if len(encoded) > _LONGEST_PATH:
+        raise ConfigError(f"{name}={shown} has {len(encoded)} bytes, more than {_LONGEST_PATH}; shorten it")
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise ConfigError(f"{name}={shown} cannot be used ({error.strerror}); choose another path") from error
+
+
+_LONGEST_NAME = 255 - len(".") - len(".1234567-12345678.old.partial")
+"""Bytes of a file's name: what common file systems take, less what `atomic_write` puts around it."""
+_LONGEST_PATH = 3900
+"""Bytes of a path: 4,096 on Linux, less the names of the files below a working directory."""
 
 
 def read_jsonl(path: StrPath) -> list[dict[str, Any]]:

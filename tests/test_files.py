@@ -6,11 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from typing import TypedDict
 
 import pytest
 
 from jaxablate import files
-from jaxablate.errors import FileError
+from jaxablate.errors import ConfigError, FileError
 
 
 def names(folder):
@@ -92,6 +93,7 @@ def test_a_builder_removes_what_a_killed_one_left_of_this_file_only(tmp_path):
 
 HOLD = """
 import sys
+from typing import TypedDict
 from jaxablate import files
 with files.lock(sys.argv[1]):
     print("held", flush=True)
@@ -111,7 +113,7 @@ def test_a_lock_keeps_others_out_and_ends_with_a_killed_process(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"{", "cannot be read as a thing"), (b"\xff", "cannot be read as a thing"), (b"[]", "a JSON list, not an object"),
+    (b"{", "cannot be read as a thing"), (b"\xff", "cannot be read as a thing"), (b"[]", "a JSON array, not an object"),
     (b'{"format": "other"}', "format 'other', not 'mine'"),
     (b'{"format": "mine", "version": 3}', "of version 3, this program reads 1 or 2"),
 ])
@@ -143,3 +145,41 @@ def test_a_log_goes_on_after_a_kill_without_half_a_line(tmp_path):
     log.close()
     assert [json.loads(line)["step"] for line in (tmp_path / "log").read_text().splitlines()] == [0, 1, 7]
     assert files.read_jsonl(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("content", [
+    b"[" * 100_000, b'{"a":' * 5_000 + b"1" + b"}" * 5_000, b'{"a": "\xff"}', b'{"a": NaN}', b"", b"null", b"5", b'"abc"',
+])
+def test_json_too_deep_or_of_another_encoding_or_kind_is_one_error(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(FileError, match="a.json .* a thing.*; restore it"):
+        files.read_json(tmp_path / "a.json", what="a thing", fix="restore it")
+
+
+def test_json_of_a_type_names_the_place_of_the_fault(tmp_path):
+    class Thing(TypedDict):
+        sizes: list[int]
+
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"sizes": [1, 2], "new": 1}')  # with a byte order mark
+    assert files.read_json(tmp_path / "a.json", Thing, what="a thing", fix="restore it")["sizes"] == [1, 2]
+    (tmp_path / "a.json").write_text('{"sizes": [1, "2"]}')
+    with pytest.raises(FileError, match=r"Expected `int`, got `str` - at `\$\.sizes\[1\]`"):
+        files.read_json(tmp_path / "a.json", Thing, what="a thing", fix="restore it")
+
+
+def test_json_is_read_from_files_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(FileError, match="a thing"):
+            files.read_json(path, what="a thing", fix="restore it")
+
+
+@pytest.mark.parametrize(("path", "message"), [
+    ("", "is empty"), (" ", "is empty"), ("a\0b", "a NUL"), ("a\\b", "a backslash"), (os.fsdecode(b"a\xff"), "not UTF-8"),
+    ("x" * 256, "a part of 256 bytes"), ("/x" * 3000, "6000 bytes"), ("loop/file", "symbolic links"),
+])
+def test_a_path_that_no_file_can_have_is_refused(tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("loop", "loop")
+    with pytest.raises(ConfigError, match=f"workdir=.*{message}.*"):
+        files.check_path(path, "workdir")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import tyro
 from rich.console import Console
 
+from jaxablate import files
 from jaxablate.errors import ConfigError
 
 S = TypeVar("S")
@@ -24,17 +25,17 @@ class Settings(abc.ABC):
     """Settings of a command; a text given for a path becomes a path.
 
     Raises:
-      ConfigError: a value is of the wrong type for a path.
+      ConfigError: a value is of the wrong type for a path, or no path that a file can have (`files.check_path`).
     """
 
     def __post_init__(self):
         for name, kind in typing.get_type_hints(type(self)).items():
-            if Path in (kind, *typing.get_args(kind)) and typing.get_origin(kind) is not tuple:
+            if Path in (kind, *typing.get_args(kind)):
                 value = getattr(self, name)
-                if isinstance(value, str):
-                    object.__setattr__(self, name, Path(value))
-                elif value is not None and not isinstance(value, Path):
-                    raise ConfigError(f"{name}={value!r} must be a path")
+                if isinstance(value, tuple):
+                    object.__setattr__(self, name, tuple(_path(name, part) for part in value))
+                elif value is not None:
+                    object.__setattr__(self, name, _path(name, value))
 
     @abc.abstractmethod
     def run(self, console: Console) -> None:
@@ -68,6 +69,13 @@ class RunSettings(Settings):
         from jaxablate.runs.run import open_run
 
         return open_run(self.workdir, self.checkpoint, batch_size=self.batch_size, seed=self.seed)
+
+
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, str | Path):
+        raise ConfigError(f"{name}={value!r} must be a path")
+    files.check_path(value, name)
+    return Path(value)
 
 
 def require_at_least(settings: Any, least: int, *names: str) -> None:

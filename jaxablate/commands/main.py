@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from jaxablate.errors import JaxablateError
+from jaxablate.errors import guarded
 
 COMMANDS = {
     "train": "train a model, or continue a run that was stopped or killed",
@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate") -> int:
-    """Runs a command, by default this process's. The exit code is 0, or 2 after a user's error told in one line."""
+    """Runs a command, by default this process's. The exit code is that of `jaxablate.errors.guarded`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
@@ -39,14 +39,14 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate") -> int:
         hint = f"did you mean {near[0]}? " if near else ""
         print(f"error: unknown command {name!r}; {hint}There are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    try:  # importing a command reads registries, and with them parts of other packages
+
+    def run() -> None:
+        console = Console(width=None if sys.stdout.isatty() else 140)
+        # Importing a command reads registries, and with them parts of other packages.
         command = importlib.import_module(f"jaxablate.commands.{name}")
         command.parse(argv[1:], prog=f"{prog} {name}").run(console)
-    except JaxablateError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+
+    return guarded(run)
 
 
 def _usage(prog: str) -> str:

@@ -20,7 +20,7 @@ from jaxablate.data.sentiment.prepare import SentimentData
 from jaxablate.data.sentiment.prepare import prepare as prepare_texts
 from jaxablate.data.sentiment.sst import download_trees
 from jaxablate.data.token_file import TokenFile, open_token_file
-from jaxablate.errors import JaxablateError
+from jaxablate.errors import guarded
 
 app = tyro.extras.SubcommandApp()
 P = TypeVar("P", PreparedData, SentimentData)
@@ -110,13 +110,8 @@ def download_sentiment(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0, or 2 after one line on standard error for what the user can mend."""
-    try:
-        app.cli(args=arguments, prog="python -m jaxablate.data", description=__doc__)
-    except JaxablateError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs one command; the exit code is that of `jaxablate.errors.guarded`."""
+    return guarded(lambda: app.cli(args=arguments, prog="python -m jaxablate.data", description=__doc__))
 
 
 def _timed(make: Callable[[Report], P]) -> P:

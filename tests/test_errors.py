@@ -1,0 +1,40 @@
+"""What a program makes of an error: one line and an exit code."""
+
+import os
+import signal
+
+import pytest
+
+from jaxablate.errors import DataError, guarded
+
+
+def raising(error):
+    def run():
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(("error", "code", "line"), [
+    (DataError("two\nlines of a message"), 2, "error: two lines of a message"),
+    (OSError(28, "No space left on device", "a/b"), 2, "error: a/b: No space left on device"),
+    (MemoryError("Unable to allocate 745. GiB"), 2, "error: out of memory (Unable to allocate 745. GiB); use a machine "
+     "with more, or less data at once"),
+    (KeyboardInterrupt(), 130, "stopped by Ctrl-C"), (BrokenPipeError(), 141, ""),
+])
+def test_an_error_of_the_user_or_the_machine_is_one_line(capsys, error, code, line):
+    assert guarded(raising(error)) == code
+    assert capsys.readouterr().err.strip() == line
+
+
+def test_sigterm_is_one_line_and_what_took_it_before_takes_it_again(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert guarded(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_fault_of_the_program_is_not_hidden():
+    assert guarded(lambda: None) == 0
+    with pytest.raises(ZeroDivisionError):
+        guarded(lambda: 1 / 0)
