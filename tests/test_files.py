@@ -148,7 +148,8 @@ def test_a_log_goes_on_after_a_kill_without_half_a_line(tmp_path):
 
 
 @pytest.mark.parametrize("content", [
-    b"[" * 100_000, b'{"a":' * 5_000 + b"1" + b"}" * 5_000, b'{"a": "\xff"}', b'{"a": NaN}', b"", b"null", b"5", b'"abc"',
+    b"[" * 100_000, b'{"a":' * 5_000 + b"1" + b"}" * 5_000, b'{"a": "\xff"}', b'{"a": NaN}', b"", b"null", b"5",
+    b'"abc"',
 ])
 def test_json_too_deep_or_of_another_encoding_or_kind_is_one_error(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
@@ -175,7 +176,8 @@ def test_json_is_read_from_files_alone(tmp_path):
 
 
 @pytest.mark.parametrize(("path", "message"), [
-    ("", "is empty"), (" ", "is empty"), ("a\0b", "a NUL"), ("a\\b", "a backslash"), (os.fsdecode(b"a\xff"), "not UTF-8"),
+    ("", "is empty"), (" ", "is empty"), ("a\0b", "a NUL"), ("a\\b", "a backslash"),
+    (os.fsdecode(b"a\xff"), "not UTF-8"),
     ("x" * 256, "a part of 256 bytes"), ("/x" * 3000, "6000 bytes"), ("loop/file", "symbolic links"),
 ])
 def test_a_path_that_no_file_can_have_is_refused(tmp_path, monkeypatch, path, message):
