@@ -15,6 +15,7 @@ import dataclasses
 import datetime
 import json
 import math
+import re
 import sys
 import time
 import warnings
@@ -22,21 +23,21 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress
 
 from jaxablate import features, files
 from jaxablate.commands import base
 from jaxablate.commands.score import ScoreSettings, score
 from jaxablate.config import ModelConfig
 from jaxablate.data.pipeline import train_batches
-from jaxablate.errors import CheckpointError, ConfigError, DataError, TrainingError
+from jaxablate.errors import CheckpointError, ConfigError, DataError, FileError, TrainingError
 from jaxablate.features import AutoencoderConfig, SaeRun, SaeTrainConfig, find_site
 from jaxablate.features.config import PRESETS, Preset
 from jaxablate.features.files import CONFIG, FOLDER, identity_digest
@@ -49,6 +50,7 @@ from jaxablate.reports.panels import Grid
 from jaxablate.reports.results import Results
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.run import Run, require_language_model
+from jaxablate.terminal import text_column
 from jaxablate.types import Params
 
 STATE, METRICS, ABOUT = "state.safetensors", "metrics.jsonl", "job.json"
@@ -191,7 +193,7 @@ class Job:
 
     def name(self, run: SaeRun) -> str:
         """Name of an autoencoder's folder, for example ``clean.layer_6.mlp_out-l1-5-seed-0-1f6c09ab``."""
-        kind = self.config.kind.label(self.config, run.l1).lower().replace(" ", "-")
+        kind = re.sub(r"[^a-z0-9.+-]+", "-", self.config.kind.label(self.config, run.l1).lower())
         control = [] if self.origin["control"] == "none" else [self.origin["control"]]
         return "-".join([run.site, kind, *control, f"seed-{run.seed}", identity_digest(self.identity(run))])
 
@@ -266,13 +268,19 @@ def plan(settings: SaeSettings, model: ModelConfig, length: int, origin: Mapping
     return jobs
 
 
+class _About(TypedDict):
+    """What is read of a job's record."""
+
+    autoencoders: list[str]
+
+
 def _interrupted(folder: Path, asked: Job) -> Iterator[Job]:
     """Jobs with a saved state all of whose autoencoders are among those asked for."""
     by_name = {asked.name(run): run for run in asked.runs}
     for path in sorted((folder / "jobs").glob(f"*/{STATE}")):
         try:
-            names = json.loads(path.with_name(ABOUT).read_text())["autoencoders"]
-        except (OSError, ValueError, KeyError, TypeError):
+            names = files.read_json(path.with_name(ABOUT), _About, what="a job's record", fix="")["autoencoders"]
+        except (OSError, FileError):
             continue
         if all(name in by_name for name in names):
             yield dataclasses.replace(asked, runs=tuple(by_name[name] for name in names))
@@ -438,7 +446,7 @@ def _held(where: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def training_line(console: Console, steps: int) -> Iterator[Line]:
     """A live line with step, figures, speed and the time left; plain lines where the console is no terminal."""
-    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
+    columns = (BarColumn(bar_width=20), text_column())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task, last = progress.add_task("compiling", total=steps), -_SECONDS_BETWEEN_LINES
 
@@ -448,7 +456,7 @@ def training_line(console: Console, steps: int) -> Iterator[Line]:
             progress.update(task, completed=step, description=text)
             now = time.monotonic()
             if not console.is_terminal and (now - last >= _SECONDS_BETWEEN_LINES or step == steps):
-                console.print(text, markup=False, highlight=False, soft_wrap=True)
+                console.print(text, highlight=False, soft_wrap=True)
                 last = now
 
         yield show

@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxablate import files
-from jaxablate.errors import CheckpointError
+from jaxablate.errors import CheckpointError, FileError
 from jaxablate.sharding import path_name
 from jaxablate.types import Params
 
@@ -238,12 +238,12 @@ def write_seal(folder: Path, step: int, valid_loss: float | None, arrays: dict[s
 def read_seal(folder: Path) -> Seal | None:
     """The seal, or None where it is missing or not what was written."""
     try:
-        stored = json.loads((folder / SEAL).read_bytes())
+        stored: dict[str, Any] = files.read_json(folder / SEAL, what="a checkpoint's seal", fix="")
         seal = stored["seal"]
         if stored["crc"] != _crc_of(seal):
             return None
         return Seal(**seal | {"files": {name: tuple(value) for name, value in seal["files"].items()}})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, FileError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
