@@ -1,4 +1,4 @@
-"""Files that are whole or absent: writing, locks, checksums, and checked reading of JSON and of arrays.
+"""Files that are whole or absent: writing, locks, checksums, and checked reading of JSON.
 
 Nothing else in the package writes a file in place, renames one, or takes a lock.
 """
@@ -9,6 +9,7 @@ import errno
 import glob
 import hashlib
 import json
+import logging
 import math
 import os
 import secrets
@@ -24,6 +25,8 @@ import msgspec
 from jaxablate.errors import ConfigError, FileError
 
 StrPath = str | os.PathLike[str]
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -190,10 +193,6 @@ T = TypeVar("T")
 
 LARGEST_JSON = 1 << 28
 """Bytes of JSON in one file, at most: 256 MiB. What this package writes is far smaller."""
-DEEPEST_JSON = 100
-"""Arrays and objects inside one another, at most."""
-LARGEST_WHOLE = 1 << 128
-"""Size of a whole number in JSON, at most; a float can hold it."""
 
 
 def read_json(path: StrPath, kind: type[T] = dict, *, what: str, fix: str, format: str | None = None,
@@ -210,7 +209,11 @@ def read_json(path: StrPath, kind: type[T] = dict, *, what: str, fix: str, forma
         version.
     """
     try:
-        content = read_bytes(path, most=LARGEST_JSON + 1)
+        if stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe waits for who writes to it
+            with open(path, "rb") as file:
+                content = file.read(LARGEST_JSON + 1)
+        else:
+            raise FileError(f"{path} is not a file, so it cannot be read as {what}; {fix}")
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
@@ -243,22 +246,7 @@ def parse_json(content: bytes | str, kind: type[T] = dict, *, what: str, fix: st
         raise FileError(f"{where} cannot be read as {what} ({error}); {fix}") from error
     except RecursionError as error:
         raise FileError(f"{where} cannot be read as {what} (it is nested too deep); {fix}") from error
-    if (reason := unusable(values)) is not None:
-        raise FileError(f"{where} cannot be read as {what} ({reason}); {fix}")
     return _converted(values, kind, what=what, fix=fix, where=where)
-
-
-def unusable(values: Any) -> str | None:
-    """Why parsed JSON could be read, but not be counted with or written again; None where it can."""
-    level, depth = [values], 0
-    while level:
-        if any(type(x) is int and abs(x) > LARGEST_WHOLE for x in level):
-            return "it has a whole number of more than 128 bits"
-        if depth > DEEPEST_JSON:
-            return f"it is nested more than {DEEPEST_JSON} deep"
-        level = [x for v in level if isinstance(v, dict | list) for x in (v.values() if isinstance(v, dict) else v)]
-        depth += 1
-    return None
 
 
 def _converted(values: Any, kind: type[T], *, what: str, fix: str, where: str) -> T:
@@ -271,95 +259,6 @@ def _converted(values: Any, kind: type[T], *, what: str, fix: str, where: str) -
 
 
 _JSON_NAMES = {type(None): "null", bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
-
-
-MOST_UNFOLDED = 1 << 28
-"""Bytes that the arrays of a compressed file may have, at most: 256 MiB, or 32 times the file where that is more."""
-
-
-def read_npz(path: StrPath) -> dict[str, Any]:
-    """NumPy arrays by name from an ``.npz`` file; nothing that the file holds is run.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      FileError: it is no such file, holds objects, is damaged, or would unfold to far more than it is.
-    """
-    import zipfile
-
-    with _foreign(path, ".npz file of plain arrays"), _opened(path) as file, zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        unfolded, limit = sum(m.file_size for m in members), max(MOST_UNFOLDED, 32 * os.fstat(file.fileno()).st_size)
-        if unfolded > limit:
-            raise ValueError(f"its arrays would take {unfolded:,} bytes, above the limit of {limit:,}")
-        return {m.filename.removesuffix(".npy"): _npy(archive.read(m)) for m in members}
-
-
-def _npy(content: bytes) -> Any:
-    """The array of a ``.npy`` file. Its header, which may ask for any size, has to fit the file before memory is taken.
-    """
-    import io
-
-    from numpy.lib import format as npy
-
-    file = io.BytesIO(content)
-    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
-    shape, _, dtype = read_header(file)
-    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != len(content) - file.tell():
-        raise ValueError(f"an array of shape {shape} and type {dtype} does not have {len(content) - file.tell()} bytes")
-    file.seek(0)
-    return npy.read_array(file)
-
-
-def read_safetensors(path: StrPath) -> tuple[dict[str, Any], dict[str, str]]:
-    """NumPy arrays by name, and the metadata, from a ``.safetensors`` file.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      FileError: it is no such file, is damaged, or has tensors of a type that NumPy has not, such as F8_E4M3.
-    """
-    import safetensors
-
-    with (_foreign(path, ".safetensors file"), _opened(path),
-          safetensors.safe_open(path, framework="numpy") as stored):
-        names = list(stored.keys())
-        kinds = {name: str(stored.get_slice(name).get_dtype()) for name in names}
-        if other := [name for name in names if kinds[name] not in _TENSORS]:
-            raise ValueError(f"{other[0]} is of type {kinds[other[0]]}, which NumPy has not; save it as F32")
-        return {name: stored.get_tensor(name) for name in names}, dict(stored.metadata() or {})
-
-
-_TENSORS = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64"}
-"""Types of safetensors that NumPy has, or ml_dtypes for it."""
-
-
-@contextlib.contextmanager
-def _foreign(path: StrPath, kind: str) -> Iterator[None]:
-    """One error for all that readers of other people's formats raise."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zlib, zipfile, tokenize, NumPy, memory ...: no list of what a damaged file raises ends
-        lines = str(error).strip().splitlines() or ["no details"]
-        raise FileError(f"{path} is no {kind}, or is damaged: {type(error).__name__}: {lines[0]:.300}") from error
-
-
-def read_bytes(path: StrPath, *, most: int) -> bytes:
-    """A file's content, no more of it than ``most``.
-
-    Raises:
-      OSError: it cannot be read.
-    """
-    with _opened(path) as file:
-        return file.read(most)
-
-
-def _opened(path: StrPath) -> BinaryIO:
-    """A file to read; a folder, a named pipe, which would be waited for, and a device, which has no end, are none."""
-    mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(path))
-    return open(path, "rb")
 
 
 def check_path(path: StrPath, name: str) -> None:
@@ -399,56 +298,138 @@ _LONGEST_PATH = 3900
 
 
 def read_jsonl(path: StrPath) -> list[dict[str, Any]]:
-    """Lines of a log that parse, up to the first that does not: a killed writer may have left half of the last one."""
-    values = []
-    if Path(path).exists():
-        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                values.append(json.loads(line))
-            except ValueError:
-                break
-    return values
+    """Whole lines of a log that `JsonLines` writes, in order; damaged ones are passed over. Empty without a file.
 
-
-def cut_jsonl(path: StrPath, keep: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Rewrites a log without the lines that ``keep`` refuses, and without a last one that is not whole."""
-    if Path(path).exists():
-        write(path, "".join(json.dumps(line) + "\n" for line in read_jsonl(path) if keep(line)))
+    Raises:
+      FileError: it cannot be read.
+    """
+    return [value for _, value in _log_lines(_log_content(Path(path))) if value is not None]
 
 
 class JsonLines:
-    """A log of one JSON object a line, which a killed writer may leave with half a line and another one continues.
+    """A log of one JSON object a line, each with the ``step`` it belongs to, that one process after another continues.
 
-    Of an earlier writer's lines those stay that ``keep`` takes; half a line at the end never does.
+    Of earlier writers' lines those up to a step stay as they are. Later ones go, since they will come again, and so
+    does half a line at the end, as a killed writer leaves it. Anything else that is amiss is told in a warning, and the
+    log as it was is then kept beside it, with ``.damaged`` after its name: lines that are no JSON, which go, and lines
+    that are missing or changed, where it is known what there should be.
+
+    Args:
+      path: the log, made where missing.
+      upto: the last step whose lines stay.
+      state: what `get_state` said after that step; ``lines`` alone says how many there should be.
+      otherwise: what the user may do instead of mending the folder or the disk, for messages.
 
     Raises:
-      FileError: it cannot be written.
+      FileError: it cannot be read or written.
     """
 
-    def __init__(self, path: StrPath, *, keep: Callable[[Mapping[str, Any]], bool] = lambda line: True,
+    def __init__(self, path: StrPath, *, upto: int, state: Mapping[str, int] | None = None,
                  otherwise: str = "choose another folder"):
         self._path, self._otherwise = Path(path), otherwise
+        content = _log_content(self._path)
+        kept = self._continued(content, upto, state or {})
         try:
-            cut_jsonl(path, keep)
-            self._file = open(path, "a")  # noqa: SIM115 (closed by `close`)
+            if kept != content:
+                write(path, kept, otherwise=otherwise)
+            # Unbuffered, so that a failed write leaves nothing to be written again when the file is closed.
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
         except OSError as error:
             raise write_error(path, error, otherwise) from error
+        self._size, self._crc, self._lines = len(kept), zlib.crc32(kept), kept.count(b"\n")
 
     def add(self, value: Mapping[str, Any]) -> None:
         """Appends a line and hands it to the operating system.
 
         Raises:
-          FileError: the disk is full or the file is gone.
+          FileError: the disk is full or the file is gone; no part of the line stays.
+        """
+        line = json.dumps(value).encode() + b"\n"
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._size)
+            raise write_error(self._path, error, self._otherwise) from error
+        self._size, self._crc, self._lines = self._size + len(line), zlib.crc32(line, self._crc), self._lines + 1
+
+    def get_state(self) -> dict[str, int]:
+        """How many lines there are, and their checksum: by these a later writer knows them again."""
+        return {"lines": self._lines, "crc": self._crc}
+
+    def close(self) -> None:
+        """Closes the file.
+
+        Raises:
+          FileError: the file system refuses what was written.
         """
         try:
-            self._file.write(json.dumps(value) + "\n")
-            self._file.flush()
+            self._file.close()
         except OSError as error:
             raise write_error(self._path, error, self._otherwise) from error
 
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+    def _continued(self, content: bytes, upto: int, state: Mapping[str, int]) -> bytes:
+        """The lines that stay."""
+        lines = _log_lines(content)
+        kept = [line + b"\n" for line, value in lines if value is not None and value["step"] <= upto]
+        amiss, damaged = [], [number for number, (_, value) in enumerate(lines, 1) if value is None]
+        if damaged and damaged[-1] == len(lines) and lines[-1][0].startswith(b"{") and not content.endswith(b"\n"):
+            damaged.pop()
+        if damaged:
+            more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+            amiss.append(f"what cannot be read is left out (line {', '.join(map(str, damaged[:5]))}{more})")
+        expected = state.get("lines", len(kept))
+        if len(kept) != expected or (upto and not kept):
+            amiss.append(f"it has {len(kept)} lines up to step {upto}, where {expected or 'more'} had been written")
+        elif zlib.crc32(b"".join(kept)) != state.get("crc", zlib.crc32(b"".join(kept))):
+            amiss.append(f"its lines up to step {upto} are not those that had been written")
+        if amiss:
+            before = self._path.with_name(f"{self._path.name}.damaged")
+            if content:
+                write(before, content, otherwise=self._otherwise)
+                amiss.append(f"as it was it is kept as {before.name}")
+            logger.warning("%s has been damaged or changed: %s", self._path, "; ".join(amiss))
+        return b"".join(kept)
+
+
+def _log_content(path: Path) -> bytes:
+    try:
+        if not path.exists():
+            return b""
+        if path.is_file():  # opening a named pipe waits for who writes to it
+            return path.read_bytes()
+        reason = "it is no file"
+    except OSError as error:
+        reason = error.strerror
+    raise FileError(f"{path} cannot be read as a log ({reason}); restore it, or move it away")
+
+
+def _log_lines(content: bytes) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """Lines of a log that are not blank, each with its value, which is None where it is no object with a ``step``."""
+    lines = []
+    for line in content.split(b"\n"):
+        if line.strip():
+            try:
+                value = parse_json(line, what="a line", fix="", where="a log")
+            except FileError:
+                value = {}
+            step = value.get("step")
+            lines.append((line, value if type(step) is int and 0 <= step < 2**63 else None))
+    return lines
+
+
+@contextlib.contextmanager
+def closing(close: Callable[[], object]) -> Iterator[None]:
+    """Calls ``close`` when the block ends. Where it fails, its error is the one that is raised, not one of closing."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            close()
+        raise
+    close()
 
 
 def finite(value: Any) -> Any:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from typing import TypedDict
@@ -76,7 +77,7 @@ def test_one_line_says_why_a_file_cannot_be_written(tmp_path, monkeypatch):
             with pytest.raises(FileError, match=r"cannot write .* or set an x$"), use(place, otherwise="set an x"):
                 pytest.fail("nothing can be written here")
         with pytest.raises(FileError, match="cannot write"):
-            files.JsonLines(place)
+            files.JsonLines(place, upto=0)
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(FileError, match=r"disk full while writing .*/b .*; free some space"):
         files.write(tmp_path / "b", "")
@@ -132,19 +133,123 @@ def test_json_comes_back_without_numbers_that_it_has_not(tmp_path):
         files.read_json(tmp_path / "b", what="a thing", fix="")
 
 
-def test_a_log_goes_on_after_a_kill_without_half_a_line(tmp_path):
-    log = files.JsonLines(tmp_path / "log")
+def test_a_log_goes_on_after_a_kill_without_half_a_line(tmp_path, caplog):
+    log = files.JsonLines(tmp_path / "log", upto=0)
     for step in range(3):
         log.add({"step": step})
     log.close()
     with open(tmp_path / "log", "a") as file:
         file.write('{"step"')
-    assert [line["step"] for line in files.read_jsonl(tmp_path / "log")] == [0, 1, 2]
-    log = files.JsonLines(tmp_path / "log", keep=lambda line: line["step"] < 2)
+    assert steps(tmp_path / "log") == [0, 1, 2]
+    log = files.JsonLines(tmp_path / "log", upto=1)
     log.add({"step": 7})
     log.close()
     assert [json.loads(line)["step"] for line in (tmp_path / "log").read_text().splitlines()] == [0, 1, 7]
     assert files.read_jsonl(tmp_path / "none") == []
+    assert not caplog.text and names(tmp_path) == ["log"]
+
+
+def steps(path):
+    return [line["step"] for line in files.read_jsonl(path)]
+
+
+def log_of_six(folder):
+    """A log with steps 1 to 6 of which the last one was written after the state was noted; and that state."""
+    log = files.JsonLines(folder / "log", upto=0)
+    for step in range(1, 6):
+        log.add({"step": step, "loss": 1 / step})
+    state = log.get_state()
+    log.add({"step": 6, "loss": 1 / 6})
+    log.close()
+    return state
+
+
+@pytest.mark.parametrize("line", [
+    b'{"step": 4, "loss": 0.25', b"null", b"5", b'"abc"', b"[1]", b"{}", b'{"step": "4"}', b'{"step": true}', b"\xff",
+    b"[" * 100_000, bytes(60), b'{"step": 4, "loss": NaN}',
+])
+def test_one_damaged_line_of_a_log_costs_no_other_and_is_told(tmp_path, line, caplog):
+    """A line in the middle of metrics.jsonl that was damaged took all good ones after it along, without a word."""
+    state = log_of_six(tmp_path)
+    lines = (tmp_path / "log").read_bytes().splitlines()
+    damaged = b"\n".join([*lines[:3], line, *lines[4:]]) + b"\n"
+    (tmp_path / "log").write_bytes(damaged)
+    assert steps(tmp_path / "log") == [1, 2, 3, 5, 6]
+    files.JsonLines(tmp_path / "log", upto=5, state=state).close()
+    assert (tmp_path / "log").read_bytes() == b"".join(part + b"\n" for part in [*lines[:3], lines[4]])
+    assert (tmp_path / "log.damaged").read_bytes() == damaged
+    message, = caplog.messages
+    assert "(line 4)" in message and "it has 4 lines up to step 5, where 5 had been written" in message
+    assert message.endswith("log.damaged")
+
+
+@pytest.mark.parametrize(("damage", "told"), [
+    (lambda content: b"", "it has 0 lines up to step 5, where 5 had been written"),
+    (lambda content: None, "it has 0 lines up to step 5, where 5 had been written"),
+    (lambda content: bytes(len(content)), "left out (line 1); it has 0 lines up to step 5, where 5"),
+    (lambda content: content[:60], "it has 2 lines up to step 5, where 5 had been written"),
+    (lambda content: content.replace(b"0.25", b"0.35"), "its lines up to step 5 are not those"),
+    (lambda content: content.replace(b'"step": 4', b'"step": 8'), "it has 4 lines up to step 5, where 5"),
+    (lambda content: content + content, "it has 10 lines up to step 5, where 5 had been written"),
+])
+def test_a_log_that_lost_or_changed_lines_is_not_gone_on_with_in_silence(tmp_path, damage, told, caplog):
+    """A log that was emptied, removed, cut or replaced was begun anew without a word."""
+    state = log_of_six(tmp_path)
+    content = damage((tmp_path / "log").read_bytes())
+    if content is None:
+        (tmp_path / "log").unlink()
+    else:
+        (tmp_path / "log").write_bytes(content)
+    files.JsonLines(tmp_path / "log", upto=5, state=state).close()
+    assert told in caplog.text
+    assert not content or (tmp_path / "log.damaged").read_bytes() == content
+
+
+def test_a_log_as_its_writer_left_it_is_gone_on_with_in_silence(tmp_path, caplog):
+    state = log_of_six(tmp_path)
+    (tmp_path / "log").write_bytes((tmp_path / "log").read_bytes()[:-9])  # killed while it wrote step 6
+    log = files.JsonLines(tmp_path / "log", upto=5, state=state)
+    assert log.get_state() == state and steps(tmp_path / "log") == [1, 2, 3, 4, 5]
+    log.close()
+    assert not caplog.text and names(tmp_path) == ["log"]
+
+
+def test_a_log_on_a_full_disk_ends_with_a_whole_line_and_one_error(tmp_path):
+    """When the disk was full, closing the log wrote the same bytes again and raised in place of the right error."""
+    log = files.JsonLines(tmp_path / "log", upto=0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        with files.closing(log.close):
+            for step in range(100):
+                log.add({"step": step})
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(FileError, match=r"disk full while writing .*/log \(File too large\)"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "log").read_bytes().endswith(b"}\n") and len(steps(tmp_path / "log")) == 8
+
+
+def test_what_ended_a_block_is_raised_and_not_what_closing_raised_then():
+    def fails():
+        raise OSError("closing")
+
+    with pytest.raises(KeyboardInterrupt), files.closing(fails):
+        raise KeyboardInterrupt
+    with pytest.raises(OSError, match="closing"), files.closing(fails):
+        pass
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_log_that_is_no_file_is_one_line(tmp_path, make):
+    make(tmp_path / "log")
+    with pytest.raises(FileError, match="cannot be read as a log"):
+        files.JsonLines(tmp_path / "log", upto=0)
+    with pytest.raises(FileError, match="cannot be read as a log"):
+        files.read_jsonl(tmp_path / "log")
 
 
 @pytest.mark.parametrize("content", [

@@ -319,6 +319,7 @@ def test_history_passes_over_a_cut_line_and_keeps_the_last_of_a_step(tmp_path):
     lines = [{"step": s, "split": "train", "loss_clean": v, "tokens_per_second": 1.0}
              for s, v in ((1, 5.0), (2, 4.0), (2, 3.0))]
     lines.append({"step": 2, "split": "valid", "loss_clean": 4.5})
+    lines += [{"step": 2, "split": "valid", "loss_clean": value} for value in ("4", None, [4], True, 10**400)]
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "spl')
     (curve,) = training_curves(read_history(path))
     assert {s.label: s.y for s in curve.series} == {"training, clean": (5.0, 3.0), "validation, clean": (4.5,)}

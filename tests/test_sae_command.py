@@ -2,14 +2,17 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
+from faults.hostile import JSON
 from helpers.commands import ROOT, error_of, run_command
 from helpers.runs import copy_run
 from safetensors.numpy import load_file
@@ -19,7 +22,7 @@ from jaxablate.commands import sae as command
 from jaxablate.commands import score
 from jaxablate.commands.sae import SaeSettings
 from jaxablate.config import ModelConfig
-from jaxablate.errors import ConfigError
+from jaxablate.errors import ConfigError, FileError
 from jaxablate.features.files import autoencoder_folders
 from jaxablate.reports import results as files
 from jaxablate.runs import run as runs
@@ -185,6 +188,47 @@ def same(workdir, stored):
     steps = [json.loads(line)["step"] for path in (workdir / "autoencoders" / "jobs").glob("*/metrics.jsonl")
              for line in path.read_text().splitlines()]
     assert {step: steps.count(step) for step in set(steps)} == dict.fromkeys((4, 8, 12), len(found))
+
+
+def test_a_disk_that_is_full_for_the_rounds_is_one_error(tmp_path):
+    """Closing the log raised the same error again, as a traceback in place of the line."""
+    settings = SaeSettings(workdir=tmp_path)
+    job, = command.plan(settings, ModelConfig(), 256, {"control": "none"})
+    limits, shown = resource.getrlimit(resource.RLIMIT_FSIZE), []
+    metrics = features.StepMetrics(*(np.ones((2, 1)) for _ in features.StepMetrics._fields))
+
+    def rounds():
+        with command._Rounds(job, tmp_path, settings, lambda *line: shown.append(line), 0) as rounds:
+            rounds(types.SimpleNamespace(step=32), metrics)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+            rounds(types.SimpleNamespace(step=64), metrics)
+
+    try:
+        with pytest.raises(FileError, match=r"disk full while writing .*metrics.jsonl"):
+            rounds()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    line, = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 32 and len(shown) == 1
+
+
+def test_a_log_of_rounds_that_lost_lines_is_not_gone_on_with_in_silence(tmp_path, caplog):
+    settings = SaeSettings(workdir=tmp_path)
+    job, = command.plan(settings, ModelConfig(), 256, {"control": "none"})
+    (tmp_path / "metrics.jsonl").write_text('{"step": 32}\n{"step": 64\n{"step": 96}\n')
+    with command._Rounds(job, tmp_path, settings, print, 96):
+        pass
+    assert "(line 2)" in caplog.text and "it has 2 lines up to step 96, where 3 had been written" in caplog.text
+
+
+def test_a_record_of_a_job_that_is_other_json_is_passed_over(tmp_path):
+    job, = command.plan(SaeSettings(workdir=tmp_path), ModelConfig(), 256, {"control": "none"})
+    folder = tmp_path / "jobs" / job.digest
+    folder.mkdir(parents=True)
+    (folder / "state.safetensors").write_bytes(b"")
+    for content in (*JSON, b'{"autoencoders": 5}', b'{"autoencoders": [[]]}'):
+        (folder / "job.json").write_bytes(content)
+        assert not list(command._interrupted(tmp_path, job)), content[:20]
 
 
 def test_an_interrupted_job_goes_on_where_more_is_asked_for(tmp_path):

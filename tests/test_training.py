@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import optax
 import pytest
 from rich.console import Console
 
+from jaxablate import files
 from jaxablate.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from jaxablate.errors import ConfigError, FileError, TrainingError
 from jaxablate.runs.interruption import Interruption
@@ -158,14 +160,64 @@ def test_wandb_without_its_package_says_what_to_install(tmp_path, monkeypatch):
         log_of(tmp_path, 0, tensorboard=False, wandb_project="p")
 
 
-def test_a_full_disk_while_logging_is_one_line(tmp_path):
-    log = log_of(tmp_path, 0, tensorboard=False)
-    log._lines._file.close()
-    log._lines._file = open("/dev/full", "a")  # noqa: SIM115
-    with pytest.raises(FileError, match=r"disk full while writing .*metrics.jsonl"):
-        log.write(1, "train", {"loss": 1.0})
-    with pytest.raises(OSError, match="No space left"):
-        log._lines._file.close()
+def test_wandb_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+    def init(**settings):
+        raise KeyError("no\nnetwork")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with pytest.raises(ConfigError, match="Weights & Biases did not start"):
+        log_of(tmp_path, 0, tensorboard=False, wandb_project="p")
+    (tmp_path / "wandb_id").write_bytes(b"\xff")
+    with pytest.raises(FileError, match="wandb_id holds no id"):
+        log_of(tmp_path, 0, tensorboard=False, wandb_project="p")
+
+
+@pytest.mark.parametrize("room", [0, 4000])
+def test_a_disk_that_is_full_for_tensorboard_ends_training_in_one_line(tmp_path, monkeypatch, room):
+    """The thread of tensorboardX's writer died of the full disk, and who filled its queue waited for ever."""
+    monkeypatch.setattr("jaxablate.files.JsonLines.add", lambda log, value: None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        log = log_of(tmp_path, 0)
+        with files.closing(log.close):
+            for step in range(1, 1000):
+                log.write(step, "train", {"loss": 1.0})
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(FileError, match=r"disk full .*tensorboard/events.* or train without TensorBoard"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_working_directory_that_reads_like_a_place_in_the_network_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s3:").mkdir()
+    log_of(Path("s3:"), 0).close()
+    assert len(list((tmp_path / "s3:/tensorboard").iterdir())) == 1
+
+
+def test_tensorboard_is_told_where_a_continued_run_begins_and_keeps_all_files(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    for first in (0, 3):
+        log = log_of(tmp_path, first)
+        log.write(first + 1, "train", {"loss": 0.5, "my term": 2.0})
+        log.close()
+    _, last = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: int(path.name.split(".")[-1]))
+    content, events = last.read_bytes(), []
+    while content:  # length, its checksum, the event, its checksum
+        size = int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    version, start, scalars = events
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (4, SessionLog.START)
+    assert scalars.step == 4 and scalars.wall_time > 1e9
+    assert [(value.tag, value.simple_value) for value in scalars.summary.value] == [
+        ("train/loss", 0.5), ("train/my_term", 2.0)]
 
 
 def progress_text(terminal=False, peak=None, steps=200, width=200):

@@ -13,9 +13,7 @@ a function of the place where it goes on.
 import contextlib
 import dataclasses
 import datetime
-import json
 import math
-import re
 import sys
 import time
 import warnings
@@ -30,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress
+from rich.progress import BarColumn, Progress, TextColumn
 
 from jaxablate import features, files
 from jaxablate.commands import base
@@ -50,7 +48,6 @@ from jaxablate.reports.panels import Grid
 from jaxablate.reports.results import Results
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.run import Run, require_language_model
-from jaxablate.terminal import text_column
 from jaxablate.types import Params
 
 STATE, METRICS, ABOUT = "state.safetensors", "metrics.jsonl", "job.json"
@@ -193,7 +190,7 @@ class Job:
 
     def name(self, run: SaeRun) -> str:
         """Name of an autoencoder's folder, for example ``clean.layer_6.mlp_out-l1-5-seed-0-1f6c09ab``."""
-        kind = re.sub(r"[^a-z0-9.+-]+", "-", self.config.kind.label(self.config, run.l1).lower())
+        kind = self.config.kind.label(self.config, run.l1).lower().replace(" ", "-")
         control = [] if self.origin["control"] == "none" else [self.origin["control"]]
         return "-".join([run.site, kind, *control, f"seed-{run.seed}", identity_digest(self.identity(run))])
 
@@ -269,7 +266,7 @@ def plan(settings: SaeSettings, model: ModelConfig, length: int, origin: Mapping
 
 
 class _About(TypedDict):
-    """What is read of a job's record."""
+    """Fields of a job's record that are read again; it has more."""
 
     autoencoders: list[str]
 
@@ -279,9 +276,10 @@ def _interrupted(folder: Path, asked: Job) -> Iterator[Job]:
     by_name = {asked.name(run): run for run in asked.runs}
     for path in sorted((folder / "jobs").glob(f"*/{STATE}")):
         try:
-            names = files.read_json(path.with_name(ABOUT), _About, what="a job's record", fix="")["autoencoders"]
+            about = files.read_json(path.with_name(ABOUT), _About, what="a job's record", fix="")
         except (OSError, FileError):
             continue
+        names = about["autoencoders"]
         if all(name in by_name for name in names):
             yield dataclasses.replace(asked, runs=tuple(by_name[name] for name in names))
 
@@ -377,28 +375,27 @@ class _Rounds:
     def __enter__(self) -> "_Rounds":
         about = {"autoencoders": [self._job.name(run) for run in self._job.runs],
                  "identities": [self._job.identity(run) for run in self._job.runs]}
+        for name in (ABOUT, METRICS, STATE):
+            files.remove_partials(self._folder / name)
         files.write_json(self._folder / ABOUT, about, indent=1, otherwise=_OTHERWISE)
-        # Lines of later steps will come again.
-        files.cut_jsonl(self._folder / METRICS, lambda line: line["step"] <= self._first)
-        self._file = (self._folder / METRICS).open("a")
+        rounds = math.ceil(self._first / self._job.settings.round_steps)
+        self._log = files.JsonLines(self._folder / METRICS, upto=self._first, otherwise=_OTHERWISE,
+                                    state={"lines": rounds * len(self._job.runs)})
         self._saved = time.monotonic()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(*([] if kind is None else [FileError])):  # the error that ended it is the one to tell
+            self._log.close()
 
     def __call__(self, state: features.TrainState, metrics: features.StepMetrics) -> None:
         step = int(state.step)
         means = {name: np.mean(values, axis=0) for name, values in metrics._asdict().items()}
         means |= {name: getattr(metrics, name)[-1] for name in ("dead", "learning_rate", "l1_coefficient")}
         self._refuse_nonfinite(step, means)
-        try:
-            for i, run in enumerate(self._job.runs):
-                values = {name: float(value[i]) for name, value in means.items()}
-                self._file.write(json.dumps({"step": step, **dataclasses.asdict(run), "figures": values}) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise files.write_error(self._folder / METRICS, error, _OTHERWISE) from error
+        for i, run in enumerate(self._job.runs):
+            values = {name: float(value[i]) for name, value in means.items()}
+            self._log.add({"step": step, **dataclasses.asdict(run), "figures": values})
         self._line(step, means, self._rate(step))
         if time.monotonic() - self._saved >= self._every and step < self._job.settings.steps:
             self.save(state)
@@ -435,10 +432,10 @@ def _held(where: Path) -> Iterator[None]:
             yield
         finally:
             log = where / METRICS
-            if not (where / STATE).exists() and not (log.exists() and log.stat().st_size):
-                for name in (ABOUT, METRICS, ".lock"):
-                    (where / name).unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if not (where / STATE).exists() and not (log.exists() and log.stat().st_size):
+                    for name in (ABOUT, METRICS, ".lock"):
+                        (where / name).unlink(missing_ok=True)
                     for path in (where, where.parent, where.parent.parent):
                         path.rmdir()  # stays where it holds anything
 
@@ -446,7 +443,7 @@ def _held(where: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def training_line(console: Console, steps: int) -> Iterator[Line]:
     """A live line with step, figures, speed and the time left; plain lines where the console is no terminal."""
-    columns = (BarColumn(bar_width=20), text_column())
+    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task, last = progress.add_task("compiling", total=steps), -_SECONDS_BETWEEN_LINES
 
@@ -456,7 +453,7 @@ def training_line(console: Console, steps: int) -> Iterator[Line]:
             progress.update(task, completed=step, description=text)
             now = time.monotonic()
             if not console.is_terminal and (now - last >= _SECONDS_BETWEEN_LINES or step == steps):
-                console.print(text, highlight=False, soft_wrap=True)
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
                 last = now
 
         yield show

@@ -10,17 +10,18 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from rich.console import Console
 
+from jaxablate import files
 from jaxablate.config import Config, RunConfig, to_dict
 from jaxablate.config.checks import require
 from jaxablate.data.pipeline import TrainBatches
-from jaxablate.errors import TrainingError
+from jaxablate.errors import CheckpointError, TrainingError
 from jaxablate.provenance import device_names
 from jaxablate.runs.checkpoint import Checkpoints
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.workdir import check_workdir, hold_workdir, record_run, require_x64
 from jaxablate.sharding import BATCH_AXES, batch_sharding, check_batch, make_mesh
-from jaxablate.terminal import PlainConsole
 from jaxablate.training.classification import classification_learner, classification_task
 from jaxablate.training.language import accumulation_steps, language_learner, language_task
 from jaxablate.training.metrics import MetricsLog, Recorder
@@ -60,13 +61,14 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
       devices: JAX devices to train on, all by default.
 
     Raises:
-      ConfigError: settings that do not fit each other or the devices.
+      ConfigError: settings that do not fit each other or the devices, or a name that no working directory can have.
       DataError: a data file is missing or damaged.
       CheckpointError: the working directory is another run's or has no good checkpoint left.
       FileError: it cannot be written, or another process is training in it.
       TrainingError: a loss or gradient was not finite.
     """
     # What can be refused is refused before anything is written.
+    files.check_path(workdir, "workdir")
     workdir = Path(workdir)
     require_x64(config)
     mesh = make_mesh(config.mesh, devices)
@@ -79,11 +81,12 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_workdir(workdir))
         checkpoints = Checkpoints(workdir, config.train.keep_last)
-        stack.callback(checkpoints.close)
+        stack.enter_context(files.closing(checkpoints.close))
         batches = task.train_batches()
-        stack.callback(batches.close)
+        stack.enter_context(files.closing(batches.close))
 
         stopping = EarlyStopping(task.pace.patience)
+        progress: dict[str, Any] = {}
         restored = checkpoints.restore(program.abstract)
         if restored is None:
             state = program.init(config.train.seed)
@@ -93,21 +96,24 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
             stopping.set_state(progress.get("early_stopping", {}))
         first = int(state.step)
 
-        record_run(workdir, config, mesh, {"parameters": program.n_parameters, **task.facts}, first)
+        facts = {"parameters": program.n_parameters, **task.facts}
+        record_run(workdir, config, mesh, facts, first, before=progress.get("facts", {}))
         if jax.process_index() == 0:
             task.tokenizer.save(workdir / "tokenizer")
         line = stack.enter_context(ProgressLine(
             task.pace.steps, task.units_per_step, task.flops_per_step, peak_flops(list(mesh.devices.flat)),
-            PlainConsole(highlight=False, soft_wrap=True, quiet=jax.process_index() != 0), task.unit,
+            Console(highlight=False, soft_wrap=True, quiet=jax.process_index() != 0), task.unit,
             at_most=task.pace.patience > 0))
         line.say(_banner(task, program, workdir, first))
         log = None
         if jax.process_index() == 0:
-            log = stack.enter_context(contextlib.closing(MetricsLog(workdir, config, first)))
+            log = MetricsLog(workdir, config, first, progress.get("log"))
+            stack.enter_context(files.closing(log.close))
         try:
-            result = _run(task, program, state, batches, stopping, checkpoints, Recorder(task.pace, log, line))
+            result = _run(task, program, state, batches, stopping, checkpoints, Recorder(task.pace, log, line), facts)
         except TrainingError as error:
-            checkpoints.wait()
+            with contextlib.suppress(CheckpointError):
+                checkpoints.wait()
             raise TrainingError(f"{error}; {checkpoints.last_good()}; a lower learning rate may help") from error
         line.say(_ending(result, task, stopping, workdir))
         return result
@@ -153,8 +159,8 @@ def check_shares(config: RunConfig, mesh: Mesh) -> None:
 
 
 def _run(task: Task, program: Program, state: TrainState, batches: TrainBatches, stopping: EarlyStopping,
-         checkpoints: Checkpoints, recorder: Recorder) -> TrainResult:
-    """The steps that are left."""
+         checkpoints: Checkpoints, recorder: Recorder, facts: Mapping[str, Any]) -> TrainResult:
+    """The steps that are left; ``facts`` are what `record_run` recorded."""
     pace = task.pace
     metrics: dict[str, float] = {}
     valid: dict[str, float] = {}
@@ -186,8 +192,9 @@ def _run(task: Task, program: Program, state: TrainState, batches: TrainBatches,
             if saving:
                 if not bool(program.finite(state)):
                     raise TrainingError(f"step {step} made parameters or optimizer state that are not finite")
-                progress = {"data": batches.get_state(), "config": to_dict(task.config)}
-                checkpoints.save(state, progress | {"early_stopping": stopping.get_state()}, loss)
+                progress = {"data": batches.get_state(), "config": to_dict(task.config), "facts": facts,
+                            "early_stopping": stopping.get_state(), "log": recorder.get_state()}
+                checkpoints.save(state, progress, loss)
             if stop:
                 break
     checkpoints.wait()

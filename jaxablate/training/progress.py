@@ -53,7 +53,7 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """Prints a line of its own."""
-        self._console.print(text)
+        self._console.print(text, markup=False)
 
     def validated(self, step: int, values: Mapping[str, float]) -> None:
         """Shows an evaluation: on a terminal until the next one, with its step; elsewhere on a line of its own."""
