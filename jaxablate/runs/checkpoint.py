@@ -1,9 +1,9 @@
 """Checkpoints by Orbax: written in the background, sealed when complete, restored on any devices.
 
 ``checkpoints/<step>/`` holds what Orbax wrote (``params``, ``optimizer``, ``progress``) and, last of all, ``seal.json``
-with the size and checksum of each of its files. A folder whose seal is missing or does not fit is no checkpoint: it was
-being written when the process died, or has been damaged since. Older checkpoints are removed only once a newer one is
-sealed, so a good one exists at every moment.
+with the size and checksum of each of its files. A folder without a seal is no checkpoint: it was being written when the
+process died. One whose seal does not fit has been damaged since. Older checkpoints are removed only once a newer one is
+sealed, so from the first seal on a good one exists at every moment; a run killed before it starts again at step 0.
 
 Orbax's own managers delete old steps before anything has looked at the new one, and leave a flipped bit in array data
 unnoticed (zstd frames carry no checksum); hence seals, and `orbax.checkpoint.AsyncCheckpointer` underneath.
@@ -16,9 +16,14 @@ import errno
 import json
 import logging
 import math
+import os
+import re
 import shutil
+import sys
+import threading
+import traceback
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +41,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 SEAL = "seal.json"
-
+_ARRAYS = "manifest.ocdbt"
+"""The file by which TensorStore finds the arrays of a folder."""
 
 State = Any
 """What a run changes: a Flax struct with `step`, `params`, `opt_state` and `key`."""
@@ -46,21 +52,23 @@ class Checkpoints:
     """The checkpoints of one run, for the process that writes them; besides the newest ones the best is kept.
 
     Raises:
+      ConfigError: the working directory's name is none that can be used (`files.check_path`).
       CheckpointError: the folder cannot be written.
     """
 
     def __init__(self, workdir: str | Path, keep_last: int):
-        self.folder = Path(workdir).absolute() / FOLDER
+        self.folder = _folder(workdir)
         self.keep_last = keep_last
+        with _readable_errors(f"checkpoint folder {self.folder}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()
+        _quieten_threads()
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="seal")
         self._pending: concurrent.futures.Future[None] | None = None
         self._pending_step = 0
         self._quiet = _OrbaxLogFilter()
         logging.getLogger("absl").addFilter(self._quiet)
-        with _readable_errors(f"checkpoint folder {self.folder}"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_unfinished()
 
     def save(self, state: State, progress: Mapping[str, Any], valid_loss: float | None = None) -> None:
         """Starts saving and returns as soon as the arrays may be overwritten.
@@ -101,7 +109,8 @@ class Checkpoints:
         """Newest good checkpoint, for a state of shapes and on the devices that its shardings name.
 
         Returns:
-          (state, progress), or None where the run has no checkpoint yet. Damaged ones are passed over with a warning.
+          (state, progress), or None where the run has no checkpoint yet. Folders without a seal and damaged
+          checkpoints are passed over with a warning.
 
         Raises:
           CheckpointError: there are checkpoints but none is good, or the good one does not fit the target.
@@ -111,7 +120,7 @@ class Checkpoints:
             restored = _try_restore(self.folder / str(step), target)
             if restored is not None:
                 return abstract.replace(params=restored["params"], **restored["optimizer"]), restored["progress"]
-        if saved_steps(self.folder):
+        if _any_sealed(self.folder):
             raise CheckpointError(f"no checkpoint in {self.folder} can be read; move it away to start the run again")
         return None
 
@@ -123,13 +132,16 @@ class Checkpoints:
         return f"the last good checkpoint is {self.folder / str(good[-1])}"
 
     def close(self) -> None:
-        """Waits, then frees the threads."""
-        try:
+        """Waits, then frees the threads.
+
+        Raises:
+          CheckpointError: the last save failed.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(logging.getLogger("absl").removeFilter, self._quiet)
+            stack.enter_context(files.closing(self._orbax.close))
+            stack.callback(self._thread.shutdown)
             self.wait()
-        finally:
-            self._thread.shutdown()
-            self._orbax.close()
-            logging.getLogger("absl").removeFilter(self._quiet)
 
     @contextlib.contextmanager
     def _saving(self, step: int) -> Iterator[None]:
@@ -164,7 +176,11 @@ class Checkpoints:
         good = [step for step, seal in seals.items() if seal is not None and step <= newest]
         best = next((step for step in _by_loss(seals) if step <= newest), None)
         for step in seals.keys() - {*good[-self.keep_last :], best}:
-            shutil.rmtree(self.folder / str(step))
+            old = self.folder / str(step)
+            try:
+                old.unlink() if old.is_symlink() else shutil.rmtree(old)
+            except OSError as error:  # the new one is sealed all the same
+                log.warning("old checkpoint %s cannot be removed (%s)", old, error.strerror or error)
 
     def _remove_unfinished(self) -> None:
         """Removes what a killed or failed save has left; a damaged checkpoint stays until a new one is sealed."""
@@ -190,7 +206,7 @@ def restore_params(workdir: str | Path, *, step: int | Literal["best", "best or 
     Raises:
       CheckpointError: no such checkpoint, or none that is good.
     """
-    folder = Path(workdir).absolute() / FOLDER
+    folder = _folder(workdir)
     for number in _candidates(folder, step):
         seal = read_seal(folder / str(number))
         target = {} if seal is None else {"params": _params_target(seal, shardings)}
@@ -199,14 +215,40 @@ def restore_params(workdir: str | Path, *, step: int | Literal["best", "best or 
             return restored["params"], number
     if isinstance(step, int):
         raise CheckpointError(f"checkpoint {step} in {folder} is damaged; there are also {_listed(folder)}")
+    if not _any_sealed(folder):
+        raise CheckpointError(f"no checkpoint in {folder} is whole yet; train on with the command that began the run")
     raise CheckpointError(f"no checkpoint in {folder} can be read")
 
 
+def trained_config(workdir: str | Path, step: int) -> dict[str, Any] | None:
+    """The configuration as a checkpoint holds it, a classifier's vocabulary size filled in; None where it has none."""
+    try:
+        progress = files.read_json(_folder(workdir) / str(step) / "progress" / "metadata", what="a run's progress",
+                                   fix="take another --checkpoint")
+    except FileNotFoundError:
+        return None
+    return progress.get("config")
+
+
 def saved_steps(folder: Path) -> list[int]:
-    """Steps that have a folder, ascending, damaged ones included."""
+    """Steps that have a folder of their name, ascending, damaged ones and those without a seal included."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
+    return sorted(int(p.name) for p in folder.iterdir() if _STEP.fullmatch(p.name) and p.is_dir())
+
+
+_STEP = re.compile("0|[1-9][0-9]{0,17}")
+
+
+def _any_sealed(folder: Path) -> bool:
+    return any((folder / str(step) / SEAL).exists() for step in saved_steps(folder))
+
+
+def _folder(workdir: str | Path) -> Path:
+    """Where the checkpoints are. Orbax cuts `..` out of a path's text, which names another folder behind a link."""
+    files.check_path(workdir, "workdir")
+    path = Path(workdir).absolute()
+    return (path.resolve() if ".." in path.parts else path) / FOLDER
 
 
 # Seals ---------------------------------------------------------------------------------------------------------------
@@ -227,7 +269,15 @@ class Seal:
 
 
 def write_seal(folder: Path, step: int, valid_loss: float | None, arrays: dict[str, str]) -> None:
-    """Seals a checkpoint whose files are all written; a loss that is not finite counts as not measured."""
+    """Seals a checkpoint whose files are all written; a loss that is not finite counts as not measured.
+
+    Raises:
+      CheckpointError: its arrays are not where they belong.
+      FileError: the seal cannot be written.
+    """
+    for name in {path.split("/")[0] for path in arrays}:
+        if not (folder / name / _ARRAYS).is_file():
+            raise CheckpointError(f"{folder / name} holds no arrays: they were written elsewhere, or are gone already")
     contents = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(SEAL))
     checksums = {str(p.relative_to(folder)): (p.stat().st_size, files.crc32(p)) for p in contents}
     loss = valid_loss if valid_loss is not None and math.isfinite(valid_loss) else None
@@ -236,14 +286,14 @@ def write_seal(folder: Path, step: int, valid_loss: float | None, arrays: dict[s
 
 
 def read_seal(folder: Path) -> Seal | None:
-    """The seal, or None where it is missing or not what was written."""
+    """The seal, or None where it is missing, not what was written, or that of a folder with another name."""
     try:
-        stored: dict[str, Any] = files.read_json(folder / SEAL, what="a checkpoint's seal", fix="")
+        stored = files.read_json(folder / SEAL, what="a seal", fix="")
         seal = stored["seal"]
-        if stored["crc"] != _crc_of(seal):
+        if stored["crc"] != _crc_of(seal) or str(seal["step"]) != folder.name:
             return None
         return Seal(**seal | {"files": {name: tuple(value) for name, value in seal["files"].items()}})
-    except (OSError, FileError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, FileError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -251,15 +301,18 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None; reads every byte of it once."""
     seal = read_seal(folder)
     if seal is None:
-        return f"its {SEAL} is missing or damaged (the save never finished, or the file was changed)"
+        return f"its {SEAL} is missing or damaged (the save never finished, or its file or name was changed)"
     for name, (size, crc) in seal.files.items():
         path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes of {size}"
-        if files.crc32(path) != crc:
-            return f"the content of {name} has changed"
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes of {size}"
+            if files.crc32(path) != crc:
+                return f"the content of {name} has changed"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 
@@ -372,11 +425,15 @@ def _readable_errors(what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         text = f"{_first_line(error)} {error}"
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+        if any(sign in text for sign in _FULL):
             message = f"cannot write {what}: no space left on the device; free some, then the same command continues"
         else:
             message = f"cannot write {what}: {_first_line(error)}; make it writable, or choose another --workdir"
         raise CheckpointError(message) from error
+
+
+_FULL = (*(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "RESOURCE_EXHAUSTED")
+"""What errors of a full disk say, by whatever way they came."""
 
 
 class _OrbaxLogFilter(logging.Filter):
@@ -384,3 +441,37 @@ class _OrbaxLogFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname
+
+
+def _quieten_threads() -> None:
+    """Keeps Python from printing what happens in Orbax's threads after a save has failed and has been reported.
+
+    Orbax closes the event loop in which arrays are still being written. As each is done, TensorStore finds its loop
+    closed, which Python prints as an exception that nobody can catch; the same goes for tasks that are left.
+    """
+    for module, name in ((sys, "unraisablehook"), (threading, "excepthook")):
+        hook = getattr(module, name)
+        if getattr(hook, "__module__", None) != __name__:
+            setattr(module, name, _but_for_orbax(hook))
+    for name in ("asyncio", "concurrent.futures"):
+        logging.getLogger(name).addFilter(_reports_nothing_of_orbax)
+
+
+def _but_for_orbax(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    def pass_on(problem: Any) -> None:
+        if not _of_orbax(problem.exc_value, getattr(problem, "object", None), getattr(problem, "thread", None)):
+            hook(problem)
+
+    return pass_on
+
+
+def _reports_nothing_of_orbax(record: logging.LogRecord) -> bool:
+    return not _of_orbax(record.exc_info[1] if record.exc_info else None, record.getMessage())
+
+
+def _of_orbax(error: BaseException | None, *about: Any) -> bool:
+    """Whether an exception that nobody caught, or what is said of it, comes from an event loop of Orbax."""
+    text = " ".join(map(repr, about))
+    if error is not None:
+        text += "".join(traceback.format_exception(error))
+    return any(sign in text for sign in ("orbax", "tensorstore", "Event loop is closed"))
