@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,11 +16,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from faults.hostile import JSON
 
 from jaxablate.config import Config, DataConfig, MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from jaxablate.data.preparation import prepare
-from jaxablate.errors import CheckpointError, FileError, TrainingError
+from jaxablate.errors import CheckpointError, ConfigError, FileError, JaxablateError, TrainingError
 from jaxablate.runs.checkpoint import restore_params, saved_steps
+from jaxablate.runs.workdir import record_run
 from jaxablate.sharding import make_mesh
 from jaxablate.training import loop
 from jaxablate.training.language import language_task
@@ -133,6 +136,54 @@ def test_a_damaged_last_checkpoint_costs_time_and_no_bit(cache, whole, tmp_path,
     (tmp_path / "run/checkpoints/12/params/manifest.ocdbt").write_bytes(b"")
     train(tiny(cache, "local"), tmp_path / "run")
     assert "params/manifest.ocdbt has 0 bytes" in caplog.text
+    assert_identical(tmp_path / "run", whole)
+
+
+def test_a_run_killed_before_its_first_checkpoint_was_sealed_starts_again(cache, whole, tmp_path, caplog):
+    """A kill between the rename of the first checkpoint and its seal left a run that was refused for ever."""
+    shutil.copytree(whole, tmp_path / "run")
+    for step in (8, 12):
+        shutil.rmtree(tmp_path / f"run/checkpoints/{step}", ignore_errors=True)
+    (tmp_path / "run/checkpoints/12").mkdir()
+    train(tiny(cache, "local"), tmp_path / "run")
+    assert_identical(tmp_path / "run", whole)
+    assert "damaged or changed" not in caplog.text
+
+
+def test_one_damaged_line_in_the_log_costs_no_other_and_is_told(cache, whole, tmp_path, caplog):
+    """One damaged line of metrics.jsonl deleted all after it, without a word."""
+    shutil.copytree(whole, tmp_path / "run")
+    log = tmp_path / "run/metrics.jsonl"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([*lines[:3], lines[3][:-1], *lines[4:]]) + "\n")
+    train(tiny(cache, "local"), tmp_path / "run")
+    assert losses(tmp_path / "run") == {step: line for step, line in losses(whole).items() if step != 4}
+    assert losses(tmp_path / "run", "valid") == losses(whole, "valid")
+    assert "(line 4)" in caplog.text and "it has 14 lines up to step 12, where 15 had been written" in caplog.text
+    caplog.clear()
+    log.unlink()
+    train(tiny(cache, "local"), tmp_path / "run")
+    assert "it has 0 lines up to step 12, where 15 had been written" in caplog.text
+
+
+def test_a_disk_that_is_full_for_the_log_is_one_error_and_costs_nothing(cache, whole, tmp_path, monkeypatch):
+    """Closing the log raised the same error again, as a traceback in place of the line."""
+    limits, real = resource.getrlimit(resource.RLIMIT_FSIZE), loop._to_devices
+
+    def to_devices(batch, program):
+        log = tmp_path / "run/metrics.jsonl"
+        if log.exists() and len(losses(tmp_path / "run")) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 9, limits[1]))
+        return real(batch, program)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_to_devices", to_devices)
+        try:
+            with pytest.raises(FileError, match=r"disk full while writing .*/metrics.jsonl"):
+                train(tiny(cache, "local"), tmp_path / "run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    train(tiny(cache, "local"), tmp_path / "run")
     assert_identical(tmp_path / "run", whole)
 
 
@@ -266,6 +317,69 @@ def test_other_data_under_the_same_settings_is_refused(cache, whole, tmp_path):
     (tmp_path / "run/run.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match="was trained with data_hash=.* bring the data back"):
         train(tiny(cache, "local"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["config.json", "run.json", "metrics.jsonl"])
+def test_a_file_of_the_workdir_that_is_other_json_is_one_line(cache, whole, tmp_path, name):
+    """`null`, a number, a list, bytes that are no text: all of them ended in a traceback or were accepted."""
+    from jaxablate.runs.workdir import check_workdir, read_config, read_run
+
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    config = tiny(cache, "local")
+    for content in JSON:
+        (tmp_path / "run" / name).write_bytes(content)
+        if name == "metrics.jsonl":
+            assert read_metrics(tmp_path / "run") == [], content[:20]
+        elif name == "run.json":
+            with pytest.raises(FileError, match="run.json .*; restore it, or delete it to go on without what it says"):
+                read_run(tmp_path / "run")
+        elif content == b"{}":
+            assert read_config(tmp_path / "run") == Config()
+        else:
+            for read in (read_config, lambda workdir: check_workdir(workdir, config)):
+                with pytest.raises(FileError, match="config.json .*; restore it, or choose another --workdir"):
+                    read(tmp_path / "run")
+    if name == "config.json":
+        for values in ({"task": []}, {"model": 5}, {"model": {"d_model": "x"}}, {"optimizer": {"b1": 10**400}}):
+            (tmp_path / "run" / name).write_text(json.dumps(values))
+            with pytest.raises(JaxablateError, match="config.json"):
+                read_config(tmp_path / "run")
+
+
+def test_a_run_without_its_record_goes_on_with_the_same_data_and_says_so(cache, whole, tmp_path, caplog):
+    """The record was begun anew without a word, and with it the hashes of the data."""
+    shutil.copytree(whole, tmp_path / "run")
+    before = json.loads((whole / "run.json").read_text())
+    (tmp_path / "run/run.json").unlink()
+    train(tiny(cache, "local"), tmp_path / "run")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert "run.json is gone" in caplog.text and "started" not in record
+    assert record["data_hash"] == before["data_hash"] and [r["step"] for r in record["resumed"]] == [12]
+    other = before["data_hash"] | {"valid": "0" * 64}
+    (tmp_path / "run/run.json").unlink()
+    with pytest.raises(CheckpointError, match="was trained with data_hash="):
+        record_run(tmp_path / "run", tiny(cache, "local"), make_mesh(MeshConfig(data=1)), before, 12,
+                   before={"data_hash": other})
+
+
+def test_a_checkpoint_of_other_settings_than_the_file_gives_is_not_opened(cache, whole, tmp_path):
+    from jaxablate.runs.run import open_run
+
+    shutil.copytree(whole, tmp_path / "run")
+    values = json.loads((whole / "config.json").read_text())
+    values["model"]["k_neurons"] += 1
+    (tmp_path / "run/config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"with other settings .*model.k_neurons: stored 4, given 5"):
+        open_run(tmp_path / "run")
+
+
+def test_a_name_that_orbax_reads_as_another_is_refused_before_anything_is_written(cache, tmp_path, monkeypatch):
+    """TensorStore took the backslash for a slash: the arrays lay elsewhere, and the run ended with `finished`."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("b\\sl", "w/b\\sl", "", " "):
+        with pytest.raises(ConfigError, match="workdir="):
+            train(tiny(cache), name)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("place", ["run", "run/below"])

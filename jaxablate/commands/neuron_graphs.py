@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,7 @@ import numpy as np
 
 from jaxablate import files, stats
 from jaxablate.config import Config
-from jaxablate.errors import ConfigError, DataError, FileError
+from jaxablate.errors import ConfigError, DataError
 from jaxablate.neurons.examples import NOTHING, ShortRuns, TopExamples, UnitReader, top_examples
 from jaxablate.neurons.graphs import FIRES, GraphSettings, Neighbours, UnitGraph, build_graphs, trie
 from jaxablate.neurons.matching import (
@@ -218,10 +219,10 @@ def write_layer(folder: Path, records: Sequence[NeuronRecord], counts: Counts, i
 def read_counts(folder: Path, identity: str) -> Counts | None:
     """A layer's counts, if its folder is there and of this very job."""
     try:
-        stored = files.read_npz(folder / "counts.npz")
-        if str(stored["identity"]) == identity:
-            return Counts(**{f.name: stored[f.name] for f in dataclasses.fields(Counts)})
-    except (OSError, KeyError, FileError):
+        with np.load(folder / "counts.npz") as stored:
+            if str(stored["identity"]) == identity:
+                return Counts(**{f.name: stored[f.name] for f in dataclasses.fields(Counts)})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     return None
 

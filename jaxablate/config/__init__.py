@@ -48,6 +48,6 @@ def run_from_dict(values: Mapping[str, Any]) -> RunConfig:
       ConfigError: the task or a field is unknown, or a value is bad.
     """
     task = values.get("task", Config.task)
-    if task not in _TASKS:
+    if not isinstance(task, str) or task not in _TASKS:
         raise ConfigError(f"task={task!r} must be one of {', '.join(_TASKS)}")
     return from_dict(_TASKS[task], values)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -84,6 +85,7 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
         require(len(kinds) == len(value), f"{name}={value!r} must have {len(kinds)} entries")
         return tuple(_coerce(name, kind, v) for kind, v in zip(kinds, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        require(abs(value) <= sys.float_info.max, f"{name} must be at most {sys.float_info.max:.4g}")
         return float(value)
     ok = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     require(ok, f"{name}={value!r} must be of type {getattr(hint, '__name__', hint)}")

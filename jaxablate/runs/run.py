@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,16 @@ from jax.sharding import Mesh
 
 from jaxablate.circuits.ioi import ioi
 from jaxablate.circuits.tasks import PromptText, from_corpus
-from jaxablate.config import ClassificationConfig, Config, DataConfig, MeshConfig, RunConfig
+from jaxablate.config import (
+    CONTINUABLE,
+    ClassificationConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    RunConfig,
+    differences,
+    run_from_dict,
+)
 from jaxablate.data import corpus
 from jaxablate.data.pipeline import validation_batches
 from jaxablate.data.preparation import prepare
@@ -21,15 +31,17 @@ from jaxablate.data.sentiment.batches import batch_shape
 from jaxablate.data.sentiment.batches import validation_batches as text_batches
 from jaxablate.data.sentiment.prepare import prepare as prepare_texts
 from jaxablate.data.tokenizer import load_tokenizer
-from jaxablate.errors import ConfigError, DataError
+from jaxablate.errors import CheckpointError, ConfigError, DataError
 from jaxablate.files import digest
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.facts import Facts
-from jaxablate.runs.checkpoint import restore_params
-from jaxablate.runs.workdir import read_config, read_run, require_x64
+from jaxablate.runs.checkpoint import restore_params, trained_config
+from jaxablate.runs.workdir import CONFIG, RUN, read_config, read_run, require_x64
 from jaxablate.sharding import batch_parts, batch_sharding, make_mesh, replicated
 from jaxablate.types import STREAMS, Batch, Params, Stream
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,13 +117,14 @@ def open_run(workdir: str | Path, checkpoint: str | int = "newest", *, batch_siz
       seed: seed of what suites draw.
 
     Raises:
-      CheckpointError: no run, or no such checkpoint that can be read.
+      CheckpointError: no run, no such checkpoint that can be read, or one of another configuration than the run's.
       ConfigError: the checkpoint's name is unknown, or the model's float64 needs ``jax_enable_x64``.
     """
-    workdir = Path(workdir)
     config = read_config(workdir)
+    workdir = Path(workdir)
     require_x64(config)
     params, step = restore_params(workdir, step=checkpoint_step(checkpoint, config))
+    _check_config(workdir, config, step)
     mesh = make_mesh(MeshConfig())
     params = jax.device_put(params, replicated(mesh))
     rows = batch_size or config.train.batch_size
@@ -258,7 +271,10 @@ def _spread(count: int, most: int | None) -> set[int]:
 
 def _check_data(workdir: Path, stored: Any, prepared: Any, hashes: Mapping[str, str], where: str) -> None:
     """Refuses data that is not the run's: its figures would stand beside those of other data."""
-    then = read_run(workdir).get("data_hash", {})
+    record = read_run(workdir)
+    if record is None:
+        logger.warning("%s is gone; whether the data is that of the run is not known", workdir / RUN)
+    then = {} if record is None else record["data_hash"]
     for name, now in hashes.items():
         if now != then.get(name, now):
             raise DataError(f"the {name} data in {where!r} is not the run's (hash {now[:12]}, then {then[name][:12]}); "
@@ -266,6 +282,17 @@ def _check_data(workdir: Path, stored: Any, prepared: Any, hashes: Mapping[str, 
     if stored.fingerprint() != prepared.fingerprint():
         raise DataError(f"the data in {where!r} was made with another tokenizer than the run's; "
                         "prepare it again from the text the run was trained on")
+
+
+def _check_config(workdir: Path, config: RunConfig, step: int) -> None:
+    """Refuses a ``config.json`` that was changed since: another model would compute other numbers."""
+    trained = trained_config(workdir, step)
+    if trained is not None:
+        ignore = CONTINUABLE if config.model.vocab_size else (*CONTINUABLE, "model.vocab_size")
+        changed = differences(run_from_dict(trained), config, ignore=ignore)
+        if changed:
+            raise CheckpointError(f"checkpoint {step} of {workdir} was trained with other settings than {CONFIG} gives "
+                                  f"({'; '.join(changed)}); restore {CONFIG}")
 
 
 def _known_facts(data: DataConfig) -> dict[str, Callable[..., Any]]:

@@ -5,10 +5,11 @@
 """
 
 import contextlib
+import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 from jax.sharding import Mesh
@@ -17,6 +18,8 @@ from jaxablate import files
 from jaxablate.config import CONTINUABLE, RunConfig, differences, run_from_dict, to_dict
 from jaxablate.errors import CheckpointError, ConfigError
 from jaxablate.provenance import provenance
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 RUN = "run.json"
@@ -29,9 +32,11 @@ def read_config(workdir: str | Path) -> RunConfig:
     """Configuration that a run is stored with.
 
     Raises:
+      ConfigError: the directory's name is none that can be used (`files.check_path`).
       CheckpointError: the directory has none, or it has settings that this version does not know.
       FileError: it cannot be read.
     """
+    files.check_path(workdir, "workdir")
     path = Path(workdir) / CONFIG
     try:
         return run_from_dict(files.read_json(path, what="a configuration", fix=f"restore it, or {OTHERWISE}"))
@@ -41,29 +46,40 @@ def read_config(workdir: str | Path) -> RunConfig:
         raise CheckpointError(f"{path} cannot be read ({error}); restore it, or {OTHERWISE}") from error
 
 
-def read_run(workdir: str | Path) -> dict[str, Any]:
-    """The record of a run's conditions and data, as `record_run` writes it; empty where there is none yet.
+class _Record(TypedDict):
+    """Fields of ``run.json`` that are read again; it has more."""
+
+    data_hash: dict[str, str]
+    tokenizer: NotRequired[dict[str, str]]
+    resumed: NotRequired[list[dict[str, Any]]]
+
+
+def read_run(workdir: str | Path) -> dict[str, Any] | None:
+    """The record of a run's conditions and data, as `record_run` writes it; None where there is none.
 
     Raises:
-      FileError: it cannot be read.
+      FileError: it cannot be read or is no such record.
     """
-    path = Path(workdir) / RUN
+    path, fix = Path(workdir) / RUN, "restore it, or delete it to go on without what it says"
     try:
-        return files.read_json(path, what="a run's record", fix=f"restore it, or {OTHERWISE}")
+        files.read_json(path, _Record, what="a run's record", fix=fix)
+        return files.read_json(path, what="a run's record", fix=fix)
     except FileNotFoundError:
-        return {}
+        return None
 
 
 def check_workdir(workdir: str | Path, config: RunConfig) -> None:
     """Refuses a directory that is another run's or that cannot be written; leaves nothing behind.
 
     Raises:
+      ConfigError: its name is none that can be used (`files.check_path`).
       CheckpointError: it holds a run with another configuration, or none.
       FileError: it is a file, or cannot be written.
     """
+    files.check_path(workdir, "workdir")
     workdir = Path(workdir)
-    existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
     try:
+        existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
         with tempfile.TemporaryFile(dir=existing) as probe:
             probe.write(b"probe")
     except OSError as error:
@@ -96,11 +112,13 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
         yield
 
 
-def record_run(workdir: Path, config: RunConfig, mesh: Mesh, facts: dict[str, Any], step: int) -> None:
+def record_run(workdir: Path, config: RunConfig, mesh: Mesh, facts: Mapping[str, Any], step: int, *,
+               before: Mapping[str, Any]) -> None:
     """Writes ``config.json`` and ``run.json``; a continued run keeps its first record and adds to ``resumed``.
 
-    ``facts`` are the same at every start: data hashes, tokenizer, number of parameters. The directory is held by
-    `hold_workdir`.
+    ``facts`` are the same at every start: data hashes, tokenizer, number of parameters. ``before`` are those of the
+    checkpoint that is continued, for where ``run.json`` is gone: a warning says so, and the new one does not say when
+    the run began. The directory is held by `hold_workdir`.
 
     Raises:
       CheckpointError: the stored run has other data.
@@ -110,17 +128,24 @@ def record_run(workdir: Path, config: RunConfig, mesh: Mesh, facts: dict[str, An
     now = {"started": here.date, "revision": here.revision, "versions": here.versions, "device": here.device,
            "mesh": dict(mesh.shape), "processes": jax.process_count()}
     record = read_run(workdir)
-    if record:
-        for name, value in facts.items():
-            if record.get(name, value) != value:
-                raise CheckpointError(
-                    f"{workdir} was trained with {name}={record[name]}, now it is {value}; "
-                    "bring the data back as it was, or choose another --workdir"
-                )
-        record.setdefault("resumed", []).append(now | {"step": step})
+    then = before if record is None else record
+    for name, value in facts.items():
+        if then.get(name, value) != value:
+            doubt = f", or delete {RUN}, which the checkpoint contradicts" if before.get(name) == value else ""
+            raise CheckpointError(
+                f"{workdir} was trained with {name}={then[name]}, now it is {value}; "
+                f"bring the data back as it was, or choose another --workdir{doubt}"
+            )
+    if record is None and step:
+        record = dict(facts)
+        logger.warning("%s is gone; when and where the run began is no longer known", workdir / RUN)
+    if record is None:
+        record = now | dict(facts) | {"resumed": []}
     else:
-        record = now | facts | {"resumed": []}
+        record.setdefault("resumed", []).append(now | {"step": step})
     if jax.process_index() == 0:
+        for name in (CONFIG, RUN, METRICS):
+            files.remove_partials(workdir / name)
         files.write_json(workdir / CONFIG, to_dict(config), otherwise=OTHERWISE)
         files.write_json(workdir / RUN, record, otherwise=OTHERWISE)
 
