@@ -306,7 +306,7 @@ class Block:
 
     def take(self, index: int | jax.Array) -> "Block":
         """One of stacked blocks."""
-        return jax.tree.map(lambda x: x[index], self)
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), self)
 
 
 def blocks(decoder: Decoder, params: Params, inputs: Inputs) -> list[Block]:
