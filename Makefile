@@ -3,6 +3,7 @@
 #   make test         the whole test suite
 #   make test-fast    the suite without its slow files
 #   make lint         ruff and pyright
+#   make torture      an hour of kills, full disks, damaged files and hostile input; ARGS='--count 0.1' for less
 #   make bench        speed at the paper's shape
 #   make clean        remove what these made
 # PYTHON=python3.12 picks the interpreter that makes .venv; TEST_WORKERS=8 uses more cores.
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast lint bench clean
+.PHONY: help setup quickstart test test-fast torture lint bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +42,9 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(PYTEST) -m "not slow"
+
+torture: $(READY)
+	cd tests && ../$(BIN)/python -m faults.torture $(ARGS)
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from jaxablate.terminal import PlainConsole
 
 _STEPS = [
     ("local k=8, batch 4", ["--batch-size", "4"]),
@@ -46,7 +47,7 @@ _GRAPHS = [("some of the neurons", ["--units", "256"])]
 
 def main() -> None:
     """Runs each row in a process of its own and prints the tables."""
-    console = Console(width=130)
+    console = PlainConsole(width=130)
     for table in _TABLES:
         console.print(_filled(table))
 

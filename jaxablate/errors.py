@@ -5,6 +5,7 @@ and exit with code 2 (`guarded`).
 """
 
 import contextlib
+import io
 import signal
 import sys
 import threading
@@ -45,6 +46,9 @@ def guarded(run: Callable[[], object]) -> int:
     Ctrl-C is told in a line and gives 130, SIGTERM where nothing else takes it gives 143. A reader of the output that
     went away gives 141, without a line. Any other exception is a fault of the program and is raised.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal does not know is no error
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _terminated():
             run()
@@ -87,6 +91,8 @@ def _terminated() -> Iterator[None]:
 
 
 def _tell(line: str, code: int) -> int:
+    from jaxablate.terminal import printable  # Rich, which only programs need
+
     with contextlib.suppress(OSError, ValueError):  # standard error may be closed, too
-        print(" ".join(line.split()), file=sys.stderr)
+        print(printable(" ".join(line.split())), file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: writing, locks, checksums, and checked reading of JSON.
+"""Files that are whole or absent: writing, locks, checksums, and checked reading of JSON and of arrays.
 
 Nothing else in the package writes a file in place, renames one, or takes a lock.
 """
@@ -193,6 +193,10 @@ T = TypeVar("T")
 
 LARGEST_JSON = 1 << 28
 """Bytes of JSON in one file, at most: 256 MiB. What this package writes is far smaller."""
+DEEPEST_JSON = 100
+"""Arrays and objects inside one another, at most."""
+LARGEST_WHOLE = 1 << 128
+"""Size of a whole number in JSON, at most; a float can hold it."""
 
 
 def read_json(path: StrPath, kind: type[T] = dict, *, what: str, fix: str, format: str | None = None,
@@ -209,11 +213,7 @@ def read_json(path: StrPath, kind: type[T] = dict, *, what: str, fix: str, forma
         version.
     """
     try:
-        if stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe waits for who writes to it
-            with open(path, "rb") as file:
-                content = file.read(LARGEST_JSON + 1)
-        else:
-            raise FileError(f"{path} is not a file, so it cannot be read as {what}; {fix}")
+        content = read_bytes(path, most=LARGEST_JSON + 1)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
@@ -246,7 +246,22 @@ def parse_json(content: bytes | str, kind: type[T] = dict, *, what: str, fix: st
         raise FileError(f"{where} cannot be read as {what} ({error}); {fix}") from error
     except RecursionError as error:
         raise FileError(f"{where} cannot be read as {what} (it is nested too deep); {fix}") from error
+    if (reason := unusable(values)) is not None:
+        raise FileError(f"{where} cannot be read as {what} ({reason}); {fix}")
     return _converted(values, kind, what=what, fix=fix, where=where)
+
+
+def unusable(values: Any) -> str | None:
+    """Why parsed JSON could be read, but not be counted with or written again; None where it can."""
+    level, depth = [values], 0
+    while level:
+        if any(type(x) is int and abs(x) > LARGEST_WHOLE for x in level):
+            return "it has a whole number of more than 128 bits"
+        if depth > DEEPEST_JSON:
+            return f"it is nested more than {DEEPEST_JSON} deep"
+        level = [x for v in level if isinstance(v, dict | list) for x in (v.values() if isinstance(v, dict) else v)]
+        depth += 1
+    return None
 
 
 def _converted(values: Any, kind: type[T], *, what: str, fix: str, where: str) -> T:
@@ -259,6 +274,95 @@ def _converted(values: Any, kind: type[T], *, what: str, fix: str, where: str) -
 
 
 _JSON_NAMES = {type(None): "null", bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
+
+
+MOST_UNFOLDED = 1 << 28
+"""Bytes that the arrays of a compressed file may have, at most: 256 MiB, or 32 times the file where that is more."""
+
+
+def read_npz(path: StrPath) -> dict[str, Any]:
+    """NumPy arrays by name from an ``.npz`` file; nothing that the file holds is run.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      FileError: it is no such file, holds objects, is damaged, or would unfold to far more than it is.
+    """
+    import zipfile
+
+    with _foreign(path, ".npz file of plain arrays"), _opened(path) as file, zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        unfolded, limit = sum(m.file_size for m in members), max(MOST_UNFOLDED, 32 * os.fstat(file.fileno()).st_size)
+        if unfolded > limit:
+            raise ValueError(f"its arrays would take {unfolded:,} bytes, above the limit of {limit:,}")
+        return {m.filename.removesuffix(".npy"): _npy(archive.read(m)) for m in members}
+
+
+def _npy(content: bytes) -> Any:
+    """The array of a ``.npy`` file. Its header, which may ask for any size, has to fit the file before memory is taken.
+    """
+    import io
+
+    from numpy.lib import format as npy
+
+    file = io.BytesIO(content)
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
+    shape, _, dtype = read_header(file)
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"an array of shape {shape} and type {dtype} does not have {len(content) - file.tell()} bytes")
+    file.seek(0)
+    return npy.read_array(file)
+
+
+def read_safetensors(path: StrPath) -> tuple[dict[str, Any], dict[str, str]]:
+    """NumPy arrays by name, and the metadata, from a ``.safetensors`` file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      FileError: it is no such file, is damaged, or has tensors of a type that NumPy has not, such as F8_E4M3.
+    """
+    import safetensors
+
+    with (_foreign(path, ".safetensors file"), _opened(path),
+          safetensors.safe_open(path, framework="numpy") as stored):
+        names = list(stored.keys())
+        kinds = {name: str(stored.get_slice(name).get_dtype()) for name in names}
+        if other := [name for name in names if kinds[name] not in _TENSORS]:
+            raise ValueError(f"{other[0]} is of type {kinds[other[0]]}, which NumPy has not; save it as F32")
+        return {name: stored.get_tensor(name) for name in names}, dict(stored.metadata() or {})
+
+
+_TENSORS = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64"}
+"""Types of safetensors that NumPy has, or ml_dtypes for it."""
+
+
+@contextlib.contextmanager
+def _foreign(path: StrPath, kind: str) -> Iterator[None]:
+    """One error for all that readers of other people's formats raise."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zlib, zipfile, tokenize, NumPy, memory ...: no list of what a damaged file raises ends
+        lines = str(error).strip().splitlines() or ["no details"]
+        raise FileError(f"{path} is no {kind}, or is damaged: {type(error).__name__}: {lines[0]:.300}") from error
+
+
+def read_bytes(path: StrPath, *, most: int) -> bytes:
+    """A file's content, no more of it than ``most``.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with _opened(path) as file:
+        return file.read(most)
+
+
+def _opened(path: StrPath) -> BinaryIO:
+    """A file to read; a folder, a named pipe, which would be waited for, and a device, which has no end, are none."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(path))
+    return open(path, "rb")
 
 
 def check_path(path: StrPath, name: str) -> None:

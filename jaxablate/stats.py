@@ -32,7 +32,7 @@ class Estimate:
       ValueError: one end of the interval is given without the other, or they are in the wrong order.
     """
 
-    value: float | None
+    value: int | float | None
     """None where the number does not exist (an ablated loss without an ablated stream)."""
     low: float | None = None
     high: float | None = None

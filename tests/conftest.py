@@ -88,7 +88,7 @@ _SLOW = {
     "test_acdc", "test_circuit_command", "test_eval_cli", "test_extending", "test_guide", "test_known_circuit",
     "test_leakage", "test_match", "test_neurons_command", "test_parity_acdc", "test_parity_safr", "test_parity_sat",
     "test_parity_topk", "test_readme", "test_resume", "test_sae_command", "test_sharding", "test_suite_circuits",
-    "test_suite_neurons", "test_suites_importance", "test_train_classifier",
+    "test_suite_neurons", "test_suites_importance", "test_torture", "test_train_classifier",
 }
 """Files that compile many programs or run commands from end to end; ``-m "not slow"`` leaves them out."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import shutil
 import threading
 
 import pytest
@@ -116,6 +117,11 @@ def test_prepare_the_embedded_corpus_and_show_it(tmp_path, capsys):
     assert cli.main(["info", *paths]) == 0
     out = capsys.readouterr().out
     assert "20 stories" in out and "verified" in out and "fingerprint" in out
+    bracketed = tmp_path / "e[k=2]" / "dd[" / "a" / "b]:x:.tokens"
+    bracketed.parent.mkdir(parents=True)
+    shutil.copy(paths[0], bracketed)
+    assert cli.main(["info", str(bracketed)]) == 0
+    assert str(bracketed) in "".join(capsys.readouterr().out.split())
 
 
 def test_what_a_user_can_mend_is_one_line(tmp_path, capsys):

@@ -65,6 +65,15 @@ def test_score_agrees_with_the_loss_that_training_measured(scored):
     assert quick.suites["perplexity"].options["max_batches"] == 1
 
 
+@pytest.mark.parametrize("name", ["[k=2]", "x[/k/y]:smile:"])
+def test_brackets_in_a_path_are_shown(language_run, tmp_path, capsys, name):
+    """They were read as Rich markup: another path was printed, or MarkupError came after all work was done."""
+    workdir = copy_run(language_run, tmp_path / name)
+    run_command("score", "--workdir", workdir, "--suites", "weights")
+    out = capsys.readouterr().out
+    assert f"{workdir}/results.json" in out and f"{name}atstep6" in "".join(out.split())
+
+
 def test_report_stands_alone(scored):
     text = (scored / "report.html").read_text()
     assert "http" not in text.replace("http-equiv", "") and "<svg" in text and 'id="samples"' in text

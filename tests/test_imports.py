@@ -20,15 +20,17 @@ _MATHS = {"errors", "config", "types", "registry"}
 _MODELS = _MATHS | {"gating", "ops", "regularizers", "sharding", "models"}
 _TOPICS = _MODELS | {"stats", "files"}
 _RUNS = _TOPICS | {"circuits", "neurons", "data", "provenance"}
-_EVERYTHING = _RUNS | {"objectives", "features", "classifier", "runs", "training", "reports", "suites", "interop"}
+_EVERYTHING = _RUNS | {"objectives", "features", "classifier", "runs", "training", "reports", "suites", "interop",
+                       "terminal"}
 ALLOWED = {
-    "errors": set(),
+    "errors": {"terminal"},
     "types": set(),
     "config": {"errors", "gating", "registry"},
     "stats": {"errors"},
     "registry": {"errors"},
     "files": {"errors"},
     "provenance": {"errors", "config"},
+    "terminal": set(),
     "ops": _MATHS,
     "gating": _MATHS | {"ops"},
     "regularizers": _MATHS,
@@ -39,10 +41,10 @@ ALLOWED = {
     "features": _TOPICS,
     "neurons": _TOPICS,
     "classifier": _TOPICS | {"data", "objectives"},  # the public names of everything about text classifiers
-    "data": {"errors", "config", "files", "types"},
+    "data": {"errors", "config", "files", "terminal", "types"},
     "runs": _RUNS,
-    "training": _RUNS | {"runs", "objectives"},
-    "reports": {"errors", "config", "files", "provenance", "stats", "types"},
+    "training": _RUNS | {"runs", "objectives", "terminal"},
+    "reports": {"errors", "config", "files", "provenance", "stats", "terminal", "types"},
     "suites": _EVERYTHING - {"training", "interop"},
     "commands": _EVERYTHING,
     "interop": _MODELS | {"stats", "files"},

@@ -138,8 +138,9 @@ def test_settings_that_do_not_fit(state_dict, given, message):
         classifier_from_reference(state_dict, **{"n_heads": 2} | given)
 
 
-def test_another_position_table_is_refused(state_dict):
-    state_dict["pos_encoder.pe"] = state_dict["pos_encoder.pe"] + 0.01
+@pytest.mark.parametrize("shift", [0.01, np.nan])
+def test_another_position_table_is_refused(state_dict, shift):
+    state_dict["pos_encoder.pe"] = state_dict["pos_encoder.pe"] + shift
     with pytest.raises(CheckpointError, match=r"pos_encoder\.pe is not the sinusoidal table"):
         classifier_from_reference(state_dict, n_heads=2)
     np.testing.assert_allclose(sinusoids(3, 4)[2], [np.sin(2), np.cos(2), np.sin(0.02), np.cos(0.02)], rtol=1e-12)

@@ -89,7 +89,7 @@ def test_tables_have_every_row_once_and_columns_that_align():
     body = [line for line in texts[".tex"].splitlines() if line.endswith(r"\\")]
     assert len(body) == 3 and {line.count(" & ") for line in body} == {5}
     table = [line for line in texts[".md"].splitlines() if line.startswith("|")]
-    assert len(table) == 4 and r"\|w\|_1 %" in table[-1]
+    assert len(table) == 4 and r"\|w\|\_1 %" in table[-1]
     rows = list(csv.DictReader(texts[".csv"].splitlines()))
     assert [(r["figure"], r["difference"], r["overlap"]) for r in rows][1] == ("|w|_1 %", "-2.0", "True")
     console = Console(width=120, record=True, file=io.StringIO())

@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import json
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.live import Follower, LiveGraph, Values, prepare
 from jaxablate.circuits.patching import patched_final, source_run
 from jaxablate.circuits.problem import Problem, in_type, take_prompts, takes_problem
-from jaxablate.errors import CheckpointError, ConfigError
-from jaxablate.files import atomic_write
+from jaxablate.errors import CheckpointError, ConfigError, FileError
+from jaxablate.files import atomic_write, read_npz
 
 Progress = Callable[[int, int, int], None]
 """(edges decided, edges to decide, edges evaluated so far), over all thresholds."""
@@ -476,25 +475,29 @@ def load_progress(path: Path, digest: str, search: Search) -> list[Branch]:
     """
     if not path.exists():
         return []
+    branches = []
     try:
-        with path.open("rb") as file, np.load(file) as stored:
-            arrays = dict(stored)
-        stored_digest, counts = str(arrays["digest"]), arrays["counts"].tolist()
-        branches = []
+        arrays = read_npz(path)
+        if str(arrays["digest"]) != digest:
+            raise CheckpointError(f"{path} is an interrupted search of another model, task or setting; "
+                                  "delete it to begin anew, or name another file")
+        counts = dict(zip(_COUNTS, map(int, arrays["counts"]), strict=True))
         for i in range(sum(name.endswith("/taus") for name in arrays)):
             branch = search.begin(tuple(arrays[f"{i}/taus"].tolist()))
             for name in _ARRAYS:
-                setattr(branch, name, arrays[f"{i}/{name}"])
+                array, fresh = arrays[f"{i}/{name}"], getattr(branch, name)
+                if (array.shape, array.dtype) != (fresh.shape, fresh.dtype):
+                    raise ValueError(f"{i}/{name} has shape {array.shape}, not {fresh.shape}, or another type")
+                setattr(branch, name, array)
             position, branch.now, width = arrays[f"{i}/scalars"].tolist()
             branch.position, branch.width = int(position), int(width)
+            if not 0 <= branch.position <= len(branch.removed) or branch.width < 1:
+                raise ValueError(f"{i}/scalars has position {branch.position} of {len(branch.removed)}")
             branches.append(branch)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, FileError) as e:
         raise CheckpointError(f"{path} cannot be read as an interrupted search ({e}); delete it to begin anew") from e
-    if stored_digest != digest:
-        raise CheckpointError(f"{path} is an interrupted search of another model, task or setting; "
-                              "delete it to begin anew, or name another file")
-    for name, count in zip(_COUNTS, counts, strict=True):
-        setattr(search, name, int(count))
+    for name, count in counts.items():
+        setattr(search, name, count)
     for branch in branches:
         search.restore(branch)
     return branches

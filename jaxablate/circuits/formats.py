@@ -16,10 +16,12 @@ import numpy as np
 from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.graph import END, START, Graph
 from jaxablate.errors import DataError
-from jaxablate.files import write
+from jaxablate.files import LARGEST_JSON, read_bytes, unusable, write
 
 FORMAT = "jaxablate circuit"
 VERSION = 1
+MOST_EDGES = 1 << 22
+"""Edges of a graph that a file may be of: a few bytes could ask for any number."""
 _MIB_KEYS = ("cfg", "nodes", "edges")
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, None: math.nan}
 """How numbers that JSON lacks stand in our files."""
@@ -84,6 +86,8 @@ def load_circuit(path: str | os.PathLike[str], *, graph: Graph | None = None, pa
     for part in ("kept", "cut", "about"):
         if not isinstance(values.get(part), dict):
             raise _damaged(path, f"{part!r} is {_kind(values.get(part))}, not a mapping")
+    if (reason := unusable(values["about"])) is not None:
+        raise _damaged(path, f"of 'about', {reason}")
     digest = values["about"].get("params_digest", params_digest)
     _check_model(path, stored, graph)
     if params_digest is not None and digest != params_digest:
@@ -160,6 +164,8 @@ def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None) -> Cir
     if cfg.get("parallel_attn_mlp"):
         raise DataError(f"{path} is of a model with attention and MLP in parallel (parallel_attn_mlp); "
                         f"only graphs where the MLP follows attention can be read")
+    if not isinstance(width := cfg.get("d_model"), int | None):
+        raise _damaged(path, f"d_model is {_kind(width)}, not a number")
     stored = _graph(path, cfg)
     _check_model(path, stored, graph)
     _check_whole_nodes(path, values)
@@ -170,7 +176,7 @@ def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None) -> Cir
         if not isinstance(edge, dict) or not isinstance(edge.get("in_graph"), bool):
             raise _damaged(path, f"edge {name!r} has no score and in_graph")
         kept[i], scores[i] = edge["in_graph"], _score(path, name, edge.get("score"))
-    about = {"method": "MIB file", "file": path.name} | {k: cfg[k] for k in ("d_model",) if k in cfg}
+    about = {"method": "MIB file", "file": path.name} | ({"d_model": width} if isinstance(width, int) else {})
     return Circuit(graph=stored, kept=kept, scores=scores, about=about)
 
 
@@ -226,7 +232,12 @@ def _graph(path: Path, shape: Any) -> Graph:
     sizes = [size for size in given if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1000]
     if len(sizes) != 2:
         raise _damaged(path, "n_layers and n_heads are not numbers from 1 to 1000")
-    return Graph(*sizes)
+    layers, heads = sizes
+    edges = 1 + layers * (heads + 1) + sum((3 * heads + 1) * (1 + i * (heads + 1)) + heads for i in range(layers))
+    if edges > MOST_EDGES:
+        raise DataError(f"{path} is of {layers} layers of {heads} heads, whose graph has {edges:,} edges; at most "
+                        f"{MOST_EDGES:,} can be read")
+    return Graph(layers, heads)
 
 
 def _shape(graph: Graph) -> str:
@@ -268,11 +279,26 @@ def _plain(value: Any, where: str) -> Any:
     raise DataError(f"{where} of a circuit is a {type(value).__name__}, which JSON cannot hold; give numbers or text")
 
 
+def is_mib(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a circuit of the MIB benchmark by its keys."""
+    try:
+        values = _read(Path(path), strict=False)
+    except DataError:
+        return False
+    return "cfg" in values and "format" not in values
+
+
 def _read(path: Path, strict: bool) -> dict[str, Any]:
     """A JSON file's object, without keys that stand there twice; `strict` also refuses ``NaN`` and ``Infinity``."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats,
+        content = read_bytes(path, most=LARGEST_JSON + 1)
+        if len(content) > LARGEST_JSON:
+            raise DataError(f"{path} is above {LARGEST_JSON >> 20} MiB, more than a circuit file can have; choose "
+                            "another")
+        values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_repeats,
                             parse_constant=_no_constant if strict else None)
+    except DataError:
+        raise
     except OSError as e:
         raise DataError(f"{path} cannot be read ({e.strerror}); give the path of a circuit file") from e
     except (ValueError, RecursionError) as e:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from jaxablate.circuits.prompts import PromptPairs, check_pair, too_long
 from jaxablate.errors import DataError
-from jaxablate.files import write
+from jaxablate.files import LARGEST_JSON, read_bytes, write
 
 END_OF_TEXT = "<|endoftext|>"
 """At the start of a prompt: the token that ends the story before, as in training, where the tokenizer has one."""
@@ -41,7 +41,7 @@ class PromptText:
       ''
 
     Raises:
-      DataError: answers are one string where several are meant, or none.
+      DataError: answers are one string where several are meant, or none, or a text is no Unicode.
     """
 
     clean: str
@@ -60,6 +60,11 @@ class PromptText:
             words = getattr(self, field)
             if isinstance(words, str) or not words:
                 raise DataError(f"{field}={words!r} must be a list of at least one text, for example [\" Rob\"]")
+        for text in (self.clean, self.corrupt, self.group, *self.answers, *self.wrong_answers):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"{text!r:.80} is no Unicode text: it has half of a surrogate pair") from error
 
 
 def tokenise(prompts: Sequence[PromptText], tokenizer: Tokenizer, *, name: str, context_length: int | None = None,
@@ -187,9 +192,14 @@ def _as_json(prompt: PromptText) -> dict[str, Any]:
 
 def _parse(path: str | os.PathLike[str]) -> Any:
     try:
+        content = read_bytes(path, most=LARGEST_JSON + 1)
+        if len(content) > LARGEST_JSON:
+            raise DataError(f"prompt file {path} is above {LARGEST_JSON >> 20} MiB; leave prompts out")
         # Editors of some systems put a byte order mark first, which JSON does not have.
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = content.decode("utf-8-sig")
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"prompt file {path} cannot be read ({reason}); give the path of a UTF-8 JSON file") from error
     if not text.strip():

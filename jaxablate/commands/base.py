@@ -16,6 +16,7 @@ from rich.console import Console
 
 from jaxablate import files
 from jaxablate.errors import ConfigError
+from jaxablate.terminal import printable
 
 S = TypeVar("S")
 
@@ -25,10 +26,15 @@ class Settings(abc.ABC):
     """Settings of a command; a text given for a path becomes a path.
 
     Raises:
-      ConfigError: a value is of the wrong type for a path, or no path that a file can have (`files.check_path`).
+      ConfigError: a value is of the wrong type for a path, or no path that a file can have (`files.check_path`), or a
+        text is not Unicode.
     """
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, str) and part != part.encode(errors="replace").decode():
+                    raise ConfigError(f"{name}={part!r:.80} is not UTF-8; write it anew")
         for name, kind in typing.get_type_hints(type(self)).items():
             if Path in (kind, *typing.get_args(kind)):
                 value = getattr(self, name)
@@ -113,13 +119,13 @@ def parse(kind: type[S], argv: Sequence[str], *, prog: str, description: str | N
 
 def say(console: Console, line: str) -> None:
     """Prints a line of progress."""
-    console.print(line, style="dim", highlight=False, soft_wrap=True, markup=False)
+    console.print(line, style="dim", highlight=False, soft_wrap=True)
 
 
 def say_paths(console: Console, paths: Sequence[Any]) -> None:
     """Prints where the files are, a line each."""
     for path in paths:
-        console.print(str(path), highlight=False, soft_wrap=True, markup=False)
+        console.print(str(path), highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -129,7 +135,7 @@ def terminable(line: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)

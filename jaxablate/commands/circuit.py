@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import re
 import tempfile
@@ -16,14 +15,15 @@ import jax
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from jaxablate.circuits.acdc import TAU, acdc, shuffled_order
 from jaxablate.circuits.circuit import Circuit, edge_order, first_edges
 from jaxablate.circuits.competence import CHANCE, Answers, Measured, measure
-from jaxablate.circuits.formats import load_circuit, load_mib, save_circuit, save_mib
+from jaxablate.circuits.formats import is_mib, load_circuit, load_mib, save_circuit, save_mib
 from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.methods import METHODS, Progress
 from jaxablate.circuits.metrics import importance
@@ -38,6 +38,7 @@ from jaxablate.reports.circuit_graph import circuit_panel
 from jaxablate.reports.figures import figure_bytes
 from jaxablate.reports.html import circuit_page
 from jaxablate.runs.run import Run, require_language_model, require_stream
+from jaxablate.terminal import PlainConsole, text_column
 
 SEARCH_FILE = "search.npz"
 """In the folder of the files while ACDC runs; an interrupted search goes on from it."""
@@ -137,7 +138,7 @@ class CircuitSettings(base.RunSettings):
     def run(self, console: Console) -> None:
         """Finds or loads a circuit, prints what it does and where its files are."""
         with base.terminable(f"stopped; what {self.folder()} keeps of a search, the same command goes on from"):
-            report = circuit(self, partial(base.say, console), partial(search_progress, Console(stderr=True)))
+            report = circuit(self, partial(base.say, console), partial(search_progress, PlainConsole(stderr=True)))
         console.print(figures_table(report.measured, report.title))
         for line in warnings(report.measured):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
@@ -221,12 +222,7 @@ def load_any(path: Path, config: Config, params_digest: str) -> Circuit:
       DataError: it is damaged, or of another model.
     """
     graph = Graph.of(config.model)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        is_mib = isinstance(values, dict) and "cfg" in values and "format" not in values
-    except (OSError, ValueError, RecursionError):
-        is_mib = False  # the reader of our own files says what is wrong
-    if not is_mib:
+    if not is_mib(path):  # the reader of our own files says what is wrong with others
         return load_circuit(path, graph=graph, params_digest=params_digest)
     stored = load_mib(path, graph=graph)
     width = stored.about.get("d_model", config.model.d_model)
@@ -316,7 +312,7 @@ def method_title(about: Mapping[str, Any]) -> str:
 
 def figures_table(m: Measured, title: str) -> Table:
     """Model, circuit and everything patched beside one another."""
-    table = Table(title=title, caption="95 % intervals over prompts in brackets", title_justify="left",
+    table = Table(title=Text(title), caption="95 % intervals over prompts in brackets", title_justify="left",
                   caption_justify="left")
     table.add_column("")
     for name in ("model", "circuit", "all patched"):
@@ -367,7 +363,7 @@ def page_lines(m: Measured, task: str, method: str) -> list[tuple[str, str]]:
 @contextlib.contextmanager
 def search_progress(console: Console, what: str) -> Iterator[Progress]:
     """A bar with edges left and edges evaluated, gone when the block ends; nothing where the console is no terminal."""
-    columns = (TextColumn(what), BarColumn(), TextColumn("{task.fields[left]:,} edges left, "
+    columns = (text_column(), BarColumn(), text_column("{task.fields[left]:,} edges left, "
                "{task.fields[evaluated]:,} evaluated"), TimeElapsedColumn())
     with ProgressBar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = None

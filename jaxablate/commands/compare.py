@@ -10,6 +10,7 @@ from rich.console import Console
 
 from jaxablate.commands import base
 from jaxablate.errors import CheckpointError
+from jaxablate.files import check_path
 from jaxablate.reports import results as files
 from jaxablate.reports.compare import ScoredRun, compare, terminal_view, write
 
@@ -26,6 +27,11 @@ class CompareSettings(base.Settings):
     """Also draw every figure as bars with intervals, PNG and SVG, into a folder ...-figures beside them."""
     allow_missing: bool = False
     """Leave out runs that are not scored yet instead of stopping."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.out is not None:
+            check_path(self.out, "out")
 
     def run(self, console: Console) -> None:
         """Joins the runs, prints the table and writes it."""
@@ -56,7 +62,7 @@ def read_runs(paths: tuple[Path, ...], allow_missing: bool, console: Console) ->
         else:
             runs.append(ScoredRun(name=str(path), results=files.read(path)))
     for path in missing if allow_missing else ():
-        console.print(f"{path} is not scored and left out", style="yellow", highlight=False, markup=False)
+        console.print(f"{path} is not scored and left out", style="yellow", highlight=False)
     if missing and not allow_missing:
         commands = "; ".join(f"jaxablate score --workdir {path}" for path in missing)
         raise CheckpointError(f"no {files.FILE_NAME} in {', '.join(map(str, missing))}; run: {commands}")

@@ -5,9 +5,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from jaxablate.errors import guarded
+from jaxablate.terminal import PlainConsole
 
 COMMANDS = {
     "train": "train a model, or continue a run that was stopped or killed",
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate") -> int:
         return 2
 
     def run() -> None:
-        console = Console(width=None if sys.stdout.isatty() else 140)
+        console = PlainConsole(width=None if sys.stdout.isatty() else 140)
         # Importing a command reads registries, and with them parts of other packages.
         command = importlib.import_module(f"jaxablate.commands.{name}")
         command.parse(argv[1:], prog=f"{prog} {name}").run(console)

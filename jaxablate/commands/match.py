@@ -10,12 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxablate import files, stats
+from jaxablate import files
 from jaxablate.commands import base, score
 from jaxablate.config import Config
 from jaxablate.errors import CheckpointError, ConfigError, DataError, FileError, JaxablateError
 from jaxablate.reports import html, matched, results
 from jaxablate.reports.matched import Matched, MatchedRow, Side
+from jaxablate.reports.panels import from_json
 from jaxablate.reports.results import Results
 from jaxablate.runs.checkpoint import FOLDER, damage, saved_steps
 from jaxablate.runs.run import Run, open_run, require_language_model
@@ -81,9 +82,15 @@ class Checkpoint:
 
     @property
     def loss(self) -> Estimate:
-        """Clean loss over the whole split, from the suite ``perplexity``."""
-        losses = self.results.suites["perplexity"].details["losses"]
-        return stats.from_json(next(x["loss"] for x in losses if x["stream"] == "clean" and x["end_of_text"]))
+        """Clean loss over the whole split, from the suite ``perplexity``.
+
+        Raises:
+          CheckpointError: it is not finite.
+        """
+        if (loss := clean_loss(self.results)) is None:
+            raise CheckpointError(f"{self.workdir} at step {self.run.step:,} has no finite validation loss to compare "
+                                  "by; choose another checkpoint")
+        return loss
 
     @property
     def side(self) -> Side:
@@ -156,6 +163,22 @@ def fitting_suites(settings: MatchSettings, configs: Sequence[Config], say: Say)
     return [suite for suite in model if suite in baseline]
 
 
+def clean_loss(measured: Results) -> Estimate | None:
+    """Clean loss over the whole split, with end of text, that the suite ``perplexity`` measured; None where results
+    from a file do not have it."""
+    record = measured.suites.get("perplexity")
+    losses = None if record is None else record.details.get("losses")
+    for x in losses if isinstance(losses, list | tuple) else ():
+        if isinstance(x, Mapping) and x.get("stream") == "clean" and x.get("end_of_text") is True:
+            loss = x.get("loss")
+            try:
+                loss = loss if isinstance(loss, Estimate) else from_json(loss, Estimate)
+            except ValueError:
+                continue
+            return loss if loss.value is not None else None
+    return None
+
+
 def undamaged_steps(workdir: Path, say: Say) -> list[int]:
     """Steps of a run's undamaged checkpoints, ascending.
 
@@ -189,6 +212,8 @@ def _open(settings: MatchSettings, workdir: Path, step: str, stored: Sequence[Re
     for old in stored:
         merged = results.merge(old, merged)
     suites = {name: record for name, record in merged.suites.items() if "max_batches" not in record.options}
+    if clean_loss(merged) is None:
+        suites.pop("perplexity", None)
     checkpoint = Checkpoint(workdir=workdir, run=run, results=dataclasses.replace(merged, suites=suites))
     checkpoint = _completed(checkpoint, [perplexity.SUITE], None, say, required=True)
     say(f"{workdir} at step {run.step:,}: {LOSS} {float(checkpoint.loss):.4f}")
@@ -287,7 +312,8 @@ def _how_to_get_nearer(settings: MatchSettings, config: Config, target: float, l
                 "--checkpoint of the model"]
     every = max(1, config.train.steps // CHECKPOINTS)
     log = html.read_history(settings.baseline / METRICS)
-    curve = {e["step"]: e["loss_clean"] for e in log if e.get("split") == "valid" and "loss_clean" in e}
+    curve = {e["step"]: e["loss_clean"] for e in log
+             if e.get("split") == "valid" and isinstance(e.get("loss_clean"), int | float)}
     step = passed(sorted(curve.items()), target)
     where = "" if step is None else f"; its log passes the model's loss near step {step:,}"
     return [f"the baseline's checkpoints have losses {listed}{where}. Keep more of them: train it again from its start "

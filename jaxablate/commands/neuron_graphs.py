@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +24,7 @@ import numpy as np
 
 from jaxablate import files, stats
 from jaxablate.config import Config
-from jaxablate.errors import ConfigError, DataError
+from jaxablate.errors import ConfigError, DataError, FileError
 from jaxablate.neurons.examples import NOTHING, ShortRuns, TopExamples, UnitReader, top_examples
 from jaxablate.neurons.graphs import FIRES, GraphSettings, Neighbours, UnitGraph, build_graphs, trie
 from jaxablate.neurons.matching import (
@@ -219,10 +218,10 @@ def write_layer(folder: Path, records: Sequence[NeuronRecord], counts: Counts, i
 def read_counts(folder: Path, identity: str) -> Counts | None:
     """A layer's counts, if its folder is there and of this very job."""
     try:
-        with np.load(folder / "counts.npz") as stored:
-            if str(stored["identity"]) == identity:
-                return Counts(**{f.name: stored[f.name] for f in dataclasses.fields(Counts)})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        stored = files.read_npz(folder / "counts.npz")
+        if str(stored["identity"]) == identity:
+            return Counts(**{f.name: stored[f.name] for f in dataclasses.fields(Counts)})
+    except (OSError, KeyError, FileError):
         pass
     return None
 

@@ -17,9 +17,10 @@ from rich.text import Text
 from jaxablate import files
 from jaxablate.commands import base
 from jaxablate.data.tokenizer import load_tokenizer
-from jaxablate.errors import ConfigError, DataError
+from jaxablate.errors import ConfigError, DataError, FileError
 from jaxablate.reports.neuron_graph import neuron_page, no_graph, verdict, visible
 from jaxablate.reports.neuron_records import (
+    INDEX,
     GraphOptions,
     NeuronRecord,
     named_before,
@@ -63,7 +64,7 @@ class NeuronsSettings(base.RunSettings):
         if self.search is not None and not self.search:
             raise ConfigError('--search "" has no text; give some, for example --search " dog"')
         for name in self.show:
-            if not re.fullmatch(r"\d+\.\d+", name):
+            if not re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,9}", name):
                 raise ConfigError(f"{name!r} names no neuron; give layer.number, for example 3.17")
 
     @property
@@ -130,6 +131,9 @@ def search_tables(settings: NeuronsSettings) -> list[Table | str]:
         raise DataError(f"--search {settings.search!r} has no token; give some text")
 
     def word(token: int) -> str:
+        if not 0 <= token < tokenizer.vocab_size:
+            raise FileError(f"{settings.folder / INDEX} has the token {token}, which the tokenizer has not; delete it "
+                            f"and run: {settings.command}")
         return visible(tokenizer.decode([token]))
 
     text, last = " ".join(map(word, ids)), word(ids[-1])

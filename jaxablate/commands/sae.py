@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import datetime
 import math
+import re
 import sys
 import time
 import warnings
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress
 
 from jaxablate import features, files
 from jaxablate.commands import base
@@ -48,6 +49,7 @@ from jaxablate.reports.panels import Grid
 from jaxablate.reports.results import Results
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.run import Run, require_language_model
+from jaxablate.terminal import text_column
 from jaxablate.types import Params
 
 STATE, METRICS, ABOUT = "state.safetensors", "metrics.jsonl", "job.json"
@@ -190,7 +192,7 @@ class Job:
 
     def name(self, run: SaeRun) -> str:
         """Name of an autoencoder's folder, for example ``clean.layer_6.mlp_out-l1-5-seed-0-1f6c09ab``."""
-        kind = self.config.kind.label(self.config, run.l1).lower().replace(" ", "-")
+        kind = re.sub(r"[^a-z0-9.+-]+", "-", self.config.kind.label(self.config, run.l1).lower())
         control = [] if self.origin["control"] == "none" else [self.origin["control"]]
         return "-".join([run.site, kind, *control, f"seed-{run.seed}", identity_digest(self.identity(run))])
 
@@ -443,7 +445,7 @@ def _held(where: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def training_line(console: Console, steps: int) -> Iterator[Line]:
     """A live line with step, figures, speed and the time left; plain lines where the console is no terminal."""
-    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
+    columns = (BarColumn(bar_width=20), text_column())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task, last = progress.add_task("compiling", total=steps), -_SECONDS_BETWEEN_LINES
 
@@ -453,7 +455,7 @@ def training_line(console: Console, steps: int) -> Iterator[Line]:
             progress.update(task, completed=step, description=text)
             now = time.monotonic()
             if not console.is_terminal and (now - last >= _SECONDS_BETWEEN_LINES or step == steps):
-                console.print(text, markup=False, highlight=False, soft_wrap=True)
+                console.print(text, highlight=False, soft_wrap=True)
                 last = now
 
         yield show

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from jaxablate.config import DataConfig, SentimentDataConfig
@@ -21,6 +20,7 @@ from jaxablate.data.sentiment.prepare import prepare as prepare_texts
 from jaxablate.data.sentiment.sst import download_trees
 from jaxablate.data.token_file import TokenFile, open_token_file
 from jaxablate.errors import guarded
+from jaxablate.terminal import PlainConsole
 
 app = tyro.extras.SubcommandApp()
 P = TypeVar("P", PreparedData, SentimentData)
@@ -39,7 +39,7 @@ def prepare(data: Annotated[DataConfig, tyro.conf.arg(name="")] = _DEFAULT, forc
     prepared = _timed(lambda report: prepare_data(data, report=report, force=force))
     for split, file in (("train", prepared.train), ("valid", prepared.valid)):
         counts = f"{file.n_stories:>9,} stories {file.n_tokens:>13,} tokens"
-        print(f"{split}: {counts} {_source_size(file):>10}  {file.path}")
+        _say(f"{split}: {counts} {_source_size(file):>10}  {file.path}")
 
 
 @app.command
@@ -63,7 +63,7 @@ def info(paths: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
         table.add_row("source sha256", header.source.sha256)
         table.add_row("data sha256", header.data_hash)
         table.add_row("body crc32", f"{header.body_crc32:08x}, verified")
-        Console().print(table)
+        PlainConsole().print(table)
 
 
 @app.command
@@ -76,7 +76,7 @@ def download(cache_dir: str = DataConfig.cache_dir, splits: tuple[Split, ...] = 
     """
     with progress_report() as report:
         for split in splits:
-            print(download_tinystories(cache_dir, split, report=report))
+            _say(str(download_tinystories(cache_dir, split, report=report)))
 
 
 @app.command
@@ -90,8 +90,8 @@ def sentiment(data: Annotated[SentimentDataConfig, tyro.conf.arg(name="")] = _DE
     for name, split in prepared.splits.items():
         negative, positive = split.class_counts()
         left_out = f"; {split.left_out:,} more left out to balance the classes" if split.left_out else ""
-        print(f"{name:>5}: {len(split):>6,} texts ({negative:,} negative, {positive:,} positive{left_out}), "
-              f"{split.lengths.mean():.1f} tokens each, at most {split.lengths.max():,}  {split.data_hash[:12]}")
+        _say(f"{name:>5}: {len(split):>6,} texts ({negative:,} negative, {positive:,} positive{left_out}), "
+             f"{split.lengths.mean():.1f} tokens each, at most {split.lengths.max():,}  {split.data_hash[:12]}")
 
 
 @app.command
@@ -106,7 +106,7 @@ def download_sentiment(
     """
     fetch = download_trees if source == "sst2" else download_imdb
     with progress_report() as report:
-        print(fetch(cache_dir, report=report))
+        _say(str(fetch(cache_dir, report=report)))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,8 +120,12 @@ def _timed(make: Callable[[Report], P]) -> P:
     with progress_report() as report:
         prepared = make(report)
     tokenizer, seconds = prepared.tokenizer, time.perf_counter() - start
-    print(f"tokenizer {tokenizer.name}: {tokenizer.vocab_size} ids ({seconds:.1f} s)")
+    _say(f"tokenizer {tokenizer.name}: {tokenizer.vocab_size} ids ({seconds:.1f} s)")
     return prepared
+
+
+def _say(line: str) -> None:
+    PlainConsole().print(line, highlight=False, soft_wrap=True)
 
 
 def _source_size(file: TokenFile) -> str:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jaxablate import files
+from jaxablate.terminal import PlainConsole, text_column
 
 Report = Callable[[str, int, int], None]
 """Progress: ``report(what, done, total)``, in bytes or stories; total 0 where it is unknown."""
@@ -26,9 +27,8 @@ def progress_report(console: Console | None = None) -> Iterator[Report]:
 
     It draws on standard error unless told otherwise, and nothing where that is no terminal.
     """
-    console = console or Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())
+    console = console or PlainConsole(stderr=True)
+    columns = (text_column(), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks = {}
 

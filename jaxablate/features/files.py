@@ -13,10 +13,11 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
 from jaxablate import files
@@ -154,26 +155,20 @@ def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, param
     """
     folder = Path(folder)
     settings = _read_settings(folder)
-    own = settings.get("jaxablate", {})
+    own = settings.get("jaxablate") or _Own()
     config, name = _config(folder, settings, own), own.get("site") or _name(settings)
-    weights = _read_tensors(folder / WEIGHTS)
+    shapes = _weight_shapes(config)
+    weights = _read_finite(folder / WEIGHTS, shapes)
     arrays = {"threshold": jnp.zeros(config.d_sae, config.dtype)}
-    for weight, shape in _weight_shapes(config).items():
-        stored_shape = weights[weight].shape if weight in weights else None
-        if stored_shape != shape:
-            raise DataError(f"{folder / WEIGHTS}: {weight} has shape {stored_shape}, {CONFIG} says {shape}")
-        if not np.all(np.isfinite(weights[weight])):
-            raise DataError(f"{folder / WEIGHTS}: {weight} has values that are NaN or infinite; the file is damaged")
-        arrays[weight] = jnp.asarray(weights[weight], config.dtype)
+    arrays |= {weight: jnp.asarray(weights[weight], config.dtype) for weight in shapes}
     sae = SparseAutoencoder(**arrays, config=config)
     if model is not None:
         find_site(model, name, config.d_in, f"{folder}: the autoencoder")
-    if params is not None and own.get("model") not in (None, fingerprint(params)):
-        raise ConfigError(f"{folder} belongs to another model: its parameters have fingerprint {own['model'][:12]}..., "
+    of = own.get("model")
+    if params is not None and of not in (None, fingerprint(params)):
+        raise ConfigError(f"{folder} belongs to another model: its parameters have fingerprint {of[:12]}..., "
                           f"these {fingerprint(params)[:12]}...; use the model it was trained on")
-    logs = _read_tensors(folder / SPARSITY).get("sparsity") if (folder / SPARSITY).is_file() else None
-    density = None if logs is None else np.maximum(10.0 ** logs.astype(np.float64) - _EMPTY, 0)
-    return SavedAutoencoder(sae, name, density, own.get("details", {}), own.get("model"), _moments(folder, config))
+    return SavedAutoencoder(sae, name, _density(folder, config), own.get("details") or {}, of, _moments(folder, config))
 
 
 def save_state(
@@ -202,14 +197,13 @@ def load_state(
     Raises:
       DataError: the file is missing, damaged, or of other runs or settings.
     """
-    import safetensors
-
-    arrays, like = _read_tensors(Path(path)), abstract_state(runs, config, settings)
-    with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-        identity = metadata.get("identity", "{}")
-    if identity != (own := _identity(runs, config, settings)):
-        raise DataError(f"{path} is of other runs or settings: {_difference(json.loads(identity), json.loads(own))}; "
+    (arrays, metadata), like = _read_tensors(Path(path)), abstract_state(runs, config, settings)
+    if (identity := metadata.get("identity", "{}")) != (own := _identity(runs, config, settings)):
+        try:
+            there = files.parse_json(identity, _Identity, what="a training state", fix="", where=str(path))
+        except FileError as error:
+            raise DataError(f"{path} is damaged: it does not say what it is a state of") from error
+        raise DataError(f"{path} is of other runs or settings: {_difference(there, json.loads(own))}; "
                         "go on with those, or start anew with another file")
     shapes = {name: (x.shape, np.dtype(x.dtype)) for name, x in _leaves(like).items()}
     if {name: (x.shape, x.dtype) for name, x in arrays.items()} != shapes:
@@ -235,41 +229,87 @@ def _weight_shapes(config: AutoencoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes | ({"threshold": (config.d_sae,)} if config.kind.has_threshold else {})
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
+class _Own(TypedDict, total=False):
+    """What this package keeps in cfg.json."""
+
+    site: str | None
+    model: str | None
+    config: dict[str, Any] | None
+    details: dict[str, Any] | None
+
+
+class _Metadata(TypedDict, total=False):
+    hook_name: str | None
+
+
+class _Kwargs(TypedDict, total=False):
+    k: float | None
+
+
+class _Settings(TypedDict, total=False):
+    """What is read of cfg.json; the types of what SAELens leaves open are those of JSON."""
+
+    jaxablate: _Own | None
+    metadata: _Metadata | None
+    activation_fn_kwargs: _Kwargs | None
+    architecture: str
+    d_in: int
+    d_sae: int
+    k: float | None
+    apply_b_dec_to_input: bool
+    hook_name: str | None
+    normalize_activations: Any
+    rescale_acts_by_decoder_norm: Any
+
+
+def _read_settings(folder: Path) -> _Settings:
     try:
-        settings = files.read_json(folder / CONFIG, what="an autoencoder's settings", fix="restore it")
+        return files.read_json(folder / CONFIG, _Settings, what="an autoencoder's settings", fix="restore it")
     except (OSError, FileError) as error:
         raise DataError(f"{folder} holds no autoencoder: {CONFIG} cannot be read ({error})") from error
-    for name in ("jaxablate", "metadata", "activation_fn_kwargs"):
-        if not isinstance(settings.get(name) or {}, Mapping):
-            raise DataError(f"{folder / CONFIG}: {name} must be an object, got {settings[name]!r}")
-    own = settings.get("jaxablate") or {}
-    for name, kind in {"site": str, "model": str, "config": Mapping, "details": Mapping}.items():
-        if not isinstance(own.get(name), kind | None):
-            raise DataError(f"{folder / CONFIG}: jaxablate.{name} must be {kind.__name__}, got {own[name]!r}")
-    return settings
 
 
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    import safetensors
-    import safetensors.numpy
-
+def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays of real numbers, and the metadata."""
     try:
-        return safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError, KeyError) as error:
-        raise DataError(f"{path} cannot be read or is damaged: {str(error).splitlines()[0]}") from error
+        arrays, metadata = files.read_safetensors(path)
+    except (OSError, FileError) as error:
+        raise DataError(f"{path} cannot be read or is damaged: {error}") from error
+    if wrong := [name for name, array in arrays.items() if not jnp.isdtype(array.dtype, ("real floating", "integral"))]:
+        raise DataError(f"{path}: {wrong[0]} of type {arrays[wrong[0]].dtype} is no array of real numbers")
+    return arrays, metadata
+
+
+def _read_finite(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Arrays of these shapes whose numbers are all finite."""
+    arrays, _ = _read_tensors(path)
+    for name, shape in shapes.items():
+        if name not in arrays or arrays[name].shape != shape:
+            found = arrays[name].shape if name in arrays else None
+            raise DataError(f"{path}: {name} has shape {found}, {CONFIG} says {shape}")
+        if not np.all(np.isfinite(arrays[name])):
+            raise DataError(f"{path}: {name} has values that are NaN or infinite; the file is damaged")
+    return arrays
+
+
+def _density(folder: Path, config: AutoencoderConfig) -> np.ndarray | None:
+    if not (folder / SPARSITY).is_file():
+        return None
+    logs = _read_finite(folder / SPARSITY, {"sparsity": (config.d_sae,)})["sparsity"].astype(np.float64)
+    if np.any(logs > 1):
+        raise DataError(f"{folder / SPARSITY}: densities are shares of tokens, and cannot be above 1")
+    return np.maximum(10.0**logs - _EMPTY, 0)
 
 
 def _moments(folder: Path, config: AutoencoderConfig) -> Moments | None:
     if not (folder / MOMENTS).is_file():
         return None
-    arrays, width = _read_tensors(folder / MOMENTS), config.d_in
-    if {name: array.shape for name, array in arrays.items()} != {"mean": (1, width), "root": (1, width, width)}:
-        raise DataError(f"{folder / MOMENTS} must hold mean [1, {width}] and root [1, {width}, {width}]")
+    width = config.d_in
+    arrays = _read_finite(folder / MOMENTS, {"mean": (1, width), "root": (1, width, width)})
     return Moments(jnp.asarray(arrays["mean"]), jnp.asarray(arrays["root"]))
 
 
-def _config(folder: Path, settings: dict[str, Any], own: Mapping[str, Any]) -> AutoencoderConfig:
+def _config(folder: Path, settings: _Settings, own: _Own) -> AutoencoderConfig:
     """This package's settings where they are there, else what SAELens's mean."""
     scaling = settings.get("normalize_activations", "none")
     if scaling not in ("none", None, False):
@@ -277,21 +317,25 @@ def _config(folder: Path, settings: dict[str, Any], own: Mapping[str, Any]) -> A
     if settings.get("rescale_acts_by_decoder_norm"):
         raise DataError(f"{folder / CONFIG}: rescale_acts_by_decoder_norm=true is not folded into the weights; fold it")
     try:
-        if own.get("config"):
-            return AutoencoderConfig(**own["config"])
+        if config := own.get("config"):
+            msgspec.convert(config, AutoencoderConfig)
+            return AutoencoderConfig(**config)
         architecture, kwargs = settings.get("architecture", "standard"), settings.get("activation_fn_kwargs") or {}
         k: dict[str, Any] = {"k": settings.get("k", kwargs.get("k"))} if architecture == "topk" else {}
         readable = [kind.name for kind in ARCHITECTURES if kind.saelens in (None, kind.name)]
         if architecture not in readable:
             raise DataError(f"{folder / CONFIG}: architecture={architecture!r} cannot be read; {', '.join(readable)} "
                             "can")
-        return AutoencoderConfig(d_in=settings["d_in"], d_sae=settings["d_sae"], architecture=architecture,
+        d_in, d_sae = settings.get("d_in"), settings.get("d_sae")
+        if d_in is None or d_sae is None:
+            raise KeyError("d_in" if d_in is None else "d_sae")
+        return AutoencoderConfig(d_in=d_in, d_sae=d_sae, architecture=architecture,
                                  center=settings.get("apply_b_dec_to_input", True), decoder="free", **k)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise DataError(f"{folder / CONFIG} lacks a setting or has an unknown one: {error}") from error
 
 
-def _name(settings: Mapping[str, Any]) -> str:
+def _name(settings: _Settings) -> str:
     """This package's name of a hook within a block, else TransformerLens's; newer SAELens keeps it in `metadata`."""
     hook = str(settings.get("hook_name") or (settings.get("metadata") or {}).get("hook_name") or "unnamed")
     block, _, rest = hook.removeprefix("blocks.").partition(".")
@@ -309,10 +353,18 @@ def _identity(runs: Sequence[SaeRun], config: AutoencoderConfig, settings: SaeTr
     return json.dumps(parts, sort_keys=True)
 
 
-def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+class _Identity(TypedDict):
+    """What a training state is a state of; see `_identity`."""
+
+    runs: list[dict[str, Any]]
+    config: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def _difference(there: _Identity, here: _Identity) -> str:
     """The first setting that differs between two identities."""
     for part in ("config", "settings"):
         for name, value in here[part].items():
-            if there.get(part, {}).get(name) != value:
-                return f"{name}={there.get(part, {}).get(name)!r} there, {value!r} here"
-    return f"runs={there.get('runs')} there, {here['runs']} here"
+            if there[part].get(name) != value:
+                return f"{name}={there[part].get(name)!r} there, {value!r} here"
+    return f"runs={there['runs']} there, {here['runs']} here"

@@ -3,17 +3,15 @@
 Nothing here runs code of a file: NumPy reads without pickles, PyTorch with `weights_only=True`.
 """
 
-import json
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxablate.errors import CheckpointError
+from jaxablate import files
+from jaxablate.errors import CheckpointError, FileError
 
 Source = Mapping[str, Any] | str | os.PathLike[str]
 """A mapping of names to arrays (NumPy, JAX or PyTorch), or the path of a file."""
@@ -47,30 +45,21 @@ def read_arrays(source: Source) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     readers = {".npz": _read_npz, ".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch}
     if path.suffix not in readers:
         raise CheckpointError(f"{path} is not a file this can read; give one ending in {', '.join(readers)}")
-    return readers[path.suffix](path)
+    try:
+        return readers[path.suffix](path)
+    except FileError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            entries = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is no .npz file of plain arrays, or is damaged: {_one_line(error)}") from error
+    entries = files.read_npz(path)
     settings = _settings(path, str(entries.pop(_SETTINGS))) if _SETTINGS in entries else {}
     prefixed = {k.removeprefix(_PREFIX): v for k, v in entries.items() if k.startswith(_PREFIX)}
     return _to_numpy(prefixed or entries, path), settings
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    import safetensors  # a checkpoint in memory needs no file format
-    import safetensors.numpy
-
-    try:
-        with safetensors.safe_open(path, framework="numpy") as stored:
-            metadata = stored.metadata() or {}
-        arrays = safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is no .safetensors file, or is damaged: {_one_line(error)}") from error
+    arrays, metadata = files.read_safetensors(path)
     settings = _settings(path, metadata[_SETTINGS]) if _SETTINGS in metadata else {}
     return _to_numpy(arrays, path), settings
 
@@ -84,7 +73,7 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ) from error
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # no list of what a damaged file makes PyTorch raise ends
         raise CheckpointError(
             f"{path} is damaged, or holds more than weights, which could run code and is not loaded; "
             f"save model.state_dict() alone ({_one_line(error)})"
@@ -97,29 +86,28 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _to_numpy(entries: Mapping[str, Any], where: object) -> dict[str, np.ndarray]:
-    arrays = {str(name): _array(value) for name, value in entries.items()}
+    arrays = {str(name): _array(str(name), value, where) for name, value in entries.items()}
     wrong = [name for name, array in arrays.items() if array.dtype.kind != "f"]
     if wrong:
         raise CheckpointError(f"{where} has entries that are not arrays of real numbers: {', '.join(sorted(wrong))}")
     return arrays
 
 
-def _array(value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):  # a PyTorch tensor, whose bfloat16 NumPy does not know
-        value = value.detach().cpu()
-        value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
-    array = np.asarray(value)
+def _array(name: str, value: Any, where: object) -> np.ndarray:
+    try:
+        if hasattr(value, "detach"):  # a PyTorch tensor, whose bfloat16 NumPy does not know
+            value = value.detach().cpu()
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError(f"shape {tuple(value.shape)} is more than what is stored")  # rows of stride 0
+            value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
+        array = np.asarray(value)
+    except Exception as error:  # sparse, quantised, ragged, on no device ...
+        raise CheckpointError(f"{where}: {name} is no plain array ({_one_line(error)})") from error
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _settings(path: Path, text: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: {_SETTINGS} is no JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: {_SETTINGS} must be an object of settings, got {type(settings).__name__}")
-    return settings
+    return files.parse_json(text, what=f"settings ({_SETTINGS})", fix="mend or leave out that entry", where=str(path))
 
 
 def _one_line(error: Exception) -> str:

@@ -12,6 +12,8 @@ from jaxablate.errors import CheckpointError, ConfigError
 from jaxablate.interop.files import Source, read_arrays
 
 C = TypeVar("C")
+MOST_NAMED = 200
+"""Arrays of a kind that an error names."""
 
 
 class Entry(NamedTuple):
@@ -63,7 +65,12 @@ def config_of(
     complete = len(found) == len(axes)
     pairs = (zip(axes[name], shape, strict=True) for name, shape in found.items() if complete)
     sizes = {field: size for pair in pairs for field, size in pair if field}
-    sizes["n_layers"] = 1 + max((int(m[1]) for m in (re.match(layer, name) for name in arrays) if m), default=0)
+    # A number of 10 digits or more is no layer's; the array is unexpected then.
+    layers = [int(m[1]) for m in (re.match(layer, name) for name in arrays) if m and len(m[1]) < 10]
+    sizes["n_layers"] = 1 + max(layers, default=0)
+    if layers and sizes["n_layers"] > len(arrays):
+        raise CheckpointError(f"the state dict does not fit {what}; it has an array of layer {max(layers)}, but only "
+                              f"{len(arrays)} arrays, fewer than so many layers have")
     # No array's shape depends on the heads and winners: here they are the least, which fits any sizes.
     least = {"n_heads": 1, "k_attention": 1, "k_neurons": 1, "vocab_size": 1} | sizes
     least["ablation"] = given.get("ablation", "none")
@@ -87,13 +94,19 @@ def settings_of(source: Source, names: Sequence[str]) -> list[float]:
     """Numbers among the settings of the papers' code, given as a mapping or stored in a file.
 
     Raises:
-      ConfigError: one is missing.
+      ConfigError: one is missing or no number.
     """
     settings = source if isinstance(source, Mapping) else read_arrays(source)[1]
     missing = [name for name in names if name not in settings]
     if missing:
         raise ConfigError(f"the reference's settings lack {', '.join(missing)}; give all of {', '.join(names)}")
-    return [float(settings[name]) for name in names]
+    numbers = []
+    for name in names:
+        try:
+            numbers.append(float(settings[name]))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(f"the reference's {name}={settings[name]!r:.80} must be a number") from error
+    return numbers
 
 
 def same(name: str, path: str, *shape: int) -> Entry:
@@ -123,7 +136,7 @@ def to_state_dict(entries: Iterable[Entry], params: Mapping[str, Any], what: str
     """State dict of a parameter tree.
 
     Raises:
-      CheckpointError: parameters are missing, unexpected or of another shape (all named).
+      CheckpointError: parameters are missing, unexpected or of another shape (named).
     """
     entries = list(entries)
     arrays = {path: np.asarray(x) for path, x in flax.traverse_util.flatten_dict(dict(params), sep="/").items()}
@@ -133,7 +146,7 @@ def to_state_dict(entries: Iterable[Entry], params: Mapping[str, Any], what: str
 
 
 def check_arrays(where: str, what: str, shapes: Shapes, expected: Shapes) -> None:
-    """Raises one error that names everything missing, unexpected or misshapen; the expected shape None is any.
+    """Raises one error that names what is missing, unexpected or misshapen; the expected shape None is any.
 
     Raises:
       CheckpointError: ``where`` does not fit ``what``.
@@ -146,6 +159,12 @@ def check_arrays(where: str, what: str, shapes: Shapes, expected: Shapes) -> Non
         if name in expected and shape != (expected[name] or shape)
     ]
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
-    lines = [f"{kind}: {', '.join(names)}" for kind, names in problems if names]
+    lines = [f"{kind}: {_listed(names)}" for kind, names in problems if names]
     if lines:
         raise CheckpointError(f"{where} does not fit {what}; {'; '.join(lines)}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names after one another, of a great many only the first."""
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(f'{name:.300}' for name in names[:MOST_NAMED])}{more}"

@@ -68,7 +68,7 @@ def transformer_from_reference(
       float64 stays float64, and `param_dtype` and `compute_dtype` say so; anything less becomes float32.
 
     Raises:
-      CheckpointError: the file is unreadable; arrays are missing, unexpected or of another shape (all named);
+      CheckpointError: the file is unreadable; arrays are missing, unexpected or of another shape (named);
         the two copies of the tied matrix differ.
       ConfigError: a setting is missing, unknown, out of range, or contradicts the arrays.
     """
@@ -90,7 +90,7 @@ def transformer_to_reference(config: ModelConfig, params: Mapping[str, Any]) -> 
       State dict of NumPy arrays of the parameters' type, the tied matrix under both of its names.
 
     Raises:
-      CheckpointError: parameters are missing, unexpected or of another shape for this config (all named).
+      CheckpointError: parameters are missing, unexpected or of another shape for this config (named).
     """
     state = to_state_dict(_entries(config), params, _WHAT)
     return state | {_OUTPUT: state[_EMBEDDING]}
@@ -176,6 +176,6 @@ def _model_fields(reference: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _choice(reference: Mapping[str, Any], name: str, meanings: Mapping[Any, str]) -> str:
-    if reference[name] not in meanings:
-        raise ConfigError(f"{name}={reference[name]!r} is unknown; choose one of {', '.join(map(repr, meanings))}")
+    if not isinstance(reference[name], str | None) or reference[name] not in meanings:
+        raise ConfigError(f"{name}={reference[name]!r:.80} is unknown; choose one of {', '.join(map(repr, meanings))}")
     return meanings[reference[name]]

@@ -49,7 +49,7 @@ def classifier_from_reference(
       (config, params): params are NumPy arrays in the tree that `SafrClassifier(config)` takes.
 
     Raises:
-      CheckpointError: the file is unreadable; arrays are missing, unexpected or of another shape (all named); the
+      CheckpointError: the file is unreadable; arrays are missing, unexpected or of another shape (named); the
         position table is not the sinusoidal one.
       ConfigError: a setting is missing, unknown, out of range, or contradicts the arrays.
     """
@@ -69,7 +69,7 @@ def classifier_to_reference(config: ClassifierConfig, params: Mapping[str, Any])
     The model has VMASK and no gates, as there; the state dict includes the position table.
 
     Raises:
-      CheckpointError: parameters are missing, unexpected or of another shape for this config (all named).
+      CheckpointError: parameters are missing, unexpected or of another shape for this config (named).
     """
     state = to_state_dict(_entries(config), params, _WHAT)
     return state | {_POSITIONS: _position_table(config).astype(state[_EMBEDDING].dtype)}
@@ -129,5 +129,5 @@ def _position_table(config: ClassifierConfig) -> np.ndarray:
 
 
 def _check_positions(stored: np.ndarray, config: ClassifierConfig) -> None:
-    if np.abs(stored - _position_table(config)).max() > 1e-4:
+    if not np.abs(stored - _position_table(config)).max() <= 1e-4:  # NaN neither
         raise CheckpointError(f"{_POSITIONS} is not the sinusoidal table that {_WHAT} has; it cannot be read")

@@ -4,7 +4,6 @@ Both the page's SVG and the figure for print are drawn from `place`, so they agr
 """
 
 import dataclasses
-import html
 import itertools
 import math
 import re
@@ -14,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from jaxablate.reports.panels import CircuitEdge, CircuitGraph, CircuitNode, Port
-from jaxablate.reports.svg import WIDTH, picture, text
+from jaxablate.reports.svg import WIDTH, escape, picture, text
 from jaxablate.stats import number
 
 MOST_EDGES = 600
@@ -382,7 +381,7 @@ def _wire(wire: Wire, level: int) -> str:
     look = f'stroke-width="{wire.width:g}" stroke-opacity="{wire.opacity:g}"'
     style = "wire minus" if edge.negative else "wire"
     return (f'<path class="{style}" d="{path}" {look} {data} role="img" tabindex="-1">'
-            f"<title>{html.escape(edge.label)}</title></path>")
+            f"<title>{escape(edge.label)}</title></path>")
 
 
 def _unit(index: int, box: Box, edges: Sequence[CircuitEdge]) -> str:
@@ -392,7 +391,7 @@ def _unit(index: int, box: Box, edges: Sequence[CircuitEdge]) -> str:
              f'height="{box.height:g}" rx="4"/>', text(box.x, box.y + 4, node.name, "unit-name", "middle")]
     for port in ("Q", "K", "V") if node.kind == "head" else ():
         marks += _port(port, box.port_x(port) - PORT / 2, top, port in box.ports)
-    what = html.escape(_counts(index, node.name, edges))
+    what = escape(_counts(index, node.name, edges))
     return (f'<g class="unit {node.kind}" data-node="{index}" tabindex="0" role="img" aria-label="{what}">'
             f"<title>{what}</title>{''.join(marks)}</g>")
 

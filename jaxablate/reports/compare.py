@@ -4,12 +4,13 @@
 """
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -19,8 +20,9 @@ from jaxablate.reports.figures import write_figure
 from jaxablate.reports.html import template
 from jaxablate.reports.panels import Bar, Bars, Cell, Grid
 from jaxablate.reports.results import Better, Results
-from jaxablate.reports.tables import csv_text, heading, latex, markdown, terminal
+from jaxablate.reports.tables import csv_text, csv_words, heading, latex, markdown, terminal
 from jaxablate.stats import Estimate
+from jaxablate.terminal import PlainConsole
 
 SEED_FIELDS = ("train.seed", "data.embedded_seed")
 """Repetitions: runs that differ in nothing else are one row."""
@@ -227,8 +229,8 @@ def table(comparison: Comparison) -> Grid:
 
 def data_table(comparison: Comparison) -> Grid:
     """The comparison for programs: all names in full, every run and seed."""
-    rows = tuple((*row.labels, ";".join(row.runs), ";".join(map(str, row.seeds)), ";".join(map(str, row.steps)),
-                  *row.cells) for row in comparison.rows)
+    rows = tuple((*row.labels, ";".join(map(csv_words, row.runs)), ";".join(map(str, row.seeds)),
+                  ";".join(map(str, row.steps)), *row.cells) for row in comparison.rows)
     columns = (*comparison.fields, "runs", "seeds", "steps", *(f"{c.suite}/{c.name}" for c in comparison.columns))
     return Grid(title="", caption="", columns=columns, rows=rows)
 
@@ -266,7 +268,7 @@ def terminal_view(comparison: Comparison, width: int) -> Group:
 
 
 def _width(renderable: Table) -> int:
-    return Console(width=10_000).measure(renderable).maximum
+    return PlainConsole(width=10_000).measure(renderable).maximum
 
 
 def page(comparison: Comparison) -> str:
@@ -316,9 +318,16 @@ def write(comparison: Comparison, out: str, *, figures: bool = False) -> list[Pa
              for suffix, text in texts.items()]
     if figures:
         paths.append(prefix.with_name(f"{prefix.name}-figures"))
+        names: set[str] = set()
         for suite in comparison.suites:
             for bars in suite_bars(comparison, suite):
-                name = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-"
-                               for c in bars.title.rstrip(" ↑↓"))
-                write_figure(bars, paths[-1] / f"{suite}-{name}")
+                names.add(name := _file_name(f"{suite}-{bars.title.rstrip(' ↑↓')}", names))
+                write_figure(bars, paths[-1] / name)
     return paths
+
+
+def _file_name(title: str, taken: Collection[str]) -> str:
+    """A title as a file's name: one that no other title has, is not too long, and leads to no other folder."""
+    name = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-" for c in title)[:100].lstrip(".-")
+    names = (name if i == 1 else f"{name}-{i}" for i in itertools.count(1))
+    return next(x for x in names if x and x not in taken)

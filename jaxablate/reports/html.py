@@ -18,6 +18,7 @@ from jaxablate.reports.panels import Bars, Beside, CircuitGraph, Curves, Heatmap
 from jaxablate.reports.results import Results
 from jaxablate.reports.tables import cell_text, headline, prose, text_columns
 from jaxablate.stats import number
+from jaxablate.terminal import printable
 
 FILE_NAME = "report.html"
 _DRAWINGS: dict[type, Callable[[Any], str]] = {
@@ -65,10 +66,14 @@ def template(name: str) -> jinja2.Template:
     """A page of this room, with the filters and globals that all of them use."""
     loader = jinja2.PackageLoader("jaxablate.reports", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined)
+                                     undefined=jinja2.StrictUndefined, finalize=_shown)
     environment.filters |= {"number": number, "cell": cell_text, "draw": draw, "headline": headline, "prose": prose,
                             "text_columns": text_columns}
     return environment.get_template(name)
+
+
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def explanation_page(title: str, lines: Sequence[tuple[str, str]], words: Sequence[tuple[str, float]],
@@ -149,7 +154,7 @@ def _curves(history: Sequence[Mapping[str, Any]], names: Mapping[str, str], spli
     for split, prefix in zip(("train", "valid"), splits, strict=True):
         for key, name in names.items():
             logged = {e["step"]: e[key] for e in history
-                      if e.get("split") == split and isinstance(e.get(key), int | float)}
+                      if e.get("split") == split and isinstance(e.get(key), int | float) and abs(e[key]) < svg.LARGEST}
             points, size = sorted(logged.items()), -(-len(logged) // MOST_POINTS)
             groups = [points[i : i + size] for i in range(0, len(points), size or 1)]
             x, y = (tuple(sum(p[axis] for p in g) / len(g) for g in groups) for axis in (0, 1))

@@ -5,13 +5,12 @@ to its left. It carries its own colours for light and dark screens, so it is the
 """
 
 import dataclasses
-import html
 from collections.abc import Sequence
 from typing import Any
 
 from jaxablate.reports.html import template
 from jaxablate.reports.neuron_records import ExampleRecord, NeuronRecord, NodeRecord, Scores
-from jaxablate.reports.svg import text
+from jaxablate.reports.svg import escape, text
 from jaxablate.stats import number
 
 MOST_PATTERNS, MOST_COLUMNS, MOST_TOKENS, MOST_LETTERS = 12, 8, 5, 16
@@ -88,7 +87,7 @@ def no_graph(record: NeuronRecord) -> str:
     """Why a neuron has no graph."""
     if record.strongest <= 0:
         return "never active in the text of the examples: no graph"
-    most = max(len(e.tokens) for e in record.examples)
+    most = max((len(e.tokens) for e in record.examples), default=0)
     return f"in no example do its last {most} tokens alone keep half of the activation: no graph"
 
 
@@ -164,13 +163,13 @@ def _box_marks(box: _Box) -> list[str]:
     title = " ".join(map(visible, node.tokens or ()))  # all of them, also those that do not fit into the box
     title += " (pivot)" if node.parent is None else (
         f" ({node.offset} before the pivot, importance {number(node.importance)})")
-    marks = [f'<g><title>{html.escape(title)}</title>',
+    marks = [f'<g><title>{escape(title)}</title>',
              f'<rect class="box{" pivot" if node.parent is None else ""}" {shape}/>',
              f'<rect class="shade" fill-opacity="{shade:.2f}" {shape}/>']
     for i, line in enumerate(box.lines):
         style = ' class="more"' if i == MOST_TOKENS else ""
         y = top + _PAD + 8.5 + _LINE * i
-        marks.append(f'<text{style} x="{left + _PAD:g}" y="{y:g}">{html.escape(line)}</text>')
+        marks.append(f'<text{style} x="{left + _PAD:g}" y="{y:g}">{escape(line)}</text>')
     marks.append("</g>")
     if node.strength is not None or box.cut:
         share = "…" if node.strength is None else f"{node.strength:.0%}"
@@ -193,7 +192,7 @@ def _notes(record: NeuronRecord, boxes: Sequence[_Box]) -> list[str]:
 def _picture(title: str, width: float, height: float, marks: Sequence[str]) -> str:
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
     return (f'<svg xmlns="http://www.w3.org/2000/svg" class="neuron-graph" {size} role="img" '
-            f'aria-label="{html.escape(title, quote=True)}"><style>{_STYLE}</style>'
+            f'aria-label="{escape(title)}"><style>{_STYLE}</style>'
             f'<rect class="ground" width="100%" height="100%" rx="6"/>{"".join(marks)}</svg>\n')
 
 

@@ -22,10 +22,11 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from jaxablate import files, stats
+from jaxablate import files
 from jaxablate.errors import ConfigError, FileError
+from jaxablate.reports.panels import from_json
 from jaxablate.stats import Estimate
 
 FORMAT, INDEX_FORMAT = "jaxablate neuron graph", "jaxablate neuron graphs"
@@ -83,6 +84,10 @@ class ExampleRecord:
     importance: tuple[float, ...] = ()
     named: tuple[int, ...] = ()
 
+    def __post_init__(self):
+        if len(self.importance) > len(self.tokens):
+            raise ValueError(f"an example of {len(self.tokens)} tokens has {len(self.importance)} importances")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NodeRecord:
@@ -126,7 +131,16 @@ class NeuronRecord:
     threshold: float
     examples: tuple[ExampleRecord, ...]
     nodes: tuple[NodeRecord, ...]
+    """Each after its parent, and one token farther from the pivot."""
     scores: Scores
+
+    def __post_init__(self):
+        for i, node in enumerate(self.nodes):
+            parent, before = node.parent, -1
+            if parent is not None:
+                before = self.nodes[parent].offset if 0 <= parent < i else node.offset
+            if node.offset != before + 1:
+                raise ValueError(f"node {i} at offset {node.offset} cannot have the parent {parent}")
 
     def paths(self) -> list[list[NodeRecord]]:
         """Each pattern as its nodes in reading order, the pivot last; the strongest pattern first."""
@@ -160,21 +174,39 @@ def read_record(path: Path) -> NeuronRecord:
     """
     fix = f"delete the folder {path.parent} and run jaxablate neurons again"
     try:
-        return from_dict(files.read_json(path, what="a neuron's graph", fix=fix, format=FORMAT, versions=VERSIONS))
-    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        values: dict[str, Any] = files.read_json(path, what="a neuron's graph", fix=fix, format=FORMAT,
+                                                 versions=VERSIONS)
+        return from_dict(values)
+    except (FileNotFoundError, ValueError) as error:
         raise FileError(f"{path} cannot be read as a neuron's graph ({' '.join(str(error).split())}); {fix}") from error
 
 
 def from_dict(values: Mapping[str, Any]) -> NeuronRecord:
-    """The record of a file's values; raises KeyError, TypeError or ValueError where they are none of this format."""
-    scores = dict(values["scores"])
-    if values["version"] == 1:
-        scores["f1"] = Estimate(scores["f1"], *(scores.pop("f1_interval") or ()))
-    return NeuronRecord(
-        **{name: values[name] for name in ("neuron", "site", "strongest", "threshold")},
-        examples=tuple(ExampleRecord(**_tuples(x)) for x in values["examples"]),
-        nodes=tuple(NodeRecord(**_tuples(x)) for x in values["nodes"]),
-        scores=Scores(**scores | {"f1": stats.from_json(scores["f1"])}))
+    """The record of a file's values; raises ValueError where they are none of this format."""
+    if values.get("version") == 1:
+        values = {**values, "scores": from_json(values.get("scores"), _ScoresOf1).of_now()}
+    return from_json(values, NeuronRecord)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ScoresOf1:
+    """Scores of version 1."""
+
+    tokens: int
+    fires: int
+    predicted: int
+    hits: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    f1_interval: tuple[float, float] | None = None
+    f1_shuffled: float | None
+    f1_pivot: float | None
+
+    def of_now(self) -> dict[str, Any]:
+        """As fields of `Scores`."""
+        values = dataclasses.asdict(self)
+        return values | {"f1": dataclasses.asdict(Estimate(values["f1"], *(values.pop("f1_interval") or ())))}
 
 
 def write_index(folder: Path, about: Mapping[str, Any], summaries: Sequence[Any], units: int) -> None:
@@ -202,18 +234,62 @@ def _entry(record: NeuronRecord) -> dict[str, Any]:
             "precision": scores.precision, "recall": scores.recall, "fires": scores.fires, "patterns": patterns}
 
 
+class _IndexSettings(TypedDict):
+    units: str
+
+
+class _IndexProvenance(TypedDict):
+    revision: str | None
+    date: str
+
+
+class _IndexAbout(TypedDict):
+    """What the page of a neuron tells of the checkpoint."""
+
+    step: int
+    params_digest: str
+    settings: _IndexSettings
+    provenance: _IndexProvenance
+
+
+class _IndexPattern(TypedDict):
+    tokens: list[list[int] | None]
+    strength: float
+
+
+class _IndexNeuron(TypedDict):
+    neuron: str
+    f1: float | None
+    precision: float | None
+    patterns: list[_IndexPattern]
+
+
+class _Index(TypedDict):
+    """What searching and showing take of an index."""
+
+    version: int
+    about: _IndexAbout
+    layers: list[Any]
+    units: int
+    neurons: list[_IndexNeuron]
+
+
 def read_index(folder: Path, command: str) -> dict[str, Any]:
     """The index of a folder's graphs, which ``command`` makes.
 
     Raises:
       FileError: there is none, or it is damaged.
     """
+    what, fix = "an index of graphs", f"delete it and run: {command}"
     try:
-        index = files.read_json(folder / INDEX, what="an index of graphs", fix=f"delete it and run: {command}",
-                                format=INDEX_FORMAT, versions=VERSIONS)
+        index: dict[str, Any] = files.read_json(folder / INDEX, what=what, fix=fix, format=INDEX_FORMAT,
+                                                versions=VERSIONS)
+        from_json(index, _Index)
     except FileNotFoundError:
         begun = " (a job was begun and not finished)" if any(folder.glob("layer_*")) else ""
         raise FileError(f"no graphs of neurons in {folder}{begun}; run: {command}") from None
+    except ValueError as error:
+        raise FileError(f"{folder / INDEX} is not {what} ({error}); {fix}") from error
     if index["version"] == 1:
         for pattern in (p for neuron in index["neurons"] for p in neuron["patterns"]):
             pattern["tokens"] = pattern["tokens"][::-1]
@@ -282,7 +358,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(x) for name, x in value.items()}
     return [_rounded(x) for x in value] if isinstance(value, list | tuple) else value
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}

@@ -6,11 +6,20 @@ be drawn again without the model.
 """
 
 import dataclasses
+import functools
+import itertools
+import math
+import typing
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
+
+import msgspec
 
 from jaxablate import stats
 from jaxablate.stats import Estimate
+
+MOST_WIRES, MOST_ROWS = 2000, 2000
+"""Edges of a circuit's picture, each of which is led around the nodes; and its rows, twice the blocks of the model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +47,11 @@ class Histogram:
     note: str = ""
     """One short line under the title."""
 
+    def __post_init__(self):
+        if len(self.edges) != len(self.counts) + 1 or any(a > b for a, b in itertools.pairwise(self.edges)):
+            raise ValueError(f"histogram {self.title!r}: {len(self.counts)} counts need one edge more, ascending, not "
+                             f"{len(self.edges)}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HistogramGrid(Titled):
@@ -48,6 +62,11 @@ class HistogramGrid(Titled):
     log_x: bool = True
     mark_label: str = ""
     kind: str = "histograms"
+
+    def __post_init__(self):
+        if not self.histograms or (self.log_x and min(h.edges[0] for h in self.histograms) <= 0):
+            raise ValueError(f"histograms {self.title!r}: there must be one, and edges above 0 where they are "
+                             "logarithmic")
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -79,6 +98,11 @@ class Series:
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
+    """As many as x; one that is not finite is left out."""
+
+    def __post_init__(self):
+        if len(self.x) != len(self.y):
+            raise ValueError(f"curve {self.label!r}: {len(self.x)} places do not fit {len(self.y)} values")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +127,12 @@ class Grid(Titled):
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    """Each as long as ``columns``."""
     kind: str = "grid"
+
+    def __post_init__(self):
+        if wrong := [row for row in self.rows if len(row) != len(self.columns)]:
+            raise ValueError(f"table {self.title!r}: a row of {len(wrong[0])} does not fit {len(self.columns)} columns")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,7 +261,16 @@ class CircuitGraph(Titled):
     kind: str = "circuit"
 
     def __post_init__(self):
+        if len(self.edges) > MOST_WIRES or len(self.nodes) > 2 * len(self.edges):
+            raise ValueError(f"circuit {self.title!r}: {len(self.nodes):,} nodes of {len(self.edges):,} edges cannot "
+                             f"be drawn; at most {MOST_WIRES:,} edges can, and nodes that one of them touches")
+        for node in self.nodes:
+            if not (-1 <= node.layer <= MOST_ROWS and -1 <= node.x <= 1):
+                raise ValueError(f"circuit {self.title!r}: {node.name} has no place at {node.x:g} of row {node.layer}")
         for e in self.edges:
+            if not (0 <= e.weight <= 1 and math.isfinite(e.score or 0)):
+                raise ValueError(f"circuit {self.title!r}: the weight {e.weight:g} of {e.label} is not in [0, 1], or "
+                                 "its score not finite")
             if not 0 <= min(e.source, e.destination) <= max(e.source, e.destination) < len(self.nodes):
                 raise ValueError(f"circuit {self.title!r}: no edge can join {e.source} and {e.destination} of "
                                  f"{len(self.nodes)} nodes")
@@ -262,29 +300,61 @@ class Beside(Titled):
 Panel = HistogramGrid | Bars | Curves | Grid | Passages | Heatmap | Network | CircuitGraph | Beside
 
 _PANELS: dict[str, type] = {cls.kind: cls for cls in get_args(Panel)}
-_PARTS: dict[type, dict[str, Any]] = {
-    HistogramGrid: {"histograms": Histogram}, Bars: {"bars": Bar}, Curves: {"series": Series},
-    Passages: {"passages": Passage}, Network: {"nodes": Node, "edges": Edge},
-    CircuitGraph: {"nodes": CircuitNode, "edges": CircuitEdge},
-}
-"""Fields of a panel that hold dataclasses of their own."""
+
+
+class _BesideValues(TypedDict):
+    """`Beside` with panels that are still to be read."""
+
+    title: str
+    caption: str
+    labels: tuple[str, ...]
+    panels: tuple[dict[str, Any], ...]
 
 
 def panel_from_dict(values: Mapping[str, Any]) -> Panel:
     """Inverse of ``dataclasses.asdict`` for any panel, also after a trip through JSON.
 
     Raises:
-      KeyError, TypeError: not a panel of this version.
+      ValueError: not a panel of this version; the message says where in it.
     """
-    cls = _PANELS[values["kind"]]
-    fields = {name: _tuples(value) for name, value in values.items()}
-    for name, part in _PARTS.get(cls, {}).items():
-        fields[name] = tuple(part(**{k: _tuples(v) for k, v in p.items()}) for p in values[name])
-    if cls is Beside:
-        fields["panels"] = tuple(panel_from_dict(p) for p in values["panels"])
-    return cls(**fields)
+    kind = values.get("kind")
+    cls = _PANELS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise ValueError(f"a panel of kind {kind!r} is none of {', '.join(_PANELS)}")
+    if cls is not Beside:
+        return from_json(values, cls)
+    outer = from_json(values, _BesideValues)
+    panels: Any = tuple(map(panel_from_dict, outer["panels"]))  # of one kind, as Beside sees to
+    return Beside(title=outer["title"], caption=outer["caption"], labels=outer["labels"], panels=panels)
 
 
-def _tuples(value: Any) -> Any:
-    """JSON lists back to tuples, and mappings that are an estimate to estimates, all the way down."""
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else stats.from_json(value)
+T = typing.TypeVar("T")
+
+
+def from_json(values: Any, cls: type[T]) -> T:
+    """A dataclass or typed dict from what JSON makes of it, where numbers that are not finite are null.
+
+    Raises:
+      ValueError: a value is missing or of another kind; the message says where.
+    """
+    try:
+        return msgspec.convert(_with_numbers(values, cls), cls)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
+
+
+def _with_numbers(value: Any, kind: Any) -> Any:
+    """NaN in the place of null where there must be a number, and no interval where an end of it is null."""
+    if isinstance(value, Mapping):
+        if set(value) == _ESTIMATE and None in (value["low"], value["high"]):
+            value = {**value, "low": None, "high": None}
+        kinds = _field_kinds(kind) if dataclasses.is_dataclass(kind) else {}
+        return {name: _with_numbers(inner, kinds.get(name)) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        inside = get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+        return [_with_numbers(inner, inside) for inner in value]
+    return math.nan if value is None and kind is float else value
+
+
+_ESTIMATE = {field.name for field in dataclasses.fields(Estimate)}
+_field_kinds = functools.cache(typing.get_type_hints)

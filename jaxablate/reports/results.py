@@ -4,17 +4,18 @@ One file a working directory. It belongs to one checkpoint (step and a digest of
 record carries its own provenance, since suites may be run on different days, machines and revisions.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 from jaxablate import files, stats
 from jaxablate.errors import CheckpointError, FileError
 from jaxablate.provenance import Provenance
-from jaxablate.reports.panels import Panel, panel_from_dict
+from jaxablate.reports.panels import Panel, from_json, panel_from_dict
 from jaxablate.stats import Estimate
 
 SCHEMA_VERSION = 2
@@ -132,22 +133,112 @@ def from_dict(values: Mapping[str, Any]) -> Results:
         raise ValueError("it has no schema_version" if version is None else
                          f"it has schema version {version!r}, this program reads 1 and {SCHEMA_VERSION}")
     try:
-        values = _from_version_1(values) if version == 1 else values
-        suites = {name: SuiteRecord(**{
-            **record, "provenance": Provenance(**record["provenance"]),
-            "figures": tuple(map(_figure, record["figures"])),
-            "panels": tuple(map(panel_from_dict, record["panels"])),
-        }) for name, record in values["suites"].items()}
-        return Results(**{**values, "suites": suites})
-    except (KeyError, TypeError, AttributeError) as error:
+        outer = from_json(_from_version_1(values) if version == 1 else values, _Stored)
+        _check_config(outer["config"])
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(f"a field is missing or of the wrong kind ({error})") from error
+    suites = {name: _record(name, record) for name, record in outer["suites"].items()}
+    return Results(**{**outer, "suites": suites})
+
+
+class _Stored(TypedDict):
+    """`Results` with records that are still to be read."""
+
+    config: dict[str, Any]
+    seed: int
+    step: int
+    params_digest: str
+    data_hash: str
+    parameters: int
+    suites: dict[str, dict[str, Any]]
+    schema_version: int
+
+
+class _StoredRecord(TypedDict):
+    """`SuiteRecord` with figures and panels that are still to be read."""
+
+    suite: str
+    about: str
+    provenance: Provenance
+    options: dict[str, Any]
+    wall_seconds: float
+    figures: tuple[dict[str, Any], ...]
+    panels: tuple[dict[str, Any], ...]
+    details: dict[str, Any]
+
+
+class _Model(TypedDict):
+    """Settings of any model that reports tell."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    ablation: str
+    gate: str
+    k_attention: int | tuple[int, ...]
+    k_neurons: int | tuple[int, ...]
+
+
+class _Classifier(_Model):
+    """Settings of a text classifier that reports tell besides."""
+
+    vmask: bool
+    padding: str
+
+
+class _Objective(TypedDict):
+    """Settings of a loss that reports tell."""
+
+    importance: NotRequired[float]
+    interaction: NotRequired[float]
+    regularizers: NotRequired[tuple[tuple[str, Any], ...]]
+
+
+class _ClassifierObjective(TypedDict):
+    """Settings of a text classifier's loss that reports tell."""
+
+    importance: float
+    interaction: float
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Raises ValueError where a stored config lacks what reports tell of it, or has it of another kind."""
+    of_classifier = config.get("task") == "classification"
+    parts = {"model": [_Classifier if of_classifier else _Model],
+             "objective": [_Objective, *([_ClassifierObjective] if of_classifier else [])]}
+    for name, kinds in parts.items():
+        for kind in kinds:
+            with _inside(f"config.{name}"):
+                from_json(config.get(name), kind)
+
+
+def _record(name: str, values: Mapping[str, Any]) -> SuiteRecord:
+    with _inside(f"suite {name}"):
+        outer = from_json(values, _StoredRecord)
+        figures, panels = [], []
+        for i, figure in enumerate(outer["figures"]):
+            with _inside(f"figure {i}"):
+                figures.append(_figure(figure))
+        for i, panel in enumerate(outer["panels"]):
+            with _inside(f"panel {i}"):
+                panels.append(panel_from_dict(panel))
+    return SuiteRecord(**{**outer, "figures": tuple(figures), "panels": tuple(panels)})
+
+
+@contextlib.contextmanager
+def _inside(place: str) -> Iterator[None]:
+    """Says of what is wrong in which part of the file it is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}, of {place}") from error
 
 
 def _figure(values: Mapping[str, Any]) -> Figure:
-    limits = values["range"]
-    if limits is not None:  # JSON has no infinity
+    limits = values.get("range")
+    if isinstance(limits, list | tuple) and len(limits) == 2:  # JSON has no infinity
         limits = (-math.inf if limits[0] is None else limits[0], math.inf if limits[1] is None else limits[1])
-    return Figure(**{**values, "estimate": stats.from_json(values["estimate"]), "range": limits})
+    return from_json({**values, "range": limits}, Figure)
 
 
 # Schema 1 had the ends of an interval as fields beside the value, and in a table as two columns after it.

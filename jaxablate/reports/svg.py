@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from jaxablate.reports.panels import Bars, Beside, Curves, Edge, Heatmap, Histogram, HistogramGrid, Network
 from jaxablate.stats import number
+from jaxablate.terminal import printable
 
 Range = tuple[float, float]
 COLOURS = 6
@@ -23,6 +24,8 @@ SHADES = 24
 """Steps of the scale under a heat map."""
 LETTER = 7.5
 """Mean width of a letter, for what has to be laid out before it is drawn."""
+LARGEST = 1e150
+"""Numbers of this size and above are not drawn: their differences and squares would not be finite."""
 MOST_BESIDE = 26
 """Networks of more nodes are too wide to stand beside each other; they stand one above the other."""
 
@@ -46,7 +49,7 @@ class Scale:
     def ticks(self, about: int = 5) -> tuple[float, ...]:
         """Round values inside the scale: powers of ten, or 1, 2, 5 times one."""
         low, high = self.low, self.high
-        if not self.log or high / low < 10:
+        if not self.log or not 0 < low < LARGEST or high / low < 10:
             return linear_ticks(low, high, about)
         first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
         if last - first < 2:  # less than two decades: a few round values in between
@@ -62,7 +65,7 @@ def linear_ticks(low: float, high: float, about: int = 5) -> tuple[float, ...]:
     >>> linear_ticks(0, 10, 5)
     (0.0, 2.0, 4.0, 6.0, 8.0, 10.0)
     """
-    if not high > low:
+    if not 0 < high - low < LARGEST:
         return (low,)
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -106,7 +109,7 @@ def bounds(values: Sequence[float], log: bool = False, room: float = 0.05) -> tu
     >>> bounds([1.0, 3.0], room=0.0)
     (1.0, 3.0)
     """
-    drawable = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
+    drawable = [v for v in values if abs(v) < LARGEST and (v > 1 / LARGEST or not log)]
     if not drawable:
         return (0.1, 1.0) if log else (0.0, 1.0)
     low, high = min(drawable), max(drawable)
@@ -121,7 +124,12 @@ def bounds(values: Sequence[float], log: bool = False, room: float = 0.05) -> tu
 def text(x: float, y: float, words: str, style: str, anchor: str, rotate: int = 0) -> str:
     """Words at a point: ``anchor`` is start, middle or end, ``rotate`` in degrees clockwise."""
     turn = f' transform="rotate({rotate} {x:g} {y:g})"' if rotate else ""
-    return f'<text class="{style}" x="{x:g}" y="{y:g}" text-anchor="{anchor}"{turn}>{html.escape(words)}</text>'
+    return f'<text class="{style}" x="{x:g}" y="{y:g}" text-anchor="{anchor}"{turn}>{escape(words)}</text>'
+
+
+def escape(words: str) -> str:
+    """Words inside of an element or attribute of HTML and SVG, without characters that XML does not have."""
+    return html.escape(printable(words))
 
 
 def picture(width: float, height: float, title: str, parts: Iterable[str], *, style: str = "", role: str = "img"
@@ -129,7 +137,7 @@ def picture(width: float, height: float, title: str, parts: Iterable[str], *, st
     """A whole ``<svg>`` of marks; the title is for who cannot see it."""
     look = f' class="{style}"' if style else ""
     head = f'<svg{look} viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="{role}"'
-    return f'{head} aria-label="{html.escape(title, quote=True)}">{"".join(parts)}</svg>'
+    return f'{head} aria-label="{escape(title)}">{"".join(parts)}</svg>'
 
 
 def curves(panel: Curves, width: int = 900, height: int = 300) -> str:
@@ -221,7 +229,7 @@ def _histogram(h: Histogram, span: tuple[float, float], most: float, log: bool, 
 
 def _bar(start: float, end: float, top: float, base: float, style: str, what: str) -> str:
     size = f'x="{start:.2f}" y="{top:g}" width="{max(end - start, 0.8):.2f}" height="{max(base - top, 0):.2f}"'
-    return f'<rect class="{style}" {size}><title>{html.escape(what)}</title></rect>'
+    return f'<rect class="{style}" {size}><title>{escape(what)}</title></rect>'
 
 
 def _grid_y(y: Scale, start: float, end: float, about: int = 5) -> list[str]:
@@ -321,7 +329,7 @@ def _heatmap(panel: Heatmap, width: float, span: Range, labelled: bool) -> tuple
         for j, value in enumerate(panel.values[i]):
             shade = round((value - span[0]) / (span[1] - span[0]), 3) if math.isfinite(value) else 0.0
             if shade > 0:
-                what = html.escape(f"{short(name)}, {panel.columns[j] if panel.columns else j}: {number(value)}")
+                what = escape(f"{short(name)}, {panel.columns[j] if panel.columns else j}: {number(value)}")
                 size = f'x="{left + cell * j:.2f}" y="{y:g}" width="{cell:.2f}" height="{row - 1:g}"'
                 parts.append(f'<rect class="shade" {size} fill-opacity="{shade:g}"><title>{what}</title></rect>')
     if panel.bars:
@@ -334,7 +342,7 @@ def _row_bars(panel: Heatmap, left: float, top: float, row: float) -> list[str]:
     parts = [text(left, top - 6, panel.bar_label, "tick", "start")]
     for i, (name, value) in enumerate(zip(panel.rows, panel.bars, strict=True)):
         y, length = top + row * i, 48 * min(max(value, 0.0), 1.0)
-        what = html.escape(f"{short(name)}, {panel.bar_label}: {number(value)}")
+        what = escape(f"{short(name)}, {panel.bar_label}: {number(value)}")
         parts += [f'<rect class="ground" x="{left:g}" y="{y + 3:g}" width="48" height="{row - 7:g}"/>',
                   f'<rect class="bar c1" x="{left:g}" y="{y + 3:g}" width="{length:.2f}" height="{row - 7:g}">'
                   f"<title>{what}</title></rect>",
@@ -369,7 +377,7 @@ def _network(panel: Network, width: float, most: float, reach: int) -> tuple[lis
              for edge in sorted(panel.edges, key=lambda e: e.weight)]  # strong ones over the others
     for i, (node, label) in enumerate(zip(panel.nodes, labels, strict=True)):
         at = round(left + step * (i + 0.5), 1)
-        what = html.escape(f"{label}: {panel.size_label} {number(node.size)}")
+        what = escape(f"{label}: {panel.size_label} {number(node.size)}")
         radius = 2 + min(0.3 * step, 6) * math.sqrt(min(max(node.size, 0.0), 1.0))
         parts += [f'<circle class="node" cx="{at}" cy="{base}" r="{radius:.1f}"><title>{what}</title></circle>',
                   text(at, base + 24, label, "label", "middle") if level else
@@ -385,4 +393,4 @@ def _arc(panel: Network, edge: Edge, strength: float, place: tuple[float, float,
     what = f"{short(panel.nodes[i].label)} – {short(panel.nodes[j].label)}: {panel.weight_label} {number(edge.weight)}"
     path = f"M{start:.1f} {base}A{radius:.1f} {radius * squeeze:.1f} 0 0 1 {end:.1f} {base}"
     look = f'stroke-width="{0.6 + 3.4 * strength:.2f}" stroke-opacity="{0.15 + 0.7 * strength:.2f}"'
-    return f'<path class="arc" d="{path}" {look}><title>{html.escape(what)}</title></path>'
+    return f'<path class="arc" d="{path}" {look}><title>{escape(what)}</title></path>'

@@ -5,7 +5,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -17,14 +17,17 @@ from jaxablate.reports.panels import Cell, Grid, Passages
 from jaxablate.reports.results import Results, SuiteRecord
 from jaxablate.reports.svg import short
 from jaxablate.stats import Estimate
+from jaxablate.terminal import printable
 
 ARROWS = {"up": "↑", "down": "↓", "none": ""}
 EXPLANATION = "In brackets: 95 % interval. ↑: larger is better, ↓: smaller is better."
 _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "|": r"$|$", "±": r"$\pm$", "–": "--", "≥": r"$\ge$",
+          "<": r"\textless{}", ">": r"\textgreater{}", '"': r"\char34{}",
           "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
 """What LaTeX would read as its own, and signs it lacks, written its way."""
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def cell_text(cell: Cell) -> str:
@@ -73,12 +76,45 @@ def terminal(grid: Grid, *, grouped: bool = False, most: int | None = None) -> T
 
 
 def markdown(grid: Grid, notes: Sequence[str] = ()) -> str:
-    """A grid as a Markdown table: its title, the table, its caption, and notes as a list."""
+    """A grid as a Markdown table: its title, the table, its caption, and notes as a list. Words are shown as they are,
+    on one line each."""
     rule = ["---" if words else "---:" for words in text_columns(grid)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-             for cells in (grid.columns, rule, *(map(cell_text, row) for row in grid.rows))]
-    title, caption = ([f"{grid.title}.", ""] if grid.title else []), (["", grid.caption] if grid.caption else [])
-    return "\n".join([*title, *lines, *caption, *([""] if notes else []), *(f"- {note}" for note in notes), ""])
+    cells = [[markdown_words(cell) if isinstance(cell, str) else cell_text(cell) for cell in row]
+             for row in (grid.columns, *grid.rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in (cells[0], rule, *cells[1:])]
+    title = [f"{_markdown_line(grid.title)}.", ""] if grid.title else []
+    caption = ["", _markdown_line(grid.caption)] if grid.caption else []
+    listed = [f"- {_markdown_line(note)}" for note in notes]
+    return "\n".join([*title, *lines, *caption, *([""] if notes else []), *listed, ""])
+
+
+def markdown_words(text: str) -> str:
+    """Words on one line, with a backslash before what Markdown would read as its own.
+
+    >>> print(markdown_words("a_b: [x](y) | <b>\\n*"))
+    a_b: \\[x\\](y) \\| \\<b\\> \\*
+    """
+    return re.sub(r"[\\`*\[\]|<>~]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)", r"\\\g<0>", _one_line(text))
+
+
+def _markdown_line(text: str) -> str:
+    """Words that begin a line, where Markdown also knows headings, rules and lists."""
+    return re.sub(r"^(?=[#+=-])|(?<=^)(\d+)(?=[.)](\s|$))", r"\1\\", markdown_words(text))
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def csv_words(text: str) -> str:
+    """Words for a cell of CSV: with an apostrophe before what a spreadsheet would run as a formula.
+
+    >>> csv_words("=1+1"), csv_words("-0.5"), csv_words("a=1")
+    ("'=1+1", '-0.5', 'a=1')
+    """
+    text = printable(text)
+    starts = text.lstrip()[:1] in tuple("=+-@\uff1d\uff0b\uff0d\uff20") or text[:1] in ("\t", "\n")
+    return f"'{text}" if starts and text != "-" and not _NUMBER.fullmatch(text) else text
 
 
 def csv_text(grid: Grid) -> str:
@@ -86,25 +122,30 @@ def csv_text(grid: Grid) -> str:
     split = [any(isinstance(row[j], Estimate) for row in grid.rows) for j in range(len(grid.columns))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([f"{name}{part}" for name, parts in zip(grid.columns, split, strict=True)
+    writer.writerow([csv_words(f"{name}{part}") for name, parts in zip(grid.columns, split, strict=True)
                      for part in (("", " low", " high", " n") if parts else ("",))])
     for row in grid.rows:
         values: list[Cell] = []
         for cell, parts in zip(row, split, strict=True):
             e = Estimate(None) if isinstance(cell, str) else stats.estimate(cell)  # empty for what it lacks
-            values += (e.value, e.low, e.high, e.n) if parts else (cell,)
+            values += (e.value, e.low, e.high, e.n) if parts else (csv_words(cell) if isinstance(cell, str) else cell,)
         writer.writerow(values)
     return out.getvalue()
 
 
 def latex(grid: Grid) -> str:
     """A grid as a LaTeX ``tabular`` (package booktabs), its title and caption as comments."""
-    lines = [" & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
-             for cells in (grid.columns, *(map(cell_text, row) for row in grid.rows))]
+    lines = [_latex_row(cells) for cells in (grid.columns, *(map(cell_text, row) for row in grid.rows))]
     spec = "".join("l" if words else "r" for words in text_columns(grid))
-    comments = [f"% {text}" for text in (grid.title, grid.caption) if text]
+    comments = [f"% {_one_line(text)}" for text in (grid.title, grid.caption) if text]
     return "\n".join([*comments, rf"\begin{{tabular}}{{{spec}}}", r"\toprule", lines[0], r"\midrule", *lines[1:],
                       r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _latex_row(cells: Iterable[str]) -> str:
+    row = " & ".join("".join(_LATEX.get(c, c) for c in _one_line(cell)) for cell in cells)
+    # After a row's end LaTeX takes a bracket or a star for an option.
+    return ("{}" if row.startswith(("[", "*")) else "") + row + r" \\"
 
 
 def headline(record: SuiteRecord) -> Grid:

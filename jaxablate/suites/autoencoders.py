@@ -11,8 +11,9 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
+import msgspec
 import numpy as np
 
 from jaxablate import features, stats
@@ -218,6 +219,7 @@ def _members(folders: Sequence[Path], run: Run) -> tuple[list[_Member], list[tup
     for folder in folders:
         try:
             member = _Member(name=folder.name, saved=features.load(folder, run.model.config))
+            _check_identity(member.identity)
         except (ConfigError, DataError) as error:
             passed_over.append((folder.name, str(error)))
             continue
@@ -228,6 +230,35 @@ def _members(folders: Sequence[Path], run: Run) -> tuple[list[_Member], list[tup
             passed_over.append((folder.name, f"it belongs to another model: that has fingerprint {owner[:12]}..., this "
                                 f"checkpoint {own[:12]}..."))
     return members, passed_over
+
+
+class _Run(TypedDict):
+    l1: float
+    seed: int
+
+
+class _Settings(TypedDict):
+    steps: int
+    learning_rate: float | None
+
+
+class _Identity(TypedDict):
+    """What the suite takes of an identity that the command stored."""
+
+    model: str
+    control: Literal["none", "gaussian", "random-weights"]
+    control_seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    run: _Run
+    settings: _Settings
+
+
+def _check_identity(identity: Any) -> None:
+    """Raises DataError where what was stored beside the weights is not what the command stores."""
+    try:
+        if identity != {}:  # another program's autoencoder has none
+            msgspec.convert(identity, _Identity)
+    except msgspec.ValidationError as error:
+        raise DataError(f"its cfg.json is damaged: jaxablate.details.identity: {error}") from error
 
 
 def _subject(run: Run, member: _Member) -> tuple[Any, Params, Callable[[], Iterable[Batch]]] | str:

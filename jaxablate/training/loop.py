@@ -10,7 +10,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from rich.console import Console
 
 from jaxablate import files
 from jaxablate.config import Config, RunConfig, to_dict
@@ -22,6 +21,7 @@ from jaxablate.runs.checkpoint import Checkpoints
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.workdir import check_workdir, hold_workdir, record_run, require_x64
 from jaxablate.sharding import BATCH_AXES, batch_sharding, check_batch, make_mesh
+from jaxablate.terminal import PlainConsole
 from jaxablate.training.classification import classification_learner, classification_task
 from jaxablate.training.language import accumulation_steps, language_learner, language_task
 from jaxablate.training.metrics import MetricsLog, Recorder
@@ -102,7 +102,7 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
             task.tokenizer.save(workdir / "tokenizer")
         line = stack.enter_context(ProgressLine(
             task.pace.steps, task.units_per_step, task.flops_per_step, peak_flops(list(mesh.devices.flat)),
-            Console(highlight=False, soft_wrap=True, quiet=jax.process_index() != 0), task.unit,
+            PlainConsole(highlight=False, soft_wrap=True, quiet=jax.process_index() != 0), task.unit,
             at_most=task.pace.patience > 0))
         line.say(_banner(task, program, workdir, first))
         log = None

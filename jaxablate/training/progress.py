@@ -53,7 +53,7 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """Prints a line of its own."""
-        self._console.print(text, markup=False)
+        self._console.print(text)
 
     def validated(self, step: int, values: Mapping[str, float]) -> None:
         """Shows an evaluation: on a terminal until the next one, with its step; elsewhere on a line of its own."""

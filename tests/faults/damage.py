@@ -123,6 +123,18 @@ def _other_line(content: bytes, rng: random.Random) -> tuple[str, bytes]:
     return f"line {at + 1} {kind}", b"".join([*lines[:at], line + b"\n", *lines[at + 1 :]])
 
 
+def refusal(read: Callable[[], Any], *kinds: type[Exception]) -> str | None:
+    """Message of the error of these kinds that a call raises, one line; None where it raises none."""
+    try:
+        read()
+    except kinds as error:
+        message = str(error)
+    else:
+        return None
+    assert message and len(message.splitlines()) == 1, message
+    return message
+
+
 OTHERS: tuple[Any, ...] = (None, 5, -1, 0, 2.5, 1e308, -1e308, 10**30, True, "abc", "", "[/b]", [], [1, 2], [[]], {},
                            {"a": None})
 """Values that take the place of another one."""

@@ -23,6 +23,11 @@ JSON = (b"null", b"5", b'"abc"', b"[1, 2]", b"{}", b"[]", b"true", b"", b"{", b"
 """Contents of a file in the place of a JSON object that somebody expects."""
 
 
+def seen(text: str) -> str:
+    """What of a text must be seen on a terminal: all but white space, controls, and frames of tables."""
+    return "".join(c for c in text if not c.isspace() and c.isprintable() and c not in "│┃�")
+
+
 def folder_names() -> tuple[str, ...]:
     """`NAMES` that a working directory may have, which excludes those with a backslash."""
     return tuple(name for name in NAMES if "\\" not in name)
