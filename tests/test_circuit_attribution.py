@@ -185,7 +185,7 @@ def test_a_node_is_the_sum_of_its_units(stream, kind, steps):
 
 
 def test_units_are_derivatives_with_respect_to_their_gates():
-    """Of one token, taking a unit away to first order is the gate times minus the derivative with respect to it."""
+    """With one token, taking a unit away to first order is its gate times minus the derivative with respect to it."""
     config, params = model()
     gates = [jax.random.uniform(k, (2, 2, *shape)) for k, shape in
              zip(jax.random.split(jax.random.key(2)), ((2, 4), (12,)), strict=True)]
@@ -215,7 +215,7 @@ def test_divergence_is_refused_where_it_is_flat():
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_gradients_are_finite_with_padding_and_zeros(stream):
-    """Of a run from embeddings of zero, whose norms have no variance."""
+    """The run starts from embeddings of zero, whose norms have no variance."""
     assert np.isfinite(eap_ig(problem(stream, "kl", "zero"))).all()
     assert np.isfinite(mask_gradient(problem(stream, "kl", "zero"), masks=(1.0,))).all()
 

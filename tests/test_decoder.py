@@ -107,7 +107,7 @@ def test_open_gates_make_both_streams_equal_and_closed_ones_leave_biases():
 
 
 def test_global_runs_one_clean_pass():
-    """As many attention products as local ablation has: one pass of each stream, not two clean ones."""
+    """It makes as many attention products as local ablation has: one pass of each stream, not two clean ones."""
 
     def attentions(ablation):
         model, params, tokens = _made(ablation)

@@ -63,6 +63,8 @@ class Inputs:
 
     def take(self, rows: np.ndarray) -> "Inputs":
         """The prompts ``rows`` [m] int."""
+        if np.array_equal(rows, np.arange(len(self.tokens))):  # then nothing is copied, or compiled
+            return self
         return jax.tree.map(lambda x: x[rows], self)
 
 
@@ -211,11 +213,12 @@ class SelfAblatingDecoder:
         return jnp.einsum("n...h,nhd->...d", channels, weights["attention"]["out"]["kernel"]) + self.bias(weights)
 
     def neurons(self, weights: Params, x: jax.Array) -> jax.Array:
-        normed = self._norm(weights["ln_2"], x)
-        return self._mlp(weights, normed, lambda mlp, x: mlp.activation(mlp.up(x)))
+        up = weights["mlp"]["up"]
+        return Mlp.activation(self._norm(weights["ln_2"], x) @ up["kernel"] + up["bias"])
 
     def write_neurons(self, weights: Params, neurons: jax.Array) -> jax.Array:
-        return self._mlp(weights, neurons, lambda mlp, x: mlp.down(x))
+        down = weights["mlp"]["down"]
+        return neurons @ down["kernel"] + down["bias"]
 
     def final_norm(self, params: Params, x: jax.Array) -> jax.Array:
         return self._norm(params["ln_f"], x)
@@ -230,9 +233,6 @@ class SelfAblatingDecoder:
 
     def _norm(self, weights: Params, x: jax.Array) -> jax.Array:
         return layer_norm(x, weights["scale"], weights["bias"], self.config.layer_norm_eps)
-
-    def _mlp(self, weights: Params, x: jax.Array, method: Callable[[Mlp, jax.Array], jax.Array]) -> jax.Array:
-        return Mlp(self.config).apply({"params": weights["mlp"]}, x, method=method)  # pyright: ignore[reportReturnType]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -306,7 +306,7 @@ class Block:
 
     def take(self, index: int | jax.Array) -> "Block":
         """One of stacked blocks."""
-        return jax.tree.map(lambda x: x[index], self)
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), self)
 
 
 def blocks(decoder: Decoder, params: Params, inputs: Inputs) -> list[Block]:

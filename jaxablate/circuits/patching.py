@@ -103,25 +103,26 @@ def ordinary_run(decoder: Decoder, params: Params, inputs: Inputs, start: jax.Ar
     return Activations(tuple(streams), tuple(ports), tuple(channels), tuple(neurons), final)
 
 
-Read = Callable[[int, jax.Array, jax.Array], jax.Array]
-"""(layer of the graph, residual stream [n, T, D] that enters it, sources [s, n, T, D] written so far) -> what its
-destinations read: [3, N, n, T, D] by the ports of a block's heads, [n, T, D] by an MLP and by the end."""
+Read = Callable[[int, jax.Array, Sequence[jax.Array]], jax.Array]
+"""(layer of the graph, residual stream [n, T, D] that enters it, sources written so far, some [s, n, T, D] a layer) ->
+what its destinations read: [3, N, n, T, D] by the ports of a block's heads, [n, T, D] by an MLP and by the end."""
 
 
 def _by_source(decoder: Decoder, params: Params, inputs: Inputs, read: Read) -> Run:
     """A run in which every destination reads what ``read`` gives it, source by source."""
-    written = decoder.embed(params, inputs)[None]
-    streams = [written[0]]
+    written = [decoder.embed(params, inputs)[None]]
+    streams = [written[0][0]]
     for i, block in enumerate(blocks(decoder, params, inputs)):
-        normed = decoder.read(block.weights, read(2 * i, streams[-1], written))
-        heads = decoder.write(block.weights, block.channels(*(block.project(p, normed[p]) for p in range(3))))
+        ports = read(2 * i, streams[-1], written)
+        projected = (block.project(p, decoder.read(block.weights, ports[p])) for p in range(3))
+        heads = decoder.write(block.weights, block.channels(*projected))
         streams.append(streams[-1] + heads.sum(0) + decoder.bias(block.weights))
-        written = jnp.concatenate([written, heads])
+        written.append(heads)
         out = block.mlp(read(2 * i + 1, streams[-1], written))
         streams.append(streams[-1] + out)
-        written = jnp.concatenate([written, out[None]])
+        written.append(out[None])
     end = read(2 * decoder.graph.n_layers, streams[-1], written)
-    return Run(written, jnp.stack(streams), decoder.final_norm(params, end[:, -1]))
+    return Run(jnp.concatenate(written), jnp.stack(streams), decoder.final_norm(params, end[:, -1]))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -130,7 +131,7 @@ def source_run(decoder: Decoder, params: Params, inputs: Inputs) -> Run:
     """An ordinary run, source by source: to the last bit the patched run in which no edge is patched."""
     graph = decoder.graph
 
-    def read(layer: int, stream: jax.Array, _: jax.Array) -> jax.Array:
+    def read(layer: int, stream: jax.Array, _: Sequence[jax.Array]) -> jax.Array:
         of_heads = layer % 2 == 0 and layer < 2 * graph.n_layers
         return jnp.broadcast_to(stream, (3, graph.n_heads, *stream.shape)) if of_heads else stream
 
@@ -156,14 +157,15 @@ def patched_final(decoder: Decoder, params: Params, inputs: Inputs, patched: Flo
     """
     graph = decoder.graph
 
-    def read(layer: int, stream: jax.Array, written: jax.Array) -> jax.Array:
+    def read(layer: int, stream: jax.Array, written: Sequence[jax.Array]) -> jax.Array:
         if layer == 2 * graph.n_layers:
             mask = patched[graph.destinations[0].edges]
         elif layer % 2:
             mask = patched[graph.destination(f"MLP {layer // 2}").edges]
         else:
             mask = _attention_mask(graph, patched, layer // 2)
-        change = replacement[: written.shape[0]] - written
+        sources = jnp.concatenate(written)
+        change = replacement[: len(sources)] - sources
         x = stream + jnp.einsum("...s,sntd->...ntd", mask.astype(stream.dtype), change)
         return x if edits is None else x + edits[layer]
 

@@ -44,8 +44,11 @@ def _once(method: Callable[[Any], R]) -> functools.cached_property[R]:
 
     @functools.wraps(method)
     def concrete(self: Any) -> R:
-        with jax.ensure_compile_time_eval():
-            return method(self)
+        value = method(self)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+            with jax.ensure_compile_time_eval():  # compiles anew what was compiled outside of it
+                return method(self)
+        return value
 
     return functools.cached_property(concrete)
 
