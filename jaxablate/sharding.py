@@ -6,6 +6,7 @@ and ``tensor``; a training step gathers the ``fsdp`` part where it uses a parame
 the model itself only ever meets whole or tensor-split weights and every activation keeps its batch split.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxablate.config import MeshConfig
-from jaxablate.config.checks import require
+from jaxablate.config.checks import divisors, require
 from jaxablate.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
@@ -126,9 +127,28 @@ def fitting_parts(mesh: Mesh, rows: int, length: int) -> int:
     if mesh.devices.flat[0].platform != "cpu":
         return 1
     shares = batch_parts(mesh)
-    sharable = [n for n in range(1, rows + 1) if rows % n == 0 and (rows // n) % shares == 0]
+    sharable = [n for n in divisors(rows) if (rows // n) % shares == 0]
     fitting = [n for n in sharable if rows // n * length <= _CPU_PART_TOKENS * shares]
     return (fitting or sharable[-1:] or [1])[0]
+
+
+def require_room(needed: float, what: str, fix: str, device: Any = None) -> None:
+    """Refuses arrays that a device cannot hold, by default one of those here, in place of filling the machine.
+
+    A device without memory of its own has its part of the host's, which counts swapped-out pages as none.
+
+    Raises:
+      ConfigError: ``what`` needs more bytes than there are; the message says how to ``fix`` it.
+    """
+    device = device or jax.local_devices()[0]
+    own = (device.memory_stats() or {}).get("bytes_limit")
+    room = own or host_memory() // jax.local_device_count()
+    require(needed <= room, f"{what} need {needed / 1e9:,.1f} GB on a device that has {room / 1e9:,.1f} GB; {fix}")
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_batch(mesh: Mesh, rows: int, what: str = "train.batch_size") -> None:

@@ -143,7 +143,7 @@ def test_a_killed_search_goes_on_where_it_was(workdir, found, tmp_path, how, cap
     program = [sys.executable, "-c", KILLED.format(signal=how)]
     arguments = ["circuit", "--workdir", str(workdir), *ACDC, "--out", str(tmp_path / "out")]
     done = subprocess.run(program + arguments, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == {"SIGKILL": -signal.SIGKILL, "SIGTERM": 130}[how], done.stderr
+    assert done.returncode == {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143}[how], done.stderr
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["search.npz"]
     assert how == "SIGKILL" or done.stderr.strip().startswith("stopped")
     assert main(arguments) == 0
@@ -161,7 +161,7 @@ def test_an_interrupted_search_of_another_task_is_refused(workdir, tmp_path, cap
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
     (("--tau", "0"), "tau=0 must be a number above 0"),
-    (("--tau", "nan"), "tau=nan must be a number above 0"),
+    (("--tau", "nan"), "tau=nan must be a finite number"),
     (("--prompts", "0"), "prompts=0 must be at least 1"),
     (("--batch-size", "0"), "batch_size=0 must be at least 1"),
     (("--seed", "-1"), "seed=-1 must not be negative"),

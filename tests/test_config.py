@@ -50,6 +50,8 @@ def test_a_stored_run_says_its_task_and_one_without_is_a_language_models():
     assert run_from_dict(stored) == Config()
     with pytest.raises(ConfigError, match="task='regression' must be one of language, classification"):
         run_from_dict({"task": "regression"})
+    with pytest.raises(ConfigError, match=r"task=\['language'\] must be one of"):
+        run_from_dict({"task": ["language"]})
     with pytest.raises(ConfigError, match="Config is for task 'language', not 'classification'"):
         from_dict(Config, to_dict(ClassificationConfig()))
 
@@ -74,6 +76,8 @@ def test_differences_name_both_values_and_skip_what_is_ignored():
         ({"model": {"ablation": "locl"}}, "must be one of 'none', 'local', 'global', 'both'"),
         ({"model": 3}, "must be an object"),
         ({"model": {"k_neurons": "8"}}, "must be of type int or"),
+        ({"optimizer": {"learning_rate": 10**400}}, "OptimizerConfig.learning_rate must be at most 1.798e"),
+        ({"model": {"x" * 10_000: 1}}, "ModelConfig has no field 'x{79}; it has"),
     ],
 )
 def test_bad_stored_values(values, message):
@@ -92,6 +96,21 @@ def test_bad_stored_values(values, message):
         (lambda: ModelConfig(k_attention=(1, 2)), "2 entries for n_layers=8"),
         (lambda: ModelConfig(n_heads=7), "n_heads=7 must divide d_model=128; choose one of 1, 2, 4"),
         (lambda: ModelConfig(d_model=0), "d_model=0 must be positive"),
+        # Numbers that no array has: these took minutes to be refused, or overflowed when training began.
+        (lambda: ModelConfig(d_model=99_999_999_999), "d_model=99999999999 is out of range; choose -2,147,483,647.."),
+        (lambda: ModelConfig(d_model=2**31 - 1, n_heads=2), "d_mlp=8589934588, 4 times d_model, must be at most"),
+        (lambda: ModelConfig(d_model=2**31 - 1, d_mlp=8, n_heads=2), "choose one of 1, 2147483647"),
+        (lambda: ModelConfig(vocab_size=2**31), "vocab_size=2147483648 is out of range"),
+        (lambda: ModelConfig(context_length=10**5000), "context_length=a number of 16,610 bits is out of range"),
+        (lambda: ModelConfig(n_layers=99_999_999), "n_layers=99999999 must be at most 1024"),
+        (lambda: ClassifierConfig(n_layers=4_294_967_296), "n_layers=4294967296 is out of range"),
+        (lambda: TrainConfig(batch_size=2**31), "batch_size=2147483648 is out of range"),
+        (lambda: TrainConfig(seed=10**23), r"seed=1000.* is out of range; choose -9,223,372,036,854,775,807\.\."),
+        (lambda: EpochTrainConfig(epochs=10**20), "epochs=100000000000000000000 is out of range"),
+        (lambda: SentimentDataConfig(min_count=2**31), "min_count=2147483648 is out of range"),
+        (lambda: OptimizerConfig(weight_decay=float("inf")), "weight_decay=inf must be a finite number"),
+        (lambda: ObjectiveConfig(regularizers=(("importance-2", float("inf")),)), "regularizers=inf must be a finite"),
+        (lambda: MeshConfig(fsdp=2**40), "fsdp=1099511627776 is out of range"),
         (lambda: ModelConfig(gate_eps=0), "gate_eps=0 must be positive"),
         (lambda: ModelConfig(attention_layers=()), "attention_layers is empty"),
         (lambda: TrainConfig(batch_size=6, accumulation_steps=4), "must divide batch_size=6"),

@@ -170,7 +170,7 @@ def test_a_signal_ends_it_after_the_round(stored, workdir, capsys, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(command._Rounds, "_refuse_nonfinite", signalled)
-        with pytest.raises(SystemExit, match="130"):
+        with pytest.raises(SystemExit, match="143"):
             sae(workdir, "--l1", 2, 0.5, "--seeds", 0, 1)
     assert "stopped at step 4 of 12; the same command goes on from there" in capsys.readouterr().err
     sae(workdir, "--l1", 2, 0.5, "--seeds", 0, 1)
@@ -258,6 +258,8 @@ def test_an_interrupted_job_goes_on_where_more_is_asked_for(tmp_path):
     (("--seeds", "-1"), "no seed may be negative"),
     (("--warmup", "2"), "warmup=2.0 must be a fraction in 0..1"),
     (("--steps", "0"), "steps=0 must be at least 1"),
+    (("--buffer-batches", "2000000000"), "and the activations of 2,000,000,000 steps need"),
+    (("--width", "2000000000"), "autoencoders of 32,000,000,000 latents and the activations of"),
     (("--architecture", "jumprelu"), "can be used but not trained"),
     (("--architecture", "topkk"), "did you mean 'topk'?"),
 ])
@@ -285,7 +287,7 @@ def test_a_loss_that_is_not_finite(workdir, capsys):
 
 def test_a_damaged_state_is_said(workdir, capsys, monkeypatch):
     monkeypatch.setattr(command._Rounds, "_rate", lambda self, step: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit, match="130"):
+    with pytest.raises(SystemExit, match="143"):
         sae(workdir)
     (path,) = (workdir / "autoencoders").rglob("state.safetensors")
     path.write_bytes(b"nothing")

@@ -44,7 +44,7 @@ SEARCH_FILE = "search.npz"
 """In the folder of the files while ACDC runs; an interrupted search goes on from it."""
 SHARE = 0.05
 """Share of all edges in a circuit made from scores where no size is asked for."""
-PROMPTS = 64
+PROMPTS, MOST_PROMPTS = 64, 100_000
 _NO_PROGRESS = contextlib.nullcontext(lambda done, total, evaluated: None)
 _ANOTHER_OUT = "choose another --out"
 
@@ -84,6 +84,8 @@ class CircuitSettings(base.RunSettings):
         super().__post_init__()
         base.require_at_least(self, 1, "prompts", "edges")
         base.require_at_least(self, 0, "order_seed")
+        if self.prompts > MOST_PROMPTS:
+            raise ConfigError(f"prompts={self.prompts} must be at most {MOST_PROMPTS:,}: all are held in memory")
         if self.tau is not None and not 0 < self.tau < math.inf:
             raise ConfigError(f"tau={self.tau:g} must be a number above 0 (nats of KL that cutting an edge may cost); "
                               f"the papers take {TAU}")

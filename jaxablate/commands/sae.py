@@ -49,6 +49,7 @@ from jaxablate.reports.panels import Grid
 from jaxablate.reports.results import Results
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.run import Run, require_language_model
+from jaxablate.sharding import require_room
 from jaxablate.terminal import text_column
 from jaxablate.types import Params
 
@@ -219,7 +220,8 @@ def autoencoders(settings: SaeSettings, console: Console) -> tuple[list[Path], R
       CheckpointError: the run cannot be read.
       FileError: a file cannot be written, or another process trains the same.
       TrainingError: a loss was not finite.
-      SystemExit: with code 130, a signal stopped the training, which the same call goes on with.
+      SystemExit: with code 130 (Ctrl-C) or 143 (SIGTERM), a signal stopped the training, which the same call goes on
+        with.
     """
     config = require_language_model(settings.workdir, "autoencoders are trained on")
     for name in settings.sites:
@@ -228,6 +230,8 @@ def autoencoders(settings: SaeSettings, console: Console) -> tuple[list[Path], R
     origin = {"model": features.fingerprint(run.params), "model_step": run.step,
               "data": run.splits["train"].data_hash, "control": settings.control, "control_seed": settings.seed}
     jobs = plan(settings, config.model, config.train.sequence_length, origin)
+    for job in jobs:
+        _check_room(job)
     folder, trained = settings.workdir / FOLDER, []
     for asked in jobs:
         # One that was interrupted goes on as it was, also where others were asked for beside it then.
@@ -271,6 +275,16 @@ class _About(TypedDict):
     """Fields of a job's record that are read again; it has more."""
 
     autoencoders: list[str]
+
+
+def _check_room(job: Job) -> None:
+    """Raises ConfigError where a device cannot hold the weights, what Adam keeps of them, and the buffer."""
+    config, settings = job.config, job.settings
+    weights = 4 * 2 * config.d_in * config.d_sae * len(job.runs)  # its gradient and two moments are as large
+    buffer = 4 * config.d_in * settings.buffer_batches * settings.batch_tokens * len(sites_of(job.runs))
+    require_room(4 * weights + buffer, f"{len(job.runs)} autoencoders of {config.d_sae:,} latents and the activations "
+                 f"of {settings.buffer_batches:,} steps", "choose a smaller --width, --buffer-batches or "
+                 "--tokens-per-step, or fewer at once")
 
 
 def _interrupted(folder: Path, asked: Job) -> Iterator[Job]:
@@ -332,7 +346,7 @@ def _train_job(job: Job, run: Run, settings: SaeSettings, folder: Path, console:
                 rounds.save(result.state)
                 print(f"stopped at step {int(result.state.step):,} of {job.settings.steps:,}; the same command goes "
                       "on from there", file=sys.stderr)
-                raise SystemExit(130)
+                raise SystemExit(143 if interruption.name == "SIGTERM" else 130)
         for warning in warned:
             base.say(console, f"warning: {warning.message}")
         moments = source[1] if job.origin["control"] == "gaussian" else None

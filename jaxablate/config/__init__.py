@@ -49,5 +49,5 @@ def run_from_dict(values: Mapping[str, Any]) -> RunConfig:
     """
     task = values.get("task", Config.task)
     if not isinstance(task, str) or task not in _TASKS:
-        raise ConfigError(f"task={task!r} must be one of {', '.join(_TASKS)}")
+        raise ConfigError(f"task={task!r:.80} must be one of {', '.join(_TASKS)}")
     return from_dict(_TASKS[task], values)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from jaxablate.config.checks import incidental, require, require_positive
+from jaxablate.config.checks import incidental, require, require_numbers, require_positive
 from jaxablate.config.gated import GatedModelConfig
 from jaxablate.config.run import MeshConfig, OptimizerConfig, RegularizedObjective
 
@@ -102,6 +102,7 @@ class SentimentDataConfig:
     """Decides which reviews of imdb's training half, or training phrases of GLUE's sst2, are the development split."""
 
     def __post_init__(self):
+        require_numbers(self)
         require_positive(self, "min_count")
 
 
@@ -128,6 +129,7 @@ class EpochTrainConfig:
     """Also log to this Weights & Biases project (extra ``wandb``)."""
 
     def __post_init__(self):
+        require_numbers(self)
         require_positive(self, "epochs", "batch_size", "log_every", "keep_last")
         require(self.patience >= 0, f"patience={self.patience} must not be negative")
         require(self.bucket_multiple >= 0, f"bucket_multiple={self.bucket_multiple} must not be negative")

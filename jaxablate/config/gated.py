@@ -3,10 +3,13 @@
 import dataclasses
 from typing import Literal
 
-from jaxablate.config.checks import require, require_positive
+from jaxablate.config.checks import LARGEST, divisors, require, require_numbers, require_positive
+from jaxablate.errors import ConfigError
 
 UnitKind = Literal["attention", "neurons"]
 """Kinds of gated units: channels of the concatenated attention heads, neurons of the MLP."""
+MOST_LAYERS = 1024
+"""Layers of a model, at most: each is traced and compiled by itself, which takes the time of as many programs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class GatedModelConfig:
     """Type of the matrix products' inputs; gates, softmax, norms and losses are at least float32."""
 
     def __post_init__(self):
+        require_numbers(self)
         if self.gate not in ("hard", "soft"):  # names of other packages: only now is the registry needed, and JAX
             from jaxablate.gating import GATES
 
@@ -49,11 +53,12 @@ class GatedModelConfig:
         require_positive(self, "d_model", "n_layers", "n_heads", "layer_norm_eps", "temperature_attention",
                          "temperature_neurons", "gate_eps")
         require(self.d_mlp is None or self.d_mlp > 1, f"d_mlp={self.d_mlp} must be at least 2")
-        divisors = ", ".join(str(n) for n in range(1, self.d_model + 1) if self.d_model % n == 0)
-        require(
-            self.d_model % self.n_heads == 0,
-            f"n_heads={self.n_heads} must divide d_model={self.d_model}; choose one of {divisors}",
-        )
+        require(self.n_layers <= MOST_LAYERS, f"n_layers={self.n_layers} must be at most {MOST_LAYERS}")
+        require(self.mlp_width <= LARGEST, f"d_mlp={self.mlp_width}, 4 times d_model, must be at most {LARGEST:,}; "
+                "choose a smaller d_model, or give d_mlp")
+        if self.d_model % self.n_heads:
+            raise ConfigError(f"n_heads={self.n_heads} must divide d_model={self.d_model}; choose one of "
+                              f"{', '.join(map(str, divisors(self.d_model)))}")
         if self.gated:
             self._check_k("k_attention", self.d_model, "attention channels")
             self._check_k("k_neurons", self.mlp_width, "neurons")

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from jaxablate.config.checks import incidental, require, require_positive
+from jaxablate.config.checks import incidental, require, require_numbers, require_positive
 from jaxablate.config.gated import GatedModelConfig
 from jaxablate.config.run import MeshConfig, OptimizerConfig, RegularizedObjective
 
@@ -99,6 +99,7 @@ class DataConfig:
     embedded_seed: int = 0
 
     def __post_init__(self):
+        require_numbers(self)
         require_positive(self, "embedded_stories", "embedded_valid_stories")
         require(
             self.bpe_vocab_size >= 257,
@@ -135,8 +136,9 @@ class TrainConfig:
     """Also log to this Weights & Biases project (extra ``wandb``)."""
 
     def __post_init__(self):
+        require_numbers(self)
         require_positive(self, "steps", "batch_size", "sequence_length", "log_every", "eval_every",
-                  "eval_batches", "checkpoint_every", "keep_last")
+                         "eval_batches", "checkpoint_every", "keep_last")
         require(
             self.accumulation_steps >= 0 and self.batch_size % max(1, self.accumulation_steps) == 0,
             f"accumulation_steps={self.accumulation_steps} must divide batch_size={self.batch_size}, or be 0",

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from jaxablate.config.checks import require, require_positive
+from jaxablate.config.checks import require, require_numbers, require_positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class RegularizedObjective:
     def __post_init__(self):
         pairs = self.regularizers.items() if isinstance(self.regularizers, Mapping) else self.regularizers
         object.__setattr__(self, "regularizers", tuple((str(name), float(value)) for name, value in pairs))
+        require_numbers(self)
         names = [name for name, _ in self.regularizers]
         fields = {field.name for field in dataclasses.fields(self)}
         twice = [name for name in names if name in fields or names.count(name) > 1]
@@ -58,6 +59,7 @@ class OptimizerConfig:
     """Global gradient norm above which gradients are scaled down; None never clips."""
 
     def __post_init__(self):
+        require_numbers(self)
         require_positive(self, "learning_rate", "eps")
         require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must not be negative")
         for name in ("beta1", "beta2"):
@@ -80,5 +82,6 @@ class MeshConfig:
     """Parts of heads, neurons and vocabulary."""
 
     def __post_init__(self):
+        require_numbers(self)
         require(self.data == -1 or self.data > 0, f"mesh.data={self.data} must be positive, or -1 for the rest")
         require_positive(self, "fsdp", "tensor")

@@ -34,12 +34,12 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     for key, value in values.items():
         if key == "task" and hasattr(cls, "task"):
             task = config_class.task
-            require(value == task, f"{cls.__name__} is for task {task!r}, not {value!r}")
+            require(value == task, f"{cls.__name__} is for task {task!r}, not {value!r:.80}")
             continue
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(fields)}"
-            raise ConfigError(f"{cls.__name__} has no field {key!r}{hint}")
+            raise ConfigError(f"{cls.__name__} has no field {key!r:.80}{hint}")
         out[key] = _coerce(f"{cls.__name__}.{key}", hints[key], value)
     return cls(**out)
 
@@ -71,24 +71,24 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _coerce(name: str, hint: Any, value: Any) -> Any:
     """JSON value -> field value, checked against the field's type."""
     if dataclasses.is_dataclass(hint):
-        require(isinstance(value, Mapping), f"{name}={value!r} must be an object of settings")
+        require(isinstance(value, Mapping), f"{name}={value!r:.80} must be an object of settings")
         return from_dict(typing.cast(type, hint), value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        require(value in args, f"{name}={value!r} must be one of {', '.join(map(repr, args))}")
+        require(value in args, f"{name}={value!r:.80} must be one of {', '.join(map(repr, args))}")
         return value
     if origin in (types.UnionType, typing.Union):
         return _coerce_union(name, args, value)
     if origin is tuple:
-        require(isinstance(value, list | tuple), f"{name}={value!r} must be a list")
+        require(isinstance(value, list | tuple), f"{name}={value!r:.80} must be a list")
         kinds = (args[0],) * len(value) if args[-1] is Ellipsis else args
-        require(len(kinds) == len(value), f"{name}={value!r} must have {len(kinds)} entries")
+        require(len(kinds) == len(value), f"{name}={value!r:.80} must have {len(kinds)} entries")
         return tuple(_coerce(name, kind, v) for kind, v in zip(kinds, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         require(abs(value) <= sys.float_info.max, f"{name} must be at most {sys.float_info.max:.4g}")
         return float(value)
     ok = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    require(ok, f"{name}={value!r} must be of type {getattr(hint, '__name__', hint)}")
+    require(ok, f"{name}={value!r:.80} must be of type {getattr(hint, '__name__', hint)}")
     return value
 
 
@@ -103,4 +103,4 @@ def _coerce_union(name: str, args: tuple[Any, ...], value: Any) -> Any:
         except ConfigError:
             continue
     names = " or ".join(getattr(a, "__name__", str(a)) for a in args)
-    raise ConfigError(f"{name}={value!r} must be of type {names}")
+    raise ConfigError(f"{name}={value!r:.80} must be of type {names}")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +21,13 @@ from jaxablate.provenance import device_names
 from jaxablate.runs.checkpoint import Checkpoints
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.workdir import check_workdir, hold_workdir, record_run, require_x64
-from jaxablate.sharding import BATCH_AXES, batch_sharding, check_batch, make_mesh
+from jaxablate.sharding import BATCH_AXES, batch_sharding, check_batch, host_memory, make_mesh, require_room
 from jaxablate.terminal import PlainConsole
 from jaxablate.training.classification import classification_learner, classification_task
 from jaxablate.training.language import accumulation_steps, language_learner, language_task
 from jaxablate.training.metrics import MetricsLog, Recorder
 from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxablate.training.processes import unwinding
 from jaxablate.training.program import Program, TrainState, compile_program
 from jaxablate.training.progress import ProgressLine
 from jaxablate.training.task import EarlyStopping, Task
@@ -75,8 +77,11 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
     check_shares(config, mesh)
     _check_processes(mesh)
     check_workdir(workdir, config)
+    if isinstance(config, Config):  # how many parameters a classifier has, its data decides
+        check_memory(make_program(config, mesh, config.train.steps), config)
     task = open_task(config, mesh)
     program = make_program(task.config, mesh, task.pace.steps)
+    check_memory(program, config)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_workdir(workdir))
@@ -109,6 +114,7 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
         if jax.process_index() == 0:
             log = MetricsLog(workdir, config, first, progress.get("log"))
             stack.enter_context(files.closing(log.close))
+        stack.enter_context(unwinding())
         try:
             result = _run(task, program, state, batches, stopping, checkpoints, Recorder(task.pace, log, line), facts)
         except TrainingError as error:
@@ -156,6 +162,21 @@ def check_shares(config: RunConfig, mesh: Mesh) -> None:
         check_batch(mesh, rows, "train.batch_size over train.accumulation_steps")
     else:
         check_batch(mesh, config.train.batch_size)
+
+
+def check_memory(program: Program, config: RunConfig) -> None:
+    """Raises ConfigError where a device cannot hold the state and its gradient, or the host not a batch."""
+    state = program.abstract
+    arrays = jax.tree.leaves((state.params, state.params, state.opt_state))
+    needed = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
+    require_room(needed, f"{program.n_parameters:,} parameters, their gradient and the optimizer's state",
+                 "choose a smaller model (d_model, d_mlp, n_layers, vocab_size, context_length), or share it out by "
+                 "mesh.fsdp", program.mesh.local_devices[0])
+    rows, length = config.train.batch_size, (
+        config.train.sequence_length if isinstance(config, Config) else config.model.max_length)
+    batch, host = 12 * rows * length, host_memory()  # three arrays of four bytes: tokens, targets or labels, mask
+    require(batch <= host, f"train.batch_size={rows} with {length} tokens a row needs {batch / 1e9:,.1f} GB, this "
+            f"machine has {host / 1e9:,.1f} GB; choose a smaller one")
 
 
 def _run(task: Task, program: Program, state: TrainState, batches: TrainBatches, stopping: EarlyStopping,
