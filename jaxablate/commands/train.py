@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,9 +10,10 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from jaxablate import files
 from jaxablate.commands import base
-from jaxablate.config import ClassificationConfig, Config, RunConfig
-from jaxablate.errors import ConfigError, JaxablateError
+from jaxablate.config import ClassificationConfig, Config, RunConfig, run_from_dict, to_dict
+from jaxablate.errors import ConfigError, JaxablateError, Terminated
 
 DESCRIPTION = """Trains a self-ablating transformer or a SAFR text classifier, or continues a run that was stopped or
 killed.
@@ -32,10 +34,13 @@ class TrainSettings(base.Settings):
     """Train once with each of these seeds in place of train.seed, one after another, in DIR/seed-0, DIR/seed-1, ..."""
     distributed: bool = False
     """Several processes: call jax.distributed.initialize() first (SLURM, Open MPI, Kubernetes, Cloud TPU)."""
+    join_seconds: int = 60
+    """Seconds in which the other processes of --distributed must have started."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
 
     def __post_init__(self):
         super().__post_init__()
+        base.require_at_least(self, 1, "join_seconds")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"--seeds {' '.join(map(str, self.seeds))} has a seed twice; give each once")
 
@@ -55,7 +60,13 @@ class TrainSettings(base.Settings):
         if "float64" in (self.settings.model.param_dtype, self.settings.model.compute_dtype):
             jax.config.update("jax_enable_x64", True)
         if self.distributed:
-            _initialize_distributed()
+            from jaxablate.training import processes
+
+            processes.together(self._train, join_seconds=self.join_seconds)
+        else:
+            self._train()
+
+    def _train(self) -> None:
         from jaxablate.runs.workdir import check_workdir
         from jaxablate.training.loop import train
 
@@ -111,45 +122,42 @@ def load_config(path: str | Path) -> RunConfig:
     Raises:
       ConfigError: the file is missing, does not run, or has no such function.
     """
-    path = shipped_configs().get(str(path), Path(path))
+    shipped = shipped_configs()
+    if str(path) not in shipped:
+        files.check_path(path, "--config")
+    path = shipped.get(str(path), Path(path))
     if not path.is_file():
         raise ConfigError(f"--config {path} does not exist; give a Python file with get_config(), or one of "
-                          f"the shipped {', '.join(shipped_configs())}")
+                          f"the shipped {', '.join(shipped)}")
     spec = importlib.util.spec_from_file_location(f"jaxablate_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"--config {path} is no Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
     try:
+        module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.get_config()
-    except JaxablateError:
+        if not isinstance(config, RunConfig):
+            raise ConfigError(f"--config {path}: get_config() must return a jaxablate.config.Config or "
+                              f"ClassificationConfig, not a {type(config).__name__}")
+        run_from_dict(to_dict(config))  # Python lets any value into any field
+    except (JaxablateError, KeyboardInterrupt, Terminated):
         raise
-    except Exception as error:  # whatever the user's file raises is told in one line
-        raise ConfigError(f"--config {path} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(config, RunConfig):
-        raise ConfigError(
-            f"--config {path}: get_config() must return a jaxablate.config.Config or ClassificationConfig, not "
-            f"{config!r:.80}"
-        )
+    except BaseException as error:  # whatever the user's file raises is told in one line, SystemExit too
+        raise ConfigError(f"--config {path} failed: {_told(error)}") from None
     return config
 
 
-def _config_name(argv: Sequence[str]) -> str | None:
-    for index, argument in enumerate(argv):
-        if argument == "--config" and index + 1 < len(argv):
-            return argv[index + 1]
-        if argument.startswith("--config="):
-            return argument.removeprefix("--config=")
-    return None
-
-
-def _initialize_distributed() -> None:
-    import jax
-
+def _told(error: BaseException) -> str:
+    """Type and message of an error of somebody's code, whose own ``__str__`` may fail."""
     try:
-        jax.distributed.initialize()
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"--distributed could not join the other processes ({str(error).splitlines()[0]}); start them under SLURM, "
-            "Open MPI, Kubernetes or Cloud TPU, or leave --distributed out"
-        ) from error
+        return f"{type(error).__name__}: {error!s:.300}".removesuffix(": ")
+    except BaseException:
+        return type(error).__name__
+
+
+def _config_name(argv: Sequence[str]) -> str | None:
+    names = [value for flag, value in itertools.pairwise([*argv, ""]) if flag == "--config"]
+    names += [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
+    if len(names) > 1:
+        raise ConfigError(f"--config is given {len(names)} times; give it once")
+    return next(iter(names), None)
