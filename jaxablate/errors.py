@@ -4,8 +4,10 @@ Every one names *what* is wrong, the *value* met, the *limit* and the *fix*. The
 and exit with code 2 (`guarded`).
 """
 
+import atexit
 import contextlib
 import io
+import os
 import signal
 import sys
 import threading
@@ -50,7 +52,7 @@ def guarded(run: Callable[[], object]) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal does not know is no error
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _terminated():
+        with _stoppable():
             run()
     except JaxablateError as error:
         return _tell(f"error: {error}", 2)
@@ -59,35 +61,61 @@ def guarded(run: Callable[[], object]) -> int:
     except OSError as error:
         of = f"{error.filename}: " if error.filename is not None else ""
         return _tell(f"error: {of}{error.strerror or error}", 2)
-    except MemoryError as error:
-        reason = f" ({error})" if str(error) else ""
+    except (MemoryError, RuntimeError) as error:
+        # JAX has one class for all errors of the machine, and says of which kind one is.
+        if not isinstance(error, MemoryError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        reason = f" ({str(error).splitlines()[0]:.200})" if str(error) else ""
         return _tell(f"error: out of memory{reason}; use a machine with more, or less data at once", 2)
     except KeyboardInterrupt:
+        leave_quietly()
         return _tell("stopped by Ctrl-C", 130)
-    except _Terminated:
+    except Terminated:
+        leave_quietly()
         return _tell("stopped by SIGTERM", 143)
     return 0
 
 
-class _Terminated(BaseException):
-    """SIGTERM came."""
+class Terminated(BaseException):
+    """SIGTERM came while `guarded` runs a program's work, and nothing else took it."""
 
 
 @contextlib.contextmanager
-def _terminated() -> Iterator[None]:
-    """Raises `_Terminated` where SIGTERM comes and would end the process without a word."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+def _stoppable() -> Iterator[None]:
+    """Raises `Terminated` where SIGTERM comes and would end the process without a word.
+
+    Neither that nor KeyboardInterrupt is lost where it is raised in what Python calls and whose errors it only prints,
+    such as a callback of the garbage collector: the signal is sent again.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(_number: int, _frame: object) -> None:
-        raise _Terminated
+        raise Terminated
 
-    signal.signal(signal.SIGTERM, stop)
+    def unraisable(what: "sys.UnraisableHookArgs") -> None:
+        if isinstance(what.exc_value, KeyboardInterrupt | Terminated):
+            number = signal.SIGINT if isinstance(what.exc_value, KeyboardInterrupt) else signal.SIGTERM
+            threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
+        else:
+            hook(what)
+
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    takes = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if takes:
+        signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = hook
+        if takes:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def leave_quietly() -> None:
+    """Lets another Ctrl-C end the process without a traceback while the interpreter is ending."""
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
 
 
 def _tell(line: str, code: int) -> int:

@@ -1,7 +1,9 @@
 """What a program makes of an error: one line and an exit code."""
 
+import gc
 import os
 import signal
+import time
 
 import pytest
 
@@ -32,6 +34,27 @@ def test_sigterm_is_one_line_and_what_took_it_before_takes_it_again(capsys):
     assert guarded(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 143
     assert capsys.readouterr().err == "stopped by SIGTERM\n"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_comes_while_garbage_is_collected_is_not_lost(capsys, number, code):
+    """Python prints what is raised there, and goes on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def collected(phase, info):
+        gc.callbacks.remove(collected)
+        os.kill(os.getpid(), number)
+
+    def run():
+        gc.callbacks.append(collected)
+        gc.collect()
+        time.sleep(20)
+
+    try:
+        assert guarded(run) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err.startswith("stopped by ")
 
 
 def test_a_fault_of_the_program_is_not_hidden():

@@ -4,7 +4,6 @@ import abc
 import contextlib
 import dataclasses
 import io
-import signal
 import sys
 import typing
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,8 @@ import tyro
 from rich.console import Console
 
 from jaxablate import files
-from jaxablate.errors import ConfigError
+from jaxablate.config.checks import LARGEST, require_numbers
+from jaxablate.errors import ConfigError, Terminated, leave_quietly
 from jaxablate.terminal import printable
 
 S = TypeVar("S")
@@ -27,10 +27,11 @@ class Settings(abc.ABC):
 
     Raises:
       ConfigError: a value is of the wrong type for a path, or no path that a file can have (`files.check_path`), or a
-        text is not Unicode.
+        number is beyond what arrays hold (`config.checks.require_numbers`), or a text is not Unicode.
     """
 
     def __post_init__(self):
+        require_numbers(self)
         for name, value in vars(self).items():
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, str) and part != part.encode(errors="replace").decode():
@@ -67,8 +68,9 @@ class RunSettings(Settings):
         super().__post_init__()
         require_at_least(self, 1, "batch_size")
         require_at_least(self, 0, "seed")
-        if self.checkpoint not in ("auto", "newest", "last", "best") and not self.checkpoint.isdecimal():
-            raise ConfigError(f"checkpoint={self.checkpoint!r} must be auto, newest, best or a step")
+        is_step = self.checkpoint.isdecimal() and len(self.checkpoint) <= len(str(LARGEST))
+        if self.checkpoint not in ("auto", "newest", "last", "best") and not is_step:
+            raise ConfigError(f"checkpoint={self.checkpoint!r:.80} must be auto, newest, best or a step")
 
     def open(self) -> Any:
         """The checkpoint as a `jaxablate.runs.run.Run`."""
@@ -130,12 +132,10 @@ def say_paths(console: Console, paths: Sequence[Any]) -> None:
 
 @contextlib.contextmanager
 def terminable(line: str) -> Iterator[None]:
-    """Ends the program with exit code 130 and a line where Ctrl-C or SIGTERM stops the block."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Ends the program with a line where Ctrl-C (exit code 130) or SIGTERM (143) stops the block."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
+        leave_quietly()
         print(printable(line), file=sys.stderr)
-        raise SystemExit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else 143) from None

@@ -8,10 +8,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from jaxablate import files
 from jaxablate.commands import base
 from jaxablate.errors import CheckpointError
-from jaxablate.files import check_path
-from jaxablate.reports import results as files
+from jaxablate.reports import results
 from jaxablate.reports.compare import ScoredRun, compare, terminal_view, write
 
 
@@ -31,7 +31,7 @@ class CompareSettings(base.Settings):
     def __post_init__(self):
         super().__post_init__()
         if self.out is not None:
-            check_path(self.out, "out")
+            files.check_path(self.out, "out")
 
     def run(self, console: Console) -> None:
         """Joins the runs, prints the table and writes it."""
@@ -54,18 +54,18 @@ def read_runs(paths: tuple[Path, ...], allow_missing: bool, console: Console) ->
     for path in dict.fromkeys(Path(p) for p in paths):
         if not path.exists():
             raise CheckpointError(f"{path} does not exist; give working directories of training runs")
-        scored = (path / files.FILE_NAME).exists()
+        scored = (path / results.FILE_NAME).exists()
         if not scored and not (path / "config.json").exists():
             base.say(console, f"{path} is no working directory and is passed over")
         elif not scored:
             missing.append(path)
         else:
-            runs.append(ScoredRun(name=str(path), results=files.read(path)))
+            runs.append(ScoredRun(name=str(path), results=results.read(path)))
     for path in missing if allow_missing else ():
         console.print(f"{path} is not scored and left out", style="yellow", highlight=False)
     if missing and not allow_missing:
         commands = "; ".join(f"jaxablate score --workdir {path}" for path in missing)
-        raise CheckpointError(f"no {files.FILE_NAME} in {', '.join(map(str, missing))}; run: {commands}")
+        raise CheckpointError(f"no {results.FILE_NAME} in {', '.join(map(str, missing))}; run: {commands}")
     if not runs:
         raise CheckpointError("no scored run to compare; score one first: jaxablate score --workdir DIR")
     return runs

@@ -1,12 +1,10 @@
 """The program ``jaxablate``: its commands by name, each imported when it is called."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
-from jaxablate.errors import guarded
-from jaxablate.terminal import PlainConsole
+from jaxablate.errors import ConfigError, guarded
 
 COMMANDS = {
     "train": "train a model, or continue a run that was stopped or killed",
@@ -25,27 +23,33 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate") -> int:
     """Runs a command, by default this process's. The exit code is that of `jaxablate.errors.guarded`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else "--help"
-    if name in ("-h", "--help"):
-        print(_usage(prog))
-        return 0
-    if name == "--version":
-        from jaxablate import __version__
-
-        print(f"jaxablate {__version__}")
-        return 0
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        print(f"error: unknown command {name!r}; {hint}There are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
 
     def run() -> None:
-        console = PlainConsole(width=None if sys.stdout.isatty() else 140)
-        # Importing a command reads registries, and with them parts of other packages.
-        command = importlib.import_module(f"jaxablate.commands.{name}")
-        command.parse(argv[1:], prog=f"{prog} {name}").run(console)
+        if name in ("-h", "--help"):
+            print(_usage(prog))
+        elif name == "--version":
+            from jaxablate import __version__
+
+            print(f"jaxablate {__version__}")
+        else:
+            _run(name, argv[1:], prog)
 
     return guarded(run)
+
+
+def _run(name: str, argv: Sequence[str], prog: str) -> None:
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"unknown command {name!r:.80}; {hint}There are {', '.join(COMMANDS)}")
+    # Imports take long enough to be interrupted. Those of a command also read registries, and with them parts of other
+    # packages.
+    from jaxablate.terminal import PlainConsole
+
+    console = PlainConsole(width=None if sys.stdout.isatty() else 140)
+    importlib.import_module(f"jaxablate.commands.{name}").parse(argv, prog=f"{prog} {name}").run(console)
 
 
 def _usage(prog: str) -> str:
