@@ -8,6 +8,7 @@ import contextlib
 import errno
 import glob
 import hashlib
+import io
 import json
 import logging
 import math
@@ -25,6 +26,9 @@ import msgspec
 from jaxablate.errors import ConfigError, FileError
 
 StrPath = str | os.PathLike[str]
+
+LONGEST_WAIT_S = 6 * 3600
+"""How long one process waits for what another builds, longer than the largest download and its tokens take."""
 
 logger = logging.getLogger(__name__)
 
@@ -147,10 +151,10 @@ def lock(path: StrPath, *, busy: str | None = None, waiting: Callable[[], None] 
 
     The lock is the operating system's. Where a network file system has no locks, the error says so. The lock's file
     stays, and its folder is made. Where another process holds it, ``busy`` is said; without that ``waiting`` is called
-    once and the other awaited.
+    once and the other awaited, for `LONGEST_WAIT_S` at most.
 
     Raises:
-      FileError: another process holds it and ``busy`` is given, or the folder cannot be written.
+      FileError: another process holds it and ``busy`` is given, or holds it too long, or the folder cannot be written.
     """
     import filelock
 
@@ -158,13 +162,19 @@ def lock(path: StrPath, *, busy: str | None = None, waiting: Callable[[], None] 
     held = filelock.FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # In a folder such as /proc no file can be made and the system says that none is there, at which filelock would
+        # try again for ever.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o644))
         try:
             held.acquire(timeout=0)
         except filelock.Timeout as error:
             if busy is not None:
                 raise FileError(busy) from error
             waiting()
-            held.acquire()
+            held.acquire(timeout=LONGEST_WAIT_S)
+    except filelock.Timeout as error:
+        raise FileError(f"waited {LONGEST_WAIT_S / 3600:g} hours for another process that holds {path}; end it, or "
+                        f"{otherwise}") from error
     except OSError as error:
         raise write_error(path, error, otherwise) from error
     try:
@@ -216,9 +226,8 @@ def read_json(path: StrPath, kind: type[T] = dict, *, what: str, fix: str, forma
         content = read_bytes(path, most=LARGEST_JSON + 1)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise FileError(f"{path} cannot be read as {what} ({reason}); {fix}") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be read as {what} ({error.strerror or error}); {fix}") from error
     if format is None and versions is None:
         return parse_json(content, kind, what=what, fix=fix, where=str(path))
     values = parse_json(content, what=what, fix=fix, where=str(path))
@@ -289,7 +298,7 @@ def read_npz(path: StrPath) -> dict[str, Any]:
     """
     import zipfile
 
-    with _foreign(path, ".npz file of plain arrays"), _opened(path) as file, zipfile.ZipFile(file) as archive:
+    with _foreign(path, ".npz file of plain arrays"), open_file(path) as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         unfolded, limit = sum(m.file_size for m in members), max(MOST_UNFOLDED, 32 * os.fstat(file.fileno()).st_size)
         if unfolded > limit:
@@ -322,7 +331,7 @@ def read_safetensors(path: StrPath) -> tuple[dict[str, Any], dict[str, str]]:
     """
     import safetensors
 
-    with (_foreign(path, ".safetensors file"), _opened(path),
+    with (_foreign(path, ".safetensors file"), open_file(path),
           safetensors.safe_open(path, framework="numpy") as stored):
         names = list(stored.keys())
         kinds = {name: str(stored.get_slice(name).get_dtype()) for name in names}
@@ -353,13 +362,20 @@ def read_bytes(path: StrPath, *, most: int) -> bytes:
     Raises:
       OSError: it cannot be read.
     """
-    with _opened(path) as file:
+    with open_file(path) as file:
         return file.read(most)
 
 
-def _opened(path: StrPath) -> BinaryIO:
-    """A file to read; a folder, a named pipe, which would be waited for, and a device, which has no end, are none."""
-    mode = os.stat(path).st_mode
+def open_file(path: StrPath) -> io.BufferedReader:
+    """Opens a file to read.
+
+    Raises:
+      OSError: it cannot be opened, like a folder, or is a named pipe, which would be waited for, or an endless device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a NUL in the path
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(path))
     return open(path, "rb")

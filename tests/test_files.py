@@ -102,6 +102,15 @@ with files.lock(sys.argv[1]):
 """
 
 
+def test_who_waits_for_a_lock_does_not_wait_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LONGEST_WAIT_S", 0.1)
+    waited = []
+    with files.lock(tmp_path / "lock"), pytest.raises(FileError, match="waited .* hours for another process"), \
+            files.lock(tmp_path / "lock", waiting=lambda: waited.append(True)):
+        pass
+    assert waited == [True]
+
+
 def test_a_lock_keeps_others_out_and_ends_with_a_killed_process(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "lock")], **pipes) as other:
