@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import tarfile
 import time
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 from helpers.external import real_data
 
+from jaxablate.data.sentiment import imdb
 from jaxablate.data.sentiment.imdb import read_imdb
-from jaxablate.errors import DataError
+from jaxablate.errors import ConfigError, DataError
 
 FOLDERS = [f"{half}/{polarity}" for half in ("train", "test") for polarity in ("neg", "pos")]
 
@@ -224,6 +226,98 @@ def test_a_header_damaged_before_packing_is_refused(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(plain[:header] + b"\xff" * 100 + plain[header + 100 :]))
     with pytest.raises(DataError, match="is damaged"):
         read_imdb(tmp_path / "a.tar.gz")
+
+
+def header(name, size, kind=tarfile.REGTYPE):
+    """A member's header, whatever size it claims."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def padded(content):
+    return content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def pax(record):
+    return header("pax", len(record), tarfile.XHDTYPE) + padded(record)
+
+
+REVIEW = header("aclImdb/train/pos/99_9.txt", 4) + padded(b"good")
+HOSTILE = {
+    "a giant member that is not read": (header("aclImdb/README", 1 << 60), "it ends within a member"),
+    "a giant extended header": (header("pax", 1 << 60, tarfile.XHDTYPE), "it ends within a member"),
+    "a giant long name": (header("././@LongLink", 1 << 60, tarfile.GNUTYPE_LONGNAME), "it ends within a member"),
+    "a giant folder": (header("aclImdb/train", 1 << 60, tarfile.DIRTYPE), None),
+    "a negative size": (header("aclImdb/README", -512), "size is negative"),
+    "a giant review": (header("aclImdb/train/pos/99_9.txt", 200 << 20), "a review has at most 1048576"),
+    "a record of 20 digits": (pax(b"99999999999999999999 path=x\n") + REVIEW, None),
+    "a record of a sparse map": (pax(b"27 GNU.sparse.map=1,2,3,x\n" + b"22 GNU.sparse.major=0\n") + REVIEW, None),
+    "a record of many digits": (pax(b"1" * 120_000) + REVIEW, None),
+    "a sparse file": (header("aclImdb/train/pos/99_9.txt", 512, tarfile.GNUTYPE_SPARSE) + bytes(512), "is unsafe"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_archive_ends_soon_with_the_reviews_or_one_error(tmp_path, kind):
+    """Sizes that nothing has, seeks that never end, quadratic reading, errors of tarfile's own; all of about 1 KB."""
+    head, message = HOSTILE[kind]
+    whole = b"".join(header(f"aclImdb/{name}", len(text.encode())) + padded(text.encode())
+                     for name, text in reviews().items())
+    path, start = tmp_path / "a.tar.gz", time.process_time()
+    path.write_bytes(gzip.compress(head + whole + bytes(1024), compresslevel=1))
+    if message is None:
+        assert sum(map(len, read_imdb(path).values())) == 40 + (REVIEW in head)
+    else:
+        with pytest.raises(DataError, match=message) as error:
+            read_imdb(path)
+        assert "\n" not in str(error.value)
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["archive", "folder"])
+def test_reviews_have_a_limit_each_and_together(tmp_path, monkeypatch, packed):
+    path = pack(tmp_path / "a.tar.gz", reviews()) if packed else unpack(tmp_path, reviews())
+    size = sum(len(text.encode()) for text in reviews().values())
+    monkeypatch.setattr(imdb, "_LARGEST_SET", size)
+    read_imdb(path)
+    monkeypatch.setattr(imdb, "_LARGEST_SET", size - 1)
+    with pytest.raises(DataError, match=f"has over {size - 1} bytes of reviews"):
+        read_imdb(path)
+    monkeypatch.setattr(imdb, "_LONGEST_REVIEW", 20)
+    with pytest.raises(DataError, match=r"1?\d_[29].txt has (over|\d+ bytes)"):
+        read_imdb(path)
+
+
+def test_an_archive_of_endless_members_is_refused(archive, monkeypatch):
+    """A megabyte can hold two million empty ones."""
+    monkeypatch.setattr(imdb, "_MOST_MEMBERS", 40)
+    with pytest.raises(DataError, match="it has over 40 members"):
+        read_imdb(archive)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["archive", "folder"])
+def test_files_that_a_file_manager_leaves_are_passed_over(archive, tmp_path, packed):
+    hidden = {"train/pos/.DS_Store": "\0Bud1", "train/pos/._1_9.txt": "\0\5", "test/neg/.hidden": ""}
+    path = pack(tmp_path / "a.tar.gz", reviews() | hidden) if packed else unpack(tmp_path, reviews() | hidden)
+    assert contents(read_imdb(path)) == contents(read_imdb(archive))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_review(archive, tmp_path):
+    marked = {name: "\ufeff" + text for name, text in reviews().items()}
+    assert contents(read_imdb(unpack(tmp_path, marked))) == contents(read_imdb(archive))
+
+
+def test_a_pipe_or_device_among_the_reviews_is_refused(tmp_path):
+    unpack(tmp_path, reviews())
+    os.symlink("/dev/zero", tmp_path / "aclImdb" / "train" / "pos" / "77_9.txt")
+    with pytest.raises(DataError, match=r"77_9.txt cannot be read \(it is a pipe or a device, not a file\)"):
+        read_imdb(tmp_path)
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    with pytest.raises(DataError, match="not a file"):
+        read_imdb(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="shorten it"):
+        read_imdb(tmp_path / ("x" * 300))
 
 
 def test_progress_is_reported(tmp_path):

@@ -108,6 +108,48 @@ def test_a_download_that_is_no_archive_of_trees_is_refused(tmp_path):
         download_trees(tmp_path / "html", url=(tmp_path / "served.zip").as_uri())
 
 
+def _field(central, local, value):
+    """A change of a number of two bytes in the first file's headers of a zip archive."""
+    def change(content):
+        for signature, at in ((b"PK\1\2", central), (b"PK\3\4", local)):
+            start = content.index(signature) + at
+            content = content[:start] + value + content[start + 2 :]
+        return content
+    return change
+
+
+BAD_ZIPS = {
+    "encrypted": _field(8, 6, b"\1\0"),
+    "an unknown compression": _field(10, 8, b"\x63\0"),
+    "another compression": _field(10, 8, b"\x0e\0"),
+    "damaged data": lambda content: content[:50] + b"\xff" * 20 + content[70:],
+    "half": lambda content: content[: len(content) // 2],
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ZIPS)
+def test_a_damaged_zip_is_one_error_whatever_the_library_makes_of_it(tmp_path, kind):
+    with zipfile.ZipFile(tmp_path / "served.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, text in TREES.items():
+            packed.writestr(f"trees/{name}", text * 9)
+    (tmp_path / "served.zip").write_bytes(BAD_ZIPS[kind]((tmp_path / "served.zip").read_bytes()))
+    with pytest.raises(DataError, match="is no archive of the trees") as error:
+        download_trees(tmp_path / "cache", url=(tmp_path / "served.zip").as_uri())
+    assert "\n" not in str(error.value)
+
+
+def test_texts_encoded_in_parts_are_the_same(monkeypatch):
+    """So that the ids of many texts, which are larger as Python's numbers, are never there all at once."""
+    from jaxablate.data.sentiment import prepare as module
+
+    split, tokenizer = LabelledTexts.from_pairs("mine", [("a b", 0), ("b", 1), ("c a a", 1)]), WordTokenizer("ab")
+    whole = EncodedTexts.encode(split, tokenizer)
+    monkeypatch.setattr(module, "_ENCODE_CHARACTERS", 1)
+    parts = EncodedTexts.encode(split, tokenizer)
+    assert parts.data_hash == whole.data_hash
+    assert parts.tokens.tolist() == whole.tokens.tolist() == [2, 3, 3, 1, 2, 2]
+
+
 def test_a_huge_file_of_the_zip_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(sst, "_LARGEST_TREE_FILE", 20)
     url = zipped(tmp_path / "served.zip", {f"trees/{name}": text for name, text in TREES.items()})
@@ -139,6 +181,15 @@ def test_reviews_are_downloaded_whole_and_stay_packed(tmp_path):
     assert (path.name, path.read_bytes()) == ("aclImdb_v1.tar.gz", b"archive")
     (tmp_path / "served").unlink()
     assert download_imdb(tmp_path / "cache", url=(tmp_path / "served").as_uri()) == path
+
+
+@pytest.mark.parametrize("length", ["many", "-4", "1" * 5000, ""])
+def test_a_length_that_is_no_number_is_no_length(tmp_path, monkeypatch, length):
+    class Answer(io.BytesIO):
+        headers = types.MappingProxyType({"Content-Length": length})
+
+    monkeypatch.setattr(download, "_open", lambda address: Answer(b"whole"))
+    assert download_imdb(tmp_path).read_bytes() == b"whole"
 
 
 def test_half_a_download_leaves_nothing(tmp_path, monkeypatch):

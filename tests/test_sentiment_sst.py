@@ -1,5 +1,8 @@
 """SST-2 in its two layouts: what is read, and what is refused and how."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 from helpers.external import real_data
@@ -7,7 +10,7 @@ from helpers.external import real_data
 from jaxablate.config import SentimentDataConfig
 from jaxablate.data.sentiment.prepare import prepare
 from jaxablate.data.sentiment.sst import GLUE_DEV, parse_tree, read_sst2
-from jaxablate.errors import DataError
+from jaxablate.errors import ConfigError, DataError
 
 GOOD, BAD, NEUTRAL = "(3 (2 It) (4 (3 works) (2 .)))", "(0 (2 It) (1 fails))", "(2 (2 It) (2 is))"
 
@@ -60,6 +63,43 @@ def test_a_malformed_tree_is_refused_with_its_line(line, tmp_path):
     with pytest.raises(DataError, match="no tree") as error:
         read_sst2(folder)
     assert f"{folder / 'dev.txt'}:3: " in one_line(error) and "mend this line" in one_line(error)
+
+
+DEEP = 20_000
+
+
+@pytest.mark.parametrize(("line", "label"), [
+    ("(3 " * DEEP + "(2 a)" + ")" * DEEP, 3), ("(3 " * DEEP, None), ("(3 " * DEEP + "a b" + ")" * DEEP, None),
+    ("(3 (2 a)" * DEEP, None), ("(3" + " (2 a)" * DEEP + ")", 3), ("(3" + " (2 a)" * DEEP, None),
+])
+def test_a_tree_is_read_in_time_linear_in_its_length(line, label):
+    """A pass over the line for each depth would take minutes for a line of 100 KB, and days for one of a megabyte."""
+    start = time.process_time()
+    if label is None:
+        with pytest.raises(ValueError, match="no tree"):
+            parse_tree(line)
+    else:
+        assert parse_tree(line)[0] == label
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("first", ["train.txt", "dev.txt", "test.txt"])
+def test_a_byte_order_mark_is_passed_over(tmp_path, first):
+    plain = read_sst2(trees(tmp_path))
+    (tmp_path / first).write_bytes(b"\xef\xbb\xbf" + (tmp_path / first).read_bytes())
+    marked = read_sst2(tmp_path)
+    assert {k: pairs(v) for k, v in plain.items()} == {k: pairs(v) for k, v in marked.items()}
+
+
+def test_what_is_no_file_or_no_path_is_one_error(tmp_path):
+    (trees(tmp_path) / "dev.txt").unlink()
+    os.mkfifo(tmp_path / "dev.txt")  # opening it would wait for a writer
+    with pytest.raises(DataError, match=r"dev.txt cannot be read \(it is a pipe or a device, not a file\)"):
+        read_sst2(tmp_path)
+    os.symlink("loop", tmp_path / "loop")
+    for path in (tmp_path / ("x" * 300), tmp_path / "loop", tmp_path / "a\0b"):
+        with pytest.raises(ConfigError):
+            read_sst2(path)
 
 
 @pytest.mark.parametrize("place", ["", "trees"])

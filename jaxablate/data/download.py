@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -41,9 +42,11 @@ def fetch(address: str, path: Path, *, instead: str, report: Report = silent) ->
     """Download one file to `path`, unless it is there; `instead` says what a user without a network can do.
 
     Raises:
+      ConfigError: the path is none that a file can have.
       DataError: there is no network, or the answer is not the whole file.
       FileError: the folder cannot be written.
     """
+    files.check_path(path, "cache_dir")
     if path.exists():
         return path
     with sole_builder(path, report):
@@ -62,7 +65,8 @@ def _open(address: str) -> http.client.HTTPResponse:
 
 
 def _copy(response: http.client.HTTPResponse, file: BinaryIO, path: Path, report: Report) -> None:
-    expected = int(response.headers.get("Content-Length") or 0)
+    length = response.headers.get("Content-Length") or "0"
+    expected = int(length) if length.isdecimal() and len(length) < 20 else 0
     done = 0
     while chunk := response.read(_CHUNK):
         file.write(chunk)
@@ -76,7 +80,7 @@ def _copy(response: http.client.HTTPResponse, file: BinaryIO, path: Path, report
 def _network_errors(path: Path, address: str, instead: str) -> Iterator[None]:
     try:
         yield
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
         raise DataError(
             f"{path.name} is not at {path} and cannot be downloaded ({reason}); on a machine with a network fetch "

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from jaxablate import files
 from jaxablate.data.download import fetch
 from jaxablate.data.progress import Report, silent
 from jaxablate.data.sentiment.texts import (
@@ -35,6 +36,13 @@ _FOLDERS = tuple(f"{half}/{polarity}" for half in ("train", "test") for polarity
 _FILE_NAME = re.compile(r"(\d{1,9})_(\d|10)\.txt", re.ASCII)
 _REPORT_EVERY = 1000
 _CHUNK = 1 << 20
+_LONGEST_REVIEW = 1 << 20
+_LARGEST_SET = 1 << 27
+_MOST_MEMBERS = 1 << 19
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
+_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+             tarfile.GNUTYPE_LONGLINK)
+"""Headers that say more of the member after them, such as a name of more than 100 characters."""
 
 Reviews = dict[str, dict[int, str]]
 """Folder such as ``train/pos`` -> id -> review."""
@@ -57,14 +65,23 @@ def read_imdb(path: Path, *, split_seed: int = 0, report: Report = silent) -> Sp
     The order is: positive, negative; then by the number in the file's name. ``<br />`` becomes a space. The seed
     decides which fifth of each class of the training half is the development split; the report is in reviews.
 
+    Names that begin with a dot are passed over.
+
     Raises:
+      ConfigError: the path is none that a file can have.
       DataError: nothing there, an archive that is damaged or has a member that could be unpacked elsewhere, a folder
-        without reviews, a file name that is not ID_RATING.txt, or a review that is empty or no UTF-8.
+        without reviews, a file name that is not ID_RATING.txt, a review that is empty, no UTF-8 or above 1 MiB, or
+        more than 128 MiB of them.
     """
-    files = _folder_files(path) if path.is_dir() else _archive_files(path)
+    files.check_path(path, "the review archive")
+    found = _folder_files(path) if path.is_dir() else _archive_files(path)
     reviews: Reviews = {folder: {} for folder in _FOLDERS}
-    for count, (name, content) in enumerate(files, start=1):
+    size = 0
+    for count, (name, content) in enumerate(found, start=1):
         _add(reviews, name, content, path)
+        size += len(content)
+        if size > _LARGEST_SET:
+            raise DataError(f"{path} has over {_LARGEST_SET} bytes of reviews, twice what the set has; {FETCH}")
         if count % _REPORT_EVERY == 0:
             report(f"reading {path.name}", count, 0)
     empty = [f"aclImdb/{folder}" for folder, texts in reviews.items() if not texts]
@@ -74,26 +91,49 @@ def read_imdb(path: Path, *, split_seed: int = 0, report: Report = silent) -> Sp
 
 
 def _archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name below aclImdb and content of every review of the archive."""
+    """Name below aclImdb and content of every review of the archive.
+
+    Headers are read one by one, each with no more of its content than a review has: `tarfile` itself trusts what they
+    say of sizes, keeps all of them, and reads extended headers, which no name here needs, in quadratic time.
+    """
     try:
-        with gzip.open(path) as stream:
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=tarfile.BLOCKSIZE) as archive:
-                for member in archive:
+        with files.open_file(path) as file, gzip.open(file) as stream:
+            members = 0
+            while (block := stream.read(tarfile.BLOCKSIZE)).strip(b"\0"):
+                member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                members += 1
+                size = 0 if member.isdir() else member.size
+                left = -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                if size < 0 or members > _MOST_MEMBERS:
+                    what = "a member's size is negative" if size < 0 else f"it has over {_MOST_MEMBERS} members"
+                    raise tarfile.ReadError(what)
+                if member.type not in _EXTENDED:
                     _check_safe(member, path)
                     top, *parts = PurePosixPath(member.name).parts or ("",)
-                    if top == "aclImdb" and "/".join(parts[:-1]) in _FOLDERS:
-                        content = archive.extractfile(member)
-                        if content is not None:  # a file
-                            yield "/".join(parts), content.read()
-            # gzip's checksum is at the end, but tarfile stops, without a word, where a header makes no sense. What it
-            # has not read must then be padding; by its buffer of one block it has read no further than that header.
+                    name, wanted = "/".join(parts), top == "aclImdb" and "/".join(parts[:-1]) in _FOLDERS
+                    if wanted and member.isfile() and not _hidden(name):
+                        if size > _LONGEST_REVIEW:
+                            raise DataError(f"{path}: aclImdb/{name} has {size} bytes; a review has at most "
+                                            f"{_LONGEST_REVIEW}, {FETCH}")
+                        yield name, _taken(stream, size)
+                        left -= size
+                while left > 0:
+                    left -= len(_taken(stream, min(left, _CHUNK)))
+            # gzip's checksum is at the end. What comes after the first block of zeros must be zeros, too.
             while chunk := stream.read(_CHUNK):
                 if chunk.strip(b"\0"):
-                    raise tarfile.ReadError("a member's header is damaged")
+                    raise tarfile.ReadError("something follows its end")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; give data.path aclImdb_v1.tar.gz or its unpacked folder") from error
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{path} is damaged or no tar.gz archive ({error}); {FETCH}") from error
+
+
+def _taken(stream: gzip.GzipFile, size: int) -> bytes:
+    content = stream.read(size)
+    if len(content) < size:
+        raise EOFError("it ends within a member")
+    return content
 
 
 def _check_safe(member: tarfile.TarInfo, path: Path) -> None:
@@ -101,7 +141,7 @@ def _check_safe(member: tarfile.TarInfo, path: Path) -> None:
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\\" in member.name:
         raise DataError(f"{path} is unsafe: it has a member named {member.name!r}, outside its folder; {FETCH}")
-    if not (member.isfile() or member.isdir()):
+    if member.type not in _PLAIN:
         raise DataError(f"{path} is unsafe: its member {member.name!r} is no file or folder but a link or device; "
                         f"{FETCH}")
 
@@ -110,7 +150,14 @@ def _folder_files(path: Path) -> Iterator[tuple[str, bytes]]:
     root = path / "aclImdb" if (path / "aclImdb").is_dir() else path
     for folder in _FOLDERS:
         for file in sorted((root / folder).glob("*")):
-            yield f"{folder}/{file.name}", read_bytes(file)
+            name = f"{folder}/{file.name}"
+            if not _hidden(name):
+                yield name, read_bytes(file, _LONGEST_REVIEW)
+
+
+def _hidden(name: str) -> bool:
+    """Whether a name below aclImdb is one such as ``.DS_Store``, which file managers leave behind."""
+    return PurePosixPath(name).name.startswith(".")
 
 
 def _add(reviews: Reviews, name: str, content: bytes, path: Path) -> None:

@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from jaxablate import files
 from jaxablate.config import SentimentDataConfig
 from jaxablate.data.progress import Report, silent
 from jaxablate.data.sentiment.imdb import download_imdb, read_imdb
 from jaxablate.data.sentiment.sst import download_trees, read_sst2
 from jaxablate.data.sentiment.texts import LabelledTexts
+from jaxablate.data.stories import batched_by_length
 from jaxablate.data.tokenizer import Tokenizer, WordTokenizer, gpt2_tokenizer
 from jaxablate.errors import DataError
+
+_ENCODE_CHARACTERS = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,14 +40,17 @@ class EncodedTexts(LabelledTexts):
         Raises:
           DataError: a text is blank.
         """
-        rows = tokenizer.encode_batch(split.texts)
-        if not all(rows):
-            raise DataError(f"text {rows.index([])} of {split.name} is empty; give at least one word")
-        offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        tokens = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(offsets[-1]))
+        parts, lengths = [np.zeros(0, np.int32)], []
+        for texts in batched_by_length(split.texts, _ENCODE_CHARACTERS):
+            rows = tokenizer.encode_batch(texts)
+            lengths += map(len, rows)
+            parts.append(np.fromiter(itertools.chain.from_iterable(rows), np.int32))
+        if 0 in lengths:
+            raise DataError(f"text {lengths.index(0)} of {split.name} is empty; give at least one word")
+        tokens, offsets = np.concatenate(parts), np.cumsum([0, *lengths], dtype=np.int64)
         digest = hashlib.sha256()
         for array in (tokens, offsets, split.labels):
-            digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
+            digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
         return cls(split.name, split.texts, split.labels, split.left_out, tokens=tokens, offsets=offsets,
                    data_hash=digest.hexdigest())
 
@@ -76,9 +83,11 @@ def prepare(config: SentimentDataConfig, *, report: Report = silent) -> Sentimen
     """Read, split and encode the texts of a configuration; the report is that of a download, or in reviews.
 
     Raises:
+      ConfigError: a path is none that a file can have.
       DataError: the data is not here and cannot be downloaded, is malformed or damaged, or GPT-2's vocabulary is
         missing.
     """
+    files.check_path(config.path or config.cache_dir, "data.path" if config.path else "cache_dir")
     if config.path and not Path(config.path).exists():
         raise DataError(f"data.path={config.path!r} does not exist; give a path that does, or leave it out to download "
                         f"{config.source}")

@@ -31,10 +31,11 @@ GLUE_FILES = ("train.tsv", "dev.tsv")
 GLUE_DEV = 872
 """Training phrases of GLUE held out for development: as many as its own dev.tsv has, which serves as test split."""
 
-_LARGEST_TREE_FILE = 1 << 26
+_LARGEST_TREE_FILE = 1 << 24
 _LAYOUTS = "train.txt, dev.txt and test.txt (labelled trees) or train.tsv and dev.tsv (GLUE)"
 _LEAF = re.compile(r"\([0-4] ([^ ()]+)\)")
-_NODE = re.compile("\\([0-4](?: *\0)+ *\\)")
+_NODES = re.compile("(?:\\([0-4]|[\0 )])*")
+_NODE_PART = re.compile("\\([0-4]|[\0)]")
 
 
 def read_sst2(folder: Path, *, split_seed: int = 0, balance: bool = True) -> Splits:
@@ -44,8 +45,10 @@ def read_sst2(folder: Path, *, split_seed: int = 0, balance: bool = True) -> Spl
     the smaller one.
 
     Raises:
+      ConfigError: the folder's path is none that a folder can have.
       DataError: there is no such layout, a file of it is missing, or a file is malformed.
     """
+    files.check_path(folder, "the folder of SST-2")
     place, read = _layout(folder)
     splits = read(place, split_seed)
     if balance:
@@ -68,12 +71,24 @@ def parse_tree(line: str) -> tuple[int, str]:
     (3, 'It works')
     """
     tree = line.strip(" ")
-    rest, count = _LEAF.subn("\0", tree)
-    while count:  # each pass takes the nodes whose children are all taken
-        rest, count = _NODE.subn("\0", rest)
-    if rest != "\0" or "\0" in line:
+    if "\0" in line or not _is_tree(_LEAF.sub("\0", tree)):
         raise ValueError("no tree of (label word) and (label node node ...) with labels 0..4")
     return int(tree[1]), " ".join(_LEAF.findall(tree))
+
+
+def _is_tree(nodes: str) -> bool:
+    """Whether a line is one node, where ``\\0`` stands for each leaf; in time linear in its length."""
+    if not _NODES.fullmatch(nodes):
+        return False
+    children = [0]  # of what the tree is in, and of every open node
+    for part in _NODE_PART.finditer(nodes):
+        if part[0] != ")":
+            children[-1] += 1
+            if part[0] != "\0":
+                children.append(0)
+        elif len(children) == 1 or children.pop() == 0:
+            return False
+    return children == [1]
 
 
 def download_trees(cache_dir: str | os.PathLike[str], *, report: Report = silent, url: str = TREES_URL) -> Path:
@@ -97,13 +112,15 @@ def download_trees(cache_dir: str | os.PathLike[str], *, report: Report = silent
 def _tree_files(archive: Path) -> dict[str, bytes]:
     """The three files of the zip archive, read by name; no name of the archive's own choice is ever written."""
     try:
-        with zipfile.ZipFile(archive) as packed:
+        with files.open_file(archive) as file, zipfile.ZipFile(file) as packed:
             members = {name: packed.getinfo(f"trees/{name}") for name in TREE_FILES}
             large = [name for name, member in members.items() if member.file_size > _LARGEST_TREE_FILE]
             if large:
                 raise DataError(f"{archive} has {large[0]} of over {_LARGEST_TREE_FILE} bytes; delete it and run again")
             return {name: packed.read(member) for name, member in members.items()}
-    except (zipfile.BadZipFile, KeyError, OSError, EOFError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # zipfile passes on whatever its decompressors and its reading of fields raise
         raise DataError(f"{archive} is no archive of the trees ({error}); delete it and run again") from error
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
+from jaxablate import files
 from jaxablate.errors import DataError
 
 SplitName = Literal["train", "dev", "test"]
@@ -60,18 +61,26 @@ class LabelledTexts:
 Splits = dict[SplitName, LabelledTexts]
 
 
-def read_bytes(path: Path) -> bytes:
-    """Content of a file; one that cannot be read is a `DataError`."""
+def read_bytes(path: Path, most: int = 1 << 28) -> bytes:
+    """Content of a file.
+
+    Raises:
+      DataError: it cannot be read, or has more than ``most`` bytes.
+    """
     try:
-        return path.read_bytes()
+        with files.open_file(path) as file:
+            content = file.read(most + 1)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); {FETCH}") from error
+    if len(content) > most:
+        raise DataError(f"{path} has over {most} bytes, the most that are read; remove it or {FETCH}")
+    return content
 
 
 def decoded(name: str, content: bytes) -> str:
-    """Text of UTF-8 bytes; others are a `DataError`, which has the name."""
+    """Text of UTF-8 bytes, without a byte order mark; others are a `DataError`, which has the name."""
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{name} is not UTF-8 text (byte {error.start}); {FETCH}") from error
 
