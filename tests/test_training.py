@@ -20,7 +20,6 @@ import optax
 import pytest
 from rich.console import Console
 
-from jaxablate import files
 from jaxablate.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from jaxablate.errors import ConfigError, FileError, TrainingError
 from jaxablate.runs.interruption import Interruption
@@ -180,7 +179,7 @@ def test_a_disk_that_is_full_for_tensorboard_ends_training_in_one_line(tmp_path,
 
     def fill():
         log = log_of(tmp_path, 0)
-        with files.closing(log.close):
+        with contextlib.closing(log):
             for step in range(1, 1000):
                 log.write(step, "train", {"loss": 1.0})
 
