@@ -17,7 +17,7 @@ from jaxablate.config import DataConfig
 from jaxablate.data import corpus, preparation, token_file
 from jaxablate.data.preparation import prepare
 from jaxablate.data.tokenizer import load_tokenizer
-from jaxablate.errors import DataError
+from jaxablate.errors import ConfigError, DataError, FileError
 
 EOT = "<|endoftext|>"
 
@@ -137,7 +137,7 @@ def test_a_damaged_token_file_is_made_anew_or_named(config, written, damage):
         prepare(config)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"source": {}}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"source": {}}', b"\xff\xfe", b"5", b"null", b"[" * 100_000])
 def test_a_damaged_stored_tokenizer_is_trained_anew(config, written, content):
     good = prepare(config).tokenizer.fingerprint()
     stored = next(Path(config.cache_dir).glob("bpe-*.json"))
@@ -169,6 +169,23 @@ def test_a_read_only_folder_serves_what_it_has(config, monkeypatch):
 def test_source_text_needs_both_files(config, split):
     with pytest.raises(DataError, match=rf"source='text' needs data\.{split}_path"):
         prepare(dataclasses.replace(config, **{f"{split}_path": None}))
+
+
+@pytest.mark.parametrize(("folder", "message"), [
+    ("/proc/self", r"cannot write /proc/self/.*\.lock \(No such file"), ("x" * 300, "cache_dir='xxx.*shorten it"),
+    ("", "cache_dir='' is empty"), ("a\0b", "a NUL")])
+def test_a_cache_folder_in_which_no_file_can_be_made_is_one_error(embedded, folder, message):
+    """In /proc the system answers that there is no such file, at which the lock's library tries again for ever."""
+    with pytest.raises((FileError, ConfigError), match=message):
+        prepare(dataclasses.replace(embedded, cache_dir=folder))
+
+
+def test_text_exchanged_for_another_of_the_same_size_and_time_is_noticed(config, written):
+    before, status = prepare(config), os.stat(config.train_path)
+    write_stories(Path(config.train_path), 40, "bell")
+    os.utime(config.train_path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert prepare(config).tokenizer.fingerprint() != before.tokenizer.fingerprint()
+    assert written == ["train", "valid"] * 2
 
 
 def test_a_missing_story_file_leaves_nothing(config):

@@ -7,7 +7,7 @@ import pytest
 
 from jaxablate.data import corpus, stories
 from jaxablate.data.stories import EmbeddedSource, TextSource, batched_by_length
-from jaxablate.errors import DataError
+from jaxablate.errors import ConfigError, DataError
 
 EOT = "<|endoftext|>"
 
@@ -25,6 +25,7 @@ FORMS = {
     "marker within a line": f"One day.\n\nTom ran.{EOT}Sue sat.{EOT}",
     "empty stories": f"{EOT}\n\n{EOT}\nOne day.\n\nTom ran.\n{EOT}\n \t\n{EOT}\n{EOT}\nSue sat.\n{EOT}\n\n\n",
     "byte order mark": f"\ufeffOne day.\n\nTom ran.\n{EOT}\nSue sat.\n{EOT}\n",
+    "joined files, each with a byte order mark": f"\ufeffOne day.\n\nTom ran.\n{EOT}\n\ufeffSue sat.\n{EOT}\n\ufeff",
 }
 
 
@@ -83,8 +84,10 @@ def test_files_without_stories_are_one_clear_error(tmp_path, kind):
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none.txt is missing; give the path of a UTF-8 text file"):
         list(TextSource(tmp_path / "none.txt", tmp_path).stories())
-    with pytest.raises(DataError, match="is not a file"):
-        list(TextSource(tmp_path, tmp_path).stories())
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(DataError, match="is not a file"):
+            list(TextSource(path, tmp_path).stories())
 
 
 def test_text_without_markers_is_one_story_up_to_a_limit(tmp_path, monkeypatch):
@@ -102,6 +105,33 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
         file.write("more\n")
     with pytest.raises(DataError, match="changed while it was read"):
         list(reading)
+
+
+def test_text_exchanged_for_another_of_the_same_size_and_time_is_noticed(tmp_path, monkeypatch):
+    """A restored backup or `cp -p`. Of a file too large to be read at every start only size and time count."""
+    text = source(tmp_path, FORMS["public release"])
+    list(text.stories())
+    record, path = text.record(), tmp_path / "a.txt"
+    path.write_bytes(path.read_bytes().replace(b"Tom", b"Tim"))
+    os.utime(path, ns=(1, record.mtime_ns))
+    assert not source_again(path).unchanged(record)
+    monkeypatch.setattr(stories, "ALWAYS_HASHED", 10)
+    assert source_again(path).unchanged(record)
+
+
+def source_again(path):
+    return TextSource(path, path.parent)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("loop", "symbolic links"), ("x" * 300, "shorten it"), ("a\0b", "a NUL"), (os.fsdecode(b"a\xff"), "not UTF-8"),
+    ("", "is empty"),
+])
+def test_a_path_that_no_file_can_have_is_one_error(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("loop", "loop")
+    with pytest.raises(ConfigError, match=message):
+        TextSource(name, tmp_path)
 
 
 def test_unchanged_looks_at_size_then_time_then_content(tmp_path):

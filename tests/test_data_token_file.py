@@ -1,7 +1,9 @@
 """Token files: what is written comes back; damage of any kind is seen; failures leave nothing behind."""
 
 import errno
+import gc
 import hashlib
+import json
 import os
 import struct
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxablate.data import token_file as tf
+from jaxablate.data.pipeline import train_batches, validation_batches
 from jaxablate.errors import DataError, FileError
 
 SOURCE = tf.SourceRecord(name="stories.txt", size=10, mtime_ns=5, sha256="ab" * 32)
@@ -94,9 +97,73 @@ def test_another_length_or_version_is_seen(path, change, message):
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    for path in (tmp_path / "none.tokens", tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    for path in (tmp_path / "none.tokens", tmp_path, tmp_path / "pipe"):
         with pytest.raises(DataError, match="cannot be read"):
             tf.open_token_file(path)
+
+
+HEADERS = {
+    "null": None, "number": 5, "text": "abc", "list": [1, 2], "empty": {}, "no source": {"source": None},
+    "a source of more kinds": {"source": {"name": 5}}, "object dtype": {"dtype": "O"}, "float dtype": {"dtype": "<f4"},
+    "no dtype": {"dtype": 5}, "negative": {"n_tokens": -1}, "no stories": {"n_stories": 0},
+    "huge": {"n_tokens": 10**30}, "half a token": {"n_tokens": 9.5}, "more stories than tokens": {"n_stories": 10**9},
+    "end of text": {"eot_id": 10},
+    "a fingerprint": {"tokenizer_fingerprint": []}, "a hash": {"data_hash": None}, "a checksum": {"body_crc32": "0"},
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_of_another_kind_is_one_error_though_its_checksum_is_right(path, kind):
+    whole, change = path.read_bytes(), HEADERS[kind]
+    length = struct.unpack_from("<I", whole, 12)[0]
+    values = json.loads(whole[tf._PREAMBLE.size : tf._PREAMBLE.size + length])
+    path.write_bytes(with_header(whole, values | change if change and isinstance(change, dict) else change))
+    with pytest.raises(DataError, match="prepare the data again") as error:
+        tf.open_token_file(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_header_nested_too_deep_is_one_error(path):
+    path.write_bytes(with_header(path.read_bytes(), None, b"[" * 3000))
+    with pytest.raises(DataError, match="nested too deep"):
+        tf.open_token_file(path)
+
+
+def with_header(whole, values, text=None):
+    text = text or json.dumps(values).encode()
+    preamble = tf._PREAMBLE.pack(tf._MAGIC, tf.FORMAT_VERSION, len(text), hashlib.sha256(text).digest())
+    return (preamble + text).ljust(tf.HEADER_BYTES, b"\0") + whole[tf.HEADER_BYTES :]
+
+
+def test_a_file_that_is_cut_while_it_is_used_is_one_error(path):
+    """The system ends a process with SIGBUS that touches a map of what is no longer there."""
+    file = tf.open_token_file(path)
+    assert file.windows([0, 5], 3).tolist() == [EXPECTED[:3], EXPECTED[5:8]]
+    batches = [train_batches(file, batch_size=2, sequence_length=3, seed=0, prefetch=n) for n in (0, 2)]
+    for made in batches:
+        next(made)
+    os.truncate(path, tf.HEADER_BYTES)
+    readers = [lambda: file.windows([0], 3), lambda: list(validation_batches(file, batch_size=2, sequence_length=3)),
+               *(lambda made=made: [next(made) for _ in range(9)] for made in batches)]
+    for read in readers:
+        with pytest.raises(DataError, match=r"a\.tokens was cut while it was in use; prepare the data again"):
+            read()
+    assert file.story_of(np.arange(3)).tolist() == [0, 0, 0]
+
+
+def test_what_takes_the_name_of_an_open_file_changes_nothing(path):
+    file = tf.open_token_file(path)
+    os.replace(path, path.with_suffix(".old"))
+    tf.write_token_file(path, [[[7] * 20]], Ids(), SOURCE)
+    assert file.windows([0], 10).tolist() == [EXPECTED]
+
+
+def test_a_closed_file_gives_its_descriptor_back(path):
+    descriptor = tf.open_token_file(path).descriptor
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_without_verification_the_body_is_not_read(path):

@@ -1,11 +1,14 @@
 """Tokenizers: round trips, the reserved end-of-text id, saving, damage, and agreement with the libraries' own."""
 
+import errno
 import json
+import os
+import time
 
 import pytest
 
 from jaxablate.data import tokenizer as tok
-from jaxablate.errors import DataError
+from jaxablate.errors import DataError, FileError
 
 TEXTS = ["Tom and Sue ran to the park. The park was big.", "Sue had a red ball. Tom had a red ball."] * 3
 ODD = ["", " ", "It's  12345   \n\n x\t\ty  ", "é漢字🎉\x00\x85\u3000 a", "a<|endoftext|>b", "\r\n"]
@@ -61,13 +64,59 @@ def test_same_text_trains_the_same_tokenizer(bpe):
     assert tok.train_bpe(TEXTS, 280).fingerprint() != bpe.fingerprint()
 
 
+LONG = {"line ends": "A" + "\n" * 400_000 + "B", "one word": "ab" * 200_000, "words": "Tom has a ball. " * 25_000}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_training_takes_time_linear_in_the_longest_word(kind):
+    """A story with a run of 400,000 line ends took 43 s to train on, and four times as long for twice as many."""
+    start = time.process_time()
+    trained = tok.train_bpe([LONG[kind], *TEXTS], 290)
+    assert time.process_time() - start < 5
+    assert trained.decode(trained.encode(LONG[kind])) == LONG[kind]
+
+
+def test_long_words_do_not_change_what_ordinary_ones_teach():
+    """The vocabulary of ordinary text is the one that the library alone gives it."""
+    words = ["x" * tok._LONGEST_TRAINING_WORD, " " * (tok._LONGEST_TRAINING_WORD - 1)]
+    assert tok.train_bpe([*TEXTS, *words], 290).fingerprint() == _as_the_library_trains([*TEXTS, *words], 290)
+
+
+def _as_the_library_trains(texts, vocab_size):
+    import tokenizers
+
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    trained.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, min_frequency=2, initial_alphabet=alphabet, show_progress=False))
+    byte_of = tok._byte_of_character()
+    ranks = {bytes(byte_of[c] for c in token): rank for token, rank in trained.get_vocab().items()}
+    return tok.BytePairTokenizer("library", ranks).fingerprint()
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", "\u3000"])
+def test_a_million_blanks_in_a_row_are_encoded(bpe, blank):
+    """tiktoken's regular expression panics at a run of 999,999, with an exception that is no `Exception`."""
+    text = "A" + blank * 1_100_000 + "B"
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    assert bpe.encode_batch([TEXTS[0], text]) == [bpe.encode(TEXTS[0]), ids]
+
+
+@pytest.mark.parametrize("text", ["A" + " " * 500_000 + "B", "ab" * 300_000, "Tom ran.  \n" * 60_000])
+def test_texts_without_such_a_run_are_encoded_whole(bpe, text):
+    assert bpe.encode(text) == bpe._encoding.encode_ordinary(text)
+
+
 def test_little_text_gives_a_smaller_vocabulary():
     assert tok.train_bpe(["ab"], 1000).vocab_size == 257
 
 
-def test_a_vocabulary_without_room_for_the_bytes_is_refused():
-    with pytest.raises(DataError, match="bpe_vocab_size=256 must be at least 257"):
-        tok.train_bpe(TEXTS, 256)
+@pytest.mark.parametrize("size", [256, 10**12])
+def test_a_vocabulary_without_room_for_the_bytes_or_of_any_size_is_refused(size):
+    with pytest.raises(DataError, match=f"bpe_vocab_size={size} must be at least 257 .* and at most 1048576"):
+        tok.train_bpe(TEXTS, size)
 
 
 def test_end_of_text_is_decoded_by_name(bpe):
@@ -102,9 +151,14 @@ def _swap_ranks(folder):
     path.write_text("\n".join([*lines[:-2], f"{a[0]} {b[1]}", f"{b[0]} {a[1]}"]) + "\n")
 
 
-def _unknown_kind(folder):
+def _change_meta(folder, **fields):
     meta = json.loads((folder / tok.META_FILE).read_text())
-    (folder / tok.META_FILE).write_text(json.dumps(meta | {"kind": "letters"}))
+    (folder / tok.META_FILE).write_text(json.dumps(meta | fields))
+
+
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)  # opening it would wait for a writer
 
 
 DAMAGE = {
@@ -115,8 +169,13 @@ DAMAGE = {
     "missing metadata": (lambda f: (f / tok.META_FILE).unlink(), "cannot be read"),
     "damaged metadata": (lambda f: (f / tok.META_FILE).write_text('{"kind": "bpe"'), "cannot be read"),
     "metadata of another form": (lambda f: (f / tok.META_FILE).write_text("[]"), "is not a tokenizer's metadata"),
-    "metadata of less": (lambda f: (f / tok.META_FILE).write_text('{"kind": "bpe"}'), "'name' is missing"),
-    "unknown kind": (_unknown_kind, "has kind 'letters'"),
+    "metadata of less": (lambda f: (f / tok.META_FILE).write_text('{"kind": "bpe"}'), "missing required field `name`"),
+    "metadata too deep": (lambda f: (f / tok.META_FILE).write_text("[" * 100_000), "nested too deep"),
+    "a fingerprint that is a number": (lambda f: _change_meta(f, fingerprint=5), r"Expected `str`.*\$.fingerprint"),
+    "another fingerprint": (lambda f: _change_meta(f, fingerprint="[/b]"), "fingerprint"),
+    "a pipe of ranks": (lambda f: _pipe(f / tok.RANKS_FILE), "not a file"),
+    "a rank of many digits": (lambda f: (f / tok.RANKS_FILE).write_text(f"IQ== {'1' * 5000}"), "rank"),
+    "unknown kind": (lambda f: _change_meta(f, kind="letters"), "has kind 'letters'"),
 }
 
 
@@ -127,6 +186,17 @@ def test_a_damaged_folder_is_one_clear_error(bpe, tmp_path, damage):
     change(tmp_path)
     with pytest.raises(DataError, match=message):
         tok.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("make", [lambda: tok.train_bpe(TEXTS, 290), lambda: tok.WordTokenizer(["a", "b"])])
+def test_a_full_disk_while_saving_is_one_error_and_leaves_nothing(tmp_path, monkeypatch, make):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(FileError, match="disk full while writing"):
+        make().save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_gpt2_agrees_with_tiktoken(gpt2):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 from jaxablate import files
 from jaxablate.errors import DataError, FileError
@@ -71,18 +71,24 @@ def write_meta(folder: str | os.PathLike[str], tokenizer: Tokenizer, kind: Kind)
     })
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """``kind``, ``name`` and ``fingerprint`` of a saved tokenizer.
+class Meta(TypedDict):
+    """What a saved tokenizer's metadata must hold."""
+
+    kind: str
+    name: str
+    fingerprint: str
+
+
+def read_meta(folder: Path) -> Meta:
+    """The metadata of a saved tokenizer.
 
     Raises:
       DataError: the folder has none, or it is damaged.
     """
     path = folder / META_FILE
     try:
-        meta = files.read_json(path, what="a tokenizer's metadata", fix="save the tokenizer again")
-        return {key: meta[key] for key in ("kind", "name", "fingerprint")}
-    except (FileNotFoundError, KeyError) as error:
-        reason = "it is missing" if isinstance(error, OSError) else f"{error} is missing"
-        raise DataError(f"tokenizer file {path} cannot be read ({reason}); save the tokenizer again") from error
+        return files.read_json(path, Meta, what="a tokenizer's metadata", fix="save the tokenizer again")
+    except FileNotFoundError as error:
+        raise DataError(f"tokenizer file {path} cannot be read (it is missing); save the tokenizer again") from error
     except FileError as error:
         raise DataError(str(error)) from error

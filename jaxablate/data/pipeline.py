@@ -4,7 +4,7 @@ Which windows a training step sees is a pure function of (seed, step, row): `win
 function (Philox-4x64-10, Salmon et al. 2011) keyed by the seed with the step as its counter. It depends on no library's
 way of turning bits into choices, so the order survives upgrades of NumPy and Grain, and it needs neither Grain nor
 state. Grain carries it: a `MapDataset` over steps, whose element s is the batch of step s, read ahead on a background
-thread. One element is a whole batch, so a batch costs one gather, not one Python call a row.
+thread. One element is a whole batch, so Grain is called once a batch, not once a row.
 
 The cursor is the step alone (with the seed and the data's hash, to refuse another order), not Grain's own iterator
 state, whose format is Grain's to change; what was read ahead but not taken does not count.
@@ -122,7 +122,7 @@ def train_batches(token_file: TokenFile, *, batch_size: int, sequence_length: in
 
     Raises:
       ConfigError: process_count does not divide batch_size, or a number is out of range.
-      DataError: the file is shorter than one window.
+      DataError: the file is shorter than one window; from the iterator, it was cut since it was opened.
     """
     first_row, n_rows = local_rows(batch_size, process_index, process_count)
     if sequence_length < 1:
@@ -132,12 +132,11 @@ def train_batches(token_file: TokenFile, *, batch_size: int, sequence_length: in
             f"sequence_length={sequence_length} needs windows of {sequence_length + 1} tokens, but "
             f"{token_file.path.name} has {token_file.n_tokens}; choose at most {token_file.n_tokens - 1}"
         )
-    # Every window of the file [n_windows, T + 1]: a view, row i starts at token i.
-    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(token_file.tokens), sequence_length + 1)
+    n_windows = token_file.n_tokens - sequence_length
 
     def make_batch(step: int) -> HostBatch:
-        offsets = window_offsets(seed, step, first_row + n_rows, len(windows))[first_row:]
-        window = windows[offsets].astype(np.int32)
+        offsets = window_offsets(seed, step, first_row + n_rows, n_windows)[first_row:].tolist()
+        window = token_file.windows(offsets, sequence_length + 1).astype(np.int32)
         return {"inputs": np.ascontiguousarray(window[:, :-1]), "targets": np.ascontiguousarray(window[:, 1:])}
 
     identity = {"seed": seed, "data_hash": token_file.data_hash}
@@ -184,9 +183,8 @@ def validation_batch_count(token_file: TokenFile, *, batch_size: int, sequence_l
 def _consecutive(token_file: TokenFile, start: int, shape: tuple[int, int]) -> HostBatch:
     """Rows of adjoining windows from a token on, padded with zeros after the end of the file."""
     size = math.prod(shape)
-    tokens = np.zeros(size + 1, np.int32)
-    stored = token_file.tokens[start : start + size + 1]
-    tokens[: len(stored)] = stored
+    stored = token_file.windows((start,), max(0, min(size + 1, token_file.n_tokens - start)))[0]
+    tokens = np.pad(stored.astype(np.int32), (0, size + 1 - len(stored)))
     return {
         "inputs": tokens[:-1].reshape(shape),
         "targets": tokens[1:].reshape(shape),

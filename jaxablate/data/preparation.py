@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypedDict
 
 from jaxablate import files
 from jaxablate.config import DataConfig
@@ -23,6 +24,16 @@ _ENCODE_CHARACTERS = 1 << 21
 _BPE_FORMAT = 1
 
 
+class _StoredBpe(TypedDict):
+    """JSON of a tokenizer in the cache folder and of the text that it was trained on."""
+
+    format: int
+    source: SourceRecord
+    name: str
+    fingerprint: str
+    ranks: str
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedData:
     """Both splits, and the tokenizer that made them."""
@@ -35,18 +46,19 @@ class PreparedData:
 def prepare(config: DataConfig, *, report: Report = silent, force: bool = False) -> PreparedData:
     """Open the token files of a configuration, making those that are missing, damaged or out of date.
 
-    A token file is used again where the source's size and modification time are those it records (or, the time
-    having changed, its SHA-256 is), the tokenizer's fingerprint is the same, and the file passes `open_token_file`.
-    Where the source is gone, a token file made earlier serves without it. Several processes may prepare at once: one
-    builds, the others wait and then open what it made.
+    A token file is used again where the source is what it records (`TextSource.unchanged`), the tokenizer's fingerprint
+    is the same, and the file passes `open_token_file`. Where the source is gone, a token file made earlier serves
+    without it. Several processes may prepare at once: one builds, the others wait and then open what it made.
 
     `report` counts bytes of text or stories; `force` makes everything anew.
 
     Raises:
+      ConfigError: a path is none that a file can have.
       DataError: a file is missing and cannot be downloaded, is empty, no text, or damaged without its source; the
         tokenizer's files are missing.
       FileError: the folder cannot be written or the disk is full.
     """
+    files.check_path(config.cache_dir, "cache_dir")
     if config.source == "embedded":
         train: StorySource = EmbeddedSource.train(config.embedded_seed, config.embedded_stories)
         valid: StorySource = EmbeddedSource.valid(config.embedded_seed, config.embedded_valid_stories)
@@ -109,13 +121,13 @@ def _bpe(path: Path, vocab_size: int, train: StorySource, report: Report, force:
 def _stored_bpe(path: Path, train: StorySource) -> BytePairTokenizer | None:
     """The stored tokenizer, if it is undamaged and of this text, or if the text is gone."""
     try:
-        stored = files.read_json(path, what="a stored tokenizer", fix="it is made anew")
-        record = SourceRecord(**stored["source"])
+        stored = files.read_json(path, _StoredBpe, what="a stored tokenizer", fix="it is made anew")
         tokenizer = BytePairTokenizer(stored["name"], parse_ranks(stored["ranks"]))
-        undamaged = stored["format"] == _BPE_FORMAT and stored["fingerprint"] == tokenizer.fingerprint()
-    except (OSError, FileError, DataError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, FileError, DataError):
         return None  # whatever is wrong with it, it can be trained anew
-    return tokenizer if undamaged and (not train.available() or train.unchanged(record)) else None
+    if stored["format"] != _BPE_FORMAT or stored["fingerprint"] != tokenizer.fingerprint():
+        return None
+    return tokenizer if not train.available() or train.unchanged(stored["source"]) else None
 
 
 def _first_characters(source: StorySource, limit: int, report: Report) -> Iterator[str]:

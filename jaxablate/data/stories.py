@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxablate import files
 from jaxablate.data import corpus
 from jaxablate.data.ids import END_OF_TEXT
 from jaxablate.data.progress import Report, silent
 from jaxablate.data.token_file import SourceRecord
 from jaxablate.errors import DataError
+
+ALWAYS_HASHED = 1 << 28
+"""Bytes of a story file up to which its content is compared, whatever its modification time: 256 MiB take a second."""
 
 _CHUNK = 1 << 22
 _LONGEST_STORY = 1 << 26
@@ -29,16 +33,20 @@ class TextSource:
 
     Stories are what lies between ``<|endoftext|>`` markers, without surrounding white space; ``\\r\\n`` becomes
     ``\\n``; empty ones are skipped; the last may lack its marker. The file is read in pieces of 4 MiB and must be
-    UTF-8 (a byte order mark is skipped).
+    UTF-8 (a byte order mark at the start of a story is skipped: files with one may have been joined).
 
     Args:
       path: the file.
       cache_dir: folder of token files; a file elsewhere gets a part of its path's hash into its label.
       fetch: called by `require` where the file is missing; it puts the file there or raises a DataError.
+
+    Raises:
+      ConfigError: the path is none that a file can have (`files.check_path`).
     """
 
     def __init__(self, path: str | os.PathLike[str], cache_dir: str | os.PathLike[str],
                  fetch: Callable[[], object] | None = None):
+        files.check_path(path, "the story file")
         self.path = Path(path)
         resolved = self.path.resolve()
         inside = resolved.parent == Path(cache_dir).resolve()
@@ -68,11 +76,22 @@ class TextSource:
             raise DataError(f"story file {self.path} is empty; {_WANTED}")
 
     def unchanged(self, record: SourceRecord) -> bool:
-        """Same size, and same modification time or same SHA-256; the file is only read where the time differs."""
-        status = self.path.stat()
-        if status.st_size != record.size:
-            return False
-        return status.st_mtime_ns == record.mtime_ns or self._hash(status.st_mtime_ns) == record.sha256
+        """Same size and same SHA-256.
+
+        A file above `ALWAYS_HASHED` with the same modification time, too, is not read: one exchanged for another of the
+        same size and time is not noticed.
+
+        Raises:
+          DataError: the file cannot be read.
+        """
+        try:
+            status = self.path.stat()
+            if status.st_size != record.size:
+                return False
+            known = status.st_size > ALWAYS_HASHED and status.st_mtime_ns == record.mtime_ns
+            return known or self._hash(status.st_mtime_ns) == record.sha256
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
 
     def record(self) -> SourceRecord:
         """The source as it was when `stories` last ended."""
@@ -106,7 +125,7 @@ class TextSource:
     def _hash(self, mtime_ns: int) -> str:
         """SHA-256 of the file, read once for each modification time."""
         if self._hash_at is None or self._hash_at[0] != mtime_ns:
-            with open(self.path, "rb") as file:
+            with files.open_file(self.path) as file:
                 self._hash_at = mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()
         return self._hash_at[1]
 
@@ -198,7 +217,7 @@ def _pieces(path: Path, digest: Any, size: int, report: Report) -> Iterator[tupl
 
 def _chunks(path: Path) -> Iterator[bytes]:
     try:
-        with open(path, "rb") as file:
+        with files.open_file(path) as file:
             first = file.read(_CHUNK)
             # Zero bytes are valid UTF-8 but no text: what UTF-16 files and binaries have at their start.
             if (zero := first[:8192].find(b"\0")) >= 0:
@@ -207,7 +226,11 @@ def _chunks(path: Path) -> Iterator[bytes]:
             while chunk := file.read(_CHUNK):
                 yield chunk
     except OSError as error:
-        raise DataError(f"story file {path} cannot be read ({error.strerror or error})") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"story file {path} cannot be read ({error.strerror or error}); {_WANTED}")
 
 
 def _decode(path: Path, offset: int, piece: bytes) -> str:
@@ -219,6 +242,4 @@ def _decode(path: Path, offset: int, piece: bytes) -> str:
             f"story file {path} is not UTF-8: byte {at} is 0x{piece[error.start]:02x} ({error.reason}); "
             "convert the file (iconv -f latin1 -t utf-8), or remove the bytes (iconv -f utf-8 -t utf-8 -c)"
         ) from error
-    if offset == 0:
-        text = text.removeprefix(_BYTE_ORDER_MARK)
-    return text.replace("\r\n", "\n").strip()
+    return text.replace("\r\n", "\n").strip().removeprefix(_BYTE_ORDER_MARK).strip()

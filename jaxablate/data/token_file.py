@@ -1,4 +1,4 @@
-"""Token files: a split as one array of token ids on disk, mapped into memory and never read at once.
+"""Token files: a split as one array of token ids on disk, never read at once.
 
 Layout, little-endian:
 
@@ -10,6 +10,9 @@ Layout, little-endian:
 `open_token_file` checks the size, the header's SHA-256 and the CRC-32 of everything after the header. The CRC reads
 the file once (about 3 GB/s from memory; 0.3 s for the whole of TinyStories) and so warms the page cache that the
 random windows need anyway. `data_hash`, the SHA-256 of the ids, is made while writing; `Header` records it.
+
+Batches are read by `TokenFile.windows`, which notices that a file was cut after it was opened. A process that touches a
+memory map beyond the end of its file is ended by the system.
 """
 
 import array
@@ -19,6 +22,7 @@ import itertools
 import json
 import os
 import struct
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -30,7 +34,7 @@ from jaxtyping import Int
 from jaxablate import files
 from jaxablate.data.ids import Tokenizer
 from jaxablate.data.progress import OTHERWISE
-from jaxablate.errors import DataError
+from jaxablate.errors import DataError, FileError
 
 FORMAT_VERSION = 1
 """Raised whenever the layout, or how stories become tokens, changes; older files are then built anew."""
@@ -54,7 +58,11 @@ class SourceRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Header:
-    """The contents of a token file's header."""
+    """The contents of a token file's header.
+
+    Raises:
+      DataError: numbers that no token file has.
+    """
 
     dtype: str
     n_tokens: int
@@ -70,17 +78,30 @@ class Header:
     """SHA-256 of the ids as stored."""
     body_crc32: int
 
+    def __post_init__(self):
+        if self.dtype not in ("<u2", "<u4"):
+            raise DataError(f"dtype {self.dtype!r} is neither <u2 nor <u4")
+        if not 1 <= self.n_stories <= self.n_tokens or not 0 <= self.eot_id < self.vocab_size:
+            raise DataError(f"n_stories={self.n_stories}, n_tokens={self.n_tokens}, eot_id={self.eot_id} and "
+                            f"vocab_size={self.vocab_size} do not fit each other")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenFile:
-    """An open token file. The arrays are read-only maps of the file: nothing is in memory until it is used."""
+    """An open token file, which stays open while this is used: one that takes its name later changes nothing."""
 
     path: Path
     header: Header
     tokens: np.memmap
-    """Token ids [n_tokens], uint16 or uint32; every story ends with the header's ``eot_id``."""
-    story_offsets: np.memmap
-    """Where stories start [n_stories + 1], int64; the last one is n_tokens."""
+    """Token ids [n_tokens], uint16 or uint32; every story ends with the header's ``eot_id``. A read-only map of the
+    file, of which nothing is in memory until it is used: `windows` reads one that may be cut meanwhile."""
+    story_offsets: Int[np.ndarray, " stories+1"]
+    """Where stories start, int64; the last one is n_tokens."""
+    descriptor: int
+    """Of the open file."""
+
+    def __post_init__(self):
+        weakref.finalize(self, os.close, self.descriptor)
 
     @property
     def n_tokens(self) -> int:
@@ -97,6 +118,23 @@ class TokenFile:
     @property
     def data_hash(self) -> str:
         return self.header.data_hash
+
+    def windows(self, starts: Sequence[int], length: int) -> Int[np.ndarray, "n length"]:
+        """Token ids of windows inside the file, read anew.
+
+        Raises:
+          DataError: the file was cut since it was opened, or cannot be read.
+        """
+        windows = np.empty((len(starts), length), self.header.dtype)
+        itemsize = windows.itemsize
+        try:
+            size = sum(os.preadv(self.descriptor, (window.data,), HEADER_BYTES + start * itemsize)
+                       for window, start in zip(windows, starts, strict=True))
+        except OSError as error:
+            raise DataError(f"token file {self.path} cannot be read ({error.strerror or error}); {_FIX}") from error
+        if size < windows.nbytes:
+            raise DataError(f"token file {self.path} was cut while it was in use; {_FIX}")
+        return windows
 
     def story_of(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Index of the story that each position's token belongs to, int64; the last story's beyond the end."""
@@ -141,23 +179,29 @@ def open_token_file(path: str | os.PathLike[str], *, verify: bool = True) -> Tok
     """Map a token file; `verify` checks the CRC-32 of its body too, which reads the whole file once.
 
     Raises:
+      ConfigError: the path is none that a file can have.
       DataError: the file is missing, of another version, truncated or corrupt; the message names the fix.
     """
+    files.check_path(path, "the token file")
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with files.open_file(path) as file:
             header = _unpack(path, file.read(HEADER_BYTES))
-        size, expected = path.stat().st_size, _offsets_start(header) + 8 * (header.n_stories + 1)
-        if size != expected:
-            what = "truncated" if size < expected else "too long"
-            raise DataError(f"token file {path} is {what}: {size} bytes, its header says {expected}; {_FIX}")
-        if verify and files.crc32(path, start=HEADER_BYTES) != header.body_crc32:
-            raise DataError(f"token file {path} is corrupt: the checksum of its tokens differs; {_FIX}")
-        tokens = np.memmap(path, header.dtype, "r", HEADER_BYTES, (header.n_tokens,))
-        offsets = np.memmap(path, "<i8", "r", _offsets_start(header), (header.n_stories + 1,))
-    except OSError as error:
-        raise DataError(f"token file {path} cannot be read ({error.strerror or error}); {_FIX}") from error
-    return TokenFile(path, header, tokens, offsets)
+            size, expected = os.fstat(file.fileno()).st_size, _offsets_start(header) + 8 * (header.n_stories + 1)
+            if size != expected:
+                what = "truncated" if size < expected else "too long"
+                raise DataError(f"token file {path} is {what}: {size} bytes, its header says {expected}; {_FIX}")
+            if verify and files.crc32(path, start=HEADER_BYTES) != header.body_crc32:
+                raise DataError(f"token file {path} is corrupt: the checksum of its tokens differs; {_FIX}")
+            tokens = np.memmap(file, header.dtype, "r", HEADER_BYTES, (header.n_tokens,))
+            file.seek(_offsets_start(header))
+            offsets = np.frombuffer(file.read(), "<i8")
+            return TokenFile(path, header, tokens, offsets, os.dup(file.fileno()))
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: the file was cut after its size was read
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"token file {path} cannot be read ({reason}); {_FIX}") from error
 
 
 class _Body:
@@ -230,8 +274,10 @@ def _unpack(path: Path, data: bytes) -> Header:
     text = data[_PREAMBLE.size : _PREAMBLE.size + length]
     if hashlib.sha256(text).digest() != digest:
         raise DataError(f"token file {path} is corrupt: the checksum of its header differs; {_FIX}")
-    values = json.loads(text)
-    return Header(**values | {"source": SourceRecord(**values["source"])})
+    try:
+        return files.parse_json(text, Header, what="a token file's header", fix=_FIX, where=str(path))
+    except FileError as error:
+        raise DataError(str(error)) from error
 
 
 def _offsets_start(header: Header) -> int:

@@ -9,7 +9,9 @@ read back without a network; the embedded corpus's words are in the package.
 import base64
 import collections
 import hashlib
+import itertools
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,6 +28,10 @@ SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 """How GPT-2 cuts text into words before merging bytes (Radford et al. 2019)."""
 
 _BYTES = 256
+_LARGEST_VOCABULARY = 1 << 20
+_LONGEST_TRAINING_WORD = 1024
+_LONGEST_SPACE = 1 << 19
+_SPACE = re.compile(r"\s{2,}")
 _THREADS = os.cpu_count() or 1
 
 
@@ -62,9 +68,12 @@ class BytePairTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
+        """Token ids of a text. White space of over half a million characters in a row is encoded in parts."""
+        return [i for part in _parts(text) for i in self._encoding.encode_ordinary(part)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if max(map(len, texts), default=0) > _LONGEST_SPACE:
+            return list(map(self.encode, texts))
         return self._encoding.encode_ordinary_batch(list(texts), num_threads=_THREADS)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -162,14 +171,22 @@ def gpt2_tokenizer() -> BytePairTokenizer:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
     """Train a byte-level BPE; the same texts, which are read once, always give the same tokenizer.
 
-    `vocab_size` counts end-of-text and is at least 257 (else DataError); texts with too few repeated pairs give fewer.
+    `vocab_size` counts end-of-text; texts with too few repeated pairs give fewer. A word of more than 1,024 bytes, such
+    as a run of line ends, is learned from in parts: the time is quadratic in the longest word.
+
+    Raises:
+      DataError: vocab_size is not in 257 .. 1,048,576.
     """
-    if vocab_size < _BYTES + 1:
-        raise DataError(f"bpe_vocab_size={vocab_size} must be at least {_BYTES + 1} (all bytes and end-of-text)")
+    if not _BYTES + 1 <= vocab_size <= _LARGEST_VOCABULARY:
+        raise DataError(f"bpe_vocab_size={vocab_size} must be at least {_BYTES + 1} (all bytes and end-of-text) and at "
+                        f"most {_LARGEST_VOCABULARY}")
     import tokenizers
 
     trained = tokenizers.Tokenizer(tokenizers.models.BPE())
-    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        tokenizers.pre_tokenizers.FixedLength(_LONGEST_TRAINING_WORD),
+    ])
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         min_frequency=2,
@@ -211,18 +228,32 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
             raise DataError(f"{folder / META_FILE} has kind {kind!r}; this version knows gpt2, bpe, corpus and words")
     if tokenizer.fingerprint() != meta["fingerprint"]:
         raise DataError(
-            f"tokenizer in {folder} has fingerprint {tokenizer.fingerprint()[:12]}, but {meta['fingerprint'][:12]} was "
-            "saved; its files or this package's vocabulary changed since, restore them or prepare and train anew"
+            f"tokenizer in {folder} has fingerprint {tokenizer.fingerprint()[:12]}, but {meta['fingerprint'][:12]!r} "
+            "was saved; its files or this package's vocabulary changed since, restore them or prepare and train anew"
         )
     return tokenizer
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with files.open_file(path) as file:
+            return file.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"tokenizer file {path} cannot be read ({reason}); save the tokenizer again") from error
+
+
+def _parts(text: str) -> list[str]:
+    """A text cut where more than `_LONGEST_SPACE` characters of white space follow each other.
+
+    To find where such a run ends, tiktoken's regular expression keeps a stack of its characters. It holds a million.
+    """
+    if len(text) <= _LONGEST_SPACE:
+        return [text]
+    cuts = [0]
+    for space in _SPACE.finditer(text):
+        cuts += range(space.start() + _LONGEST_SPACE, space.end(), _LONGEST_SPACE)
+    return [text[start:end] for start, end in itertools.pairwise([*cuts, len(text)])]
 
 
 def _byte_of_character() -> dict[str, int]:

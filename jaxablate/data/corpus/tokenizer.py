@@ -58,5 +58,6 @@ def _unknown(text: str) -> str:
     word = match[0] if match else text[position]
     near = difflib.get_close_matches(word, VOCABULARY[1:], n=3, cutoff=0.5)
     hint = f"; near it are {', '.join(map(repr, near))}" if near else ""
-    return (f"{word!r} at character {position} is not among the {len(VOCABULARY)} words of the embedded corpus "
+    shown = repr(word if len(word) <= 80 else word[:77] + "...")
+    return (f"{shown} at character {position} is not among the {len(VOCABULARY)} words of the embedded corpus "
             f"(a space before a word belongs to it){hint}")
