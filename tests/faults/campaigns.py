@@ -232,7 +232,8 @@ def _inodes(folder: Path) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Files of a prepared folder, and commands that read them; FILE stands for the damaged one, NAME for its stem."""
+    """Files of a prepared folder, and commands that read them; FILE stands for the damaged one, NUMBER for that in its
+    name."""
 
     start: str
     files: tuple[str, ...]
@@ -271,9 +272,8 @@ READINGS = (
     Reading(start="sae", files=("run/autoencoders/clean*",), weight=2,
             lines=((*_SCORE, "sae"), (*WORKS["sae"].line,))),
     Reading(start="sae.stopped", files=("run/autoencoders/jobs/*",), lines=(WORKS["sae"].line,), weight=2),
-    Reading(start="circuit.stopped", files=("run/circuits/*",), lines=(WORKS["circuit"].line,)),
     Reading(start="neurons", files=("run/neurons/graphs/index.json", "run/neurons/graphs/*.json"), weight=4, lines=(
-        (*_NEURONS, "--search", " the"), (*_NEURONS, "--show", "0.NAME"), (*_NEURONS, "--search", " gave"))),
+        (*_NEURONS, "--search", " the"), (*_NEURONS, "--show", "0.NUMBER"), (*_NEURONS, "--search", " gave"))),
     Reading(start="neurons.stopped", files=("run/neurons/graphs/*",), lines=(WORKS["neurons"].line,)),
 )
 
@@ -291,7 +291,8 @@ def damage(stage: Stage, index: int, readings: Sequence[Reading]) -> None:
     before = (stage.folder / name).read_bytes()
     done = damaged(name, before, rng)
     done.apply(stage.folder)
-    line = tuple(part.replace("FILE", name).replace("NAME", Path(name).stem) for part in rng.choice(reading.lines))
+    number = "".join(filter(str.isdecimal, Path(name).stem)) or "0"
+    line = tuple(part.replace("FILE", name).replace("NUMBER", number) for part in rng.choice(reading.lines))
     stage.say(f"{reading.start}/{done}; {' '.join(line)}")
     stage.verdict.happened = 1
     codes = (0,) if reading.must else (0, 2)
@@ -350,9 +351,12 @@ def stop(bench: Bench, launcher: Launcher, name: str) -> None:
         steps = sorted((int(p.name) for p in (folder / "run/checkpoints").iterdir()), reverse=True)
         shutil.rmtree(folder / "run/checkpoints" / str(steps[0]))
         return
+    if name == "neurons":
+        bench.copy(name, folder)
+        (folder / "run/neurons/graphs/index.json").unlink()
+        return
     bench.copy(work.start, folder)
-    appears = {"sae": "run/autoencoders/jobs/*/state.safetensors", "circuit": "run/circuits/*/search.npz",
-               "neurons": "run/neurons/graphs/*/*"}[name]
+    appears = "run/autoencoders/jobs/*/state.safetensors"
     outcome = launcher.run(work.line, folder, moments=[Moment(appears=appears, signal=signal.SIGTERM)])
     if outcome.code not in STOPPED or outcome.happened != 1 or not list(folder.glob(appears)):
         raise RuntimeError(f"{name} could not be stopped half way: {outcome}")
