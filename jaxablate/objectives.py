@@ -5,16 +5,18 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from jaxablate.config import ClassificationObjective, ModelConfig, ObjectiveConfig, RegularizedObjective
+from jaxablate.config.checks import require
 from jaxablate.errors import ConfigError
 from jaxablate.models.classifier import ClassifierOutput, SafrClassifier
 from jaxablate.models.decoder import DecoderOutput, Gates, SelfAblatingTransformer
 from jaxablate.ops.attention import attention_weights
 from jaxablate.ops.cross_entropy import linear_cross_entropy
+from jaxablate.ops.masks import known, total, weights
 from jaxablate.regularizers import REGULARIZERS, Site, mean_over_texts, reconstruction
-from jaxablate.types import STREAMS, Batch, Params
+from jaxablate.types import STREAMS, Batch, Params, at_least_float32
 
 Metrics = dict[str, jax.Array]
 
@@ -22,12 +24,13 @@ Metrics = dict[str, jax.Array]
 def language_model_loss(
     model: SelfAblatingTransformer, params: Params, inputs_BT: Int[ArrayLike, "batch time"],
     targets_BT: Int[ArrayLike, "batch time"], objective: ObjectiveConfig,
-    mask_BT: Float[ArrayLike, "batch time"] | None = None, gates: Gates | None = None,
+    mask_BT: Shaped[ArrayLike, "..."] | None = None, gates: Gates | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """clean * CE(clean) + ablated * CE(ablated) + reconstruction * R (docs/papers.md, Losses), and regularisers.
 
-    The mask is 1 where a target counts; None counts all. Regularisers are over all positions. ``gates`` are given to
-    the model instead of its own.
+    The mask is 1 where a target counts; None counts all. Mask and targets are as in `linear_cross_entropy`.
+    Regularisers are over all positions. ``gates`` are given to the model instead of its own. The derivative is for
+    reverse mode (`jax.grad`), and forward mode over that.
 
     Returns:
       The loss, and scalar metrics: `loss`, `loss_clean`; with an ablated stream also `loss_ablated`,
@@ -40,11 +43,10 @@ def language_model_loss(
     """
     out = cast(DecoderOutput, model.apply({"params": params}, inputs_BT, gates=gates))
     dtype = jnp.dtype(model.config.compute_dtype)
-    embedding = params["embed"]["embedding"].astype(dtype)
+    embedding = jnp.asarray(params["embed"]["embedding"]).astype(dtype)
     streams = [out.final_clean] + ([] if out.final_ablated is None else [out.final_ablated])
     losses = linear_cross_entropy(
-        tuple(s.astype(dtype) for s in streams), embedding, jnp.asarray(targets_BT),
-        None if mask_BT is None else jnp.asarray(mask_BT), chunk=objective.ce_chunk
+        tuple(s.astype(dtype) for s in streams), embedding, targets_BT, mask_BT, chunk=objective.ce_chunk
     )
     metrics = {"loss_clean": losses[0]}
     if out.final_ablated is None:
@@ -139,10 +141,15 @@ def classification_loss(
       `kept` (mean of the mask over the texts' tokens); with an ablated stream also `cross_entropy_ablated` and
       `accuracy_ablated`, and `loss` has both cross-entropies.
 
+    A row of weight 0 counts nowhere, whatever its label; the loss is NaN where a label that counts is no class.
+
     Raises:
-      ConfigError: a regulariser is not registered, or reads what the model does not have.
+      ConfigError: a regulariser is not registered, or reads what the model does not have; or shapes do not fit.
     """
-    tokens, mask, labels, weight = (jnp.asarray(batch[name]) for name in ("tokens", "mask", "labels", "weight"))
+    tokens, labels = jnp.asarray(batch["tokens"]), jnp.asarray(batch["labels"])
+    mask = weights(batch["mask"], tokens.shape, jnp.float32, of="the tokens")
+    weight = weights(batch["weight"], tokens.shape[:1], jnp.float32, of="the texts")
+    require(labels.shape == weight.shape, f"labels have the shape {labels.shape}, but there are {len(tokens)} texts")
     rngs = None if rngs is None else dict(rngs)
     out = cast(ClassifierOutput,
                model.apply({"params": params}, tokens, mask, train=train, noise_BL2=noise_BL2, rngs=rngs))
@@ -176,8 +183,10 @@ def _classifier_arrays(out: ClassifierOutput, objective: ClassificationObjective
 
 def _class_metrics(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> Metrics:
     """Means over the real rows."""
-    count = jnp.maximum(jnp.sum(weight), 1)
-    log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
+    labels, weight = known(labels, weight, logits.shape[-1])
+    count = total(weight)
+    log_p = jax.nn.log_softmax(logits.astype(at_least_float32(logits.dtype)), axis=-1)
+    weight, count = weight.astype(log_p.dtype), count.astype(log_p.dtype)
     nats = -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
-    right = jnp.argmax(logits, axis=-1) == labels
+    right = (jnp.argmax(logits, axis=-1) == labels).astype(log_p.dtype)
     return {"cross_entropy": jnp.sum(nats * weight) / count, "accuracy": jnp.sum(right * weight) / count}

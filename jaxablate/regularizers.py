@@ -3,11 +3,12 @@
 `polysemanticity` and `interference` are SAFR's importance loss and interaction loss (docs/papers.md, SAFR), and
 `information` is VMASK's own term. Each is a mean over texts of a text's mean over its own tokens or pairs, so that
 neither padding nor the other texts of a batch change what a text contributes. A mask is 1 for a token that counts and 0
-for padding; a text without tokens does not count. Without a mask every position counts and that is the mean over
-everything, as in the released code. These three are at least float32.
+for padding, which may hold anything; a text without tokens does not count. Other positive numbers weigh the tokens of a
+text, whatever their sum: only their ratios matter. A mask is broadcast to the tokens [batch, tokens]. Without one every
+position counts and that is the mean over everything, as in the released code. All are at least float32.
 
-All derivatives are JAX's own. A root of a sum of squares is taken by `_length`, whose gradient at zero is zero, so that
-zero rows give finite gradients.
+All derivatives are JAX's own, with respect to the mask as well. A root of a sum of squares is taken by `_length`,
+whose gradient at zero is zero, so that zero rows give finite gradients.
 
 Another term is added by one call, from a script or from a package's entry point (group ``jaxablate.regularizers``):
 
@@ -24,9 +25,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from jaxablate.config.checks import require
+from jaxablate.ops.masks import total, weights
 from jaxablate.registry import Registry
+from jaxablate.types import at_least_float32
 
 ArrayLike = jax.typing.ArrayLike
+Mask = Shaped[ArrayLike, "..."]
 Site = Literal["vectors", "attention", "vmask"]
 """What a term reads. vectors: one of each token, [B, L, D]: neurons, or a classifier's masked embeddings; attention:
 weights [B, N, L, L]; vmask: the logits [B, L, 2] of VMASK."""
@@ -44,8 +48,8 @@ class Regularizer:
     """A differentiable function of it and the mask [B, L], 1 for the tokens that count (None: all do), to a scalar."""
 
 
-def polysemanticity(x: Float[ArrayLike, "batch tokens d"], mask: Shaped[ArrayLike, "batch tokens"] | None = None, *,
-                    eps: float = 1e-5) -> Float[Array, ""]:
+def polysemanticity(x: Float[ArrayLike, "batch tokens d"], mask: Mask | None = None, *, eps: float = 1e-5
+                    ) -> Float[Array, ""]:
     """SAFR's importance loss: how much each token's vector overlaps with those of the text's other tokens.
 
     With xn_i = x_i / (eps + |x_i|), P_i = sqrt(sum over j != i of (xn_i . x_j)^2) / sqrt(D); the result is the mean of
@@ -54,7 +58,7 @@ def polysemanticity(x: Float[ArrayLike, "batch tokens d"], mask: Shaped[ArrayLik
     and at P_i = 0 is that of the other terms (subgradient 0, as PyTorch's norm has it).
 
     Raises:
-      ConfigError: x does not have three axes, or the mask has another shape than its tokens.
+      ConfigError: x does not have three axes, or the mask does not broadcast to its tokens.
 
     >>> float(polysemanticity(jnp.array([[[3., 0.], [0., 2.]]])))
     0.0
@@ -63,14 +67,16 @@ def polysemanticity(x: Float[ArrayLike, "batch tokens d"], mask: Shaped[ArrayLik
     """
     x = _at_least_float32(x)
     require(x.ndim == 3, f"x has the shape {x.shape}; give [batch, tokens, d], a single text as x[None]")
-    tokens = _tokens(mask, x.shape[:2], x.dtype)
+    tokens = weights(mask, x.shape[:2], x.dtype, of="the tokens")
     x = jnp.where(tokens[..., None] > 0, x, 0)
+    factor = _factor_into_range(x, axes=(-2, -1))
+    x, factor = x * factor, factor[..., 0]
     overlap = _off_diagonal(jnp.einsum("bid,bjd->bij", x, x))
-    return mean_over_texts(_length(overlap) / (eps + _length(x)), tokens) * x.shape[-1] ** -0.5
+    return mean_over_texts(_length(overlap) / (eps * factor + _length(x)) / factor, tokens) * x.shape[-1] ** -0.5
 
 
-def interference(attention: Float[ArrayLike, "batch heads tokens tokens"],
-                 mask: Shaped[ArrayLike, "batch tokens"] | None = None) -> Float[Array, ""]:
+def interference(attention: Float[ArrayLike, "batch heads tokens tokens"], mask: Mask | None = None
+                 ) -> Float[Array, ""]:
     """SAFR's interaction loss: attention between tokens that do not attend alike.
 
     With I_ik = sum over j of A_ij A_kj for i != k and 0 on the diagonal, the mean over texts of each text's mean over
@@ -78,7 +84,8 @@ def interference(attention: Float[ArrayLike, "batch heads tokens tokens"],
     sum) is A itself. Tokens that attend to each other are rewarded for attending to the same places.
 
     Raises:
-      ConfigError: the attention does not have four axes, the last two of one size, or the mask has another shape.
+      ConfigError: the attention does not have four axes, the last two of one size, or the mask does not broadcast
+        to [batch, tokens].
 
     >>> round(float(interference(jnp.full((1, 1, 2, 2), 0.5))), 4)  # (0.5 + 0.5 + 2 * 0.5 * (1 - 0.5)) / 4
     0.375
@@ -87,15 +94,14 @@ def interference(attention: Float[ArrayLike, "batch heads tokens tokens"],
     shape = attention.shape
     require(attention.ndim == 4 and shape[-1] == shape[-2],
             f"attention has the shape {shape}; give [batch, heads, tokens, tokens], one head as attention[:, None]")
-    tokens = _tokens(mask, (shape[0], shape[-1]), attention.dtype)
+    tokens = weights(mask, (shape[0], shape[-1]), attention.dtype, of="the tokens")
     rows = jnp.where(tokens[:, None, :, None] > 0, attention, 0)  # keys that do not count have no weight in the others
     alike = _off_diagonal(jnp.einsum("bnij,bnkj->bnik", rows, rows))
-    per_token = jnp.mean(jnp.sum(rows * (1 - alike), axis=-1), axis=1)
-    return mean_over_texts(per_token / jnp.maximum(jnp.sum(tokens, axis=-1, keepdims=True), 1), tokens)
+    per_token = jnp.mean(jnp.sum(rows * (1 - alike) * tokens[:, None, None, :], axis=-1), axis=1)
+    return mean_over_texts(per_token / total(tokens, axis=-1, keepdims=True), tokens)
 
 
-def information(logits: Float[ArrayLike, "batch tokens 2"], mask: Shaped[ArrayLike, "batch tokens"] | None = None
-                ) -> Float[Array, ""]:
+def information(logits: Float[ArrayLike, "batch tokens 2"], mask: Mask | None = None) -> Float[Array, ""]:
     """VMASK's information term: mean over texts of the mean over a text's tokens of p log p + (1 - p) log(1 - p).
 
     It is in [-log 2, 0], nats, of the logits to drop a token and to keep it. Minimising it pulls p towards 1/2, so that
@@ -103,7 +109,7 @@ def information(logits: Float[ArrayLike, "batch tokens 2"], mask: Shaped[ArrayLi
     term).
 
     Raises:
-      ConfigError: the logits or the mask have another shape.
+      ConfigError: the logits have another shape, or the mask does not broadcast to [batch, tokens].
 
     >>> round(float(information(jnp.zeros((1, 3, 2)))), 4)
     -0.6931
@@ -111,16 +117,17 @@ def information(logits: Float[ArrayLike, "batch tokens 2"], mask: Shaped[ArrayLi
     logits = _at_least_float32(logits)
     shape = logits.shape
     require(logits.ndim == 3 and shape[-1] == 2, f"logits have the shape {shape}; give [batch, tokens, 2]")
-    log_p = jax.nn.log_softmax(logits, axis=-1)
-    return mean_over_texts(jnp.sum(jnp.exp(log_p) * log_p, axis=-1), _tokens(mask, shape[:2], logits.dtype))
+    tokens = weights(mask, shape[:2], logits.dtype, of="the tokens")
+    log_p = jax.nn.log_softmax(jnp.where(tokens[..., None] > 0, logits, 0), axis=-1)
+    return mean_over_texts(jnp.sum(jnp.exp(log_p) * log_p, axis=-1), tokens)
 
 
 def reconstruction(clean: Float[ArrayLike, "*batch d"], ablated: Float[ArrayLike, "*batch d"], *, eps: float = 1e-12
                    ) -> Float[Array, ""]:
     """Mean squared difference of two streams after each is L2-normalised over the last axis (docs/papers.md, Losses).
 
-    It is the mean over all entries, so at most 4 / D. The least norm divided by is ``eps``, so that zero rows give zero
-    and a zero gradient.
+    It is the mean over all entries, so at most 4 / D, at least float32, and 0 where there are none. The least norm
+    divided by is ``eps``, so that zero rows give zero and a zero gradient.
 
     Raises:
       ConfigError: the two have different shapes.
@@ -128,40 +135,47 @@ def reconstruction(clean: Float[ArrayLike, "*batch d"], ablated: Float[ArrayLike
     >>> float(reconstruction(jnp.array([3., 0.]), jnp.array([0., 2.])))
     1.0
     """
-    clean, ablated = jnp.asarray(clean), jnp.asarray(ablated)
+    clean, ablated = _at_least_float32(clean), _at_least_float32(ablated)
     require(clean.shape == ablated.shape, f"the streams have shapes {clean.shape} and {ablated.shape}; give equal ones")
 
     def unit(x: jax.Array) -> jax.Array:
-        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), eps * eps))
+        factor = _factor_into_range(x, axes=-1)
+        x = x * factor
+        least = jnp.square(factor) * (eps * eps)
+        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), least))
 
-    return jnp.mean(jnp.square(unit(clean) - unit(ablated)))
+    return jnp.mean(jnp.square(unit(clean) - unit(ablated))) if clean.size else jnp.zeros((), clean.dtype)
 
 
-def mean_over_texts(values: Float[ArrayLike, "batch tokens"], mask: Shaped[ArrayLike, "batch tokens"]
-                    ) -> Float[Array, ""]:
-    """Mean over texts of each text's mean over its tokens; a text without tokens does not count.
+def mean_over_texts(values: Float[ArrayLike, "batch tokens"], mask: Mask) -> Float[Array, ""]:
+    """Mean over texts of each text's mean over its tokens, weighted by the mask, which is broadcast; a text without
+    tokens does not count.
+
+    Raises:
+      ConfigError: the mask does not broadcast to the values.
 
     >>> float(mean_over_texts(jnp.array([[1., 3.], [6., 9.]]), jnp.array([[1., 1.], [1., 0.]])))
     4.0
     """
-    values, mask = jnp.asarray(values), jnp.asarray(mask)
-    count = jnp.sum(mask, axis=-1)
-    means = jnp.sum(values * mask, axis=-1) / jnp.maximum(count, 1)
-    return jnp.sum(means) / jnp.maximum(jnp.sum(count > 0), 1)
+    values = _at_least_float32(values)
+    mask = weights(mask, values.shape, values.dtype, of="the tokens")
+    means = jnp.sum(values * mask, axis=-1) / total(mask, axis=-1)
+    return jnp.sum(means) / total((jnp.sum(mask, axis=-1) > 0).astype(values.dtype))
 
 
 def _at_least_float32(x: ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(at_least_float32(x.dtype))
 
 
-def _tokens(mask: ArrayLike | None, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """The mask as numbers, all ones where there is none."""
-    if mask is None:
-        return jnp.ones(shape, dtype)
-    mask = jnp.asarray(mask)
-    require(mask.shape == shape, f"mask has the shape {mask.shape}, but the tokens have {shape} [batch, tokens]")
-    return mask.astype(dtype)
+def _factor_into_range(x: jax.Array, axes: int | tuple[int, ...]) -> jax.Array:
+    """A power of two for which no square of x times it overflows: 1 but for numbers of 1e15 (float32) and more.
+
+    It is a constant to the derivative.
+    """
+    digits = jnp.finfo(x.dtype).maxexp
+    most = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=axes, keepdims=True, initial=0.0)
+    return jnp.where(most > 2.0 ** (0.4 * digits), 2.0 ** round(-0.6 * digits), 1.0).astype(x.dtype)
 
 
 def _off_diagonal(x: jax.Array) -> jax.Array:

@@ -133,6 +133,7 @@ def test_hard_mask_alone_has_no_gradient():
     (lambda x: jax.jit(soft_top_k)(x, 2), "static argument"),
     (lambda x: k_wta(x[0], 1), r"\[\.\.\., units\]"),
     (lambda x: k_wta(x, 2, temperature=0.0), "positive"),
+    (lambda x: k_wta(x, 2, temperature=jnp.ones(5)), r"temperature has the shape \(5,\)"),
     (lambda x: k_wta(x, 2, surrogate="relu"), "softmax"),
     (jax.jacfwd(lambda x: k_wta(x, 2)), "reverse-mode"),
     (lambda x: ModelConfig(k_neurons=512), r"choose 1\.\.511"),
@@ -142,6 +143,69 @@ def test_what_cannot_be_is_refused_in_one_line(unchecked_types, call, complaint)
     with pytest.raises(ConfigError, match=complaint) as error:
         call(jnp.zeros(5))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_a_row_with_a_nan_gives_nan_and_others_do_not_notice(k):
+    """Comparisons with NaN are false, so that U - 1 of U gates were open, and the NaN was gone. (-NaN sorts lowest.)"""
+    x = jax.random.normal(jax.random.key(1), (4, 37))
+    bad = x.at[1, 5].set(jnp.nan).at[2, 7].set(-jnp.nan)
+    for gate in (hard_top_k, k_wta, soft_top_k):
+        np.testing.assert_array_equal(gate(bad, k)[np.array([0, 3])], gate(x, k)[np.array([0, 3])])
+        assert jnp.isnan(gate(bad, k)[1:3]).all()
+    gradient = jax.grad(lambda x: jnp.sum(k_wta(x, k)[:, :5]))(bad)
+    assert jnp.isnan(gradient[1:3]).any(-1).all() and jnp.isfinite(gradient[np.array([0, 3])]).all()
+    for method in _METHODS.values():
+        assert jnp.isnan(method(bad, k).kth[1:3]).all() and jnp.isnan(method(bad, k).next[1:3]).all()
+
+
+_INF = np.inf
+
+
+@pytest.mark.parametrize("surrogate", ["sigmoid", "softmax"])
+@pytest.mark.parametrize(("scores", "k", "soft"), [
+    ([3, 1, -_INF, -_INF], 2, [1, 1, 0, 0]),
+    ([-1e38, 3, -_INF, 2], 3, [1, 1, 0, 1]),
+    ([3, -_INF, -_INF, -_INF], 2, [2, 0, 0, 0]),
+    ([0, _INF, 5, _INF], 2, [0, 1, 0, 1]),
+    ([0, _INF, 5, -_INF], 1, [0, 1, 0, 0]),
+    ([_INF, _INF, _INF, 1], 2, [2 / 3, 2 / 3, 2 / 3, 0]),
+])
+def test_infinite_scores_make_the_gate_a_step(surrogate, scores, k, soft):
+    """The width was inf, or inf - inf, and with it all gates and gradients NaN."""
+    x = jnp.array(scores, jnp.float32)
+    value, pullback = jax.vjp(lambda x: soft_top_k(x, k, surrogate=surrogate), x)
+    np.testing.assert_allclose(value, soft, rtol=1e-6)
+    np.testing.assert_array_equal(pullback(jnp.arange(4.0))[0], 0)
+    assert k_wta(x, k).sum() == k
+
+
+@pytest.mark.parametrize("surrogate", ["sigmoid", "softmax"])
+def test_a_unit_that_cannot_win_leaves_the_others_their_weights(surrogate):
+    """One -inf beside enough finite scores is not there, and one inf wins beside them."""
+    x, options = jnp.array([3.0, 1.0, 0.5, -2.0]), {"temperature": 0.5, "surrogate": surrogate}
+    value, pullback = jax.vjp(lambda x: soft_top_k(x, 2, **options), jnp.append(x, -jnp.inf))
+    np.testing.assert_allclose(value, jnp.append(soft_top_k(x, 2, **options), 0), rtol=1e-6)
+    assert jnp.isfinite(pullback(jnp.arange(5.0))[0]).all()
+    value, pullback = jax.vjp(lambda x: soft_top_k(x, 2, **options), jnp.append(x, jnp.inf))
+    assert jnp.isfinite(value).all() and value[-1] == value.max() and jnp.isfinite(pullback(jnp.arange(5.0))[0]).all()
+
+
+@pytest.mark.parametrize("surrogate", ["sigmoid", "softmax"])
+def test_the_width_may_be_traced_and_has_a_gradient(surrogate):
+    """An annealed or learned temperature was a TracerBoolConversionError."""
+    x, weights = np.array([[3.0, 1.0, 0.5, -2.0], [1.0, 5.0, 2.0, 4.5]]), np.arange(8.0).reshape(2, 4)
+
+    def gated(gate, temperature, eps):
+        return jnp.sum(weights * gate(x, 2, temperature=temperature, eps=eps, surrogate=surrogate))
+
+    with jax.enable_x64(True):
+        width = jnp.float64(0.7), jnp.float64(0.1)
+        for gate in (soft_top_k, k_wta):
+            np.testing.assert_allclose(jax.jit(gated, static_argnums=0)(gate, *width), gated(gate, 0.7, 0.1), rtol=1e-12)
+        check_grads(lambda t, e: gated(soft_top_k, t, e), width, order=1, modes=["rev"], eps=1e-6, rtol=1e-4)
+        np.testing.assert_array_equal(jax.grad(gated, argnums=(1, 2))(k_wta, *width),
+                                      jax.grad(gated, argnums=(1, 2))(soft_top_k, *width))
 
 
 def test_second_derivatives_are_forward_over_reverse():

@@ -8,7 +8,7 @@ import pytest
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.models.generation import generate
+from jaxablate.models.generation import _choose, generate
 
 
 def _model(ablation="local", **kwargs):
@@ -36,6 +36,27 @@ def test_sampling_is_seeded_and_top_1_is_greedy():
     assert (sample[0] != sample[2]).any()
     top_1 = generate(model, params, prompt, steps=8, top_k=1, key=jax.random.key(3))
     np.testing.assert_array_equal(top_1, generate(model, params, prompt, steps=8, temperature=0))
+
+
+def test_top_k_are_k_tokens_also_where_logits_tie():
+    """All that tied with the k-th were kept, so that top_k=1 was not greedy; of bfloat16 logits many tie."""
+    logits, keys = jnp.array([[1.0, 5.0, 5.0, 5.0], [2.0, 2.0, 2.0, 2.0]]), jax.random.split(jax.random.key(0), 60)
+    for k, kept in ((1, [{1}, {0}]), (2, [{1, 2}, {0, 1}]), (4, [{0, 1, 2, 3}] * 2)):
+        drawn = jax.vmap(lambda key, k=k: _choose(logits, key, jnp.float32(2.0), False, k))(keys)
+        assert [set(np.unique(row).tolist()) for row in drawn.T] == kept
+
+
+def test_the_temperature_may_be_traced():
+    """It was a TracerBoolConversionError; a traced 0 is greedy as any other."""
+    model, params, prompt = _model("none")
+
+    @jax.jit
+    def sampled(temperature):
+        return generate(model, params, prompt, steps=4, temperature=temperature, key=jax.random.key(2))
+
+    for temperature in (0.7, 0.0):
+        expected = generate(model, params, prompt, steps=4, temperature=temperature, key=jax.random.key(2))
+        np.testing.assert_array_equal(sampled(temperature), expected)
 
 
 def test_a_prompt_of_one_token():

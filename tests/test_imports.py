@@ -33,7 +33,7 @@ ALLOWED = {
     "terminal": set(),
     "ops": _MATHS,
     "gating": _MATHS | {"ops"},
-    "regularizers": _MATHS,
+    "regularizers": _MATHS | {"ops"},
     "sharding": _MATHS,
     "models": _MODELS,
     "objectives": _MODELS,

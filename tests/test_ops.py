@@ -51,6 +51,24 @@ def test_attention_of_both_streams_and_its_derivative(window):
         chex.assert_trees_all_close(vjp(cotangent), plain_vjp(cotangent), rtol=0, atol=1e-11)
 
 
+def test_the_scale_of_attention_may_be_traced_and_has_a_gradient():
+    """A learned scale was an UnexpectedTracerError."""
+    with jax.enable_x64(True):
+        q, k, v, k_self, v_self, cotangent = (_normal(s, 2, 5, 3, 4) for s in range(6))
+
+        def weighted(function, scale):
+            return jnp.sum(cotangent * function(scale))
+
+        for ours, plain in (
+            (lambda s: attention.two_stream_attention(q, k, v, k_self, v_self, window=3, scale=s),
+             lambda s: _plain_attention(q, k, v, k_self, v_self, 3, s)),
+            (lambda s: attention.causal_attention(q, k, v, scale=s),
+             lambda s: _plain_attention(q, k, v, k, v, None, s)),
+        ):
+            got, expected = (jax.value_and_grad(lambda s, f=f: weighted(f, s))(0.7) for f in (ours, plain))
+            np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
 def test_attention_survives_huge_scores():
     q, k, v = (1e3 * jax.random.normal(jax.random.key(s), (1, 9, 1, 4)) for s in range(3))
     out, vjp = jax.vjp(attention.causal_attention, q, k, v)
@@ -141,11 +159,24 @@ def test_layer_norm_of_bfloat16_rows_is_float32_and_its_gradient_bfloat16():
 
 
 @pytest.mark.parametrize("call", [
-    lambda x: attention.causal_attention(x, x, x[0]), lambda x: attention.attention_weights(x[0], x[0]),
+    lambda x: attention.causal_attention(x, x, x[0]), lambda x: attention.causal_attention(x[:, :2], x, x),
+    lambda x: attention.two_stream_attention(x, x[:1], x, x, x[:, :, :1]),
+    lambda x: attention.attention_weights(x[0], x[0]),
     lambda x: layer_norm(x, jnp.ones(3), jnp.zeros(3)),
     lambda x: linear_cross_entropy((x[0],), jnp.ones((5, 3)), jnp.zeros((3, 4), int)),
     lambda x: per_token_cross_entropy(x[0], jnp.ones((5, 2)), jnp.zeros((3,), int)),
 ])
 def test_shapes_that_do_not_fit_are_told(unchecked_types, call):
     with pytest.raises(ConfigError, match="shapes are .*give"):
+        call(jnp.ones((2, 3, 4, 2)))
+
+
+@pytest.mark.parametrize(("call", "complaint"), [
+    (lambda x: attention.causal_attention(x, x, x, window=0), "window=0 must be positive"),
+    (lambda x: jax.jit(lambda w: attention.causal_attention(x, x, x, window=w))(2), "window is traced"),
+    (lambda x: attention.causal_attention(x, x, x, scale=jnp.ones(4)), r"scale has the shape \(4,\)"),
+    (lambda x: jax.jit(lambda e: layer_norm(x, jnp.ones(2), jnp.ones(2), e))(1e-5), "eps is traced"),
+])
+def test_numbers_that_cannot_be_are_told(unchecked_types, call, complaint):
+    with pytest.raises(ConfigError, match=complaint):
         call(jnp.ones((2, 3, 4, 2)))

@@ -223,6 +223,29 @@ def test_reconstruction_of_zero_rows_is_finite():
     chex.assert_tree_all_finite(gradient)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [
+    (jnp.float16, 1e-4), (jnp.float16, 1.0), (jnp.float16, 300.0), (jnp.bfloat16, 1.0), (jnp.bfloat16, 1e20),
+    (jnp.float32, 1e-4), (jnp.float32, 1e20),
+])
+def test_reconstruction_of_small_and_large_rows_in_any_type(dtype, size):
+    """In float16 the squares of 256 overflow and eps^2 is 0, in float32 those of 2e19 overflow: opposite vectors then
+    looked equal, and zero rows were NaN."""
+    row = jnp.array([[1.0, 2.0, -2.0, 0.5], [0.0, 0.0, 0.0, 0.0]])
+    clean = (size * row).astype(dtype)
+    value, gradient = jax.value_and_grad(reconstruction)(clean, -clean)
+    np.testing.assert_allclose(value, 4 / 8, rtol=1e-6)  # |2 u|^2 = 4 of one row of two, a mean over 8 entries
+    assert value.dtype == jnp.float32 and gradient.dtype == dtype and jnp.isfinite(gradient).all()
+    np.testing.assert_allclose(reconstruction(clean, (size * jnp.ones((2, 4))).astype(dtype)),
+                               reconstruction(row, jnp.ones((2, 4))), rtol=1e-2)
+
+
+def test_overlap_of_large_vectors_is_finite():
+    x = jnp.asarray(vectors(), jnp.float32)
+    value, gradient = jax.value_and_grad(polysemanticity)(1e20 * x, MASK)
+    np.testing.assert_allclose(value, 1e20 * polysemanticity(x, MASK, eps=1e-12), rtol=1e-5)
+    assert jnp.isfinite(gradient).all() and gradient.any()
+
+
 ONES = functools.partial(np.ones, dtype=np.float32)
 
 
@@ -231,7 +254,7 @@ ONES = functools.partial(np.ones, dtype=np.float32)
     (interference, (ONES((3, 1, 4, 5)),), "(3, 1, 4, 5)"),
     (interference, (ONES((3, 1, 4, 4)), ONES((3, 5))), "(3, 5)"),
     (polysemanticity, (ONES((4, 2)),), "(4, 2)"),
-    (polysemanticity, (ONES((3, 4, 2)), ONES((4,))), "(4,)"),
+    (polysemanticity, (ONES((3, 4, 2)), ONES((3,))), "(3,)"),
     (information, (ONES((3, 4, 3)),), "(3, 4, 3)"),
     (reconstruction, (ONES((2, 3)), ONES(3)), "(3,)"),
     (capacity, (ONES(3),), "(3,)"),

@@ -61,6 +61,18 @@ def test_batch_threshold_is_the_smallest_kept():
     assert batch_threshold(values, 50) == np.sort(np.asarray(values).ravel())[-50]
 
 
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
+def test_latents_of_a_nan_are_nan(architecture):
+    """Comparisons with NaN are false, so that a damaged activation was a silent one."""
+    config = small(architecture=architecture)
+    pre = jax.random.normal(jax.random.key(1), (8, 12)).at[2, 5].set(jnp.nan)
+    kinds = [config.kind.inference(pre, jnp.zeros(12), config)]
+    if config.kind.training:
+        kinds.append(config.kind.training(pre, config.kind.cut(pre, config) if config.kind.cut else None, config))
+    for latents in kinds:
+        assert np.isnan(latents[2]).any() and np.isfinite(np.delete(latents, 2, axis=0)).all()
+
+
 @pytest.mark.parametrize(("architecture", "active"), [("topk", [3] * 8), ("batchtopk", None)])
 def test_training_latents_have_k_a_token(architecture, active):
     config = small(architecture=architecture)

@@ -21,8 +21,11 @@ from jaxablate.features import (
     paper_site,
     reader,
 )
+from jaxablate.features.config import SaeTrainConfig
 from jaxablate.features.metrics import COLUMNS
 from jaxablate.features.sites import FIELDS, sites
+from jaxablate.features.step import init_state, train_step
+from jaxablate.features.training import reconstruction
 from jaxablate.models.decoder import SelfAblatingTransformer
 
 CONFIG = ModelConfig(vocab_size=13, context_length=8, d_model=8, n_layers=2, n_heads=2, d_mlp=12, ablation="local",
@@ -295,3 +298,18 @@ def test_a_score_needs_a_loss_that_ablation_raises():
 
     assert score(ce_sae=2.0, ce_zero=4.0) == (1, 1) and score(ce_sae=4.0, ce_zero=4.0) == (0, 0)
     assert score(ce_sae=2.0, ce_zero=2.0)[0] is score(ce_sae=3.0, ce_zero=1.0)[0] is None
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 0.1])
+def test_a_site_that_does_not_vary_has_no_explained_variance(size):
+    """It was a division by zero; of a constant that rounds, such as 0.1, a share of the rounding."""
+    x = jnp.full((6, 8), size)
+    found, = evaluate(lambda params, tokens: jnp.full((*tokens.shape, 1, 8), size), {}, batches, [("any", perfect())],
+                      min_tokens=10)
+    assert found.estimates["explained_variance"].value is found.estimates["explained_variance_saelens"].value is None
+    assert value(found, "mse") == pytest.approx(0, abs=1e-12)
+    assert np.isnan(reconstruction(perfect(), x).explained_variance)
+    train = SaeTrainConfig(steps=3)
+    _, metrics = train_step(init_state(jax.random.key(0), SAE, train), x, jnp.int32(0), jnp.float32(1), train)
+    assert jnp.isnan(metrics.explained_variance) and jnp.isnan(metrics.explained_variance_saelens)
+    assert jnp.isfinite(metrics.loss)

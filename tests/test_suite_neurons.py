@@ -13,6 +13,7 @@ from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
 from jaxablate.data import corpus
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons import MEASURES, measure, summarise
+from jaxablate.neurons.facts import FactMeasures
 from jaxablate.reports.html import draw
 from jaxablate.reports.panels import Beside, Grid, panel_from_dict
 from jaxablate.runs.run import Run, Split, _known_facts
@@ -143,3 +144,15 @@ def test_expected_best_is_the_mean_over_subsets():
         every = [max(subset) for subset in itertools.combinations(values, size)]
         assert suite.expected_best(values, size) == pytest.approx(np.mean(every))
     assert suite.expected_best(values, 9) == 2.0
+
+
+def test_directions_of_which_none_fires_tell_nothing():
+    """The greatest of no number was a RuntimeWarning, and NaN."""
+    silent = np.full(3, np.nan)
+    facts = FactMeasures(label="topic", kind="neurons clean", entropy=1.0, information=(np.array([np.nan, 0.5]),),
+                         directions=(silent,), best=(0, 1), best_means=("a", "b"), accuracy=np.full(10, 0.5),
+                         directions_accuracy=np.full(10, 0.5), majority=np.full(10, 0.5))
+    summary, = suite.fact_summaries([facts], seed=0)
+    assert summary.directions is None and summary.information == 0.5
+    nothing = dataclasses.replace(facts, information=(np.full(2, np.nan),))
+    assert suite.fact_summaries([nothing], seed=0)[0].information is None

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxablate.config.checks import require
-from jaxablate.types import Batch, Params
+from jaxablate.ops.varying import alike
+from jaxablate.types import Batch, Params, at_least_float32
 
 TextMeasures = dict[str, np.ndarray]
 """One row a text, in the order of the split."""
@@ -74,7 +75,7 @@ def gradient_by_token(
     def confidence(scale: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         out = model.apply({"params": params}, tokens, mask, scale_BL=scale)
         logits = out.logits if stream == "clean" else out.logits_ablated
-        log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+        log_p = jax.nn.log_softmax(logits.astype(at_least_float32(logits.dtype)))
         predicted = jnp.argmax(log_p, axis=-1)[:, None]
         chosen = jnp.take_along_axis(log_p, predicted, axis=-1)
         return jnp.sum(chosen), (log_p, out)  # no text's probability depends on another's tokens, so the sum will do
@@ -107,7 +108,8 @@ def highest(values: Float[Array, "*rows entries"], allowed: Bool[Array, "*rows e
         trial = last | (1 << (30 - i))
         return jnp.where(jnp.sum(bits >= trial, axis=-1, keepdims=True) >= count[..., None], trial, last)
 
-    last = jax.lax.fori_loop(0, 31, with_bit, jnp.zeros((*values.shape[:-1], 1), jnp.int32))
+    start = alike(jnp.zeros((*values.shape[:-1], 1), jnp.int32), like=(bits, count))
+    last = jax.lax.fori_loop(0, 31, with_bit, start)
     equal = bits == last
     room = count[..., None] - jnp.sum(bits > last, axis=-1, keepdims=True)
     return (bits > last) | (equal & (jnp.cumsum(equal, axis=-1) <= room))
@@ -125,7 +127,7 @@ def top_minus_rest(
     noise of their own.
 
     On top are so many tenths, rounded up, of a row's allowed entries; the ranking is not negative, and equal ones rank
-    by place. Both results are NaN for rows with fewer than two entries.
+    by place. Both results are NaN for rows with fewer than two entries, and where the ranking is NaN.
 
     >>> there, ranking = jnp.array([[True, True, True, False]]), jnp.array([[0.1, 0.7, 0.2, 1.0]])
     >>> [round(x.item(), 4) for x in top_minus_rest(jnp.array([[1.0, 4.0, 2.5, 9.0]]), ranking, there, tenths=3)]
@@ -143,4 +145,5 @@ def top_minus_rest(
     mean = total(values, allowed) / jnp.maximum(n, 1)
     square = total(jnp.square(values - mean[:, None]), allowed) / jnp.maximum(n - 1, 1)
     variance = square * n / jnp.maximum(m, 1) / jnp.maximum(n - m, 1)
-    return jnp.where(n > 1, difference, jnp.nan), jnp.where(n > 1, variance, jnp.nan)
+    defined = (n > 1) & ~jnp.any(allowed & jnp.isnan(ranking), axis=-1)
+    return jnp.where(defined, difference, jnp.nan), jnp.where(defined, variance, jnp.nan)

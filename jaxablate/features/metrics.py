@@ -28,11 +28,11 @@ import numpy as np
 
 from jaxablate import stats
 from jaxablate.errors import DataError, TooLittleDataError
-from jaxablate.features.sae import AutoencoderConfig, SparseAutoencoder, norms, over_all
+from jaxablate.features.sae import AutoencoderConfig, SparseAutoencoder, explained, norms, over_all, variances
 from jaxablate.features.sites import find_site, forward, unrolled
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.stats import Estimate
-from jaxablate.types import Batch, Params
+from jaxablate.types import Batch, Params, at_least_float32
 
 MIN_STORIES = 30
 """Below this many stories the resampling unit is a row of a batch."""
@@ -47,7 +47,7 @@ FORMULAS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
                                                     "ce_zero", "ce_mean", "kl_zero", "kl_mean")},
     "mse": lambda c: c["squared_error"],
     "kl": lambda c: c["kl_sae"],
-    "explained_variance": lambda c: 1 - c["squared_error"] / c["variance"],
+    "explained_variance": lambda c: 1 - c["squared_error"] / np.where(c["variance"] > 0, c["variance"], np.nan),
     "ce_score_zero": lambda c: (c["ce_zero"] - c["ce_sae"]) / (c["ce_zero"] - c["ce"]),
     "ce_score_mean": lambda c: (c["ce_mean"] - c["ce_sae"]) / (c["ce_mean"] - c["ce"]),
 }
@@ -64,9 +64,10 @@ class SaeMeasures:
     tokens: int
     estimates: Mapping[str, Estimate]
     """With bootstrap intervals over units. Means over tokens of l0, l1, cosine, mse (squared error summed over D),
-    explained_variance_saelens; explained_variance; in nats a token of the site's own stream ce, ce_sae, ce_zero,
-    ce_mean (untouched, with the reconstruction, with the site at zero, with its mean) and kl, kl_zero, kl_mean;
-    ce_score_zero, ce_score_mean, which have no value where ablating the site does not raise the loss."""
+    explained_variance_saelens; explained_variance (neither has a value where the site does not vary); in nats a token
+    of the site's own stream ce, ce_sae, ce_zero, ce_mean (untouched, with the reconstruction, with the site at zero,
+    with its mean) and kl, kl_zero, kl_mean; ce_score_zero, ce_score_mean, which have no value where ablating the site
+    does not raise the loss."""
     dead: int
     """Latents that are active for no token."""
     density: np.ndarray
@@ -208,7 +209,7 @@ def _edit_losses(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Arra
     Returns:
       CE [B, T] of the base, CE [K, B, T] of each edit, KL(base || edit) [K, B, T].
     """
-    table, wide = table.astype(dtype), jnp.promote_types(dtype, jnp.float32)
+    table, wide = table.astype(dtype), at_least_float32(dtype)
 
     def token(part: tuple[jax.Array, jax.Array, jax.Array]):
         base, edited, target = part
@@ -246,12 +247,12 @@ def _reconstructions(saes: SparseAutoencoder, x: jax.Array, mean: jax.Array, mas
     out, figures = over_all(one)(saes)
     batch_mean = jnp.sum(jnp.where(counted, x, 0), axis=(0, 1)) / jnp.maximum(jnp.sum(counted), 1)
     squares = jnp.sum((out - x) ** 2, axis=-1)
-    variance, batch_variance = (jnp.sum((x - m) ** 2, axis=-1) for m in (mean, batch_mean))
+    variance, batch_variance = (variances(x, m) for m in (mean, batch_mean))
     size = norms(x) * norms(out)
     return out, figures | {
         "squared_error": squares,
         "variance": variance * jnp.ones_like(squares),
-        "explained_variance_saelens": 1 - squares / batch_variance,
+        "explained_variance_saelens": explained(squares, batch_variance),
         "cosine": jnp.sum(out * x, axis=-1) / jnp.maximum(size, jnp.finfo(size.dtype).tiny),
     }
 

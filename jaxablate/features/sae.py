@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 
 from jaxablate.errors import ConfigError
 from jaxablate.ops.order_statistics import thresholds, winners
+from jaxablate.ops.varying import alike
 from jaxablate.registry import Registry
 
 
@@ -219,6 +220,18 @@ def norms(x: Float[Array | np.ndarray, "*n d"]) -> Float[Array, "*n"]:
     return jnp.sqrt(jnp.maximum(squares, jnp.finfo(squares.dtype).tiny))
 
 
+def variances(x: Float[Array, "*n d"], mean: Float[Array, "... d"]) -> Float[Array, "*n"]:
+    """|x - mean|^2 along the last axis; 0 where x is the mean but for rounding, as at a site that does not vary."""
+    squares = jnp.sum((x - mean) ** 2, axis=-1)
+    rounding = jnp.sum((4 * jnp.finfo(squares.dtype).eps * mean) ** 2, axis=-1)
+    return jnp.where(squares <= rounding, 0, squares)
+
+
+def explained(squares: jax.Array, variance: jax.Array) -> jax.Array:
+    """Explained variance 1 - squares / variance; NaN where the variance is 0, for there is nothing to explain."""
+    return 1 - squares / jnp.where(variance > 0, variance, jnp.nan)
+
+
 def activation_scale(x: Float[Array, "*sites n d"]) -> Float[Array, "*sites"]:
     """sqrt(D) / mean norm: the factor that gives activations the mean norm sqrt(D) (docs/papers.md)."""
     return x.shape[-1] ** 0.5 / jnp.mean(norms(x), axis=-1)
@@ -245,9 +258,16 @@ def require(holds: bool, message: str) -> None:
 
 
 def top_k(pre: Float[Array, "*n s"], k: int) -> Float[Array, "*n s"]:
-    """ReLU of the k largest entries of each row, 0 elsewhere; among equal ones the lower index wins."""
+    """ReLU of the k largest entries of each row, 0 elsewhere; among equal ones the lower index wins. A row with a NaN
+    is NaN."""
     fixed = jax.lax.stop_gradient(pre)
-    return jnp.where(winners(fixed, thresholds(fixed, k)), jax.nn.relu(pre), 0)
+    t = thresholds(fixed, k)
+    return jnp.where(jnp.isnan(t.kth), t.kth, jnp.where(winners(fixed, t), jax.nn.relu(pre), 0))
+
+
+def _above(pre: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Entries above the threshold, 0 elsewhere; NaN stays NaN."""
+    return jnp.where(pre <= threshold, 0, pre)
 
 
 def batch_threshold(pre: Float[Array, "*n s"], count: int) -> Float[Array, ""]:
@@ -262,7 +282,7 @@ def batch_threshold(pre: Float[Array, "*n s"], count: int) -> Float[Array, ""]:
         trial = key | (jnp.asarray(1, keys.dtype) << (bits - 2 - i).astype(keys.dtype))
         return jnp.where(jnp.sum(keys >= trial) >= wanted, trial, key)
 
-    key = jax.lax.fori_loop(0, bits - 1, step, jnp.zeros((), keys.dtype))
+    key = jax.lax.fori_loop(0, bits - 1, step, alike(jnp.zeros((), keys.dtype), like=keys))
     return jax.lax.bitcast_convert_type(key, pre.dtype)
 
 
@@ -280,12 +300,12 @@ ARCHITECTURES: Registry[Architecture] = Registry("autoencoder architecture", [
     ),
     Architecture(
         name="batchtopk", uses_k=True, revives=True, has_threshold=True, saelens="jumprelu",
-        inference=lambda pre, threshold, config: jnp.where(pre > threshold, pre, 0),
+        inference=lambda pre, threshold, config: _above(pre, threshold),
         cut=lambda pre, config: batch_threshold(pre, int(config.k * (pre.size // pre.shape[-1]))),
-        training=lambda pre, cut, config: jnp.where(pre >= cut, jax.nn.relu(pre), 0),
+        training=lambda pre, cut, config: jnp.where(pre < cut, 0, jax.nn.relu(pre)),  # NaN stays NaN
     ),
     Architecture(
         name="jumprelu", has_threshold=True,
-        inference=lambda pre, threshold, config: jnp.where(pre > threshold, pre, 0),
+        inference=lambda pre, threshold, config: _above(pre, threshold),
     ),
 ])

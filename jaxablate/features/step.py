@@ -24,7 +24,8 @@ from jaxtyping import Array, Bool, Float
 
 from jaxablate.errors import ConfigError
 from jaxablate.features.config import SaeTrainConfig
-from jaxablate.features.sae import AutoencoderConfig, SparseAutoencoder, init, top_k
+from jaxablate.features.sae import AutoencoderConfig, SparseAutoencoder, explained, init, top_k, variances
+from jaxablate.ops.varying import alike
 
 _CHUNK_LATENTS = 1 << 20
 """Latents of a chunk, as a number of floats: 4 MB, which the caches of a few cores hold."""
@@ -65,7 +66,7 @@ class StepMetrics(NamedTuple):
     l0: Any
     """Active latents a token."""
     explained_variance: Any
-    """1 - sum |x - y|^2 / sum |x - mean x|^2, sums over the batch."""
+    """1 - sum |x - y|^2 / sum |x - mean x|^2, sums over the batch; NaN where x does not vary, as is the next one."""
     explained_variance_saelens: Any
     """Mean over tokens of 1 - |x - y|^2 / |x - mean x|^2: SAELens 5.1.0's, which few tokens near the mean decide."""
     grad_norm: Any
@@ -153,12 +154,12 @@ def train_step(state: SaeState, x: Float[Array, "m d"], step: jax.Array, l1: jax
     grad, sums, squares, cut = _forward_backward(sae, x, coefficient, dead, train.chunk)
     grad_norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grad)))
     since_fired = jnp.where(sums.active > 0, 0, state.since_fired + 1)
-    mse, variance = jnp.mean(squares), jnp.sum((x - jnp.mean(x, axis=0)) ** 2, axis=-1)
+    mse, variance = jnp.mean(squares), variances(x, jnp.mean(x, axis=0))
     metrics = StepMetrics(
         loss=mse + sums.l1 + sums.auxiliary, mse=mse, l1=sums.l1, auxiliary=sums.auxiliary,
         l0=jnp.sum(sums.active) / len(x),
-        explained_variance=1 - jnp.sum(squares) / jnp.sum(variance),
-        explained_variance_saelens=jnp.mean(1 - squares / variance),
+        explained_variance=explained(jnp.sum(squares), jnp.sum(variance)),
+        explained_variance_saelens=jnp.mean(explained(squares, variance)),
         grad_norm=grad_norm, learning_rate=rate, l1_coefficient=coefficient,
         dead=jnp.sum(since_fired > train.dead_steps),
     )
@@ -212,7 +213,8 @@ def _forward_backward(sae: SparseAutoencoder, x: jax.Array, l1: jax.Array, dead:
     check_trainable(sae.config)
     parts = x.reshape(_chunk_count(len(x), sae.config, chunk), -1, sae.config.d_in)
     cut, zero = _cut(sae, parts), jnp.zeros((), x.dtype)
-    nothing = jax.tree.map(jnp.zeros_like, sae), _Sums(jnp.zeros(sae.b_enc.shape, jnp.int32), zero, zero)
+    sums = _Sums(jnp.zeros(sae.b_enc.shape, jnp.int32), zero, zero)
+    nothing = alike(jax.tree.map(jnp.zeros_like, sae), like=sae), alike(sums, like=(sae, x, l1, dead))
 
     def scanned(dead: jax.Array | None):
         def body(total: Any, part: jax.Array):

@@ -29,7 +29,15 @@ from jaxtyping import Array, Float
 
 from jaxablate.errors import DataError
 from jaxablate.features.config import PRESETS, Preset, SaeRun, SaeTrainConfig
-from jaxablate.features.sae import AutoencoderConfig, SparseAutoencoder, activation_scale, over_all, require
+from jaxablate.features.sae import (
+    AutoencoderConfig,
+    SparseAutoencoder,
+    activation_scale,
+    explained,
+    over_all,
+    require,
+    variances,
+)
 from jaxablate.features.sites import Activations
 from jaxablate.features.step import StepMetrics, check_trainable, init_state, train_step
 from jaxablate.types import Params
@@ -83,7 +91,7 @@ class Reconstruction:
     """How an autoencoder does on some vectors."""
 
     explained_variance: float
-    """1 - sum |x - y|^2 / sum |x - mean x|^2; below 0 it is worse than the mean vector."""
+    """1 - sum |x - y|^2 / sum |x - mean x|^2; below 0 it is worse than the mean vector, NaN where x does not vary."""
     l0: float
     """Active latents a vector."""
     density: np.ndarray
@@ -152,8 +160,9 @@ def reconstruction(sae: SparseAutoencoder, x: Float[Array | np.ndarray, "n d"]) 
       ConfigError: the vectors have another width than the autoencoder.
     """
     error, variance, counts = jax.device_get(_reconstruction_sums(sae, jnp.asarray(x, sae.config.dtype)))
-    density = (counts / len(x)).astype(np.float32)
-    return Reconstruction(explained_variance=float(1 - error / variance), l0=float(density.sum()), density=density)
+    density = (counts / max(len(x), 1)).astype(np.float32)
+    share = float(explained(error, variance))
+    return Reconstruction(explained_variance=share, l0=float(density.sum()), density=density)
 
 
 @jax.jit
@@ -162,7 +171,8 @@ def _reconstruction_sums(sae: SparseAutoencoder, x: jax.Array) -> tuple[jax.Arra
 
     def sums(x: jax.Array) -> tuple[jax.Array, ...]:
         latents = sae.encode(x)
-        return jnp.sum((x - sae.decode(latents)) ** 2), jnp.sum((x - mean) ** 2), jnp.sum(latents > 0, axis=0)
+        squares = jnp.sum((x - sae.decode(latents)) ** 2)
+        return squares, jnp.sum(variances(x, mean)), jnp.sum(latents > 0, axis=0)
 
     whole = len(x) // 1024 * 1024
     parts = jax.lax.map(sums, x[:whole].reshape(-1, 1024, x.shape[-1]))

@@ -13,6 +13,8 @@ from jaxablate.config.checks import require
 from jaxablate.errors import ConfigError
 from jaxablate.gating import gate
 from jaxablate.models.layers import LayerNorm, Mlp, ScoreHead, torch_dense, torch_linear_init
+from jaxablate.ops.masks import total
+from jaxablate.types import at_least_float32
 
 
 @flax.struct.dataclass
@@ -88,7 +90,7 @@ class Vmask(nn.Module):
         The mask [B, L] multiplies the embeddings (as they enter the model, times sqrt(D)). It is the probability or,
         given Gumbel noise, a `straight_through_sample`.
         """
-        dtype = jnp.promote_types(x_BLD.dtype, jnp.float32).name
+        dtype = at_least_float32(x_BLD.dtype).name
         hidden = jnp.tanh(torch_dense(self.width, x_BLD.shape[-1], dtype, self.param_dtype, name="hidden")(x_BLD))
         logits = torch_dense(2, self.width, dtype, self.param_dtype, name="out")(hidden)
         keep = jax.nn.softmax(logits, axis=-1)[..., 1]
@@ -153,7 +155,7 @@ class Attention(nn.Module):
     def weights(self, q_BNLH: jax.Array, k_BNLH: jax.Array, own_BNLH: jax.Array | None, mask_BL: jax.Array
                 ) -> jax.Array:
         """Attention weights [B, N, L, L]; `own` are keys that each token sees at its own position in place of k's."""
-        wide = jnp.promote_types(q_BNLH.dtype, jnp.float32)
+        wide = at_least_float32(q_BNLH.dtype)
         scores = jnp.einsum("bnih,bnjh->bnij", q_BNLH, k_BNLH, preferred_element_type=wide)
         if own_BNLH is not None:
             own = jnp.einsum("bnih,bnih->bni", q_BNLH, own_BNLH, preferred_element_type=wide)
@@ -233,7 +235,7 @@ class SafrClassifier(nn.Module):
     def setup(self):
         c = self.config
         require(c.vocab_size > 0, "vocab_size=0 stands for the data's; give the vocabulary's size")
-        types = {"dtype": jnp.promote_types(c.compute_dtype, jnp.float32), "param_dtype": c.param_dtype}
+        types = {"dtype": at_least_float32(c.compute_dtype), "param_dtype": c.param_dtype}
         self.embed = nn.Embed(c.vocab_size, c.d_model, embedding_init=nn.initializers.normal(1.0), **types)
         if c.vmask:
             self.vmask = Vmask(c.vmask_width, c.param_dtype)
@@ -271,7 +273,8 @@ class SafrClassifier(nn.Module):
                 noise_BL2 = jax.random.gumbel(self.make_rng("vmask"), (batch, length, 2), embedded.dtype)
             logits, keep, vmask = self.vmask(embedded, noise_BL2)
             masked = embedded * vmask[..., None]
-        x = y = self.dropout(masked + sinusoids(length, c.d_model).astype(masked.dtype), deterministic=not train)
+        positions = sinusoids(length, c.d_model)[None].astype(masked.dtype)
+        x = y = self.dropout(masked + positions, deterministic=not train)
         layers = []
         for block in self.blocks:
             clean, k, v = block.clean(x, mask_BL)
@@ -292,8 +295,7 @@ class SafrClassifier(nn.Module):
         if self.config.padding == "paper":
             return self.classes(jnp.mean(x_BLD, axis=1))
         mask = mask_BL.astype(x_BLD.dtype)
-        total = jnp.einsum("bld,bl->bd", x_BLD, mask)
-        return self.classes(total / jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None])
+        return self.classes(jnp.einsum("bld,bl->bd", x_BLD, mask) / total(mask, axis=1)[:, None])
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from jaxablate.models.layers import (
     unchanged,
 )
 from jaxablate.ops.attention import causal_attention, two_stream_attention
-from jaxablate.types import Stream
+from jaxablate.types import Stream, at_least_float32
 
 Edit = Callable[[str, jax.Array], jax.Array]
 """(site, activation) -> the activation that the rest of the model goes on with, of the same shape.
@@ -239,7 +239,7 @@ class SelfAblatingTransformer(nn.Module):
 
     def setup(self):
         c = self.config
-        types = {"dtype": jnp.promote_types(c.compute_dtype, jnp.float32), "param_dtype": c.param_dtype}
+        types = {"dtype": at_least_float32(c.compute_dtype), "param_dtype": c.param_dtype}
         self.embed = nn.Embed(c.vocab_size, c.d_model, embedding_init=torch_linear_init(c.d_model), **types)
         positions = nn.initializers.normal(c.position_std)
         self.pos_embed = nn.Embed(c.context_length, c.d_model, embedding_init=positions, **types)
@@ -360,6 +360,6 @@ class SelfAblatingTransformer(nn.Module):
 
     def _logits(self, final_BTD: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.config.compute_dtype)
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = at_least_float32(dtype)
         embedding = self.embed.embedding.astype(dtype)
         return jnp.einsum("btd,vd->btv", final_BTD.astype(dtype), embedding, preferred_element_type=wide)

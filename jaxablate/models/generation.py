@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
 
 from jaxablate.config.checks import require
 from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.ops.varying import alike
 from jaxablate.types import STREAMS, Params, Stream
 
 
@@ -19,7 +21,7 @@ def generate(
     *,
     steps: int,
     stream: Stream = "clean",
-    temperature: float = 1.0,
+    temperature: float | Float[Array, ""] = 1.0,
     top_k: int | None = None,
     key: jax.Array | None = None,
 ) -> Int[Array, "batch longer"]:
@@ -34,8 +36,8 @@ def generate(
       prompt_BT: token ids, T >= 1.
       steps: tokens to add, T + steps <= context_length.
       stream: the stream whose logits choose the next token.
-      temperature: 0 is greedy, otherwise logits are divided by it.
-      top_k: sample among the k most likely tokens only; None among all.
+      temperature: 0 is greedy, otherwise logits are divided by it. It may be traced (then it is not checked).
+      top_k: sample among the k most likely tokens only, the lower token first among equals; None among all.
       key: PRNG key; needed unless greedy. The same key gives the same text.
 
     Returns:
@@ -53,12 +55,13 @@ def generate(
             f"{c.context_length}; generate at most {max(0, c.context_length - length)} tokens")
     require(stream in (STREAMS if c.gated else STREAMS[:1]),
             f"stream={stream!r}: this model has {'clean and ablated' if c.gated else 'clean only'}")
-    require(temperature >= 0, f"temperature={temperature} must not be negative; 0 is greedy")
-    require(temperature == 0 or key is not None,
-            "sampling needs a PRNG key; pass key=jax.random.key(seed), or temperature=0")
+    require(jnp.ndim(temperature) == 0, f"temperature has the shape {jnp.shape(temperature)}; give a number")
+    traced = isinstance(temperature, Tracer)
+    require(traced or bool(temperature >= 0), f"temperature={temperature} must not be negative; 0 is greedy")
+    greedy = None if traced else bool(temperature == 0)
+    require(greedy or key is not None, "sampling needs a PRNG key; pass key=jax.random.key(seed), or temperature=0")
     require(top_k is None or 1 <= top_k <= c.vocab_size, f"top_k={top_k} must be in 1..{c.vocab_size}")
-    greedy = temperature == 0
-    scale = jnp.float32(1.0 if greedy else temperature)
+    scale = jnp.asarray(1.0 if greedy else temperature, jnp.float32)
     return _generate(model, params, prompt_BT, jax.random.key(0) if key is None else key, scale, steps, stream, greedy,
                      top_k)
 
@@ -66,7 +69,7 @@ def generate(
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7, 8))
 def _generate(
     model: SelfAblatingTransformer, params: Params, prompt_BT: Array, key: Array, temperature: Array, steps: int,
-    stream: Stream, greedy: bool, top_k: int | None,
+    stream: Stream, greedy: bool | None, top_k: int | None,
 ) -> Array:
     variables = {"params": params}
     length = prompt_BT.shape[1]
@@ -79,15 +82,20 @@ def _generate(
         token = _choose(logits, step_key, temperature, greedy, top_k)
         return (token, position + 1, cache), token
 
-    start = (prompt_BT[:, -1], jnp.int32(length - 1), cache)
+    token, cache = alike((prompt_BT[:, -1], cache), like=(params, key, temperature))
+    start = (token, jnp.int32(length - 1), cache)
     _, tokens = jax.lax.scan(body, start, jax.random.split(key, steps))
     return jnp.concatenate([prompt_BT, tokens.T], axis=1)
 
 
-def _choose(logits: Array, key: Array, temperature: Array, greedy: bool, top_k: int | None) -> Array:
+def _choose(logits: Array, key: Array, temperature: Array, greedy: bool | None, top_k: int | None) -> Array:
+    """Tokens [B] of logits [B, V]; where ``greedy`` is None the temperature decides whether they are drawn."""
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return best
     if top_k is not None:
-        lowest = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits < lowest, -jnp.inf, logits)
-    return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
+        rows = jnp.arange(len(logits))[:, None]
+        allowed = jnp.zeros(logits.shape, bool).at[rows, jax.lax.top_k(logits, top_k)[1]].set(True)
+        logits = jnp.where(allowed, logits, -jnp.inf)
+    drawn = jax.random.categorical(key, logits / jnp.asarray(temperature, logits.dtype)).astype(jnp.int32)
+    return drawn if greedy is False else jnp.where(temperature > 0, drawn, best)

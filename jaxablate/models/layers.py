@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxablate.config import GatedModelConfig, ModelConfig
 from jaxablate.ops.normalization import layer_norm
+from jaxablate.types import at_least_float32
 
 FieldEdit = Callable[[str, jax.Array], jax.Array]
 """(name of an activation within its block, its value) -> the value to go on with."""
@@ -67,8 +68,9 @@ class ScoreHead(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], self.features), self.config.param_dtype)
         bias = self.param("bias", init, (self.features,), self.config.param_dtype)
         dtype = jnp.dtype(self.config.compute_dtype)
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return jnp.dot(x.astype(dtype), kernel.astype(dtype), preferred_element_type=wide) + bias.astype(wide)
+        wide = at_least_float32(dtype)
+        bias = bias.reshape((1,) * (x.ndim - 1) + bias.shape).astype(wide)
+        return jnp.dot(x.astype(dtype), kernel.astype(dtype), preferred_element_type=wide) + bias
 
 
 class HeadKernel(nn.Module):
@@ -139,7 +141,7 @@ class CachedAttention:
         return self._attend(q, *self.written(k_self, v_self))
 
     def _attend(self, q: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        wide = jnp.promote_types(q.dtype, jnp.float32)
+        wide = at_least_float32(q.dtype)
         scores = jnp.einsum("btnh,bsnh->bnts", q, keys, preferred_element_type=wide) * self.config.attention_scale
         age = self.position - jnp.arange(keys.shape[1])
         window = self.config.layer_window(self.layer)

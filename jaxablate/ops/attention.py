@@ -12,11 +12,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from jaxablate.config.checks import require
+from jaxablate.ops.varying import alike
+from jaxablate.types import at_least_float32
 
-Heads = Float[Array, "batch time heads width"]
+Heads = Float[ArrayLike, "batch time heads width"]
+HeadOutputs = Float[Array, "batch time heads width"]
+Scale = float | Shaped[Array, ""]
 Pair = tuple[Array, Array]
 """Keys and values, [B, N, T, H]."""
 
@@ -24,46 +29,46 @@ Pair = tuple[Array, Array]
 _BLOCK, _MOST_BLOCKS = 64, 8
 
 
-def causal_attention(q: Heads, k: Heads, v: Heads, *, window: int | None = None, scale: float = 1.0) -> Heads:
+def causal_attention(q: Heads, k: Heads, v: Heads, *, window: int | None = None, scale: Scale = 1.0) -> HeadOutputs:
     """softmax(scale * q k^T) v over j <= i, and i - j < window where one is given; GPT-Neo and the paper take scale 1.
 
-    Outputs of the heads are of v's type, scores and softmax at least float32.
+    Outputs of the heads are of v's type, scores and softmax at least float32. The scale may be traced or learned: then
+    it multiplies the queries. The derivative is for reverse mode, as that of `linear_cross_entropy`.
 
     Raises:
-      ConfigError: the arrays are not of one shape [batch, time, heads, width].
+      ConfigError: the arrays are not of one shape [batch, time, heads, width], or the window is not an int above 0.
     """
-    _check_heads(q=q, k=k, v=v)
-    q, k, v = (_heads_first(x) for x in (q, k, v))
-    return _heads_first(_attend(q, (k, v), None, window, scale))
+    q, k, v = _checked(window, q=q, k=k, v=v)
+    return _attention(q, (k, v), None, window, scale)
 
 
 def two_stream_attention(
-    q: Heads, k: Heads, v: Heads, k_self: Heads, v_self: Heads, *, window: int | None = None, scale: float = 1.0
-) -> Heads:
+    q: Heads, k: Heads, v: Heads, k_self: Heads, v_self: Heads, *, window: int | None = None, scale: Scale = 1.0
+) -> HeadOutputs:
     """Attention of the ablated stream: earlier positions from the clean stream, the own position from itself.
 
     What is ablated at a token is therefore never seen by later tokens (docs/papers.md, Two streams). k and v are the
     clean stream's, used where j < i; k_self and v_self the ablated stream's, used where j = i. All else is as in
     `causal_attention`.
     """
-    _check_heads(q=q, k=k, v=v, k_self=k_self, v_self=v_self)
-    q, k, v, k_self, v_self = (_heads_first(x) for x in (q, k, v, k_self, v_self))
-    return _heads_first(_attend(q, (k, v), (k_self, v_self), window, scale))
+    q, k, v, k_self, v_self = _checked(window, q=q, k=k, v=v, k_self=k_self, v_self=v_self)
+    return _attention(q, (k, v), (k_self, v_self), window, scale)
 
 
 def attention_weights(
-    q: Heads, k: Heads, k_self: Heads | None = None, *, window: int | None = None, scale: float = 1.0
+    q: Heads, k: Heads, k_self: Heads | None = None, *, window: int | None = None, scale: Scale = 1.0
 ) -> Float[Array, "batch heads time time"]:
     """The weights that `causal_attention`, or with k_self `two_stream_attention`, gives to every position.
 
     For measures and losses that look at attention itself; costs B N T^2 numbers, which the other two never hold. They
     are at least float32; rows sum to 1, later positions have 0.
     """
-    _check_heads(q=q, k=k, **{} if k_self is None else {"k_self": k_self})
-    q, k = _heads_first(q), _heads_first(k)
-    scores = _dot("bnth,bnsh->bnts", q, k, q) * scale
-    if k_self is not None:
-        own = _own_scores(q, _heads_first(k_self), scale)
+    q, k, *own_key = _checked(window, q=q, k=k, **{} if k_self is None else {"k_self": k_self})
+    scores = _dot("bnth,bnsh->bnts", q, k, q)
+    scale = jnp.asarray(scale, scores.dtype)
+    scores = scores * scale
+    if own_key:
+        own = _own_scores(q, own_key[0], scale)
         scores = jnp.where(jnp.eye(q.shape[2], dtype=bool), own, scores)
     all_queries = _Block(0, q.shape[2], 0)
     return jax.nn.softmax(jnp.where(_hidden(all_queries, window, strict=False), -jnp.inf, scores), axis=-1)
@@ -72,33 +77,51 @@ def attention_weights(
 def visible_keys(valid: Bool[Array, "batch time"], window: int | None = None) -> Bool[Array, "batch time time"]:
     """Which keys (last axis) each query sees in sequences with padding: valid ones, not later, within the window."""
     length = valid.shape[-1]
-    return ~_hidden(_Block(0, length, 0), window, strict=False) & valid[:, None, :]
+    return ~_hidden(_Block(0, length, 0), window, strict=False)[None] & valid[:, None, :]
 
 
 def masked_attention(
-    q: Float[Array, "*#batch queries width"],
-    k: Float[Array, "*#batch keys width"],
-    v: Float[Array, "*#batch keys width"],
-    visible: Bool[Array, "..."],
+    q: Float[ArrayLike, "*#batch queries width"],
+    k: Float[ArrayLike, "*#batch keys width"],
+    v: Float[ArrayLike, "*#batch keys width"],
+    visible: Bool[ArrayLike, "..."],
     *,
-    scale: float = 1.0,
+    scale: Scale = 1.0,
 ) -> Float[Array, "*batch queries width"]:
     """softmax(scale * q k^T) v over the visible keys, any number of heads, with queries of their own number.
 
     For prompts with padding and for a few queries; it holds all weights. ``visible`` is broadcast to [..., queries,
     keys]; a query that sees no key (padding) gives 0. Types are as in `causal_attention`.
     """
-    scores = _dot("...qh,...sh->...qs", q, k, q) * scale
+    q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
+    scores = _dot("...qh,...sh->...qs", q, k, q)
+    scores = scores * jnp.asarray(scale, scores.dtype)
     scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0)
     return _dot("...qs,...sh->...qh", weights, v, v).astype(v.dtype)
 
 
-def _check_heads(**arrays: Array) -> None:
-    shapes = {name: x.shape for name, x in arrays.items()}
-    require(len(set(shapes.values())) == 1 and all(len(shape) == 4 for shape in shapes.values()),
-            f"shapes are {', '.join(f'{name} {shape}' for name, shape in shapes.items())}; "
+def _checked(window: int | None, **arrays: ArrayLike) -> list[Array]:
+    """Arrays of one shape [batch, time, heads, width] with the heads first."""
+    require(not isinstance(window, Tracer), "window is traced by JAX, but it decides what is compiled; give an int")
+    require(window is None or window > 0, f"window={window} must be positive, or None for all earlier positions")
+    found = {name: jnp.asarray(x) for name, x in arrays.items()}
+    shapes = [x.shape for x in found.values()]
+    require(len(set(shapes)) == 1 and len(shapes[0]) == 4,
+            f"shapes are {', '.join(f'{name} {x.shape}' for name, x in found.items())}; "
             "give arrays of one shape [batch, time, heads, width]")
+    return [_heads_first(x) for x in found.values()]
+
+
+def _attention(q: Array, clean: Pair, own: Pair | None, window: int | None, scale: Scale) -> Array:
+    """`_attend` with the heads in their place; a traced scale, which may be learned, multiplies the queries."""
+    require(jnp.ndim(scale) == 0, f"scale has the shape {jnp.shape(scale)}; give a number")
+    if q.size == 0:
+        return _heads_first(jnp.zeros_like(clean[1]))
+    if isinstance(scale, Tracer):
+        wide = _wide(q)
+        q, scale = (q.astype(wide) * scale.astype(wide)).astype(q.dtype), 1.0
+    return _heads_first(_attend(*alike((q, clean, own)), window, float(scale)))
 
 
 class _Block(NamedTuple):
@@ -129,7 +152,7 @@ def _hidden(block: _Block, window: int | None, strict: bool) -> Array:
 
 
 def _wide(x: Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return at_least_float32(x.dtype)
 
 
 def _dot(spec: str, a: Array, b: Array, like: Array) -> Array:
@@ -142,7 +165,7 @@ def _scores(q: Array, k: Array, block: _Block, window: int | None, scale: float,
     return jnp.where(_hidden(block, window, strict), -jnp.inf, scores)
 
 
-def _own_scores(q: Array, k_self: Array, scale: float) -> Array:
+def _own_scores(q: Array, k_self: Array, scale: Scale) -> Array:
     return jnp.sum(q.astype(_wide(q)) * k_self.astype(_wide(q)), axis=-1, keepdims=True) * scale
 
 
@@ -170,7 +193,7 @@ def _forward(q: Array, clean: Pair, own: Pair | None, window: int | None, scale:
         out = _dot("bnts,bnsh->bnth", weights, v, v)
         if own is not None:
             own_weight = jnp.exp(own_scores - top)
-            total, out = total + own_weight, out + own_weight * v_self
+            total, out = total + own_weight, out + own_weight.astype(out.dtype) * v_self.astype(out.dtype)
         outs.append((out / total).astype(v.dtype))
         log_sums.append(top + jnp.log(total))
         exponentials.append((weights, total))
@@ -205,7 +228,7 @@ def _attend_bwd(window: int | None, scale: float, residuals: tuple[Any, ...], d_
             weights, total = jnp.exp(scores - log_sum[:, :, rows]), 1.0
         else:
             weights, total = exponentials[i]
-        scaled = d_out[:, :, rows] / total
+        scaled = d_out[:, :, rows].astype(wide) / total
         d_weights = _dot("bnth,bnsh->bnts", scaled, v[:, :, keys], v) - delta[:, :, rows] / total
         d_scores = weights * d_weights * scale
         d_q.append(_dot("bnts,bnsh->bnth", d_scores, k[:, :, keys], k))
@@ -216,8 +239,8 @@ def _attend_bwd(window: int | None, scale: float, residuals: tuple[Any, ...], d_
         k_self, v_self = own
         prob = jnp.exp(_own_scores(q, k_self, scale) - log_sum)
         d_score = prob * (_own_scores(d_out, v_self, 1.0) - delta) * scale
-        d_q = d_q + d_score * k_self
-        d_own = (d_score * q).astype(k_self.dtype), (prob * d_out).astype(v_self.dtype)
+        d_q = d_q + d_score * k_self.astype(wide)
+        d_own = (d_score * q.astype(wide)).astype(k_self.dtype), (prob * d_out.astype(wide)).astype(v_self.dtype)
     d_clean = d_k.swapaxes(2, 3).astype(k.dtype), d_v.swapaxes(2, 3).astype(v.dtype)
     return d_q.astype(q.dtype), d_clean, d_own
 

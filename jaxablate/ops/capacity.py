@@ -5,23 +5,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxablate.config.checks import require
+from jaxablate.ops.masks import weights
+from jaxablate.types import at_least_float32
 
 
-def capacity(x: Shaped[ArrayLike, "*texts rows columns"], mask: Shaped[ArrayLike, "*texts rows"] | None = None
+def capacity(x: Shaped[ArrayLike, "*texts rows columns"], mask: Shaped[ArrayLike, "..."] | None = None
              ) -> Float[Array, "*texts rows"]:
     """Share of a dimension that each row has to itself.
 
     ``C_i = (x_i . x_i)^2 / sum_j (x_i . x_j)^2`` over the real rows of one text (Scherlis et al. 2022, with
     tokens in the place of features): 1 for a row orthogonal to all others, 1/m for m copies of one row. The sum
     over the rows is at most the number of columns. The mask is positive for a real row and 0 for padding, which has no
-    part in any sum; without one all rows are real.
+    part in any sum, and is broadcast to the rows; without one all rows are real.
 
     Returns:
       Capacities in [0, 1], at least float32; 0 for padding and for a row of zeros, which has no direction to share.
       Gradients are finite everywhere, 0 with respect to those rows.
 
     Raises:
-      ConfigError: x has fewer than two axes, or the mask is not of its rows' shape.
+      ConfigError: x has fewer than two axes, or the mask does not broadcast to its rows.
 
     >>> x = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     >>> capacity(x).tolist()
@@ -61,11 +63,9 @@ def _scaled(x: ArrayLike, mask: ArrayLike | None) -> jax.Array:
     underflows."""
     x_LF = jnp.asarray(x)
     require(x_LF.ndim >= 2, f"x has the shape {x_LF.shape}; give rows of columns [..., rows, columns]")
-    x_LF = x_LF.astype(jnp.promote_types(x_LF.dtype, jnp.float32))
+    x_LF = x_LF.astype(at_least_float32(x_LF.dtype))
     if mask is not None:
-        mask = jnp.asarray(mask)
-        require(mask.shape == x_LF.shape[:-1], f"mask has the shape {mask.shape}, but x has rows {x_LF.shape[:-1]}")
-        x_LF = jnp.where(mask[..., None] > 0, x_LF, 0.0)
+        x_LF = jnp.where(weights(mask, x_LF.shape[:-1], x_LF.dtype, of="the rows")[..., None] > 0, x_LF, 0.0)
     most = jax.lax.stop_gradient(jnp.max(jnp.abs(x_LF), axis=(-2, -1), keepdims=True, initial=0.0))
     return x_LF / jnp.where(most > 0, most, 1.0)
 

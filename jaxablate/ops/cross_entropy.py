@@ -11,9 +11,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from jaxablate.config.checks import require
+from jaxablate.ops import masks
+from jaxablate.ops.varying import alike
+from jaxablate.types import at_least_float32
 
 # Tokens whose logits are held at once: on CPU 256 to 512 were fastest (the chunk's logits still fit the caches).
 _CHUNK_TOKENS = {"cpu": 512}
@@ -21,17 +24,20 @@ _CHUNK_TOKENS_ELSEWHERE = 8192
 
 
 def linear_cross_entropy(
-    hidden: tuple[Float[Array, "batch time d"], ...],
-    embedding: Float[Array, "vocabulary d"],
-    targets: Int[Array, "batch time"],
-    mask: Shaped[Array, "batch time"] | None = None,
+    hidden: tuple[Float[ArrayLike, "batch time d"], ...],
+    embedding: Float[ArrayLike, "vocabulary d"],
+    targets: Int[ArrayLike, "batch time"],
+    mask: Shaped[ArrayLike, "..."] | None = None,
     *,
     chunk: int = 0,
 ) -> tuple[Float[Array, ""], ...]:
     """Mean cross-entropy over unmasked targets, for one or several streams after the final norm that share the head.
 
-    The mask is 1 where a target counts; with no target at all the loss is 0. ``chunk`` is the number of tokens whose
-    logits are held at once; 0 lets the backend choose.
+    The mask is 1 where a target counts; other weights give a weighted mean, whatever their sum, and the gradient with
+    respect to them. It is broadcast to [batch, time]. With no target at all, or where all weigh 0, the loss is 0. It is
+    NaN where a target that counts is not in [0, vocabulary). ``chunk`` is the number of tokens whose logits are held at
+    once, static; 0 lets the backend choose. The derivative is for reverse mode: `jax.jvp` of it is refused, that of its
+    gradient is not.
 
     Returns:
       One scalar a stream, in nats a token, at least float32.
@@ -39,27 +45,36 @@ def linear_cross_entropy(
     Raises:
       ConfigError: the shapes do not fit each other.
     """
-    for stream in hidden:
-        _check_shapes(stream, embedding, targets, mask)
-    wide = _wide(embedding)
-    weights = jnp.ones(targets.shape, wide) if mask is None else mask.astype(wide)
-    count = jnp.maximum(jnp.sum(weights), 1)
-    sums: list[Array] = [_weighted_loss(stream, embedding, targets, weights, chunk) for stream in hidden]
+    streams = [jnp.asarray(stream) for stream in hidden]
+    embedding, targets = jnp.asarray(embedding), jnp.asarray(targets)
+    for stream in streams:
+        _check_shapes(stream, embedding, targets)
+    weights = masks.weights(mask, targets.shape, _wide(embedding), of="the targets")
+    targets, weights = masks.known(targets, weights, embedding.shape[0])
+    count = masks.total(weights)
+    sums: list[Array] = [_weighted_loss(*alike((stream, embedding, targets, weights)), chunk) for stream in streams]
     return tuple(total / count for total in sums)
 
 
 def per_token_cross_entropy(
-    hidden: Float[Array, "batch time d"],
-    embedding: Float[Array, "vocabulary d"],
-    targets: Int[Array, "batch time"],
+    hidden: Float[ArrayLike, "batch time d"],
+    embedding: Float[ArrayLike, "vocabulary d"],
+    targets: Int[ArrayLike, "batch time"],
     *,
     chunk: int = 0,
 ) -> Float[Array, "batch time"]:
     """-log softmax(hidden @ embedding.T)[target] for each token, with the same bound on memory; not for training.
 
-    Arguments, units and errors are those of `linear_cross_entropy`.
+    Arguments, units and errors are those of `linear_cross_entropy`; a target outside [0, vocabulary) has the loss NaN.
     """
-    _check_shapes(hidden, embedding, targets, None)
+    hidden, embedding, targets = jnp.asarray(hidden), jnp.asarray(embedding), jnp.asarray(targets)
+    _check_shapes(hidden, embedding, targets)
+    targets, weights = masks.known(targets, jnp.ones(targets.shape, _wide(embedding)), embedding.shape[0])
+    return _token_losses(hidden, embedding, targets, chunk) * weights
+
+
+def _token_losses(hidden: Array, embedding: Array, targets: Array, chunk: int) -> Array:
+    """[B, T] losses of targets that exist."""
 
     def losses(part: tuple[Array, ...]) -> Array:
         h, t = part
@@ -71,20 +86,21 @@ def per_token_cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _weighted_loss(hidden: Array, embedding: Array, targets: Array, weights: Array, chunk: int) -> Array:
-    """sum over tokens of weight * loss. Weights get no gradient."""
-    return jnp.sum(weights * per_token_cross_entropy(hidden, embedding, targets, chunk=chunk))
+    """sum over tokens of weight * loss."""
+    return jnp.sum(weights * _token_losses(hidden, embedding, targets, chunk))
 
 
 def _weighted_loss_fwd(
     hidden: Array, embedding: Array, targets: Array, weights: Array, chunk: int
-) -> tuple[Array, tuple[Array, Array]]:
+) -> tuple[Array, tuple[Array, Array, Array]]:
     wide = _wide(embedding)
 
-    def body(carry: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+    def body(carry: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         loss, d_embedding = carry
         h, t, w = part
         exps, total, top = _exponentials(h, embedding)
-        loss = loss + jnp.sum(w * _losses(h, embedding, t, total, top))
+        losses = _losses(h, embedding, t, total, top)
+        loss = loss + jnp.sum(w * losses)
         # total * (softmax - one-hot): the target's entry is changed in place.
         rows = jnp.indices(t.shape, sparse=True)
         exps = exps.at[(*rows, t)].add(-total, unique_indices=True, indices_are_sorted=True).astype(embedding.dtype)
@@ -92,33 +108,33 @@ def _weighted_loss_fwd(
         d_hidden = jnp.einsum("btv,vd->btd", exps, embedding, preferred_element_type=wide) * scale
         scaled = (h.astype(wide) * scale).astype(embedding.dtype)
         d_embedding = d_embedding + jnp.einsum("btd,btv->dv", scaled, exps, preferred_element_type=wide)
-        return (loss, d_embedding), d_hidden.astype(hidden.dtype)
+        return (loss, d_embedding), (d_hidden.astype(hidden.dtype), losses)
 
     # The matrix's gradient grows as [D, V]: [V, D] would transpose every chunk's exponentials.
-    start = jnp.zeros((), wide), jnp.zeros(embedding.shape[::-1], wide)
-    (loss, d_embedding), d_hidden = jax.lax.scan(body, start, _chunks((hidden, targets, weights), chunk))
-    return loss, (_joined(d_hidden, targets.shape[1]), d_embedding.T)
+    start = alike((jnp.zeros((), wide), jnp.zeros(embedding.shape[::-1], wide)), like=hidden)
+    (loss, d_embedding), by_token = jax.lax.scan(body, start, _chunks((hidden, targets, weights), chunk))
+    d_hidden, losses = (_joined(x, targets.shape[1]) for x in by_token)
+    return loss, (d_hidden, d_embedding.T, losses)
 
 
 def _weighted_loss_bwd(
-    _chunk: int, residuals: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array, None, None]:
-    d_hidden, d_embedding = residuals
-    return d_hidden * cotangent.astype(d_hidden.dtype), d_embedding * cotangent, None, None
+    _chunk: int, residuals: tuple[Array, Array, Array], cotangent: Array
+) -> tuple[Array, Array, None, Array]:
+    d_hidden, d_embedding, losses = residuals
+    return d_hidden * cotangent.astype(d_hidden.dtype), d_embedding * cotangent, None, losses * cotangent
 
 
 _weighted_loss.defvjp(_weighted_loss_fwd, _weighted_loss_bwd)
 
 
-def _check_shapes(hidden: Array, embedding: Array, targets: Array, mask: Array | None) -> None:
+def _check_shapes(hidden: Array, embedding: Array, targets: Array) -> None:
     fits = hidden.ndim == 3 and embedding.ndim == 2 and hidden.shape[-1] == embedding.shape[-1]
-    fits &= targets.shape == hidden.shape[:2] and (mask is None or mask.shape == targets.shape)
-    require(fits, f"shapes are hidden {hidden.shape}, embedding {embedding.shape}, targets {targets.shape}, mask "
-            f"{None if mask is None else mask.shape}; give [batch, time, d], [vocabulary, d] and twice [batch, time]")
+    require(fits and targets.shape == hidden.shape[:2], f"shapes are hidden {hidden.shape}, embedding "
+            f"{embedding.shape}, targets {targets.shape}; give [batch, time, d], [vocabulary, d] and [batch, time]")
 
 
 def _wide(x: Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return at_least_float32(x.dtype)
 
 
 def _exponentials(hidden: Array, embedding: Array) -> tuple[Array, Array, Array]:
@@ -140,7 +156,7 @@ def _chunks(arrays: tuple[Array, ...], chunk: int) -> tuple[Array, ...]:
     """[B, T, ...] -> [n, B, t, ...] with about `chunk` tokens in B t, zero-padded at the end (weight 0)."""
     batch, length = arrays[0].shape[:2]
     tokens = chunk or _CHUNK_TOKENS.get(jax.default_backend(), _CHUNK_TOKENS_ELSEWHERE)
-    parts = -(-batch * length // tokens)
+    parts = max(1, -(-batch * length // tokens))
     size = max(1, -(-length // parts))
     count = -(-length // size)
 
@@ -154,4 +170,4 @@ def _chunks(arrays: tuple[Array, ...], chunk: int) -> tuple[Array, ...]:
 def _joined(x: Array, length: int) -> Array:
     """Inverse of `_chunks`."""
     x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :length]

@@ -35,7 +35,8 @@ class Thresholds(NamedTuple):
 def thresholds(x: Float[Array, "*rows units"], k: int) -> Thresholds:
     """The k-th and (k+1)-th largest entry along the last axis, 1 <= k < units, k static.
 
-    Ties are broken by the lower index first, as a stable descending sort would.
+    Ties are broken by the lower index first, as a stable descending sort would. A row with a NaN has no order: both its
+    values are NaN, and its places mean nothing.
 
     Raises:
       ConfigError: k is out of range, not a whole number, or traced.
@@ -56,7 +57,7 @@ def thresholds(x: Float[Array, "*rows units"], k: int) -> Thresholds:
 
 
 def winners(x: Float[Array, "*rows units"], t: Thresholds) -> Bool[Array, "*rows units"]:
-    """Mask of exactly the k largest entries of each row, given its `thresholds`."""
+    """Mask of exactly the k largest entries of each row, given its `thresholds`; of none in a row with a NaN."""
     return (x > t.kth) | ((x == t.kth) & (_index(x) <= t.kth_index))
 
 
@@ -94,17 +95,18 @@ def _by_repeated_max(x: Array, k: int, unroll: int) -> Thresholds:
     def following(_: Any, largest: tuple[Array, Array]) -> tuple[Array, Array]:
         return _largest(x, _below(x, *largest))
 
-    kth = jax.lax.fori_loop(1, k, following, _largest(x, jnp.ones(x.shape, bool)), unroll=unroll)
+    first = _largest(x, jnp.ones(x.shape, bool))
+    kth = jax.lax.fori_loop(1, k, following, first, unroll=unroll)
     after = following(None, kth)
-    return Thresholds(kth[0], after[0], kth[1], after[1])
+    return _unless_nan(first[0], Thresholds(kth[0], after[0], kth[1], after[1]))
 
 
 def _by_distinct_max(x: Array, k: int) -> Thresholds:
     """Right where the k+1 largest entries of every row differ; half the passes of `_by_repeated_max`."""
-    value = following = jnp.max(x, axis=-1, keepdims=True)
+    value = following = first = jnp.max(x, axis=-1, keepdims=True)
     for _ in range(k):
         value, following = following, jnp.max(jnp.where(x < following, x, -jnp.inf), axis=-1, keepdims=True)
-    return Thresholds(value, following, _place(x, value), _place(x, following))
+    return _unless_nan(first, Thresholds(value, following, _place(x, value), _place(x, following)))
 
 
 def _place(x: Array, value: Array) -> Array:
@@ -123,9 +125,15 @@ def _by_bisection(x: Array, k: int) -> Thresholds:
     width = max(x.shape[-1] - 1, 1).bit_length()
     before = _greatest(lambda i: _count(equal & (_index(x).astype(i.dtype) < i)) < rank, width, keys)
     index = before.astype(jnp.int32)
-    value = jnp.max(x, axis=-1, keepdims=True, where=equal, initial=-jnp.inf)
+    value = jnp.max(x, axis=-1, keepdims=True, where=equal | jnp.isnan(x), initial=-jnp.inf)
     following, following_index = _largest(x, _below(x, value, index))
-    return Thresholds(value, following, index, following_index)
+    return _unless_nan(value, Thresholds(value, following, index, following_index))
+
+
+def _unless_nan(value: Array, found: Thresholds) -> Thresholds:
+    """What was found, with NaN for the values of rows in which a maximum was NaN."""
+    kth, following = (jnp.where(jnp.isnan(value), value, x) for x in (found.kth, found.next))
+    return found._replace(kth=kth, next=following)
 
 
 def _count(mask: Array) -> Array:

@@ -22,7 +22,7 @@ from jaxablate.reports.results import Better, Figure
 from jaxablate.runs.run import Run
 from jaxablate.stats import Estimate
 from jaxablate.suites.suite import Suite
-from jaxablate.types import Batch, Params
+from jaxablate.types import Batch, Params, at_least_float32
 
 RANKINGS = ("vmask", "gradient", "random")
 """Keep-probability; |gradient of the predicted class's log-probability by the token's scale|; a seeded draw."""
@@ -226,7 +226,7 @@ def class_probability(
 ) -> tuple[Int[Array, " batch"], Float[Array, " batch"]]:
     """Predicted class of each text, and the probability of the class ``of``."""
     logits = model.apply({"params": params}, tokens, mask).logits
-    p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    p = jax.nn.softmax(logits.astype(at_least_float32(logits.dtype)))
     return jnp.argmax(logits, axis=-1), jnp.take_along_axis(p, jnp.asarray(of)[:, None], axis=-1)[:, 0]
 
 

@@ -80,8 +80,8 @@ class FactSummary:
     label: str
     kind: str
     entropy: float
-    information: float
-    """Bits that the best unit's firing tells of the label."""
+    information: float | None
+    """Bits that the best unit's firing tells of the label; None where no unit fires."""
     layer: int
     unit: int
     """Layer and number of the best unit."""
@@ -90,8 +90,8 @@ class FactSummary:
     """Likeliest values where the best unit fires and where it does not."""
     equal_number: float
     """Information expected of the best of as many units as there are directions."""
-    directions: float
-    """Information of the best random direction."""
+    directions: float | None
+    """Information of the best random direction; None where none fires."""
     accuracy: Estimate
     """Accuracy of telling the label from the firing of one unit, both chosen on other stories; over folds."""
     directions_accuracy: float
@@ -209,12 +209,18 @@ def fact_summaries(facts: Sequence[FactMeasures], seed: int) -> tuple[FactSummar
         units, directions = np.concatenate(x.information), np.concatenate(x.directions)
         (layer, unit), (fires, silent) = x.best, x.best_means
         result.append(FactSummary(
-            label=x.label, kind=x.kind, entropy=x.entropy, information=float(x.information[layer][unit]), layer=layer,
-            unit=unit, firing_means=fires, silence_means=silent,
+            label=x.label, kind=x.kind, entropy=x.entropy, information=_greatest(x.information[layer][unit]),
+            layer=layer, unit=unit, firing_means=fires, silence_means=silent,
             equal_number=expected_best(units[np.isfinite(units)], len(directions)),
-            directions=float(np.nanmax(directions)), accuracy=stats.mean(x.accuracy, seed=seed),
+            directions=_greatest(directions), accuracy=stats.mean(x.accuracy, seed=seed),
             directions_accuracy=float(x.directions_accuracy.mean()), majority=float(x.majority.mean())))
     return tuple(result)
+
+
+def _greatest(values: np.ndarray) -> float | None:
+    """The greatest of the values that are numbers."""
+    numbers = values[np.isfinite(values)]
+    return float(numbers.max()) if numbers.size else None
 
 
 def expected_best(values: np.ndarray, size: int) -> float:
@@ -295,7 +301,7 @@ def _fact_map(result: NeuronsResult) -> Beside:
 
     def heat(title: str, field: str) -> Heatmap:
         def share(x: FactSummary) -> float:
-            return max(getattr(x, field) / x.entropy, 0.0) if x.entropy > 0 else 0.0
+            return max((getattr(x, field) or 0.0) / x.entropy, 0.0) if x.entropy > 0 else 0.0
 
         return Heatmap(title=title, caption="", rows=labels, x_label="units", columns=kinds,
                        value_label="share of the fact's bits",

@@ -29,7 +29,7 @@ from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
 from jaxablate.stats import Estimate
 from jaxablate.suites.suite import Suite
-from jaxablate.types import STREAMS, Batch, Params
+from jaxablate.types import STREAMS, Batch, Params, at_least_float32
 
 TOP_TOKENS = 3
 """Tenths of a text's tokens, rounded up, that are its important ones."""
@@ -188,7 +188,7 @@ def site_measures(
       ``capacity`` [B, L], NaN at padding; ``zero`` [B], tokens with a zero vector; ``importance`` and ``interaction``
       [B], NaN where a text is too short, and their ``.._variance`` under shuffles; both losses of the text.
     """
-    x_BLF = x_BLF.astype(jnp.promote_types(x_BLF.dtype, jnp.float32))
+    x_BLF = x_BLF.astype(at_least_float32(x_BLF.dtype))
     capacity_BL = capacity(x_BLF, mask_BL)
     importance, importance_variance = top_minus_rest(capacity_BL, ranking_BL, mask_BL, TOP_TOKENS)
     attention = attention_BNLL.astype(x_BLF.dtype)

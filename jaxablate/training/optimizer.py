@@ -21,7 +21,11 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     if config.schedule == "constant":
         main = optax.constant_schedule(peak)
     else:
-        main = optax.cosine_decay_schedule(peak, max(1, steps - config.warmup_steps), alpha=config.final_fraction)
+        cosine = optax.cosine_decay_schedule(peak, max(1, steps - config.warmup_steps), alpha=config.final_fraction)
+
+        def main(count: jax.typing.ArrayLike) -> Any:  # optax relies on the promotion of integers
+            return cosine(jnp.asarray(count, float))
+
     if config.warmup_steps == 0:
         return main
     warmup = optax.linear_schedule(peak / config.warmup_steps, peak, config.warmup_steps - 1)
@@ -56,7 +60,8 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         first, second = _bias_correction(b1, count), _bias_correction(b2, count)
-        scaled = jax.tree.map(lambda m, v: (m / first) / (jnp.sqrt(v / second) + eps), mu, nu)
+        scaled = jax.tree.map(lambda m, v: (m / first.astype(m.dtype)) / (jnp.sqrt(v / second.astype(v.dtype)) + eps),
+                              mu, nu)
         return scaled, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
@@ -64,4 +69,4 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
 def _bias_correction(beta: float, count: jax.Array) -> jax.Array:
     """1 - beta**count, accurate to the last bits also where it is small."""
-    return -jnp.expm1(count * math.log(beta)) if beta > 0 else jnp.ones(())
+    return -jnp.expm1(count.astype(float) * math.log(beta)) if beta > 0 else jnp.ones(())

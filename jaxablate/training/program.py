@@ -171,6 +171,7 @@ def _mean_over_parts(gradient: Callable[..., Any], weight: Callable[[Rows], Any]
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], rows), key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes, jax.ShapeDtypeStruct((), jnp.float32)))
     (total, weights), _ = jax.lax.scan(add, zeros, (rows, jnp.arange(parts)))
+    weights = jnp.where(weights > 0, weights, 1)  # without anything that counts the mean is 0, not NaN
     return jax.tree.map(lambda x: x / weights.astype(x.dtype), total)
 
 
