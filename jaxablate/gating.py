@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Shaped
 
@@ -43,7 +44,7 @@ from jaxablate.registry import Registry
 from jaxablate.types import at_least_float32
 
 Surrogate = Literal["sigmoid", "softmax"]
-Number = float | Shaped[Array, ""]
+Number = float | Shaped[Array | np.ndarray, ""]
 
 # sigmoid' and exp(-|z|) are exactly 0 beyond this, in float64 too; clipping keeps 0 * inf out of the backward pass.
 _SATURATED = 1e3

@@ -202,7 +202,8 @@ def test_the_width_may_be_traced_and_has_a_gradient(surrogate):
     with jax.enable_x64(True):
         width = jnp.float64(0.7), jnp.float64(0.1)
         for gate in (soft_top_k, k_wta):
-            np.testing.assert_allclose(jax.jit(gated, static_argnums=0)(gate, *width), gated(gate, 0.7, 0.1), rtol=1e-12)
+            traced = jax.jit(gated, static_argnums=0)(gate, *width)
+            np.testing.assert_allclose(traced, gated(gate, 0.7, 0.1), rtol=1e-12)
         check_grads(lambda t, e: gated(soft_top_k, t, e), width, order=1, modes=["rev"], eps=1e-6, rtol=1e-4)
         np.testing.assert_array_equal(jax.grad(gated, argnums=(1, 2))(k_wta, *width),
                                       jax.grad(gated, argnums=(1, 2))(soft_top_k, *width))

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
@@ -21,7 +22,7 @@ def generate(
     *,
     steps: int,
     stream: Stream = "clean",
-    temperature: float | Float[Array, ""] = 1.0,
+    temperature: float | Float[Array | np.ndarray, ""] = 1.0,
     top_k: int | None = None,
     key: jax.Array | None = None,
 ) -> Int[Array, "batch longer"]:

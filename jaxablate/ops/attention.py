@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
@@ -21,7 +22,7 @@ from jaxablate.types import at_least_float32
 
 Heads = Float[ArrayLike, "batch time heads width"]
 HeadOutputs = Float[Array, "batch time heads width"]
-Scale = float | Shaped[Array, ""]
+Scale = float | Shaped[Array | np.ndarray, ""]
 Pair = tuple[Array, Array]
 """Keys and values, [B, N, T, H]."""
 

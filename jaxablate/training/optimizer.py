@@ -21,15 +21,17 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     if config.schedule == "constant":
         main = optax.constant_schedule(peak)
     else:
-        cosine = optax.cosine_decay_schedule(peak, max(1, steps - config.warmup_steps), alpha=config.final_fraction)
-
-        def main(count: jax.typing.ArrayLike) -> Any:  # optax relies on the promotion of integers
-            return cosine(jnp.asarray(count, float))
-
+        main = _of_floats(
+            optax.cosine_decay_schedule(peak, max(1, steps - config.warmup_steps), alpha=config.final_fraction))
     if config.warmup_steps == 0:
         return main
     warmup = optax.linear_schedule(peak / config.warmup_steps, peak, config.warmup_steps - 1)
     return optax.join_schedules([warmup, main], [config.warmup_steps])
+
+
+def _of_floats(schedule: optax.Schedule) -> optax.Schedule:
+    """The schedule with its count as a float: optax would promote an integer, which JAX's strict mode refuses."""
+    return lambda count: schedule(jnp.asarray(count, float))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
