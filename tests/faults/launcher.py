@@ -170,6 +170,10 @@ def _command(request: dict[str, Any], streams: Sequence[int], ready: int) -> int
     null = os.open(os.devnull, os.O_RDONLY)
     for number, source in enumerate((null, *streams)):
         os.dup2(source, number)
+    # What Python found out of the parent's streams, such as that a file can be sought in, is not so of these.
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115 (closed by the end of the process)
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(request["environment"])
