@@ -119,13 +119,15 @@ def save(
     weights = {name: np.asarray(getattr(sae, name), order="C") for name in _weight_shapes(config)}
     if wrong := [name for name, array in weights.items() if not np.all(np.isfinite(array))]:
         raise DataError(f"{', '.join(wrong)} of the autoencoder at {name} are NaN or infinite; nothing was written")
-    files.write(folder / WEIGHTS, safetensors.numpy.save(weights))
+    contents = {WEIGHTS: safetensors.numpy.save(weights)}
     if density is not None:
         logs = np.log10(np.asarray(density, np.float32) + np.float32(_EMPTY))
-        files.write(folder / SPARSITY, safetensors.numpy.save({"sparsity": logs}))
+        contents[SPARSITY] = safetensors.numpy.save({"sparsity": logs})
     if moments is not None:
         arrays = {"mean": np.asarray(moments.mean), "root": np.asarray(moments.root)}
-        files.write(folder / MOMENTS, safetensors.numpy.save(arrays))
+        contents[MOMENTS] = safetensors.numpy.save(arrays)
+    for name_of_file, content in contents.items():
+        files.write(folder / name_of_file, content)
     topk = config.architecture == "topk"
     settings = {  # all that SAELens asks for
         "architecture": config.kind.saelens or config.architecture, "d_in": config.d_in, "d_sae": config.d_sae,
@@ -137,7 +139,8 @@ def save(
         "dataset_trust_remote_code": False, "sae_lens_training_version": None, "neuronpedia_id": None,
         "model_from_pretrained_kwargs": {}, "model_name": model_name, "dataset_path": dataset,
         "jaxablate": {"site": name, "config": dataclasses.asdict(config), "details": dict(details or {}),
-                      "model": None if params is None else fingerprint(params)},
+                      "model": None if params is None else fingerprint(params),
+                      "crc": {name_of_file: zlib.crc32(content) for name_of_file, content in contents.items()}},
     }
     files.write_json(folder / CONFIG, settings, indent=1)
     return folder
@@ -159,6 +162,8 @@ def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, param
     config, name = _config(folder, settings, own), own.get("site") or _name(settings)
     shapes = _weight_shapes(config)
     weights = _read_finite(folder / WEIGHTS, shapes)
+    density, moments = _density(folder, config), _moments(folder, config)
+    _check_unchanged(folder, own.get("crc") or {})
     arrays = {"threshold": jnp.zeros(config.d_sae, config.dtype)}
     arrays |= {weight: jnp.asarray(weights[weight], config.dtype) for weight in shapes}
     sae = SparseAutoencoder(**arrays, config=config)
@@ -168,7 +173,7 @@ def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, param
     if params is not None and of not in (None, fingerprint(params)):
         raise ConfigError(f"{folder} belongs to another model: its parameters have fingerprint {of[:12]}..., "
                           f"these {fingerprint(params)[:12]}...; use the model it was trained on")
-    return SavedAutoencoder(sae, name, _density(folder, config), own.get("details") or {}, of, _moments(folder, config))
+    return SavedAutoencoder(sae, name, density, own.get("details") or {}, of, moments)
 
 
 def save_state(
@@ -236,6 +241,8 @@ class _Own(TypedDict, total=False):
     model: str | None
     config: dict[str, Any] | None
     details: dict[str, Any] | None
+    crc: dict[str, int] | None
+    """CRC-32 of the other files, by name; the format has none."""
 
 
 class _Metadata(TypedDict, total=False):
@@ -267,6 +274,13 @@ def _read_settings(folder: Path) -> _Settings:
         return files.read_json(folder / CONFIG, _Settings, what="an autoencoder's settings", fix="restore it")
     except (OSError, FileError) as error:
         raise DataError(f"{folder} holds no autoencoder: {CONFIG} cannot be read ({error})") from error
+
+
+def _check_unchanged(folder: Path, crcs: Mapping[str, int]) -> None:
+    """Raises DataError where a file that was saved with cfg.json is another one now."""
+    for name in (WEIGHTS, SPARSITY, MOMENTS):
+        if name in crcs and (folder / name).is_file() and files.crc32(folder / name) != crcs[name]:
+            raise DataError(f"{folder / name} is damaged: it is not what was saved; restore it, or train it anew")
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
