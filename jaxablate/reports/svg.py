@@ -284,7 +284,7 @@ def networks(title: str, panels: Sequence[Network], labels: Sequence[str] = ("",
     """Nodes in their order on a line, an arc above it for each edge: diagrams with one scale, in a row or, where they
     are wide, in a column."""
     edges = [edge for panel in panels for edge in panel.edges]
-    most = max([e.weight for e in edges], default=1.0)
+    most = max([e.weight for e in edges], default=1.0) or 1.0
     reach = max([abs(e.second - e.first) for e in edges], default=1)  # the farthest arc gives all the same height
     columns = 1 if max(len(p.nodes) for p in panels) > MOST_BESIDE else len(panels)
     width = (WIDTH - GAP * (columns - 1)) / columns

@@ -150,6 +150,11 @@ def test_numbers_that_are_not_finite_come_back_in_panels():
     page(results(suites={"s": record("s", panels=[found])}), [], "run")
 
 
+def test_ties_without_any_weight_are_drawn():
+    nothing = dataclasses.replace(NETWORK, edges=(Edge(first=0, second=1, weight=0.0),))
+    page(results(suites={"s": record("s", panels=[nothing])}), [], "run")
+
+
 @pytest.mark.parametrize("losses", [*OTHERS, [5], [{"stream": "clean"}], [{"stream": "clean", "end_of_text": True,
                                                                          "loss": "x"}]], ids=lambda x: str(x)[:20])
 def test_stored_losses_of_another_kind_count_as_not_measured(losses):
