@@ -77,11 +77,13 @@ def _join(seconds: int) -> None:
         jax.config.update("jax_logging_level", "CRITICAL")
     _take_over_fatal_errors()
     failed: list[Exception] = []
+    connected, late = threading.Event(), time.monotonic() + seconds
 
     def initialize() -> None:
         try:
             with _lost_is_told():
                 jax.distributed.initialize(initialization_timeout=seconds, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+            connected.set()
             # Now all are at the same point. Later one may compile for longer than another waits for a connection.
             multihost_utils.sync_global_devices("joined")
         except Exception as error:
@@ -90,15 +92,15 @@ def _join(seconds: int) -> None:
     # The main thread stays free for signals.
     thread = threading.Thread(target=initialize, daemon=True)
     thread.start()
-    while thread.is_alive():
+    while thread.is_alive() and (connected.is_set() or time.monotonic() < late):  # JAX takes up to twice the time
         thread.join(0.1)
-    for error in failed:
-        reason = (str(error).splitlines() or [""])[0]
-        reason = f"no answer in {seconds} s" if "bad_cast" in reason or "DEADLINE" in reason else reason
+    if failed or not connected.is_set():
+        reason = (str(failed[0]).splitlines() or [""])[0] if failed else ""
+        reason = f"no answer in {seconds} s" if not reason or "bad_cast" in reason or "DEADLINE" in reason else reason
         raise ConfigError(
             f"--distributed could not join the other processes ({reason}); start them all within --join-seconds, under "
             "SLURM, Open MPI, Kubernetes or Cloud TPU, or leave --distributed out"
-        ) from error
+        ) from None
 
 
 @contextlib.contextmanager

@@ -162,10 +162,7 @@ def _line(rng: random.Random) -> list[str]:
         name = rng.choice(sorted(DATA_COMMANDS))
         if DATA_COMMANDS[name] is None:
             return ["data", name, *[_value(Path, rng) for _ in range(rng.randrange(3))]]
-        # Nothing is prepared: there is no such text.
-        flags = _flags(DATA_COMMANDS[name])
-        line = ["data", name, *(["--source", "text", "--train-path", "{missing}", "--valid-path", "{missing}"]
-                                if name == "prepare" else ["--path", "{missing}"])]
+        flags, line = _flags(DATA_COMMANDS[name]), ["data", name]
     else:
         kind = importlib.import_module(f"jaxablate.commands.{command}").parse.args[0]
         flags, line = _flags(kind), [command]
@@ -177,9 +174,10 @@ def _line(rng: random.Random) -> list[str]:
         line += ["{run}"] if command == "compare" else []
     for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 3))):
         line += _setting(rng.choice(flags), rng)
-    if command == "data":  # the embedded corpus would be made, TinyStories be fetched
-        line = _without(line, "--source")
-        line[2:2] = ["--source", "text"] if line[1] == "prepare" else []
+    if command == "data":  # the embedded corpus would be made, TinyStories or a treebank be fetched
+        wanted = {"--source": "text", "--train-path": "{missing}"} if line[1] == "prepare" else {"--path": "{missing}"}
+        for flag, value in wanted.items():
+            line = [*_without(line, flag), flag, value]
     return line
 
 

@@ -188,24 +188,21 @@ def _one_device() -> str:
 def _wait(pair: Sequence[subprocess.Popen], seconds: float, after: float) -> list[End]:
     """How both end: the first one within some seconds, the other one within some more."""
     begun, ended = time.monotonic(), [0.0, 0.0]
-    first = None
-    while any(left := [process.poll() is None for process in pair]):
+    while not all(ended):
+        time.sleep(0.05)
         now = time.monotonic()
-        if first is None and not all(left):
-            first = now
+        ended = [at or (now if process.poll() is not None else 0.0) for at, process in zip(ended, pair, strict=True)]
+        first = min((at for at in ended if at), default=None)
         if now - begun > seconds or (first is not None and now - first > after):
             break
-        for who in range(2):
-            ended[who] = now if left[who] else ended[who]
-        time.sleep(0.05)
     ends = []
-    for who, process in enumerate(pair):
+    for at, process in zip(ended, pair, strict=True):
         code = process.poll()
         if code is None:
             process.kill()
         _, err = process.communicate()
-        ends.append(End(code, [line for line in err.splitlines() if line.strip()],
-                        round(max(ended[who] - (first or begun), 0.0), 1)))
+        lines = [line for line in err.splitlines() if line.strip()]
+        ends.append(End(code, lines, round(at - min(at for at in ended if at), 1) if at else 0.0))
     return ends
 
 
