@@ -459,12 +459,12 @@ class JsonLines:
         self._size, self._crc, self._lines = len(kept), zlib.crc32(kept), kept.count(b"\n")
 
     def add(self, value: Mapping[str, Any]) -> None:
-        """Appends a line and hands it to the operating system.
+        """Appends a line and hands it to the operating system. A number that is not finite becomes null, as elsewhere.
 
         Raises:
           FileError: the disk is full or the file is gone; no part of the line stays.
         """
-        line = json.dumps(value).encode() + b"\n"
+        line = json.dumps(finite(value), allow_nan=False).encode() + b"\n"
         try:
             left = memoryview(line)
             while left:

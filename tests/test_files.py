@@ -223,6 +223,17 @@ def test_a_log_as_its_writer_left_it_is_gone_on_with_in_silence(tmp_path, caplog
     assert not caplog.text and names(tmp_path) == ["log"]
 
 
+def test_a_number_that_is_not_finite_is_null_in_a_log(tmp_path, caplog):
+    """NaN, such as the explained variance of what does not vary, was written as such, which is no JSON: a later run took
+    the line for a damaged one and left it out."""
+    log = files.JsonLines(tmp_path / "log", upto=0)
+    log.add({"step": 1, "figures": {"explained_variance": float("nan")}})
+    log.close()
+    files.JsonLines(tmp_path / "log", upto=1, state=log.get_state()).close()
+    assert json.loads((tmp_path / "log").read_text()) == {"step": 1, "figures": {"explained_variance": None}}
+    assert not caplog.records
+
+
 def test_a_log_on_a_full_disk_ends_with_a_whole_line_and_one_error(tmp_path):
     """When the disk was full, closing the log wrote the same bytes again and raised in place of the right error."""
     log = files.JsonLines(tmp_path / "log", upto=0)
