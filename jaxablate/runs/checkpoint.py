@@ -62,13 +62,11 @@ class Checkpoints:
         with _readable_errors(f"checkpoint folder {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
-        _quieten_threads()
+        _quieten_orbax()
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="seal")
         self._pending: concurrent.futures.Future[None] | None = None
         self._pending_step = 0
-        self._quiet = _OrbaxLogFilter()
-        logging.getLogger("absl").addFilter(self._quiet)
 
     def save(self, state: State, progress: Mapping[str, Any], valid_loss: float | None = None) -> None:
         """Starts saving and returns as soon as the arrays may be overwritten.
@@ -138,7 +136,6 @@ class Checkpoints:
           CheckpointError: the last save failed.
         """
         with contextlib.ExitStack() as stack:
-            stack.callback(logging.getLogger("absl").removeFilter, self._quiet)
             stack.enter_context(files.closing(self._orbax.close))
             stack.callback(self._thread.shutdown)
             self.wait()
@@ -436,24 +433,18 @@ _FULL = (*(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBI
 """What errors of a full disk say, by whatever way they came."""
 
 
-class _OrbaxLogFilter(logging.Filter):
-    """Drops Orbax's own log lines: a failed save logs four tracebacks, and then raises what we report."""
+def _quieten_orbax() -> None:
+    """Drops, from now on, what Orbax logs and what happens in its threads once a save has failed or was interrupted.
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
-
-
-def _quieten_threads() -> None:
-    """Keeps Python from printing what happens in Orbax's threads after a save has failed and has been reported.
-
-    Orbax closes the event loop in which arrays are still being written. As each is done, TensorStore finds its loop
-    closed, which Python prints as an exception that nobody can catch; the same goes for tasks that are left.
+    A failed save logs four tracebacks and raises what we report. It also closes the event loop in which arrays are
+    still being written: as each is done, TensorStore finds its loop closed, which Python prints as an exception that
+    nobody can catch. Threads of an interrupted save may come to that after all else has ended.
     """
     for module, name in ((sys, "unraisablehook"), (threading, "excepthook")):
         hook = getattr(module, name)
         if getattr(hook, "__module__", None) != __name__:
             setattr(module, name, _but_for_orbax(hook))
-    for name in ("asyncio", "concurrent.futures"):
+    for name in ("absl", "asyncio", "concurrent.futures"):
         logging.getLogger(name).addFilter(_reports_nothing_of_orbax)
 
 
@@ -466,7 +457,7 @@ def _but_for_orbax(hook: Callable[[Any], object]) -> Callable[[Any], None]:
 
 
 def _reports_nothing_of_orbax(record: logging.LogRecord) -> bool:
-    return not _of_orbax(record.exc_info[1] if record.exc_info else None, record.getMessage())
+    return not _of_orbax(record.exc_info[1] if record.exc_info else None, record.getMessage(), record.pathname)
 
 
 def _of_orbax(error: BaseException | None, *about: Any) -> bool:
@@ -474,4 +465,4 @@ def _of_orbax(error: BaseException | None, *about: Any) -> bool:
     text = " ".join(map(repr, about))
     if error is not None:
         text += "".join(traceback.format_exception(error))
-    return any(sign in text for sign in ("orbax", "tensorstore", "Event loop is closed"))
+    return any(sign in text for sign in ("orbax/checkpoint", "tensorstore", "Event loop is closed"))

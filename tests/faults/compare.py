@@ -13,8 +13,8 @@ from typing import Any
 Contents = dict[str, str]
 """Name of a file, or of an array of the newest checkpoint -> its text or digest."""
 
-_TIMES = re.compile(r"date|started|trained|resumed|revision|.*seconds|.*_per_second|mtime_ns|crc")
-"""Keys of JSON that tell when, how fast and by which revision; ``crc`` is of a log's lines, speeds among them."""
+_TIMES = re.compile(r"date|started|trained|resumed|revision|.*seconds|.*_per_second|mtime_ns|log")
+"""Keys of JSON that tell when, how fast and by which revision; a checkpoint's ``log`` is of lines with speeds."""
 _CLOCK = re.compile(r"\d{4}-\d\d-\d\dT[\d:.+-]+Z?|\b\d+(\.\d+)? ?(s|ms|min)\b|\b[0-9a-f]{12}(-dirty)?\b")
 """The same in text."""
 _PARTIAL = re.compile(r"\.partial$|\.orbax-checkpoint-tmp|\.tmp$")
