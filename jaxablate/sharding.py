@@ -132,17 +132,17 @@ def fitting_parts(mesh: Mesh, rows: int, length: int) -> int:
     return (fitting or sharable[-1:] or [1])[0]
 
 
-def require_room(needed: float, what: str, fix: str, device: Any = None) -> None:
-    """Refuses arrays that a device cannot hold, by default one of those here, in place of filling the machine.
+def require_room(needed: float, what: str, fix: str, devices: Sequence[Any] | None = None) -> None:
+    """Refuses arrays that devices of this process cannot hold, each as many bytes, in place of filling the machine.
 
-    A device without memory of its own has its part of the host's, which counts swapped-out pages as none.
+    By default they are for one device alone. Those without memory of their own share the host's, without swap.
 
     Raises:
       ConfigError: ``what`` needs more bytes than there are; the message says how to ``fix`` it.
     """
-    device = device or jax.local_devices()[0]
-    own = (device.memory_stats() or {}).get("bytes_limit")
-    room = own or host_memory() // jax.local_device_count()
+    devices = devices or jax.local_devices()[:1]
+    own = (devices[0].memory_stats() or {}).get("bytes_limit")
+    room = own or host_memory() // len(devices)
     require(needed <= room, f"{what} need {needed / 1e9:,.1f} GB on a device that has {room / 1e9:,.1f} GB; {fix}")
 
 

@@ -63,12 +63,13 @@ def test_a_command_that_keeps_what_it_has_says_so(capsys, stop, code, line):
     (["x" * 100_000], "unknown command 'xxx"),
     (["score", "--workdir", "w", "--checkpoint", "9" * 5000], "checkpoint='999"),
     (["score", "--workdir", "w", "--batch-size", "2147483648"], "batch_size=2147483648 is out of range"),
+    (["score", "--workdir", "w", "--batch-size", "100000"], "batch_size=100000 must be at most 65,536"),
     (["sae", "--workdir", "w", "--save-every", "inf"], "save_every=inf must be a finite number"),
     (["sae", "--workdir", "w", "--seeds", "0", "9223372036854775808"], "seeds=9223372036854775808 is out of range"),
     (["circuit", "--workdir", "w", "--prompts", "2147483647"], "prompts=2147483647 must be at most 100,000"),
     (["neurons", "--workdir", "w", "--examples", "4294967296"], "examples=4294967296 is out of range"),
     (["compare", "w", "--out", ""], "out='' is empty"),
-], ids=["typo", "long", "digits", "int32", "infinite", "int64", "prompts", "nested", "empty"])
+], ids=["typo", "long", "digits", "int32", "rows", "infinite", "int64", "prompts", "nested", "empty"])
 def test_what_no_command_can_take_is_refused_in_one_line(capsys, arguments, message):
     line = error_of(capsys, *arguments)
     assert message in line and len(line) < 600

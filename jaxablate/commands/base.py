@@ -19,6 +19,8 @@ from jaxablate.errors import ConfigError, Terminated, leave_quietly
 from jaxablate.terminal import printable
 
 S = TypeVar("S")
+MOST_ROWS = 1 << 16
+"""Sequences in a batch of a command that measures, at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,8 @@ class RunSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         require_at_least(self, 1, "batch_size")
+        if self.batch_size is not None and self.batch_size > MOST_ROWS:
+            raise ConfigError(f"batch_size={self.batch_size} must be at most {MOST_ROWS:,}; a batch is held in memory")
         require_at_least(self, 0, "seed")
         is_step = self.checkpoint.isdecimal() and len(self.checkpoint) <= len(str(LARGEST))
         if self.checkpoint not in ("auto", "newest", "last", "best") and not is_step:

@@ -171,7 +171,7 @@ def check_memory(program: Program, config: RunConfig) -> None:
     needed = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
     require_room(needed, f"{program.n_parameters:,} parameters, their gradient and the optimizer's state",
                  "choose a smaller model (d_model, d_mlp, n_layers, vocab_size, context_length), or share it out by "
-                 "mesh.fsdp", program.mesh.local_devices[0])
+                 "mesh.fsdp", program.mesh.local_devices)
     rows, length = config.train.batch_size, (
         config.train.sequence_length if isinstance(config, Config) else config.model.max_length)
     batch, host = 12 * rows * length, host_memory()  # three arrays of four bytes: tokens, targets or labels, mask
