@@ -224,8 +224,8 @@ def test_a_log_as_its_writer_left_it_is_gone_on_with_in_silence(tmp_path, caplog
 
 
 def test_a_number_that_is_not_finite_is_null_in_a_log(tmp_path, caplog):
-    """NaN, such as the explained variance of what does not vary, was written as such, which is no JSON: a later run took
-    the line for a damaged one and left it out."""
+    """NaN, such as the explained variance of what does not vary, was written as such, which is no JSON: a later run
+    took the line for a damaged one and left it out."""
     log = files.JsonLines(tmp_path / "log", upto=0)
     log.add({"step": 1, "figures": {"explained_variance": float("nan")}})
     log.close()
