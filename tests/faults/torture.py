@@ -151,9 +151,10 @@ class Log:
 
 def _run(options: argparse.Namespace, bench: Bench, log: Log) -> None:
     tasks = [task for task in _tasks(options) if task.key not in log.done]
-    played = {task.campaign for task in tasks} - MODULES.keys()
     works = campaigns.turn(options.works)
-    prepared, stopped = campaigns.needed(works, "damage" in played) if played else ([], [])
+    damages = any(task.campaign == "damage" for task in tasks)
+    played = works if damages else [works[t.first % len(works)] for t in tasks if t.campaign not in MODULES]
+    prepared, stopped = campaigns.needed(played, damages)
     total, since = len(tasks), time.monotonic()
     print(f"seed {options.seed}, log {options.log}, {sum(t.count for t in tasks):,} cases, folder {bench.folder}",
           flush=True)
