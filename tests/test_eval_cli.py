@@ -7,17 +7,15 @@ import json
 import shutil
 
 import pytest
-from helpers.commands import error_of, run_command
+from helpers.commands import error_of, few_draws, run_command
 from helpers.runs import copy_run
 
 from jaxablate.commands import score as runner
 from jaxablate.commands.main import main
 from jaxablate.commands.score import ScoreSettings
 from jaxablate.errors import TooLittleDataError
-from jaxablate.neurons import gate_information
 from jaxablate.registry import Registry
 from jaxablate.reports import results as files
-from jaxablate.suites import circuits
 
 
 @pytest.fixture
@@ -31,10 +29,7 @@ def scored(language_run):
     """The run with the figures of all suites, few of each."""
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as few, contextlib.redirect_stdout(out):
-        for name, count in (("PROMPTS", 6), ("BATCHES", 2), ("ORDERS", 1), ("RANDOM_MODELS", 1)):
-            few.setattr(circuits, name, count)
-        for name in ("SHUFFLES", "UPDATES", "TOKEN_EPOCHS"):
-            few.setattr(gate_information, name, 2)
+        few_draws(few)
         run_command("score", "--workdir", language_run, "--batch-size", 64)
     for stream in ("clean", "ablated"):
         assert f"\n{stream}: " in out.getvalue()

@@ -145,7 +145,8 @@ class NeuronsResult:
 def evaluate(model: SelfAblatingTransformer, params: Params, batches: Batches, *, decode: Callable[[int], str] = str,
              facts: Facts | None = None, match_k: int | None = None, seed: int = 0) -> NeuronsResult:
     """Measures every unit as `jaxablate.neurons.measure`, whose errors it raises, and averages over units."""
-    measures = measure(model, params, batches, match_k=match_k, facts=facts, seed=seed)
+    measures = measure(model, params, batches, match_k=match_k, facts=facts, directions=DIRECTIONS, shuffles=SHUFFLES,
+                       seed=seed)
     groups = summarise(measures, seed)
     return NeuronsResult(
         tokens=measures.tokens, sampled=measures.sampled, token_information=measures.token_information,

@@ -5,6 +5,8 @@ import pathlib
 import pytest
 
 from jaxablate.commands.main import main
+from jaxablate.neurons import gate_information
+from jaxablate.suites import circuits, neurons
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -12,6 +14,15 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 def run_command(*arguments: object) -> None:
     """Runs ``jaxablate ARGUMENTS``, which must succeed: ``run_command("score", "--workdir", folder)``."""
     assert main([str(a) for a in arguments]) == 0
+
+
+def few_draws(patch: pytest.MonkeyPatch) -> None:
+    """Few prompts, random directions, shuffles and updates in every suite of language models, so that all are quick."""
+    for module, counts in ((circuits, {"PROMPTS": 6, "BATCHES": 2, "ORDERS": 1, "RANDOM_MODELS": 1, "DRAWS": 20}),
+                           (neurons, {"DIRECTIONS": 8, "SHUFFLES": 2}),
+                           (gate_information, {"SHUFFLES": 2, "UPDATES": 2, "TOKEN_EPOCHS": 2})):
+        for name, count in counts.items():
+            patch.setattr(module, name, count)
 
 
 def error_of(capsys: pytest.CaptureFixture, *arguments: object) -> str:
