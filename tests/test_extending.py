@@ -35,7 +35,7 @@ def installed(tmp_path_factory):
 
 
 FEW = ("import sys; from jaxablate.suites import circuits as c; "
-       "c.PROMPTS, c.BATCHES, c.ORDERS, c.RANDOM_MODELS = 6, 2, 1, 1; "
+       "c.PROMPTS, c.BATCHES, c.ORDERS, c.RANDOM_MODELS, c.DRAWS = 6, 2, 1, 1, 20; "
        "from jaxablate.commands.main import main; sys.exit(main())")
 """The program with less work for the suite `circuits`."""
 
@@ -48,20 +48,24 @@ def jaxablate(installed: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def test_a_suite_from_outside_is_scored_reported_and_compared(installed, language_run, tmp_path):
-    jaxablate(installed, "score", "--workdir", language_run, "--suites", "norms", "perplexity")
-    record = results.read(language_run).suites["norms"]
+@pytest.fixture(scope="module")
+def scored(installed, language_run):
+    jaxablate(installed, "score", "--workdir", language_run, "--suites", "norms", "circuits")
+    return language_run
+
+
+def test_a_suite_from_outside_is_scored_reported_and_compared(installed, scored, tmp_path):
+    record = results.read(scored).suites["norms"]
     assert record.figures[0].name == "mean norm" and record.figures[0].estimate.has_interval
-    assert "Norms of the weights" in (language_run / "report.html").read_text()
-    jaxablate(installed, "compare", language_run, "--out", tmp_path / "table")
+    assert "Norms of the weights" in (scored / "report.html").read_text()
+    jaxablate(installed, "compare", scored, "--out", tmp_path / "table")
     assert "mean norm" in (tmp_path / "table.md").read_text()
 
 
-def test_a_circuit_method_from_outside_finds_circuits_and_is_ranked(installed, language_run):
-    jaxablate(installed, "circuit", "--workdir", language_run, "--method", "later", "--edges", 5, "--prompts", 8)
-    assert list((language_run / "circuits").glob("*later*/*.json"))
-    jaxablate(installed, "score", "--workdir", language_run, "--suites", "circuits")
-    assert "later" in (language_run / "report.html").read_text()
+def test_a_circuit_method_from_outside_finds_circuits_and_is_ranked(installed, scored):
+    assert "later" in (scored / "report.html").read_text()
+    jaxablate(installed, "circuit", "--workdir", scored, "--method", "later", "--edges", 5, "--prompts", 8)
+    assert list((scored / "circuits").glob("*later*/*.json"))
 
 
 def test_a_regulariser_from_outside_is_trained_with_logged_and_drawn(installed, language_run, tmp_path):

@@ -1,17 +1,13 @@
-"""Runs that are stopped, killed, moved to other devices or pointed at the wrong directory."""
+"""Runs that are stopped, moved to other devices or pointed at the wrong directory; kills are in `faults.torture`."""
 
 import dataclasses
 import json
 import os
-import random
 import resource
 import shutil
 import signal
 import subprocess
-import sys
-import time
 import types
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,8 +24,6 @@ from jaxablate.training import loop
 from jaxablate.training.language import language_task
 from jaxablate.training.loop import train
 from jaxablate.training.metrics import read_metrics
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -194,68 +188,6 @@ def test_half_a_line_in_the_log_is_dropped(cache, whole, tmp_path):
     log.write_text(log.read_text()[:-25])
     train(tiny(cache, "local"), tmp_path / "run")
     assert_identical(tmp_path / "run", whole)
-
-
-CONFIG_FILE = """
-import json
-from jaxablate.config import Config, from_dict
-
-def get_config():
-    return from_dict(Config, json.loads({text!r}))
-"""
-
-
-@pytest.fixture
-def processes():
-    """Processes of a test; none outlives it."""
-    started = []
-    yield started
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def start(config, workdir, folder):
-    """train.py in a process of its own."""
-    from jaxablate.config import to_dict
-
-    path = folder / "config_of_test.py"
-    path.write_text(CONFIG_FILE.format(text=json.dumps(to_dict(config))))
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(path), "--workdir", str(workdir)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
-
-
-def wait_for_step(workdir, step, process):
-    while process.poll() is None:
-        lines = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
-        if lines and lines[-1]["step"] >= step:
-            return
-        time.sleep(0.001)
-    pytest.fail(f"ended before step {step}: {process.stdout.read()}")
-
-
-def test_sigterm_and_sigkill_at_random_steps_leave_no_trace(cache, tmp_path, processes):
-    config = tiny(cache, "local", steps=300, eval_every=100, checkpoint_every=7)
-    train(config, tmp_path / "whole")
-    chance = random.Random(time.time_ns())
-    for number, code in ((signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)):
-        process = start(config, tmp_path / "run", tmp_path)
-        processes.append(process)
-        done = max([0, *losses(tmp_path / "run")]) if (tmp_path / "run").exists() else 0
-        wait_for_step(tmp_path / "run", done + chance.randint(5, 100), process)
-        process.send_signal(number)
-        output = process.communicate()[0]
-        assert process.returncode == code, output
-        assert "Traceback" not in output
-        reached = max(losses(tmp_path / "run"))
-        assert reached < 300, "the signal came too late to test anything"
-    last = start(config, tmp_path / "run", tmp_path)
-    processes.append(last)
-    output = last.communicate()[0]
-    assert last.returncode == 0, output
-    assert "continues from step" in output
-    assert_identical(tmp_path / "run", tmp_path / "whole")
 
 
 def test_another_configuration_is_refused_with_the_differences(cache, whole):
