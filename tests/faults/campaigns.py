@@ -95,14 +95,16 @@ class Stage:
         if outcome.code == 0:
             self.compare(reference)
 
+    def differences(self, reference: Reference, matters: Callable[[str], bool] = lambda name: True) -> list[str]:
+        """Where the folder and an undisturbed one differ."""
+        try:
+            return compare.differences(compare.contents(self.folder), reference.contents, matters)
+        except (OSError, ValueError, KeyError) as error:
+            return [f"what was made cannot be read: {error!r:.500}"]
+
     def compare(self, reference: Reference, matters: Callable[[str], bool] = lambda name: True) -> None:
         """Holds the folder against an undisturbed one."""
-        try:
-            different = compare.differences(compare.contents(self.folder), reference.contents, matters)
-        except (OSError, ValueError, KeyError) as error:
-            self.find(Fault("wrong", f"what was made cannot be read: {error!r:.500}"))
-            return
-        if different:
+        if different := self.differences(reference, matters):
             self.find(Fault("wrong", f"{len(different)} differ: " + "; ".join(different[:5])))
         if left := compare.left_over(self.folder):
             self.find(Fault("other", f"left over: {', '.join(left[:5])}"))
@@ -122,10 +124,13 @@ def kill(stage: Stage, index: int, works: Sequence[str]) -> None:
     for _ in range(rng.choice((1, 1, 1, 2))):
         moments, fresh = signals(work, reference, rng)
         stage.say(f"{work.name}: {', '.join(map(str, moments))}{' (new interpreter)' if fresh else ''}")
-        last = {moment.signal for moment in moments}
-        codes = (*STOPPED, *(() if len(moments) == 1 else (-signal.SIGTERM, -signal.SIGINT)))
-        codes = (*codes, -signal.SIGKILL) if signal.SIGKILL in last else codes
-        stage.run(work.line, codes, f"after {', '.join(map(str, moments))}", moments=moments, fresh=fresh)
+        last = {moment.signal for moment in moments if moment.signal is not None}
+        codes = (*STOPPED, *(-number for number in last))
+        about = f"after {', '.join(map(str, moments))}"
+        outcome = stage.run(work.line, codes, about, moments=moments, fresh=fresh)
+        # Without a line it may end at a second signal, and while the interpreter ends, all work being done.
+        if outcome.code in (-signal.SIGTERM, -signal.SIGINT) and len(moments) == 1 and stage.differences(reference):
+            stage.find(Fault("other", f"{about}: ended by the signal without a line"))
     stage.complete(work, reference)
 
 
