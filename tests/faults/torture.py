@@ -32,7 +32,7 @@ from faults import campaigns, fuzz
 from faults.launcher import LIMIT, TESTS, Launcher
 from faults.works import KINDS, WORKS, Bench
 
-COUNTS = {"kills": 220, "disk": 240, "damage": 520, "flags": 20_000, "loaders": 5_000, "processes": 50}
+COUNTS = {"kills": 210, "disk": 270, "damage": 510, "flags": 20_000, "loaders": 5_000, "processes": 50}
 """Cases of each campaign; some of kills and disk come too late to disturb anything."""
 MODULES = {"flags": "flags", "loaders": "loaders", "processes": "two_processes"}
 """Campaigns of `faults.fuzz` and their modules."""
