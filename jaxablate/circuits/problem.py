@@ -22,6 +22,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxablate.circuits.blocks import Decoder, Inputs, decoder_for
@@ -45,7 +46,7 @@ def _once(method: Callable[[Any], R]) -> functools.cached_property[R]:
     @functools.wraps(method)
     def concrete(self: Any) -> R:
         value = method(self)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
             with jax.ensure_compile_time_eval():  # compiles anew what was compiled outside of it
                 return method(self)
         return value

@@ -63,7 +63,10 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
         _quieten_orbax()
-        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        # Folders are made before arrays are copied: threads of Orbax would wait twenty minutes for one that cannot be.
+        at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=at_once))
+        self._orbax = ocp.AsyncCheckpointer(handler, async_options=at_once)
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="seal")
         self._pending: concurrent.futures.Future[None] | None = None
         self._pending_step = 0
