@@ -68,11 +68,11 @@ def guarded(run: Callable[[], object]) -> int:
         reason = f" ({str(error).splitlines()[0]:.200})" if str(error) else ""
         return _tell(f"error: out of memory{reason}; use a machine with more, or less data at once", 2)
     except KeyboardInterrupt:
-        leave_quietly()
         return _tell("stopped by Ctrl-C", 130)
     except Terminated:
-        leave_quietly()
         return _tell("stopped by SIGTERM", 143)
+    finally:
+        leave_quietly()
     return 0
 
 
@@ -97,7 +97,11 @@ def _stoppable() -> Iterator[None]:
     def unraisable(what: "sys.UnraisableHookArgs") -> None:
         if isinstance(what.exc_value, KeyboardInterrupt | Terminated):
             number = signal.SIGINT if isinstance(what.exc_value, KeyboardInterrupt) else signal.SIGTERM
-            threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
+            sent = False
+            while not sent:  # on a busy machine it may come while this hook still runs, where it would be lost again
+                with contextlib.suppress(KeyboardInterrupt, Terminated):
+                    threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
+                    sent = True
         else:
             hook(what)
 
@@ -115,7 +119,13 @@ def _stoppable() -> Iterator[None]:
 
 def leave_quietly() -> None:
     """Lets another Ctrl-C end the process without a traceback while the interpreter is ending."""
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    atexit.unregister(_end_at_ctrl_c)
+    atexit.register(_end_at_ctrl_c)  # what is registered last is called first
+
+
+def _end_at_ctrl_c() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _tell(line: str, code: int) -> int:

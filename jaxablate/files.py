@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -38,7 +39,8 @@ def atomic_write(path: StrPath, *, otherwise: str = "choose another folder") -> 
     """A binary file that appears under its name only when the block ends well; readers never see a part of it.
 
     The bytes go to a hidden file in the same folder, made where there is none; it is synced, then renamed, and removed
-    on any failure. ``otherwise`` is what the user may do instead of mending the folder or the disk, for the message.
+    on any failure; what killed writers of this machine have left is, too. ``otherwise`` is what the user may do
+    instead of mending the folder or the disk, for the message.
 
     Raises:
       FileError: the folder cannot be written, or the disk is full.
@@ -47,6 +49,7 @@ def atomic_write(path: StrPath, *, otherwise: str = "choose another folder") -> 
     partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_orphans(path)
         with open(partial, "xb") as file:
             yield file
             file.flush()
@@ -90,6 +93,7 @@ def atomic_folder(path: StrPath, *, otherwise: str = "choose another folder") ->
         if path.exists():
             os.replace(path, old)
         os.replace(staging, path)
+        _remove_orphans(path)  # not before: one of them may be the only whole copy
     except OSError as error:
         if old.exists() and not path.exists():
             os.replace(old, path)
@@ -113,6 +117,7 @@ def write_group(folder: Path, contents: Mapping[str, bytes], *, otherwise: str =
     staging = _partial(folder / "group")
     try:
         staging.mkdir(parents=True)
+        _remove_orphans(folder / "group")
         for name, content in contents.items():
             write(staging / name, content, otherwise=otherwise)
         for name in contents:
@@ -135,13 +140,38 @@ def write_error(path: StrPath, error: OSError, otherwise: str) -> FileError:
 
 def remove_partials(path: StrPath) -> None:
     """Removes what killed writers of this file or folder have left beside it; only for who holds its lock."""
-    path = Path(path)
-    for left in glob.glob(str(path.with_name(f".{glob.escape(path.name)}.*.partial"))):
-        if os.path.isdir(left):
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                os.unlink(left)
+    for left in _partials(Path(path)):
+        _remove(left)
+
+
+def _remove_orphans(path: Path) -> None:
+    """Removes what writers of this file or folder have left that were killed on this machine."""
+    for left in _partials(path):
+        writer = re.search(r"\.(\w+)-(\d+)-\w+(\.old)?\.partial$", left)
+        if writer and writer[1] == _MACHINE and not _runs(int(writer[2])):
+            _remove(left)
+
+
+def _partials(path: Path) -> list[str]:
+    return glob.glob(f"{glob.escape(str(path.parent / f'.{path.name}.'))}*.partial")
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass  # another user's
+    return True
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 @contextlib.contextmanager
@@ -411,7 +441,7 @@ def check_path(path: StrPath, name: str) -> None:
             raise ConfigError(f"{name}={shown} cannot be used ({error.strerror}); choose another path") from error
 
 
-_LONGEST_NAME = 255 - len(".") - len(".1234567-12345678.old.partial")
+_LONGEST_NAME = 255 - len(".") - len(".abcdef-1234567-12345678.old.partial")
 """Bytes of a file's name: what common file systems take, less what `atomic_write` puts around it."""
 _LONGEST_PATH = 3900
 """Bytes of a path: 4,096 on Linux, less the names of the files below a working directory."""
@@ -584,7 +614,11 @@ def crc32(path: StrPath, *, start: int = 0) -> int:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+_MACHINE = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:6]
+"""Of whose process the number in a hidden file's name is; several machines may share a folder."""
 
 
 def _sync_folder(folder: Path) -> None:

@@ -310,3 +310,17 @@ def test_a_path_that_no_file_can_have_is_refused(tmp_path, monkeypatch, path, me
     os.symlink("loop", "loop")
     with pytest.raises(ConfigError, match=f"workdir=.*{message}.*"):
         files.check_path(path, "workdir")
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_writing(tmp_path):
+    folder = tmp_path / "a[b]"  # no pattern
+    killed = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead = files._partial(folder / "log").name.replace(f"-{os.getpid()}-", f"-{int(killed.stdout)}-")
+    alive, elsewhere = files._partial(folder / "log").name, dead.replace(files._MACHINE, "abcdef")
+    folder.mkdir()
+    for name in (dead, alive, elsewhere):
+        (folder / name).touch()
+    files.write(folder / "log", "new")
+    assert names(folder) == sorted([alive, elsewhere, "log"])
+    files.remove_partials(folder / "log")
+    assert names(folder) == ["log"]
