@@ -1,5 +1,7 @@
 """The command line of `jaxablate train`: typed overrides, and one line for whatever is wrong."""
 
+import os
+
 import pytest
 from helpers.commands import error_of
 
@@ -44,6 +46,15 @@ def test_a_config_is_given_once(config_file):
     """The settings came from the first, and the name from the second."""
     with pytest.raises(ConfigError, match="--config is given 2 times"):
         parse(["--config", str(config_file), "--workdir", "x", "--config=quickstart"])
+
+
+def test_a_config_that_changed_within_a_second_is_read_anew_and_leaves_no_bytecode(config_file):
+    text, then = config_file.read_text(), config_file.stat()
+    assert load_config(config_file).train.steps == 30
+    config_file.write_text(text.replace("steps=30", "steps=40"))
+    os.utime(config_file, ns=(then.st_atime_ns, then.st_mtime_ns))
+    assert load_config(config_file).train.steps == 40
+    assert [p.name for p in config_file.parent.iterdir()] == [config_file.name]
 
 
 def test_without_overrides_the_file_is_taken_as_it_is(config_file):

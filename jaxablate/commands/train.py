@@ -1,8 +1,8 @@
 """``jaxablate train``: trains a model from a configuration, or continues a run."""
 
 import dataclasses
-import importlib.util
 import itertools
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,12 +129,13 @@ def load_config(path: str | Path) -> RunConfig:
     if not path.is_file():
         raise ConfigError(f"--config {path} does not exist; give a Python file with get_config(), or one of "
                           f"the shipped {', '.join(shipped)}")
-    spec = importlib.util.spec_from_file_location(f"jaxablate_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise ConfigError(f"--config {path} is no Python file; its name must end in .py")
     try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        # Not by Python's import, which would take the stored bytecode of a file that had the same size and time.
+        module = types.ModuleType(f"jaxablate_config_{path.stem}")
+        module.__file__ = str(path)
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
         config = module.get_config()
         if not isinstance(config, RunConfig):
             raise ConfigError(f"--config {path}: get_config() must return a jaxablate.config.Config or "

@@ -28,7 +28,7 @@ def weights(mask: Shaped[ArrayLike, "..."] | None, shape: tuple[int, ...], dtype
     return jnp.broadcast_to(mask.reshape(given), shape).astype(dtype)
 
 
-def total(values: Float[Array, "..."], axis: int | None = None, *, keepdims: bool = False) -> Float[Array, "..."]:
+def total(values: Float[ArrayLike, "..."], axis: int | None = None, *, keepdims: bool = False) -> Float[Array, "..."]:
     """The sum of weights that a weighted mean divides by; 1 where it is 0, so that the mean of nothing is 0.
 
     >>> total(jnp.array([[0.2, 0.3], [0.0, 0.0]]), axis=-1).tolist()
