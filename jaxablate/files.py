@@ -159,10 +159,10 @@ def _partials(path: Path) -> list[str]:
 def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
+    except PermissionError:  # another user's
+        return True
+    except (OSError, OverflowError):
         return False
-    except OSError:
-        pass  # another user's
     return True
 
 
@@ -546,14 +546,13 @@ class JsonLines:
 
 def _log_content(path: Path) -> bytes:
     try:
-        if not path.exists():
-            return b""
-        if path.is_file():  # opening a named pipe waits for who writes to it
-            return path.read_bytes()
-        reason = "it is no file"
+        with open_file(path) as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
     except OSError as error:
-        reason = error.strerror
-    raise FileError(f"{path} cannot be read as a log ({reason}); restore it, or move it away")
+        raise FileError(f"{path} cannot be read as a log ({error.strerror or error}); restore it, or move it away"
+                        ) from error
 
 
 def _log_lines(content: bytes) -> list[tuple[bytes, dict[str, Any] | None]]:
@@ -618,7 +617,8 @@ def _partial(path: Path) -> Path:
 
 
 _MACHINE = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:6]
-"""Of whose process the number in a hidden file's name is; several machines may share a folder."""
+"""Six hex digits of this machine's name, in the names of hidden files: several machines may share a folder, and the
+number of a process means nothing on another one."""
 
 
 def _sync_folder(folder: Path) -> None:

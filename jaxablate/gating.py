@@ -37,9 +37,9 @@ from jaxtyping import Array, Float, Shaped
 from jaxablate.config import GatedModelConfig, UnitKind
 from jaxablate.config.checks import require
 from jaxablate.errors import ConfigError
-from jaxablate.ops.masks import total
+from jaxablate.ops.masks import nonzero_sum
 from jaxablate.ops.order_statistics import Thresholds, checked_k, thresholds, winners
-from jaxablate.ops.varying import alike
+from jaxablate.ops.varying import match_varying
 from jaxablate.registry import Registry
 from jaxablate.types import at_least_float32
 
@@ -161,7 +161,7 @@ def _differentiable(
         require(jnp.ndim(value) == 0, f"{name} has the shape {jnp.shape(value)}; give a number")
         require(isinstance(value, Tracer) or bool(value > 0), f"{name}={value} must be positive")
     require(surrogate in ("sigmoid", "softmax"), f"surrogate={surrogate!r} must be 'sigmoid' or 'softmax'")
-    x, width = alike((x, _Width(jnp.asarray(temperature, x.dtype), jnp.asarray(eps, x.dtype))))
+    x, width = match_varying((x, _Width(jnp.asarray(temperature, x.dtype), jnp.asarray(eps, x.dtype))))
     try:
         return gate(x, k, width, surrogate)
     except TypeError as error:
@@ -234,7 +234,7 @@ def _weights(x: Array, t: Thresholds, k: int, width: _Width, surrogate: str) -> 
     if surrogate == "softmax":
         return k * jax.nn.softmax(z, axis=-1)
     s = jax.nn.sigmoid(z)
-    return s * (k / total(s, axis=-1, keepdims=True))
+    return s * (k / nonzero_sum(s, axis=-1, keepdims=True))
 
 
 def _backward(k: int, surrogate: str, residuals: _Residuals, cotangent: Array) -> tuple[Array, _Width]:
@@ -249,7 +249,7 @@ def _backward(k: int, surrogate: str, residuals: _Residuals, cotangent: Array) -
         d_z = k * p * (cotangent - jnp.sum(p * cotangent, axis=-1, keepdims=True))
     else:
         s = jax.nn.sigmoid(z)
-        sum_s = total(s, axis=-1, keepdims=True)
+        sum_s = nonzero_sum(s, axis=-1, keepdims=True)
         mean = jnp.sum(s * cotangent, axis=-1, keepdims=True) / sum_s
         d_z = (k / sum_s) * s * (1 - s) * (cotangent - mean)
     d_x = d_z / jnp.where(step, jnp.inf, scale)

@@ -14,7 +14,7 @@ from jaxablate.models.classifier import ClassifierOutput, SafrClassifier
 from jaxablate.models.decoder import DecoderOutput, Gates, SelfAblatingTransformer
 from jaxablate.ops.attention import attention_weights
 from jaxablate.ops.cross_entropy import linear_cross_entropy
-from jaxablate.ops.masks import known, total, weights
+from jaxablate.ops.masks import nonzero_sum, valid_targets, weights
 from jaxablate.regularizers import REGULARIZERS, Site, mean_over_texts, reconstruction
 from jaxablate.types import STREAMS, Batch, Params, at_least_float32
 
@@ -183,8 +183,8 @@ def _classifier_arrays(out: ClassifierOutput, objective: ClassificationObjective
 
 def _class_metrics(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> Metrics:
     """Means over the real rows."""
-    labels, weight = known(labels, weight, logits.shape[-1])
-    count = total(weight)
+    labels, weight = valid_targets(labels, weight, logits.shape[-1])
+    count = nonzero_sum(weight)
     log_p = jax.nn.log_softmax(logits.astype(at_least_float32(logits.dtype)), axis=-1)
     weight, count = weight.astype(log_p.dtype), count.astype(log_p.dtype)
     nats = -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from jaxablate.config.checks import require
-from jaxablate.ops.masks import total, weights
+from jaxablate.ops.masks import nonzero_sum, weights
 from jaxablate.registry import Registry
 from jaxablate.types import at_least_float32
 
@@ -98,7 +98,7 @@ def interference(attention: Float[ArrayLike, "batch heads tokens tokens"], mask:
     rows = jnp.where(tokens[:, None, :, None] > 0, attention, 0)  # keys that do not count have no weight in the others
     alike = _off_diagonal(jnp.einsum("bnij,bnkj->bnik", rows, rows))
     per_token = jnp.mean(jnp.sum(rows * (1 - alike) * tokens[:, None, None, :], axis=-1), axis=1)
-    return mean_over_texts(per_token / total(tokens, axis=-1, keepdims=True), tokens)
+    return mean_over_texts(per_token / nonzero_sum(tokens, axis=-1, keepdims=True), tokens)
 
 
 def information(logits: Float[ArrayLike, "batch tokens 2"], mask: Mask | None = None) -> Float[Array, ""]:
@@ -159,8 +159,8 @@ def mean_over_texts(values: Float[ArrayLike, "batch tokens"], mask: Mask) -> Flo
     """
     values = _at_least_float32(values)
     mask = weights(mask, values.shape, values.dtype, of="the tokens")
-    means = jnp.sum(values * mask, axis=-1) / total(mask, axis=-1)
-    return jnp.sum(means) / total((jnp.sum(mask, axis=-1) > 0).astype(values.dtype))
+    means = jnp.sum(values * mask, axis=-1) / nonzero_sum(mask, axis=-1)
+    return jnp.sum(means) / nonzero_sum((jnp.sum(mask, axis=-1) > 0).astype(values.dtype))
 
 
 def _at_least_float32(x: ArrayLike) -> jax.Array:

@@ -10,7 +10,7 @@ from helpers.commands import error_of
 from jaxablate.commands import base
 from jaxablate.commands.main import main
 from jaxablate.data import __main__ as data
-from jaxablate.errors import guarded
+from jaxablate.exits import guarded
 
 
 class Interrupting:

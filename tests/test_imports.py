@@ -21,9 +21,10 @@ _MODELS = _MATHS | {"gating", "ops", "regularizers", "sharding", "models"}
 _TOPICS = _MODELS | {"stats", "files"}
 _RUNS = _TOPICS | {"circuits", "neurons", "data", "provenance"}
 _EVERYTHING = _RUNS | {"objectives", "features", "classifier", "runs", "training", "reports", "suites", "interop",
-                       "terminal"}
+                       "exits", "terminal"}
 ALLOWED = {
-    "errors": {"terminal"},
+    "errors": set(),
+    "exits": {"errors", "terminal"},
     "types": set(),
     "config": {"errors", "gating", "registry"},
     "stats": {"errors"},
@@ -41,9 +42,9 @@ ALLOWED = {
     "features": _TOPICS,
     "neurons": _TOPICS,
     "classifier": _TOPICS | {"data", "objectives"},  # the public names of everything about text classifiers
-    "data": {"errors", "config", "files", "terminal", "types"},
+    "data": {"errors", "config", "exits", "files", "terminal", "types"},
     "runs": _RUNS,
-    "training": _RUNS | {"runs", "objectives", "terminal"},
+    "training": _RUNS | {"runs", "objectives", "exits", "terminal"},
     "reports": {"errors", "config", "files", "provenance", "stats", "terminal", "types"},
     "suites": _EVERYTHING - {"training", "interop"},
     "commands": _EVERYTHING,

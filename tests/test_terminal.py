@@ -11,7 +11,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from jaxablate.errors import DataError, guarded
+from jaxablate.errors import DataError
+from jaxablate.exits import guarded
 from jaxablate.terminal import PlainConsole, text_column
 
 ROOT = pathlib.Path(__file__).parent.parent

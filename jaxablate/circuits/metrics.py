@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from jaxablate.circuits.blocks import exact
 from jaxablate.circuits.prompts import NO_ANSWER, PromptPairs
-from jaxablate.ops.varying import alike
+from jaxablate.ops.varying import match_varying
 
 Metric = Literal["logit_difference", "kl"]
 METRICS: tuple[Metric, ...] = ("logit_difference", "kl")
@@ -113,7 +113,7 @@ class Divergence:
             logits = jnp.einsum("mnd,vd->mnv", rows, table) - offset
             return total + jnp.exp(jnp.minimum(log_probs + logits, _LARGEST_EXPONENT)).sum(-1), None
 
-        start = alike(jnp.zeros(rows.shape[:-1], final.dtype), like=(rows, offset, self.log_probs, self.table))
+        start = match_varying(jnp.zeros(rows.shape[:-1], final.dtype), like=(rows, offset, self.log_probs, self.table))
         total, _ = jax.lax.scan(part, start, (self.log_probs, self.table))
         return jnp.log(total).reshape(mean.shape) - self.log_total
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxablate.config.checks import require
-from jaxablate.ops.varying import alike
+from jaxablate.ops.varying import match_varying
 from jaxablate.types import Batch, Params, at_least_float32
 
 TextMeasures = dict[str, np.ndarray]
@@ -108,7 +108,7 @@ def highest(values: Float[Array, "*rows entries"], allowed: Bool[Array, "*rows e
         trial = last | (1 << (30 - i))
         return jnp.where(jnp.sum(bits >= trial, axis=-1, keepdims=True) >= count[..., None], trial, last)
 
-    start = alike(jnp.zeros((*values.shape[:-1], 1), jnp.int32), like=(bits, count))
+    start = match_varying(jnp.zeros((*values.shape[:-1], 1), jnp.int32), like=(bits, count))
     last = jax.lax.fori_loop(0, 31, with_bit, start)
     equal = bits == last
     room = count[..., None] - jnp.sum(bits > last, axis=-1, keepdims=True)

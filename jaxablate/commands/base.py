@@ -15,7 +15,8 @@ from rich.console import Console
 
 from jaxablate import files
 from jaxablate.config.checks import LARGEST, require_numbers
-from jaxablate.errors import ConfigError, Terminated, leave_quietly
+from jaxablate.errors import ConfigError
+from jaxablate.exits import Terminated
 from jaxablate.terminal import printable
 
 S = TypeVar("S")
@@ -140,6 +141,5 @@ def terminable(line: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
-        leave_quietly()
         print(printable(line), file=sys.stderr)
         raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else 143) from None

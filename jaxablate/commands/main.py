@@ -4,7 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from jaxablate.errors import ConfigError, guarded
+from jaxablate.errors import ConfigError
+from jaxablate.exits import guarded
 
 COMMANDS = {
     "train": "train a model, or continue a run that was stopped or killed",
@@ -20,7 +21,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate") -> int:
-    """Runs a command, by default this process's. The exit code is that of `jaxablate.errors.guarded`."""
+    """Runs a command, by default this process's. The exit code is that of `jaxablate.exits.guarded`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else "--help"
 

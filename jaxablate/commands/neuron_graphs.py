@@ -219,11 +219,10 @@ def read_counts(folder: Path, identity: str) -> Counts | None:
     """A layer's counts, if its folder is there and of this very job."""
     try:
         stored = files.read_npz(folder / "counts.npz")
-        if str(stored["identity"]) == identity:
-            return Counts(**{f.name: stored[f.name] for f in dataclasses.fields(Counts)})
-    except (OSError, KeyError, FileError):
-        pass
-    return None
+        counts = Counts(**{f.name: stored[f.name] for f in dataclasses.fields(Counts)})
+        return counts if str(stored["identity"]) == identity else None
+    except (OSError, KeyError, FileError):  # absent or damaged: the layer is made anew
+        return None
 
 
 def summary_grid(summaries: Sequence[GraphSummary], title: str) -> Grid:

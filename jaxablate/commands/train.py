@@ -13,7 +13,8 @@ from rich.console import Console
 from jaxablate import files
 from jaxablate.commands import base
 from jaxablate.config import ClassificationConfig, Config, RunConfig, run_from_dict, to_dict
-from jaxablate.errors import ConfigError, JaxablateError, Terminated
+from jaxablate.errors import ConfigError, JaxablateError
+from jaxablate.exits import Terminated
 
 DESCRIPTION = """Trains a self-ablating transformer or a SAFR text classifier, or continues a run that was stopped or
 killed.

@@ -2,11 +2,11 @@
 
 import sys
 
-from jaxablate.errors import guarded
+from jaxablate.exits import guarded
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; the exit code is that of `jaxablate.errors.guarded`."""
+    """Runs one command; the exit code is that of `jaxablate.exits.guarded`."""
 
     def run() -> None:
         from jaxablate.data.program import app  # imports take long enough to be interrupted

@@ -98,7 +98,7 @@ class TokenFile:
     story_offsets: Int[np.ndarray, " stories+1"]
     """Where stories start, int64; the last one is n_tokens."""
     descriptor: int
-    """Of the open file."""
+    """The open file's descriptor, by which `windows` reads; closed with this object."""
 
     def __post_init__(self):
         weakref.finalize(self, os.close, self.descriptor)

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float
 
 from jaxablate.errors import ConfigError
 from jaxablate.ops.order_statistics import thresholds, winners
-from jaxablate.ops.varying import alike
+from jaxablate.ops.varying import match_varying
 from jaxablate.registry import Registry
 
 
@@ -282,7 +282,7 @@ def batch_threshold(pre: Float[Array, "*n s"], count: int) -> Float[Array, ""]:
         trial = key | (jnp.asarray(1, keys.dtype) << (bits - 2 - i).astype(keys.dtype))
         return jnp.where(jnp.sum(keys >= trial) >= wanted, trial, key)
 
-    key = jax.lax.fori_loop(0, bits - 1, step, alike(jnp.zeros((), keys.dtype), like=keys))
+    key = jax.lax.fori_loop(0, bits - 1, step, match_varying(jnp.zeros((), keys.dtype), like=keys))
     return jax.lax.bitcast_convert_type(key, pre.dtype)
 
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float
 from jaxablate.errors import ConfigError
 from jaxablate.features.config import SaeTrainConfig
 from jaxablate.features.sae import AutoencoderConfig, SparseAutoencoder, explained, init, top_k, variances
-from jaxablate.ops.varying import alike
+from jaxablate.ops.varying import match_varying
 
 _CHUNK_LATENTS = 1 << 20
 """Latents of a chunk, as a number of floats: 4 MB, which the caches of a few cores hold."""
@@ -214,7 +214,7 @@ def _forward_backward(sae: SparseAutoencoder, x: jax.Array, l1: jax.Array, dead:
     parts = x.reshape(_chunk_count(len(x), sae.config, chunk), -1, sae.config.d_in)
     cut, zero = _cut(sae, parts), jnp.zeros((), x.dtype)
     sums = _Sums(jnp.zeros(sae.b_enc.shape, jnp.int32), zero, zero)
-    nothing = alike(jax.tree.map(jnp.zeros_like, sae), like=sae), alike(sums, like=(sae, x, l1, dead))
+    nothing = match_varying(jax.tree.map(jnp.zeros_like, sae), like=sae), match_varying(sums, like=(sae, x, l1, dead))
 
     def scanned(dead: jax.Array | None):
         def body(total: Any, part: jax.Array):

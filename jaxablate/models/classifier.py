@@ -13,7 +13,7 @@ from jaxablate.config.checks import require
 from jaxablate.errors import ConfigError
 from jaxablate.gating import gate
 from jaxablate.models.layers import LayerNorm, Mlp, ScoreHead, torch_dense, torch_linear_init
-from jaxablate.ops.masks import total
+from jaxablate.ops.masks import nonzero_sum
 from jaxablate.types import at_least_float32
 
 
@@ -295,7 +295,7 @@ class SafrClassifier(nn.Module):
         if self.config.padding == "paper":
             return self.classes(jnp.mean(x_BLD, axis=1))
         mask = mask_BL.astype(x_BLD.dtype)
-        return self.classes(jnp.einsum("bld,bl->bd", x_BLD, mask) / total(mask, axis=1)[:, None])
+        return self.classes(jnp.einsum("bld,bl->bd", x_BLD, mask) / nonzero_sum(mask, axis=1)[:, None])
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxablate.config.checks import require
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.ops.varying import alike
+from jaxablate.ops.varying import match_varying
 from jaxablate.types import STREAMS, Params, Stream
 
 
@@ -83,7 +83,7 @@ def _generate(
         token = _choose(logits, step_key, temperature, greedy, top_k)
         return (token, position + 1, cache), token
 
-    token, cache = alike((prompt_BT[:, -1], cache), like=(params, key, temperature))
+    token, cache = match_varying((prompt_BT[:, -1], cache), like=(params, key, temperature))
     start = (token, jnp.int32(length - 1), cache)
     _, tokens = jax.lax.scan(body, start, jax.random.split(key, steps))
     return jnp.concatenate([prompt_BT, tokens.T], axis=1)

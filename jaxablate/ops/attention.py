@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from jaxablate.config.checks import require
-from jaxablate.ops.varying import alike
+from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
 Heads = Float[ArrayLike, "batch time heads width"]
@@ -122,7 +122,7 @@ def _attention(q: Array, clean: Pair, own: Pair | None, window: int | None, scal
     if isinstance(scale, Tracer):
         wide = _wide(q)
         q, scale = (q.astype(wide) * scale.astype(wide)).astype(q.dtype), 1.0
-    return _heads_first(_attend(*alike((q, clean, own)), window, float(scale)))
+    return _heads_first(_attend(*match_varying((q, clean, own)), window, float(scale)))
 
 
 class _Block(NamedTuple):

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from jaxablate.config.checks import require
 from jaxablate.ops import masks
-from jaxablate.ops.varying import alike
+from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
 # Tokens whose logits are held at once: on CPU 256 to 512 were fastest (the chunk's logits still fit the caches).
@@ -50,9 +50,10 @@ def linear_cross_entropy(
     for stream in streams:
         _check_shapes(stream, embedding, targets)
     weights = masks.weights(mask, targets.shape, _wide(embedding), of="the targets")
-    targets, weights = masks.known(targets, weights, embedding.shape[0])
-    count = masks.total(weights)
-    sums: list[Array] = [_weighted_loss(*alike((stream, embedding, targets, weights)), chunk) for stream in streams]
+    targets, weights = masks.valid_targets(targets, weights, embedding.shape[0])
+    count = masks.nonzero_sum(weights)
+    sums: list[Array] = [
+        _weighted_loss(*match_varying((stream, embedding, targets, weights)), chunk) for stream in streams]
     return tuple(total / count for total in sums)
 
 
@@ -69,7 +70,7 @@ def per_token_cross_entropy(
     """
     hidden, embedding, targets = jnp.asarray(hidden), jnp.asarray(embedding), jnp.asarray(targets)
     _check_shapes(hidden, embedding, targets)
-    targets, weights = masks.known(targets, jnp.ones(targets.shape, _wide(embedding)), embedding.shape[0])
+    targets, weights = masks.valid_targets(targets, jnp.ones(targets.shape, _wide(embedding)), embedding.shape[0])
     return _token_losses(hidden, embedding, targets, chunk) * weights
 
 
@@ -111,7 +112,7 @@ def _weighted_loss_fwd(
         return (loss, d_embedding), (d_hidden.astype(hidden.dtype), losses)
 
     # The matrix's gradient grows as [D, V]: [V, D] would transpose every chunk's exponentials.
-    start = alike((jnp.zeros((), wide), jnp.zeros(embedding.shape[::-1], wide)), like=hidden)
+    start = match_varying((jnp.zeros((), wide), jnp.zeros(embedding.shape[::-1], wide)), like=hidden)
     (loss, d_embedding), by_token = jax.lax.scan(body, start, _chunks((hidden, targets, weights), chunk))
     d_hidden, losses = (_joined(x, targets.shape[1]) for x in by_token)
     return loss, (d_hidden, d_embedding.T, losses)

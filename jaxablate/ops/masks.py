@@ -28,24 +28,25 @@ def weights(mask: Shaped[ArrayLike, "..."] | None, shape: tuple[int, ...], dtype
     return jnp.broadcast_to(mask.reshape(given), shape).astype(dtype)
 
 
-def total(values: Float[ArrayLike, "..."], axis: int | None = None, *, keepdims: bool = False) -> Float[Array, "..."]:
+def nonzero_sum(values: Float[ArrayLike, "..."], axis: int | None = None, *, keepdims: bool = False
+                ) -> Float[Array, "..."]:
     """The sum of weights that a weighted mean divides by; 1 where it is 0, so that the mean of nothing is 0.
 
-    >>> total(jnp.array([[0.2, 0.3], [0.0, 0.0]]), axis=-1).tolist()
+    >>> nonzero_sum(jnp.array([[0.2, 0.3], [0.0, 0.0]]), axis=-1).tolist()
     [0.5, 1.0]
     """
     summed = jnp.sum(values, axis=axis, keepdims=keepdims)
     return jnp.where(summed == 0, 1, summed)
 
 
-def known(targets: Int[Array, "*shape"], weights: Float[Array, "*shape"], classes: int
+def valid_targets(targets: Int[Array, "*shape"], weights: Float[Array, "*shape"], classes: int
           ) -> tuple[Int[Array, "*shape"], Float[Array, "*shape"]]:
     """Targets outside [0, classes) replaced by 0, and their weights by NaN; by 0 where the weight is 0 already.
 
     So a mean over targets is NaN, and its gradient too, where one that counts does not exist, while those that do not
     count may be anything, such as -100.
 
-    >>> targets, weights = known(jnp.array([4, -100, 9]), jnp.array([1.0, 0.0, 0.5]), classes=5)
+    >>> targets, weights = valid_targets(jnp.array([4, -100, 9]), jnp.array([1.0, 0.0, 0.5]), classes=5)
     >>> targets.tolist(), weights.tolist()
     ([4, 0, 0], [1.0, 0.0, nan])
     """

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxablate.config.checks import require
-from jaxablate.ops.varying import alike
+from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
 Residuals = tuple[Array, Array, Array, Array]
@@ -36,7 +36,7 @@ def layer_norm(
     require(x.shape[-1:] == scale.shape == bias.shape,
             f"shapes are x {x.shape}, scale {scale.shape}, bias {bias.shape}; give [..., d], [d] and [d]")
     require(not isinstance(eps, Tracer), "eps is traced by JAX; give a number")
-    return _layer_norm(*alike((x, scale, bias)), float(eps))
+    return _layer_norm(*match_varying((x, scale, bias)), float(eps))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 
-def alike(tree: Any, like: Any = ()) -> Any:
+def match_varying(tree: Any, like: Any = ()) -> Any:
     """The tree with every array varying over all manual axes that any array of it, or of ``like``, varies over.
 
     Outside of `jax.shard_map` it is the tree itself. The derivative sums over the axes that an array did not vary over,

@@ -183,30 +183,13 @@ def read_record(path: Path) -> NeuronRecord:
 
 def from_dict(values: Mapping[str, Any]) -> NeuronRecord:
     """The record of a file's values; raises ValueError where they are none of this format."""
-    if values.get("version") == 1:
-        values = {**values, "scores": from_json(values.get("scores"), _ScoresOf1).of_now()}
+    scores = values.get("scores")
+    if values.get("version") == 1 and isinstance(scores, Mapping):  # F1 and its interval were two fields
+        interval = scores.get("f1_interval")
+        low, high = (None, None) if interval is None else from_json(interval, tuple[float, float])
+        f1 = {"value": scores.get("f1"), "low": low, "high": high}
+        values = {**values, "scores": {name: x for name, x in scores.items() if name != "f1_interval"} | {"f1": f1}}
     return from_json(values, NeuronRecord)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _ScoresOf1:
-    """Scores of version 1."""
-
-    tokens: int
-    fires: int
-    predicted: int
-    hits: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    f1_interval: tuple[float, float] | None = None
-    f1_shuffled: float | None
-    f1_pivot: float | None
-
-    def of_now(self) -> dict[str, Any]:
-        """As fields of `Scores`."""
-        values = dataclasses.asdict(self)
-        return values | {"f1": dataclasses.asdict(Estimate(values["f1"], *(values.pop("f1_interval") or ())))}
 
 
 def write_index(folder: Path, about: Mapping[str, Any], summaries: Sequence[Any], units: int) -> None:

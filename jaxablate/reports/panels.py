@@ -98,7 +98,7 @@ class Series:
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
-    """As many as x; one that is not finite is left out."""
+    """Heights at the places ``x``, as many as these; a point whose height is not finite is left out."""
 
     def __post_init__(self):
         if len(self.x) != len(self.y):

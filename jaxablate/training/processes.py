@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from jaxablate.errors import ConfigError, TrainingError, guarded
+from jaxablate.errors import ConfigError, TrainingError
+from jaxablate.exits import guarded
 
 HEARTBEAT_SECONDS = 20
 """A process that was not heard of for so long counts as dead. JAX takes 100."""
@@ -40,7 +41,7 @@ def together(work: Callable[[], object], *, join_seconds: int) -> None:
     """Joins the other processes of a cluster, does the work and parts from them.
 
     After an error, a signal, or the end of another process this process ends: one line, and the exit code of
-    `jaxablate.errors.guarded`.
+    `jaxablate.exits.guarded`.
     """
     global _joined
     try:

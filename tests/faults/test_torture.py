@@ -109,6 +109,9 @@ def test_a_log_is_continued(tmp_path):
     again = torture.Log(tmp_path / "log", seed=3)
     assert again.done == {("kills", 0, 1), ("flags", 0, 400)} and not torture.Log(tmp_path / "log", seed=4).records
     table = torture.report(again.records, torture._options(["--seed", "3"]), 60)
+    assert table.startswith("`make torture ARGS='--seed 3 --workers ")
+    short = torture._options(["--seed", "3", "--count", "0.1", "--campaigns", "kills", "--works", "train"])
+    assert "--count 0.1 --campaigns kills --works train'`" in torture.report(again.records, short, 60)
     assert "| kills | 1 | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 1.00 GiB | 0.0 min |" in table
     assert "| flags | 400 | 400 | 0 | 0 | 0 | 1 | 0 | 0 |" in table and "* `flags:7` tracebacks: a b (--x)" in table
 

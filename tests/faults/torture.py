@@ -339,7 +339,11 @@ def report(records: Sequence[Record], options: argparse.Namespace, seconds: floa
                      f"{sum(r.seconds for r in of) / 60:.1f} min"])
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
     date = datetime.datetime.now(datetime.UTC).date()
-    command = f"make torture ARGS='--seed {options.seed} --workers {options.workers}'"
+    chosen = [f"--seed {options.seed}", f"--workers {options.workers}"]
+    chosen += [f"--count {options.count:g}"] if options.count != 1 else []
+    chosen += [f"--campaigns {' '.join(options.campaigns)}"] if options.campaigns != list(COUNTS) else []
+    chosen += [f"--works {' '.join(options.works)}"] if options.works else []
+    command = f"make torture ARGS='{' '.join(chosen)}'"
     about = (f"`{command}`, revision {_revision()}, {date}, {_machine()}, Python {platform.python_version()}: "
              f"{seconds / 60:.0f} min in the last call; times of campaigns are summed over {options.workers} workers.")
     broken = [f"* `{r.campaign}:{f['index']}` {KINDS[f['kind']]}: {_one_line(f['what'])} ({_one_line(f['detail'])})"

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from jaxablate.errors import DataError, guarded
+from jaxablate.errors import DataError
+from jaxablate.exits import guarded
 
 
 def raising(error):
