@@ -253,7 +253,7 @@ def read_json(path: StrPath, kind: type[T] = dict, *, what: str, fix: str, forma
         version.
     """
     try:
-        content = read_bytes(path, most=LARGEST_JSON + 1)
+        content = read_bytes(path, most=LARGEST_JSON)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -387,13 +387,16 @@ def _foreign(path: StrPath, kind: str) -> Iterator[None]:
 
 
 def read_bytes(path: StrPath, *, most: int) -> bytes:
-    """A file's content, no more of it than ``most``.
+    """A file's content.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: it cannot be read, or has more than ``most`` bytes.
     """
     with open_file(path) as file:
-        return file.read(most)
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", os.fspath(path))
+    return content
 
 
 def open_file(path: StrPath) -> io.BufferedReader:

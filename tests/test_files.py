@@ -293,6 +293,13 @@ def test_json_of_a_type_names_the_place_of_the_fault(tmp_path):
         files.read_json(tmp_path / "a.json", Thing, what="a thing", fix="restore it")
 
 
+def test_no_more_is_read_than_was_asked_for(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.read_bytes(tmp_path / "a", most=3) == b"abc"
+    with pytest.raises(OSError, match="it has more than 2 bytes"):
+        files.read_bytes(tmp_path / "a", most=2)
+
+
 def test_json_is_read_from_files_alone(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
     for path in (tmp_path / "pipe", "/dev/zero", tmp_path):

@@ -291,14 +291,9 @@ def is_mib(path: str | os.PathLike[str]) -> bool:
 def _read(path: Path, strict: bool) -> dict[str, Any]:
     """A JSON file's object, without keys that stand there twice; `strict` also refuses ``NaN`` and ``Infinity``."""
     try:
-        content = read_bytes(path, most=LARGEST_JSON + 1)
-        if len(content) > LARGEST_JSON:
-            raise DataError(f"{path} is above {LARGEST_JSON >> 20} MiB, more than a circuit file can have; choose "
-                            "another")
+        content = read_bytes(path, most=LARGEST_JSON)
         values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_repeats,
                             parse_constant=_no_constant if strict else None)
-    except DataError:
-        raise
     except OSError as e:
         raise DataError(f"{path} cannot be read ({e.strerror}); give the path of a circuit file") from e
     except (ValueError, RecursionError) as e:

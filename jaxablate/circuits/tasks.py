@@ -192,13 +192,8 @@ def _as_json(prompt: PromptText) -> dict[str, Any]:
 
 def _parse(path: str | os.PathLike[str]) -> Any:
     try:
-        content = read_bytes(path, most=LARGEST_JSON + 1)
-        if len(content) > LARGEST_JSON:
-            raise DataError(f"prompt file {path} is above {LARGEST_JSON >> 20} MiB; leave prompts out")
         # Editors of some systems put a byte order mark first, which JSON does not have.
-        text = content.decode("utf-8-sig")
-    except DataError:
-        raise
+        text = read_bytes(path, most=LARGEST_JSON).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"prompt file {path} cannot be read ({reason}); give the path of a UTF-8 JSON file") from error

@@ -68,13 +68,9 @@ def read_bytes(path: Path, most: int = 1 << 28) -> bytes:
       DataError: it cannot be read, or has more than ``most`` bytes.
     """
     try:
-        with files.open_file(path) as file:
-            content = file.read(most + 1)
+        return files.read_bytes(path, most=most)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); {FETCH}") from error
-    if len(content) > most:
-        raise DataError(f"{path} has over {most} bytes, the most that are read; remove it or {FETCH}")
-    return content
 
 
 def decoded(name: str, content: bytes) -> str:
