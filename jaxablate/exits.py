@@ -88,9 +88,29 @@ def _stoppable() -> Iterator[None]:
 
 
 def _leave_quietly() -> None:
-    """Lets another Ctrl-C end the process without a traceback while the interpreter is ending."""
+    """Lets another Ctrl-C end the process without a traceback while the interpreter is ending.
+
+    It first waits for threads, where Python would print KeyboardInterrupt and go on, and then calls what `atexit` has.
+    """
     atexit.unregister(_end_at_ctrl_c)
     atexit.register(_end_at_ctrl_c)  # what is registered last is called first
+    if not isinstance(sys.unraisablehook, _WaitForThreads):
+        sys.unraisablehook = _WaitForThreads(sys.unraisablehook)
+
+
+class _WaitForThreads:
+    """Hook for errors that Python only prints: where Ctrl-C ends its waiting for threads, the process ends, too."""
+
+    def __init__(self, hook: Callable[["sys.UnraisableHookArgs"], object]):
+        self._hook = hook
+
+    def __call__(self, what: "sys.UnraisableHookArgs") -> None:
+        # Python 3.13 names no object, but says what it did.
+        waiting = what.object is threading or "threading shutdown" in (what.err_msg or "")
+        if waiting and isinstance(what.exc_value, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        self._hook(what)
 
 
 def _end_at_ctrl_c() -> None:

@@ -3,6 +3,8 @@
 import gc
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -62,3 +64,22 @@ def test_a_fault_of_the_program_is_not_hidden():
     assert guarded(lambda: None) == 0
     with pytest.raises(ZeroDivisionError):
         guarded(lambda: 1 / 0)
+
+
+def test_ctrl_c_while_the_interpreter_waits_for_threads_ends_it_without_a_traceback():
+    program = """
+import threading, time
+from jaxablate.exits import guarded
+def run():
+    threading.Thread(target=time.sleep, args=[20]).start()
+guarded(run)
+print("ended", flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ended\n"
+    time.sleep(0.2)  # for the interpreter to come from there to its waiting
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (-signal.SIGINT, "")
