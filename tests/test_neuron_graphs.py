@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.weights import drawn_params
 
 from jaxablate.commands.neuron_graphs import unit_scores
 from jaxablate.config import ModelConfig
@@ -58,7 +59,7 @@ def windows(seed, batches=6, rows=4, length=16):
         yield {"inputs": tokens, "mask": np.ones((rows, length), np.float32)}
 
 
-SCALE = jnp.float32(3.0)
+SCALE = np.float32(3.0)
 
 
 @functools.cache
@@ -114,7 +115,7 @@ def test_top_examples_are_the_strongest_windows():
     batches = list(windows(3))
     top = top_examples(known_units, SCALE, batches, vocab_size=VOCAB, eot_id=EOT, examples=5, context=4)
     text = np.concatenate([b["inputs"] for b in batches])
-    values = np.asarray(known_units(SCALE, jnp.asarray(text))[0])
+    values = np.asarray(jax.jit(known_units)(SCALE, text)[0])
     best = values.max(1)
     for unit in range(5):
         order = np.argsort(-best[:, unit], kind="stable")[:5]
@@ -141,9 +142,9 @@ def test_too_few_windows_and_damaged_activations_are_refused():
     with pytest.raises(DataError, match="8 windows of text are too few for 9 examples a unit.*at least 9"):
         top_examples(known_units, SCALE, windows(0, batches=2), vocab_size=VOCAB, eot_id=EOT, examples=9)
     with pytest.raises(DataError, match="unit 0.0 and 4 others have activations that are NaN or infinite"):
-        top_examples(known_units, jnp.float32(jnp.nan), windows(0, batches=2), vocab_size=VOCAB, eot_id=EOT, examples=2)
+        top_examples(known_units, np.float32(np.nan), windows(0, batches=2), vocab_size=VOCAB, eot_id=EOT, examples=2)
     with pytest.raises(DataError, match="unit 3 of the layer has an activation that is NaN"):
-        ShortRuns(known_units, jnp.float32(jnp.inf), batch_tokens=64)(np.array([[D, E]]), np.array([3]))
+        ShortRuns(known_units, np.float32(np.inf), batch_tokens=64)(np.array([[D, E]]), np.array([3]))
     with pytest.raises(DataError, match="1 different tokens; at least 2 are needed"):
         Noise(np.array([0, 7, 0]))
     with pytest.raises(DataError, match="no text to score graphs on"):
@@ -318,15 +319,15 @@ MODEL = SelfAblatingTransformer(CONFIG)
 
 @functools.cache
 def params():
-    return jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    return drawn_params(MODEL, np.zeros((1, 4), np.int32))
 
 
 def test_readers_give_neurons_and_channels_of_either_stream():
-    tokens = jax.random.randint(jax.random.key(1), (3, 8), 0, VOCAB)
-    out = jax.jit(lambda p: MODEL.apply({"params": p}, tokens))(params())
+    tokens = np.random.default_rng(1).integers(0, VOCAB, (3, 8)).astype(np.int32)
     kinds = [("neurons", "clean"), ("channels", "clean"), ("neurons", "ablated"), ("channels", "ablated")]
     readers = [UnitReader(MODEL, (1,), *kind) for kind in kinds]
-    found = jax.jit(lambda p: [read(p, tokens)[0] for read in readers])(params())
+    out, found = jax.jit(lambda p: (MODEL.apply({"params": p}, tokens), [read(p, tokens)[0] for read in readers]))(
+        params())
     layer, gated = out.layers[1], found[3]
     np.testing.assert_allclose(found[0], layer.clean.mlp_post, atol=1e-5)
     np.testing.assert_allclose(found[1], layer.clean.head_out.reshape(3, 8, 16), atol=1e-5)
@@ -349,10 +350,9 @@ def test_short_runs_answer_what_the_model_says_and_run_each_sequence_once():
     read = UnitReader(MODEL, (1,))
     ask = ShortRuns(read, params(), batch_tokens=64)
     found = ask(sequences, units)
-    forward = jax.jit(read)
-    for row, unit, value in zip(sequences[:30], units, found, strict=False):
-        (x,) = forward(params(), jnp.asarray(np.maximum(row, 0))[None])
-        np.testing.assert_allclose(value, x[0, (row != NOTHING).sum() - 1, unit], atol=1e-5)
+    (whole,) = jax.jit(read)(params(), np.maximum(sequences[:30], 0))
+    last = (sequences[:30] != NOTHING).sum(1) - 1
+    np.testing.assert_allclose(found[:30], np.asarray(whole)[np.arange(30), last, units[:30]], atol=1e-5)
     np.testing.assert_array_equal(found[30:], found[:10])
     assert ask.questions == 40 and ask.tokens_run % 64 == 0
 
