@@ -5,19 +5,22 @@ import time
 
 import jax
 import pytest
-from faults.two_processes import Case, Fault, run
+from faults.two_processes import Case, Fault, run, write_config
 from helpers.commands import error_of
 
-from jaxablate.commands.train import parse
+from jaxablate.commands.train import load_config, parse
 from jaxablate.errors import ConfigError, TrainingError
 from jaxablate.training import processes
+from jaxablate.training.loop import train
 
 
 @pytest.mark.slow
 def test_both_end_with_one_line_where_one_fails_or_is_killed_and_the_resumed_pair_has_the_same_bits(tmp_path):
     """One of two that met an error of its own waited for the other for minutes, and the other for it; one that lost the
     other ended after a minute or more by SIGABRT."""
-    case = Case((Fault("error", (0,), step=7), Fault("SIGKILL", (1,), step=4)))
+    # Two devices of one process add the same numbers.
+    train(load_config(write_config(tmp_path)), tmp_path / "whole", devices=jax.devices()[:2])
+    case = Case((Fault("error", (0,), step=7, unwinding=2), Fault("SIGKILL", (1,), step=4, unwinding=2)))
     assert run(case, tmp_path / "case") is None
 
 

@@ -4,6 +4,8 @@ Whatever happens to one, the other one ends within `LIMIT` seconds with one line
 end metrics and checkpoint are those of a pair that was left alone, bit for bit.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -11,14 +13,13 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).parent.parent.parent
+from faults.launcher import Launcher, Moment, Outcome
+
 LIMIT = 30.0
 """Seconds in which all have ended after the first one has."""
 JOIN_SECONDS = 15
@@ -40,6 +41,8 @@ class Fault:
     """After so many steps of this start; None: `seconds` after the start."""
     seconds: float = 0.0
     size: int = 0
+    unwinding: float | None = None
+    """Seconds that either process has to close its files after an error; None: as many as users have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,71 +72,48 @@ def _fault(rng: random.Random) -> Fault:
 def run(case: Case, folder: Path) -> str | None:
     """Plays a case in an empty folder; None, or what broke. The undisturbed pair is beside it, made where missing."""
     whole = folder.parent / "whole"
-    if not whole.exists() and (broken := _left_alone(whole)):
-        return broken
-    for fault in case.faults:
-        if broken := _play(fault, folder / "run"):
-            return f"{fault}: {broken}"
-    return _left_alone(folder / "run") or difference(folder / "run", whole)
+    with launchers() as pair:
+        if not whole.exists() and (broken := _left_alone(pair, whole)):
+            return broken
+        for fault in case.faults:
+            if broken := _play(pair, fault, folder / "run"):
+                return f"{fault}: {broken}"
+        return _left_alone(pair, folder / "run") or difference(folder / "run", whole)
 
 
-def _left_alone(workdir: Path) -> str | None:
-    ends = _wait(start(workdir), WHOLE_SECONDS, WHOLE_SECONDS)
-    wrong = [end for end in ends if end.code != 0 or end.lines]
+def _left_alone(pair: tuple[Launcher, Launcher], workdir: Path) -> str | None:
+    ends = _start(pair, workdir)
+    wrong = [end for end in ends if end.hung or end.code != 0 or end.err.strip()]
     return f"left alone, {workdir} ended with {wrong}" if wrong else None
 
 
-def _play(fault: Fault, workdir: Path) -> str | None:
-    pair = start(workdir, fault)
-    if fault.step is None and fault.kind != "disk":
-        time.sleep(fault.seconds)
-        for who in fault.who:
-            pair[who].send_signal(getattr(signal, fault.kind))
-    ends = _wait(pair, WHOLE_SECONDS, max(LIMIT, JOIN_SECONDS + 10.0))
+def _play(pair: tuple[Launcher, Launcher], fault: Fault, workdir: Path) -> str | None:
+    ends = _start(pair, workdir, fault)
+    late = min(end.seconds for end in ends) + max(LIMIT, JOIN_SECONDS + 10.0)
     for who, end in enumerate(ends):
-        if fault.kind == "SIGKILL" and who in fault.who and end.code in (0, -signal.SIGKILL):
+        if fault.kind == "SIGKILL" and who in fault.who and end.code in (0, -signal.SIGKILL) and not end.hung:
             continue
-        if end.code is None:
-            return f"process {who} did not end: {ends}"
-        if end.code not in (0, 2, 130, 143) or any("Traceback" in line for line in end.lines):
+        if end.hung or end.seconds > late:
+            return f"process {who} did not end in time: {ends}"
+        lines = [line for line in end.err.splitlines() if line.strip()]
+        if end.code not in (0, 2, 130, 143) or any("Traceback" in line for line in lines):
             return f"process {who}: {ends}"
-        told = [line for line in end.lines if line.startswith(("error: ", "stopped by "))]
-        if len(end.lines) != (1 if end.code else 0) or told != end.lines:
-            return f"process {who} is not to end with {len(end.lines)} lines: {ends}"
+        told = [line for line in lines if line.startswith(("error: ", "stopped by "))]
+        if len(lines) != (1 if end.code else 0) or told != lines:
+            return f"process {who} is not to end with {len(lines)} lines: {ends}"
     return None
 
 
 # Starting and ending -------------------------------------------------------------------------------------------------
 
-PROGRAM = """
-import json, os, resource, signal, sys
-fault, rank = json.loads(sys.argv[1]), int(os.environ["OMPI_COMM_WORLD_RANK"])
-if fault and rank in fault["who"]:
-    if fault["kind"] == "disk":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (fault["size"], fault["size"]))
-    elif fault["step"] is not None:
-        from jaxablate.training import loop
-        real, left = loop._to_devices, [fault["step"]]
-
-        def to_devices(batch, program):
-            left[0] -= 1
-            if left[0] == 0 and fault["kind"] == "error":
-                raise OSError(28, "No space left on device")
-            if left[0] == 0:
-                os.kill(os.getpid(), getattr(signal, fault["kind"]))
-            return real(batch, program)
-
-        loop._to_devices = to_devices
-from jaxablate.commands.main import main
-sys.exit(main(sys.argv[2:]))
-"""
+PRELOADED = ("jaxablate.commands.train", "jaxablate.training.loop", "jaxablate.training.processes")
 
 CONFIG = """
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
 
 def get_config():
     return Config(
-        model=ModelConfig(vocab_size=320, context_length=16, d_model=16, n_layers=1, n_heads=2, k_attention=3),
+        model=ModelConfig(vocab_size=320, context_length=16, d_model=16, n_layers=1, n_heads=2, ablation="none"),
         data=DataConfig(source="embedded", tokenizer="corpus", cache_dir={cache!r}, embedded_stories=200,
                         embedded_valid_stories=20),
         train=TrainConfig(steps={steps}, batch_size=8, sequence_length=16, accumulation_steps=1, log_every=1,
@@ -142,36 +122,74 @@ def get_config():
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class End:
-    """How a process ended."""
-
-    code: int | None
-    """Exit code; None where it had to be killed."""
-    lines: list[str]
-    """Its standard error."""
-    seconds: float
-    """When, after the first one."""
+def write_config(folder: Path) -> Path:
+    """Writes the pair's settings; its data comes into the folder, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.py"
+    config.write_text(CONFIG.format(cache=str(folder / "cache"), steps=STEPS, every=EVERY))
+    return config
 
 
-def start(workdir: Path, fault: Fault | None = None) -> list[subprocess.Popen]:
-    """Starts a pair, as Open MPI would."""
-    workdir.parent.mkdir(parents=True, exist_ok=True)
-    config = workdir.parent / "config.py"
-    config.write_text(CONFIG.format(cache=str(workdir.parent / "cache"), steps=STEPS, every=EVERY))
+@contextlib.contextmanager
+def launchers() -> Iterator[tuple[Launcher, Launcher]]:
+    """One launcher for each process of a pair."""
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": _one_device(), "OPENBLAS_NUM_THREADS": "1"}
+    with Launcher(environment, PRELOADED) as one, Launcher(environment, PRELOADED) as other:
+        yield one, other
+
+
+def _start(pair: tuple[Launcher, Launcher], workdir: Path, fault: Fault | None = None) -> list[Outcome]:
+    """Runs a pair to its end, started as Open MPI would."""
+    config = write_config(workdir.parent)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    common = {**os.environ, "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "JAX_COORDINATOR_PORT": str(port),
-              "OMPI_COMM_WORLD_SIZE": "2", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": _one_device()}
-    if fault and fault.kind == "disk":  # JAX would warn of a cache that it cannot write
-        common.pop("JAX_COMPILATION_CACHE_DIR", None)
-    arguments = ["train", "--config", str(config), "--workdir", str(workdir), "--distributed",
-                 "--join-seconds", str(JOIN_SECONDS if fault else 120)]
-    program = [sys.executable, "-c", PROGRAM, json.dumps(dataclasses.asdict(fault) if fault else None), *arguments]
-    return [subprocess.Popen(program, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                             env=common | {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank})
-            for rank in ("0", "1")]
+    line = ["faults.two_processes", json.dumps(dataclasses.asdict(fault) if fault else None), "train", "--config",
+            str(config), "--workdir", str(workdir), "--distributed", "--join-seconds",
+            str(JOIN_SECONDS if fault else 120)]
+
+    def play(rank: int) -> Outcome:
+        mine, moments = fault is not None and rank in fault.who, []
+        if mine and fault.step is None and fault.kind != "disk":
+            moments = [Moment(after=fault.seconds, signal=getattr(signal, fault.kind))]
+        environment = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "JAX_COORDINATOR_PORT": str(port),
+                       "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(rank),
+                       "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)}
+        return pair[rank].run(line, workdir.parent, moments=moments, limit=WHOLE_SECONDS, environment=environment,
+                              file_size=fault.size if mine and fault.kind == "disk" else None)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        return list(threads.map(play, range(2)))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """One process of a pair: prepares what is to happen to it, and runs the program."""
+    fault = json.loads(arguments[0])
+    if fault and fault["kind"] == "disk":  # JAX would warn of a cache that it cannot write
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", None)
+    if fault and fault["unwinding"] is not None:
+        from jaxablate.training import processes
+
+        processes.UNWINDING_SECONDS = fault["unwinding"]
+    if fault and fault["step"] is not None and int(os.environ["OMPI_COMM_WORLD_RANK"]) in fault["who"]:
+        from jaxablate.training import loop
+
+        real, left = loop._to_devices, [fault["step"]]
+
+        def to_devices(batch: Any, program: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0 and fault["kind"] == "error":
+                raise OSError(28, "No space left on device")
+            if left[0] == 0:
+                os.kill(os.getpid(), getattr(signal, fault["kind"]))
+            return real(batch, program)
+
+        loop._to_devices = to_devices
+    from jaxablate.commands.main import main as program
+
+    return program(list(arguments[1:]))
 
 
 def _one_device() -> str:
@@ -183,27 +201,6 @@ def _one_device() -> str:
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         flags.append("--xla_cpu_collective_timeout_seconds=120")
     return " ".join(flags)
-
-
-def _wait(pair: Sequence[subprocess.Popen], seconds: float, after: float) -> list[End]:
-    """How both end: the first one within some seconds, the other one within some more."""
-    begun, ended = time.monotonic(), [0.0, 0.0]
-    while not all(ended):
-        time.sleep(0.05)
-        now = time.monotonic()
-        ended = [at or (now if process.poll() is not None else 0.0) for at, process in zip(ended, pair, strict=True)]
-        first = min((at for at in ended if at), default=None)
-        if now - begun > seconds or (first is not None and now - first > after):
-            break
-    ends = []
-    for at, process in zip(ended, pair, strict=True):
-        code = process.poll()
-        if code is None:
-            process.kill()
-        _, err = process.communicate()
-        lines = [line for line in err.splitlines() if line.strip()]
-        ends.append(End(code, lines, round(at - min(at for at in ended if at), 1) if at else 0.0))
-    return ends
 
 
 # Comparison ----------------------------------------------------------------------------------------------------------
