@@ -117,8 +117,7 @@ def evaluate(
     groups: dict[tuple[str, AutoencoderConfig], list[int]] = {}
     for i, (site, sae) in enumerate(autoencoders):
         groups.setdefault((site, sae.config), []).append(i)
-    stacks = [jax.tree.map(lambda *arrays: jnp.stack(arrays), *(autoencoders[i][1] for i in members))
-              for members in groups.values()]
+    stacks = [_stacked([autoencoders[i][1] for i in members]) for members in groups.values()]
     totals = [_Total(sae.config.d_sae) for _, sae in autoencoders]
     unit, row = "stories" if stories >= MIN_STORIES else "windows", 0
     for batch in batches():
@@ -131,6 +130,11 @@ def evaluate(
             for i, member in enumerate(members):
                 totals[member].add(values, i, np.asarray(batch["story"]) if unit == "stories" else rows, mask)
     return tuple(total.measures(site, unit, seed) for (site, _), total in zip(autoencoders, totals, strict=True))
+
+
+@jax.jit
+def _stacked(saes: list[SparseAutoencoder]) -> SparseAutoencoder:
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *saes)
 
 
 def _arrays(batch: Batch) -> dict[str, jax.Array]:

@@ -117,9 +117,13 @@ def check_trainable(config: AutoencoderConfig) -> None:
 
 def init_state(key: jax.Array, config: AutoencoderConfig, train: SaeTrainConfig) -> SaeState:
     """A fresh autoencoder and empty Adam moments."""
-    sae = init(key, config)
+    return first_state(init(key, config), train)
+
+
+def first_state(sae: SparseAutoencoder, train: SaeTrainConfig) -> SaeState:
+    """An autoencoder before its first step, with empty Adam moments."""
     first, second = (jax.tree.map(jnp.zeros_like, sae) for _ in range(2))
-    return SaeState(sae, first if train.beta1 > 0 else None, second, jnp.zeros(config.d_sae, jnp.int32))
+    return SaeState(sae, first if train.beta1 > 0 else None, second, jnp.zeros(sae.config.d_sae, jnp.int32))
 
 
 def learning_rate(step: jax.Array, train: SaeTrainConfig) -> jax.Array:

@@ -34,12 +34,13 @@ from jaxablate.features.sae import (
     SparseAutoencoder,
     activation_scale,
     explained,
+    init,
     over_all,
     require,
     variances,
 )
 from jaxablate.features.sites import Activations
-from jaxablate.features.step import StepMetrics, check_trainable, init_state, train_step
+from jaxablate.features.step import SaeState, StepMetrics, check_trainable, first_state, init_state, train_step
 from jaxablate.types import Params
 
 Vectors = Float[Array | np.ndarray, "_ _"]
@@ -129,8 +130,8 @@ def train(
     runs = tuple(runs)
     require(bool(runs), "no runs to train; give at least one SaeRun with a site")
     check_trainable(config)
-    site_index = jnp.array([sites_of(runs).index(run.site) for run in runs])
-    l1 = jnp.array([run.l1 for run in runs], config.dtype)
+    site_index = np.array([sites_of(runs).index(run.site) for run in runs], np.int32)
+    l1 = np.array([run.l1 for run in runs], config.dtype)
     if state is not None and int(state.step) >= settings.steps:
         return _finished(runs, site_index, config, state)
     taken = 0 if state is None else int(state.batches)
@@ -147,7 +148,7 @@ def train(
         if progress is not None:
             progress(now, jax.device_get(metrics))
         if int(now.step) >= settings.steps:
-            _warn_of_negative_variance(runs, np.mean(metrics.explained_variance, axis=0), settings)
+            _warn_of_negative_variance(runs, np.mean(np.asarray(metrics.explained_variance), axis=0), settings)
         if stop():
             break
     return _finished(runs, site_index, config, now)
@@ -159,14 +160,14 @@ def reconstruction(sae: SparseAutoencoder, x: Float[Array | np.ndarray, "n d"]) 
     Raises:
       ConfigError: the vectors have another width than the autoencoder.
     """
-    error, variance, counts = jax.device_get(_reconstruction_sums(sae, jnp.asarray(x, sae.config.dtype)))
+    share, counts = jax.device_get(_reconstruction(sae, jnp.asarray(x, sae.config.dtype)))
     density = (counts / max(len(x), 1)).astype(np.float32)
-    share = float(explained(error, variance))
-    return Reconstruction(explained_variance=share, l0=float(density.sum()), density=density)
+    return Reconstruction(explained_variance=float(share), l0=float(density.sum()), density=density)
 
 
 @jax.jit
-def _reconstruction_sums(sae: SparseAutoencoder, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _reconstruction(sae: SparseAutoencoder, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Explained variance, and for how many vectors each latent is active."""
     mean = jnp.mean(x, axis=0)
 
     def sums(x: jax.Array) -> tuple[jax.Array, ...]:
@@ -176,7 +177,9 @@ def _reconstruction_sums(sae: SparseAutoencoder, x: jax.Array) -> tuple[jax.Arra
 
     whole = len(x) // 1024 * 1024
     parts = jax.lax.map(sums, x[:whole].reshape(-1, 1024, x.shape[-1]))
-    return jax.tree.map(lambda each, rest: jnp.sum(each, axis=0) + rest, parts, sums(x[whole:]))
+    totals = jax.tree.map(lambda each, rest: jnp.sum(each, axis=0) + rest, parts, sums(x[whole:]))
+    squares, variance, counts = totals
+    return explained(squares, variance), counts
 
 
 def abstract_state(runs: Sequence[SaeRun], config: AutoencoderConfig, settings: SaeTrainConfig) -> TrainState:
@@ -209,7 +212,7 @@ class _Source:
                 f"activations of {', '.join(sites)} have shape {shape}, not [W, T, sites, D] = {expected}; give those "
                 "of the runs' sites and their width as d_in, and train sites of other widths in a call of their own")
 
-    def fill(self, buffer: jax.Array, slots: jax.Array) -> jax.Array:
+    def fill(self, buffer: jax.Array, slots: jax.Array | np.ndarray) -> jax.Array:
         """The buffer [B, C, D] with new activations in half of its slots."""
         batches = []
         for _ in range(self._half // math.prod(self._shape[:2])):
@@ -243,15 +246,22 @@ def _first_state(source: _Source, runs: Sequence[SaeRun], config: AutoencoderCon
                  ) -> TrainState:
     size = settings.buffer_batches * settings.batch_tokens
     buffer = _beside(source.params, jnp.zeros((size, len(source.sites), config.d_in), config.dtype))
-    for slots in jnp.split(jnp.arange(size), 2):
+    for slots in np.split(np.arange(size, dtype=np.int32), 2):
         buffer = source.fill(buffer, slots)
     scale = activation_scale(jnp.moveaxis(buffer, 1, 0))
     if not np.all(nonzero := np.asarray(jnp.any(buffer != 0, axis=(0, 2)))):
         zero = [site for site, good in zip(source.sites, nonzero, strict=True) if not good]
         raise DataError(f"activations at {', '.join(zero)} are all zero; there is nothing to train on")
-    keys = jnp.stack([jax.random.key_data(jax.random.key(run.seed)) for run in runs])
-    fresh = jax.vmap(lambda key: init_state(jax.random.wrap_key_data(key), config, settings))(keys)
-    return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(source.taken, jnp.int32), scale, buffer, fresh)
+    keys = np.stack([np.asarray(jax.random.key_data(jax.random.key(run.seed))) for run in runs])
+    # Not in one program: the weights would be rounded otherwise than those of `init`.
+    saes = jax.vmap(lambda key: init(jax.random.wrap_key_data(key), config))(keys)
+    count = jnp.asarray(0, jnp.int32), jnp.asarray(source.taken, jnp.int32)
+    return TrainState(*count, scale, buffer, _before_training(saes, settings))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _before_training(saes: SparseAutoencoder, settings: SaeTrainConfig) -> SaeState:
+    return jax.vmap(lambda sae: first_state(sae, settings))(saes)
 
 
 def _beside(params: Params, x: jax.Array) -> jax.Array:
@@ -263,6 +273,7 @@ def _beside(params: Params, x: jax.Array) -> jax.Array:
     return x
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
 def _slots(settings: SaeTrainConfig, round_number: int | jax.Array, size: int) -> jax.Array:
     """The slots that a round trains on, in this order: the first half of a permutation of its own."""
     key = jax.random.fold_in(jax.random.key(settings.seed), round_number)
@@ -284,8 +295,8 @@ def _fill(activations: Activations, params: Params, tokens: jax.Array, buffer: j
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
-def _round(state: TrainState, site_index: jax.Array, l1: jax.Array, count: int, settings: SaeTrainConfig
-           ) -> tuple[TrainState, StepMetrics]:
+def _round(state: TrainState, site_index: jax.Array | np.ndarray, l1: jax.Array | np.ndarray, count: int,
+           settings: SaeTrainConfig) -> tuple[TrainState, StepMetrics]:
     """`count` steps of all runs on this round's half of the buffer."""
     order = _slots(settings, state.step // settings.round_steps, len(state.buffer))
     batches = order[: count * settings.batch_tokens].reshape(count, settings.batch_tokens)
@@ -314,15 +325,19 @@ def _warn_of_negative_variance(runs: Sequence[SaeRun], values: np.ndarray, setti
                           "coefficient", stacklevel=3)
 
 
-def _finished(runs: tuple[SaeRun, ...], site_index: jax.Array, config: AutoencoderConfig, state: TrainState
+def _finished(runs: tuple[SaeRun, ...], site_index: np.ndarray, config: AutoencoderConfig, state: TrainState
               ) -> TrainResult:
     scales = state.scale[site_index]
     saes = state.runs.sae
     if config.decoder == "unit":  # the next step would begin so, and the loss was always that of a unit decoder
         saes = jax.vmap(SparseAutoencoder.with_unit_decoder)(saes)
     saes = jax.vmap(SparseAutoencoder.fold_scale)(saes, scales)
-    each = tuple(jax.tree.map(lambda a, i=i: a[i], saes) for i in range(len(runs)))
-    return TrainResult(runs, each, tuple(np.asarray(scales).tolist()), state)
+    return TrainResult(runs, tuple(_each(saes)), tuple(np.asarray(scales).tolist()), state)
+
+
+@jax.jit
+def _each(saes: SparseAutoencoder) -> list[SparseAutoencoder]:
+    return [jax.tree.map(lambda a, i=i: a[i], saes) for i in range(len(saes.b_enc))]
 
 
 @dataclasses.dataclass(frozen=True)
