@@ -132,13 +132,17 @@ def test_the_table_takes_its_place_in_a_page(tmp_path):
     assert page.read_text() == "before\n<!-- torture: begin -->\nnew\n<!-- torture: end -->\nafter\n"
 
 
+WORKS = ("train", "data")
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """A launcher of the program, and a language model's run that nobody disturbed, whole and stopped half way."""
+    """A launcher of the program; a language model's run that nobody disturbed, whole and stopped half way, and data."""
     bench = Bench(tmp_path_factory.mktemp("torture"))
     bench.write_sources()
     with Launcher(bench.environment()) as launcher:
-        bench.prepare("train", launcher)
+        for work in WORKS:
+            bench.prepare(work, launcher)
         campaigns.stop(bench, launcher, "train")
         yield bench, launcher
 
@@ -151,20 +155,20 @@ def play(bench, campaign, index, **options):
 
 
 @pytest.mark.parametrize("index", range(2))
-def test_killed_training_ends_with_the_same_bits(bench, index):
-    verdict = play(bench, "kill", index, works=("train",))
+def test_killed_commands_end_with_the_same_bits(bench, index):
+    verdict = play(bench, "kill", index, works=WORKS)
     assert verdict.fault is None, verdict
 
 
 @pytest.mark.parametrize("index", range(2))
-def test_training_on_a_full_disk_goes_on_where_there_is_room(bench, index):
-    verdict = play(bench, "disk", index, works=("train",), mounting=campaigns.may_mount(bench[0].folder))
+def test_commands_on_a_full_disk_go_on_where_there_is_room(bench, index):
+    verdict = play(bench, "disk", index, works=WORKS, mounting=campaigns.may_mount(bench[0].folder))
     assert verdict.fault is None, verdict
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_damaged_files_are_refused_or_passed_over(bench, index):
-    verdict = play(bench, "damage", index, readings=campaigns.readings_of(("train",)))
+@pytest.mark.parametrize(("work", "index"), [("train", 0), ("train", 3), ("data", 0), ("data", 1)])
+def test_damaged_files_are_refused_or_passed_over(bench, work, index):
+    verdict = play(bench, "damage", index, readings=campaigns.readings_of((work,)))
     assert verdict.fault is None, verdict
 
 
