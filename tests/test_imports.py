@@ -1,6 +1,7 @@
 """Who may import whom. The table is the architecture; a test keeps it so."""
 
 import ast
+import functools
 import importlib.metadata
 import itertools
 import os
@@ -62,6 +63,7 @@ HEAVY = ("grain", "jinja2", "orbax", "scipy.stats", "tensorboardX", "tensorstore
 """What `import jaxablate` leaves to the rooms that need it."""
 
 
+@functools.cache
 def imports(path: Path) -> list[str]:
     """Full names a file imports, wherever in it: `a.b` for `import a.b`, `a.b.c` for `from a.b import c`."""
     names = []
