@@ -80,7 +80,7 @@ def soft_top_k(
       >>> [round(w, 3) for w in soft_top_k(jnp.array([3., 1., 0., -2.]), k=1, temperature=0.1).tolist()]
       [0.993, 0.007, 0.0, 0.0]
     """
-    return _differentiable(_soft, scores, k, temperature, eps, surrogate)
+    return _differentiable(_soft_program, scores, k, temperature, eps, surrogate)
 
 
 def hard_top_k(scores: Shaped[jax.typing.ArrayLike, "*rows units"], k: int) -> Float[Array, "*rows units"]:
@@ -93,7 +93,7 @@ def hard_top_k(scores: Shaped[jax.typing.ArrayLike, "*rows units"], k: int) -> F
       [0.0, 1.0, 1.0, 0.0]
     """
     x = jax.lax.stop_gradient(_at_least_float32(scores))
-    return _mask(x, thresholds(x, k))
+    return _hard_mask(x, checked_k(x, k))
 
 
 def k_wta(
@@ -114,7 +114,7 @@ def k_wta(
       >>> bool((jax.grad(weighted(k_wta))(x) == jax.grad(weighted(soft_top_k))(x)).all())
       True
     """
-    return _differentiable(_hard, scores, k, temperature, eps, surrogate)
+    return _differentiable(_hard_program, scores, k, temperature, eps, surrogate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _at_least_float32(scores: jax.typing.ArrayLike) -> Array:
 def _differentiable(
     gate: Callable[..., Any], scores: jax.typing.ArrayLike, k: int, temperature: Number, eps: Number, surrogate: str
 ) -> Array:
-    """Checks the arguments of `_soft` or `_hard` and calls it."""
+    """Checks the arguments of a gate and calls it."""
     x = _at_least_float32(scores)
     k = checked_k(x, k)
     for name, value in (("temperature", temperature), ("eps", eps)):
@@ -201,6 +201,11 @@ def _hard(x: Array, k: int, _width: _Width, _surrogate: str) -> Array:
 def _hard_fwd(x: Array, k: int, width: _Width, _surrogate: str) -> tuple[Array, _Residuals]:
     t = thresholds(x, k)
     return _mask(x, t), (x, t, width)
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _hard_mask(x: Array, k: int) -> Array:
+    return _mask(x, thresholds(x, k))
 
 
 def _mask(x: Array, t: Thresholds) -> Array:
@@ -265,3 +270,6 @@ def _backward(k: int, surrogate: str, residuals: _Residuals, cotangent: Array) -
 
 _soft.defvjp(_soft_fwd, _backward)
 _hard.defvjp(_hard_fwd, _backward)
+
+# Outside of `jax.jit` a gate is one program, not one an operation; inside, ``inline`` leaves everything as it is.
+_soft_program, _hard_program = (jax.jit(gate, static_argnums=(1, 3), inline=True) for gate in (_soft, _hard))

@@ -17,6 +17,7 @@ Another term is added by one call, from a script or from a package's entry point
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -48,6 +49,10 @@ class Regularizer:
     """A differentiable function of it and the mask [B, L], 1 for the tokens that count (None: all do), to a scalar."""
 
 
+_one_program = functools.partial(jax.jit, inline=True)
+"""Outside of `jax.jit` a term is one program, not one an operation; inside, ``inline`` leaves everything as it is."""
+
+
 def polysemanticity(x: Float[ArrayLike, "batch tokens d"], mask: Mask | None = None, *, eps: float = 1e-5
                     ) -> Float[Array, ""]:
     """SAFR's importance loss: how much each token's vector overlaps with those of the text's other tokens.
@@ -68,11 +73,16 @@ def polysemanticity(x: Float[ArrayLike, "batch tokens d"], mask: Mask | None = N
     x = _at_least_float32(x)
     require(x.ndim == 3, f"x has the shape {x.shape}; give [batch, tokens, d], a single text as x[None]")
     tokens = weights(mask, x.shape[:2], x.dtype, of="the tokens")
+    return _polysemanticity(x, tokens, eps)
+
+
+@_one_program
+def _polysemanticity(x: jax.Array, tokens: jax.Array, eps: float) -> jax.Array:
     x = jnp.where(tokens[..., None] > 0, x, 0)
     factor = _factor_into_range(x, axes=(-2, -1))
     x, factor = x * factor, factor[..., 0]
     overlap = _off_diagonal(jnp.einsum("bid,bjd->bij", x, x))
-    return mean_over_texts(_length(overlap) / (eps * factor + _length(x)) / factor, tokens) * x.shape[-1] ** -0.5
+    return _mean_over_texts(_length(overlap) / (eps * factor + _length(x)) / factor, tokens) * x.shape[-1] ** -0.5
 
 
 def interference(attention: Float[ArrayLike, "batch heads tokens tokens"], mask: Mask | None = None
@@ -95,10 +105,15 @@ def interference(attention: Float[ArrayLike, "batch heads tokens tokens"], mask:
     require(attention.ndim == 4 and shape[-1] == shape[-2],
             f"attention has the shape {shape}; give [batch, heads, tokens, tokens], one head as attention[:, None]")
     tokens = weights(mask, (shape[0], shape[-1]), attention.dtype, of="the tokens")
+    return _interference(attention, tokens)
+
+
+@_one_program
+def _interference(attention: jax.Array, tokens: jax.Array) -> jax.Array:
     rows = jnp.where(tokens[:, None, :, None] > 0, attention, 0)  # keys that do not count have no weight in the others
     alike = _off_diagonal(jnp.einsum("bnij,bnkj->bnik", rows, rows))
     per_token = jnp.mean(jnp.sum(rows * (1 - alike) * tokens[:, None, None, :], axis=-1), axis=1)
-    return mean_over_texts(per_token / nonzero_sum(tokens, axis=-1, keepdims=True), tokens)
+    return _mean_over_texts(per_token / nonzero_sum(tokens, axis=-1, keepdims=True), tokens)
 
 
 def information(logits: Float[ArrayLike, "batch tokens 2"], mask: Mask | None = None) -> Float[Array, ""]:
@@ -118,8 +133,13 @@ def information(logits: Float[ArrayLike, "batch tokens 2"], mask: Mask | None = 
     shape = logits.shape
     require(logits.ndim == 3 and shape[-1] == 2, f"logits have the shape {shape}; give [batch, tokens, 2]")
     tokens = weights(mask, shape[:2], logits.dtype, of="the tokens")
+    return _information(logits, tokens)
+
+
+@_one_program
+def _information(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     log_p = jax.nn.log_softmax(jnp.where(tokens[..., None] > 0, logits, 0), axis=-1)
-    return mean_over_texts(jnp.sum(jnp.exp(log_p) * log_p, axis=-1), tokens)
+    return _mean_over_texts(jnp.sum(jnp.exp(log_p) * log_p, axis=-1), tokens)
 
 
 def reconstruction(clean: Float[ArrayLike, "*batch d"], ablated: Float[ArrayLike, "*batch d"], *, eps: float = 1e-12
@@ -137,14 +157,18 @@ def reconstruction(clean: Float[ArrayLike, "*batch d"], ablated: Float[ArrayLike
     """
     clean, ablated = _at_least_float32(clean), _at_least_float32(ablated)
     require(clean.shape == ablated.shape, f"the streams have shapes {clean.shape} and {ablated.shape}; give equal ones")
+    return _reconstruction(clean, ablated, eps * eps) if clean.size else jnp.zeros((), clean.dtype)
 
+
+@_one_program
+def _reconstruction(clean: jax.Array, ablated: jax.Array, least_square: float) -> jax.Array:
     def unit(x: jax.Array) -> jax.Array:
         factor = _factor_into_range(x, axes=-1)
         x = x * factor
-        least = jnp.square(factor) * (eps * eps)
+        least = jnp.square(factor) * least_square
         return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), least))
 
-    return jnp.mean(jnp.square(unit(clean) - unit(ablated))) if clean.size else jnp.zeros((), clean.dtype)
+    return jnp.mean(jnp.square(unit(clean) - unit(ablated)))
 
 
 def mean_over_texts(values: Float[ArrayLike, "batch tokens"], mask: Mask) -> Float[Array, ""]:
@@ -158,7 +182,11 @@ def mean_over_texts(values: Float[ArrayLike, "batch tokens"], mask: Mask) -> Flo
     4.0
     """
     values = _at_least_float32(values)
-    mask = weights(mask, values.shape, values.dtype, of="the tokens")
+    return _mean_over_texts(values, weights(mask, values.shape, values.dtype, of="the tokens"))
+
+
+@_one_program
+def _mean_over_texts(values: jax.Array, mask: jax.Array) -> jax.Array:
     means = jnp.sum(values * mask, axis=-1) / nonzero_sum(mask, axis=-1)
     return jnp.sum(means) / nonzero_sum((jnp.sum(mask, axis=-1) > 0).astype(values.dtype))
 

@@ -1,5 +1,7 @@
 """How the tokens of a text share a space: capacity of each token, alignment of each pair; arrays in, arrays out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
@@ -31,7 +33,15 @@ def capacity(x: Shaped[ArrayLike, "*texts rows columns"], mask: Shaped[ArrayLike
     >>> capacity(x, mask=jnp.array([1.0, 0.0, 1.0, 1.0])).tolist()
     [1.0, 0.0, 1.0, 0.0]
     """
-    x_LF = _scaled(x, mask)
+    x_LF = _rows(x)
+    if mask is not None:
+        mask = weights(mask, x_LF.shape[:-1], x_LF.dtype, of="the rows")
+    return _capacity(x_LF, mask)
+
+
+@functools.partial(jax.jit, inline=True)  # outside of another program one of its own, not one an operation
+def _capacity(x_LF: jax.Array, mask_L: jax.Array | None) -> jax.Array:
+    x_LF = _scaled(x_LF if mask_L is None else jnp.where(mask_L[..., None] > 0, x_LF, 0.0))
     square_L = jnp.sum(x_LF**2, axis=-1)
     overlap_LM = jnp.einsum("...lf,...mf->...lm", _unit(x_LF), x_LF, precision="highest")
     total_L = jnp.sum(overlap_LM**2, axis=-1)
@@ -54,18 +64,23 @@ def alignment(x: Shaped[ArrayLike, "*texts rows columns"]) -> Float[Array, "*tex
      [0.6 1.  0. ]
      [0.  0.  0. ]]
     """
-    unit_LF = _unit(_scaled(x, None))
+    return _alignment(_rows(x))
+
+
+@functools.partial(jax.jit, inline=True)
+def _alignment(x_LF: jax.Array) -> jax.Array:
+    unit_LF = _unit(_scaled(x_LF))
     return jnp.minimum(jnp.abs(jnp.einsum("...lf,...mf->...lm", unit_LF, unit_LF, precision="highest")), 1.0)
 
 
-def _scaled(x: ArrayLike, mask: ArrayLike | None) -> jax.Array:
-    """Real rows divided by the greatest entry of their text: neither measure changes, and no square over- or
-    underflows."""
+def _rows(x: ArrayLike) -> jax.Array:
     x_LF = jnp.asarray(x)
     require(x_LF.ndim >= 2, f"x has the shape {x_LF.shape}; give rows of columns [..., rows, columns]")
-    x_LF = x_LF.astype(at_least_float32(x_LF.dtype))
-    if mask is not None:
-        x_LF = jnp.where(weights(mask, x_LF.shape[:-1], x_LF.dtype, of="the rows")[..., None] > 0, x_LF, 0.0)
+    return x_LF.astype(at_least_float32(x_LF.dtype))
+
+
+def _scaled(x_LF: jax.Array) -> jax.Array:
+    """Rows divided by the greatest entry of their text: neither measure changes, and no square over- or underflows."""
     most = jax.lax.stop_gradient(jnp.max(jnp.abs(x_LF), axis=(-2, -1), keepdims=True, initial=0.0))
     return x_LF / jnp.where(most > 0, most, 1.0)
 
