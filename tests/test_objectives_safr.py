@@ -1,11 +1,13 @@
 """SAFR's terms on the self-ablating decoder: of which activations they are, and what they leave alone."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.weights import drawn_params
 
 from jaxablate.config import ClassificationObjective, ClassifierConfig, ModelConfig, ObjectiveConfig
 from jaxablate.errors import ConfigError
@@ -22,31 +24,36 @@ _SHAPE = {"vocab_size": 13, "context_length": 8, "d_model": 8, "n_layers": 2, "n
 @functools.cache
 def _made(ablation):
     model = SelfAblatingTransformer(ModelConfig(**_SHAPE, ablation=ablation))
-    tokens = jax.random.randint(jax.random.key(1), (2, 7), 0, 13)
-    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
-    return model, params, tokens[:, :-1], tokens[:, 1:]
+    tokens = np.random.default_rng(1).integers(0, 13, (2, 7))
+    return model, drawn_params(model, tokens), tokens[:, :-1], tokens[:, 1:]
 
 
-@functools.cache
-def _output(ablation):
-    model, params, inputs, _ = _made(ablation)
-    return jax.jit(lambda p: model.apply({"params": p}, inputs))(params)
-
-
-@functools.cache
 def _loss(ablation, **coefficients):
-    """((loss, metrics), gradient)."""
-    model, params, inputs, targets = _made(ablation)
+    """Parameters -> (loss, metrics)."""
+    model, _, inputs, targets = _made(ablation)
     objective = ObjectiveConfig(**coefficients)
-    loss = jax.value_and_grad(lambda p: language_model_loss(model, p, inputs, targets, objective), has_aux=True)
-    return jax.jit(loss)(params)
+    return lambda params: language_model_loss(model, params, inputs, targets, objective)
 
 
-def _terms(ablation, layers, streams):
+def _compared(ablation, terms, **coefficients):
+    """((loss, metrics), the same without the coefficients, terms of the model's output), and the gradient of the
+    difference of both losses."""
+    model, params, inputs, _ = _made(ablation)
+    loss, plain = _loss(ablation, **coefficients), _loss(ablation)
+
+    def difference(p):
+        results = loss(p), plain(p), terms(model.apply({"params": p}, inputs))
+        return results[0][0] - results[1][0], results
+
+    gradient, results = jax.jit(jax.grad(difference, has_aux=True))(params)
+    return *results, gradient
+
+
+def _terms(output, layers, streams):
     """(importance, interaction) applied by hand to what the model has computed."""
     importance, interaction = [], []
     for i in layers:
-        layer, window = _output(ablation).layers[i], 3 if i == 1 else None
+        layer, window = output.layers[i], 3 if i == 1 else None
         if "clean" in streams:
             importance.append(polysemanticity(layer.clean.mlp_post))
             interaction.append(interference(attention_weights(layer.clean.query, layer.clean.key, window=window)))
@@ -54,7 +61,7 @@ def _terms(ablation, layers, streams):
             importance.append(polysemanticity(layer.ablated.mlp_post * layer.neuron_gates))
             weights = attention_weights(layer.ablated.query, layer.clean.key, layer.ablated.key, window=window)
             interaction.append(interference(weights))
-    return np.mean(importance), np.mean(interaction)
+    return jnp.stack(importance).mean(), jnp.stack(interaction).mean()
 
 
 @pytest.mark.parametrize(
@@ -66,15 +73,14 @@ def _terms(ablation, layers, streams):
     ],
 )
 def test_the_terms_are_the_regularisers_of_the_streams(ablation, settings, layers, streams):
-    (loss, metrics), gradient = _loss(ablation, importance=0.3, interaction=0.7, **settings)
-    expected = _terms(ablation, layers, streams)
+    (loss, metrics), (without, others), expected, gradient = _compared(
+        ablation, lambda output: _terms(output, layers, streams), importance=0.3, interaction=0.7, **settings)
     np.testing.assert_allclose((metrics["importance"], metrics["interaction"]), expected, rtol=1e-5)
-    (without, others), before = _loss(ablation)
     np.testing.assert_allclose(loss, without + 0.3 * expected[0] + 0.7 * expected[1], rtol=1e-5)
     assert metrics.keys() - others.keys() == {"importance", "interaction"}
     for name in others.keys() - {"loss"}:
         np.testing.assert_allclose(metrics[name], others[name], rtol=1e-6)
-    changed = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), gradient, before)
+    changed = jax.tree.map(lambda x: float(np.abs(x).max()), gradient)
     assert np.isfinite(jax.tree.leaves(changed)).all()
     assert changed["layer_1"]["mlp"]["up"]["kernel"] > 1e-6
     assert changed["layer_1"]["attention"]["query"]["kernel"] > 1e-6
@@ -82,18 +88,22 @@ def test_the_terms_are_the_regularisers_of_the_streams(ablation, settings, layer
 
 @pytest.mark.parametrize("ablation", ["none", "local"])
 def test_coefficients_of_zero_leave_loss_gradient_and_metrics_as_they_were(ablation):
+    """The program of loss, metrics and gradient is the same, to the letter; other settings of terms change it."""
+
+    def program(**coefficients):
+        loss = jax.value_and_grad(_loss(ablation, **coefficients), has_aux=True)
+        jaxpr, shapes = jax.make_jaxpr(loss, return_shape=True)(_made(ablation)[1])
+        return re.sub("0x[0-9a-f]+", "", str(jaxpr)), shapes[0][1].keys()
+
     settings = {"regularized_layers": (0,), "regularized_stream": "clean"}
-    (loss, metrics), gradient = _loss(ablation)
-    (same, others), again = _loss(ablation, importance=0.0, interaction=0.0, **settings)
-    assert loss == same and metrics == others and "importance" not in metrics and "interaction" not in metrics
-    jax.tree.map(np.testing.assert_array_equal, gradient, again)
+    plain, metrics = program()
+    assert (plain, metrics) == program(importance=0.0, interaction=0.0, **settings)
+    assert plain != program(importance=0.1, **settings)[0] and not metrics & {"importance", "interaction"}
 
 
 def test_one_term_alone():
-    model, params, inputs, targets = _made("none")
     for given, other in (("importance", "interaction"), ("interaction", "importance")):
-        loss = functools.partial(language_model_loss, model, objective=ObjectiveConfig(**{given: 1.0}))
-        _, metrics = jax.eval_shape(loss, params, inputs, targets)
+        _, metrics = jax.eval_shape(_loss("none", **{given: 1.0}), _made("none")[1])
         assert given in metrics and other not in metrics
 
 
@@ -101,15 +111,16 @@ def test_a_term_of_ones_own_is_one_call_away(monkeypatch):
     """Registered, it is in the loss and the metrics of a language model and of a classifier."""
     monkeypatch.setattr(REGULARIZERS, "_parts", dict(REGULARIZERS._parts))
     register(Regularizer(name="size", reads="vectors", term=lambda x, mask=None: jnp.mean(jnp.abs(x))))
-    (loss, metrics), _ = _loss("local", regularizers=(("size", 0.5),), regularized_stream="clean")
-    (without, _), _ = _loss("local")
-    expected = np.mean([np.abs(layer.clean.mlp_post).mean() for layer in _output("local").layers])
+    (loss, metrics), (without, _), neurons, _ = _compared(
+        "local", lambda output: [layer.clean.mlp_post for layer in output.layers], regularizers=(("size", 0.5),),
+        regularized_stream="clean")
+    expected = np.mean([np.abs(x).mean() for x in neurons])
     np.testing.assert_allclose((metrics["size"], loss - without), (expected, expected / 2), rtol=1e-4)
 
     model = SafrClassifier(ClassifierConfig(vocab_size=9, max_length=8, d_model=8, n_heads=2, vmask_width=4))
-    batch = {"tokens": jnp.ones((2, 4), jnp.int32), "mask": jnp.ones((2, 4)), "labels": jnp.zeros(2, jnp.int32),
-             "weight": jnp.ones(2)}
-    params = jax.jit(model.init)(jax.random.key(0), batch["tokens"], batch["mask"])["params"]
+    batch = {"tokens": np.ones((2, 4), np.int32), "mask": np.ones((2, 4), np.float32),
+             "labels": np.zeros(2, np.int32), "weight": np.ones(2, np.float32)}
+    params = drawn_params(model, batch["tokens"], batch["mask"])
     objective = ClassificationObjective(importance=0, interaction=0, regularizers={"size": 0.5})
     loss, metrics = jax.jit(lambda p: classification_loss(model, p, batch, objective))(params)
     np.testing.assert_allclose(loss, metrics["cross_entropy"] + 0.5 * metrics["size"], rtol=1e-6)
@@ -117,21 +128,25 @@ def test_a_term_of_ones_own_is_one_call_away(monkeypatch):
 
 def test_a_term_that_reads_what_the_model_lacks_is_refused():
     with pytest.raises(ConfigError, match="vmask"):
-        _loss("none", regularizers=(("information", 0.5),))
+        jax.eval_shape(_loss("none", regularizers=(("information", 0.5),)), _made("none")[1])
 
 
 @pytest.mark.parametrize("window", [None, 1, 4])
 def test_weights_times_values_are_the_attention_of_both_streams(window):
     with jax.enable_x64(True):
-        q, k, v, k_self, v_self = (jax.random.normal(jax.random.key(s), (2, 9, 3, 4), jnp.float64) for s in range(5))
+        q, k, v, k_self, v_self = (np.random.default_rng(s).standard_normal((2, 9, 3, 4)) for s in range(5))
         options = {"window": window, "scale": 0.7}
-        weights = jax.jit(lambda *a: attention_weights(*a, **options))
-        clean, ablated = weights(q, k), weights(q, k, k_self)
-        np.testing.assert_allclose(jnp.einsum("bnts,bsnh->btnh", clean, v), causal_attention(q, k, v, **options),
-                                   rtol=0, atol=1e-12)
-        own = jnp.einsum("bntt->btn", ablated)[..., None]
-        mixed = jnp.einsum("bnts,bsnh->btnh", ablated, v) + own * (v_self - v)
-        expected = two_stream_attention(q, k, v, k_self, v_self, **options)
+
+        @jax.jit
+        def both(q, k, v, k_self, v_self):
+            weights = attention_weights(q, k, **options), attention_weights(q, k, k_self, **options)
+            return (*weights, causal_attention(q, k, v, **options),
+                    two_stream_attention(q, k, v, k_self, v_self, **options))
+
+        clean, ablated, attended, expected = map(np.asarray, both(q, k, v, k_self, v_self))
+        np.testing.assert_allclose(np.einsum("bnts,bsnh->btnh", clean, v), attended, rtol=0, atol=1e-12)
+        own = np.einsum("bntt->btn", ablated)[..., None]
+        mixed = np.einsum("bnts,bsnh->btnh", ablated, v) + own * (v_self - v)
         np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-12)
         for found in (clean, ablated):
             np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-12)
@@ -140,7 +155,7 @@ def test_weights_times_values_are_the_attention_of_both_streams(window):
 
 
 def test_weights_are_at_least_float32():
-    q, k = jnp.ones((1, 3, 1, 4), jnp.bfloat16), jnp.ones((1, 3, 1, 4), jnp.bfloat16)
-    weights = attention_weights(q, k)
+    q = np.ones((1, 3, 1, 4), jnp.bfloat16)
+    weights = jax.jit(attention_weights)(q, q)
     assert weights.dtype == jnp.float32
     np.testing.assert_allclose(weights[0, 0, 2], 1 / 3, rtol=1e-6)
