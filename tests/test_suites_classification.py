@@ -2,11 +2,10 @@
 
 import types
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.labelled_texts import batches, check_plain, draw, splits_of
+from helpers.weights import drawn_params
 
 from jaxablate.config import ClassificationConfig, ClassifierConfig, Config
 from jaxablate.models.classifier import SafrClassifier
@@ -27,7 +26,7 @@ class ByFirstWord:
 
 
 def logits_of(probabilities):
-    return jnp.log(jnp.asarray(probabilities, jnp.float32))
+    return np.log(np.asarray(probabilities, np.float32))
 
 
 THREE = logits_of([[1 / 3, 1 / 3, 1 / 3], [0.7, 0.2, 0.1], [0.25, 0.5, 0.25], [0.3, 0.1, 0.6]])
@@ -101,7 +100,7 @@ def test_one_text_has_no_bootstrap():
 def test_the_suite_runs_on_a_classifier():
     config = ClassifierConfig(vocab_size=20, max_length=16, d_model=8, n_heads=2, vmask_width=4)
     model = SafrClassifier(config)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4)))["params"]
+    params = drawn_params(model, np.zeros((1, 4), np.int32), np.ones((1, 4), np.float32))
     splits = splits_of(test=batches(*draw(9), length=12), dev=batches(*draw(7, seed=1), length=12))
     run = Run(config=ClassificationConfig(model=config), model=model, params=params, splits=splits)
     result, options = classification.SUITE.run(run)
