@@ -60,21 +60,23 @@ def run(path: Path, dtype: str) -> Run:
     theirs = json.loads(str(expected["config_json"]))
     with jax.enable_x64(dtype == "float64"):
         config, train = configs(theirs, dtype)
-        weights = {name: jnp.asarray(expected[f"init/{name}"], dtype) for name in WEIGHTS}
-        sae = SparseAutoencoder(**weights, threshold=jnp.zeros(config.d_sae, dtype), config=config)
-        zeros = jax.tree.map(jnp.zeros_like, sae)
+        weights = {name: expected[f"init/{name}"].astype(dtype) for name in WEIGHTS}
+        sae = SparseAutoencoder(**weights, threshold=np.zeros(config.d_sae, dtype), config=config)
+        zeros = jax.tree.map(np.zeros_like, sae)
         first = zeros if train.beta1 > 0 else None
-        state = SaeState(sae, first, zeros, jnp.zeros(config.d_sae, jnp.int32))
-        xs = jnp.asarray(expected["x_raw"], dtype) * jnp.asarray(expected["norm_scaling_factor"], dtype)
+        state = SaeState(sae, first, zeros, np.zeros(config.d_sae, np.int32))
+        xs = expected["x_raw"].astype(dtype) * expected["norm_scaling_factor"].astype(dtype)
 
         def step(state, part):
             return train_step(state, *part, jnp.asarray(theirs["l1_coefficient"], dtype), train)
 
-        steps = jnp.arange(len(xs))
-        last, metrics = jax.jit(lambda s, x, t: jax.lax.scan(step, s, (x, t)))(state, xs, steps)
-        latents = sae.encode(xs[0])
-        return Run(expected, config, jax.device_get(metrics._asdict()), sae, jax.device_get(last), np.asarray(latents),
-                   np.asarray(sae.decode(latents)))
+        @jax.jit
+        def steps(state, xs):
+            latents = state.sae.encode(xs[0])
+            return *jax.lax.scan(step, state, (xs, jnp.arange(len(xs)))), latents, state.sae.decode(latents)
+
+        last, metrics, latents, out = jax.device_get(steps(state, xs))
+        return Run(expected, config, metrics._asdict(), sae, last, latents, out)
 
 
 def skip_if_compact(r: Run) -> None:
@@ -142,7 +144,7 @@ def test_final_and_folded_weights(sae_file, dtype):
 def test_init_has_the_distribution_of_theirs(sae_file, dtype):
     r = run(sae_file, dtype)
     with jax.enable_x64(dtype == "float64"):
-        ours = ae.init(jax.random.key(0), r.config)
+        ours = jax.device_get(jax.jit(ae.init, static_argnums=1)(jax.random.key(0), r.config))
     assert np.ptp(ours.b_enc) == np.ptp(ours.b_dec) == 0
     for name in ("W_enc", "W_dec"):
         found, expected = np.asarray(getattr(ours, name)), r.expected[f"init/{name}"]
@@ -157,5 +159,5 @@ def test_scale_gives_the_mean_norm(sae_file, dtype):
     skip_if_compact(r)
     x = r.expected["x_raw"]
     with jax.enable_x64(dtype == "float64"):
-        found = ae.activation_scale(jnp.asarray(x.reshape(-1, x.shape[-1]), dtype))
+        found = jax.jit(ae.activation_scale)(x.reshape(-1, x.shape[-1]).astype(dtype))
     assert_close(found, r.expected["norm_scaling_factor"], rtol=1e-6)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -53,30 +52,35 @@ def run(path: Path, dtype: str) -> Run:
 
 def _run(config, params, expected, settings, dtype) -> Run:
     model, objective = SafrClassifier(config), classification_objective_from_reference(settings)
-    tokens = jnp.asarray(expected["input_ids"], jnp.int32)
+    tokens = expected["input_ids"].astype(np.int32)
     batch = {"tokens": tokens, "mask": (tokens != settings["pad_id"]).astype(dtype),
-             "labels": jnp.asarray(expected["labels"], jnp.int32), "weight": jnp.ones(len(tokens), dtype)}
-    noises = {"eval": None, "train": jnp.asarray(expected["train/gumbel_noise"], dtype)}
+             "labels": expected["labels"].astype(np.int32), "weight": np.ones(len(tokens), dtype)}
+    noises = {"eval": None, "train": expected["train/gumbel_noise"].astype(dtype)}
 
-    @jax.jit
     def loss(params, noise):
         return classification_loss(model, params, batch, objective, noise_BL2=noise)
 
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    apply = jax.jit(lambda p, noise: model.apply({"params": p}, batch["tokens"], batch["mask"], noise_BL2=noise))
+    @jax.jit
+    def gradient(params, noise):
+        grad, values = jax.grad(loss, has_aux=True)(params, noise)
+        return model.apply({"params": params}, batch["tokens"], batch["mask"], noise_BL2=noise), values, grad
+
     out, metrics, grads = {}, {}, {}
     for group, noise in noises.items():
-        out[group] = jax.device_get(apply(params, noise))
-        (_, values), grad = gradient(params, noise)
-        metrics[group] = {name: float(value) for name, value in values.items()}
-        grads[group] = classifier_to_reference(config, jax.device_get(grad))
+        out[group], metrics[group], grad = jax.device_get(gradient(params, noise))
+        grads[group] = classifier_to_reference(config, grad)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, schedule="constant", clip_norm=None), 5)
+
+    @jax.jit
+    def update(params, state, grad):
+        updates, state = optimizer.update(grad, state, params)
+        return optax.apply_updates(params, updates), state
+
     state, steps = optimizer.init(params), []
     for _ in range(6):
-        (_, values), grad = gradient(params, None)
+        _, values, grad = gradient(params, None)
         steps.append([float(values[name]) for name in ("loss", "importance", "interaction")])
-        updates, state = optimizer.update(grad, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = update(params, state, grad)
     return Run(expected, out, metrics, grads, np.array(steps))
 
 
