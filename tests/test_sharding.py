@@ -7,7 +7,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from helpers.weights import drawn_state
 from jax.sharding import PartitionSpec as P
@@ -107,18 +106,6 @@ def test_bytes_per_device_fall_as_fsdp_grows():
         leaves = jax.tree.leaves((abstract.params, abstract.opt_state))
         held.append(sum(np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
     assert all(b < 0.6 * a for a, b in itertools.pairwise(held)), held
-
-
-def test_a_fresh_state_is_the_same_on_every_mesh_and_its_optimizers_part_lives_where_its_parameter_does():
-    meshes = MESHES["data 2 fsdp 2 tensor 2"], MeshConfig(data=1)
-    state, alone = (program(tiny("none"), mesh).init(0) for mesh in meshes)
-    jax.tree.map(np.testing.assert_array_equal, state.params, alone.params)
-    for moments in (optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")):
-        jax.tree.map(_same_place, moments, state.params)
-
-
-def _same_place(a, b):
-    assert a.sharding.is_equivalent_to(b.sharding, a.ndim), (a.sharding, b.sharding)
 
 
 def test_fsdp_gathers_parameters_and_never_activations():

@@ -149,8 +149,10 @@ def test_a_signal_in_the_middle_of_an_epoch_leaves_no_trace(data, whole, tmp_pat
 
 
 def patient(data, **settings):
-    """A run that hardly changes what it began with, and stops where two epochs were no better."""
-    return tiny(data, optimizer={"learning_rate": 1e-12}, epochs=9, patience=2, **{"log_every": 4} | settings)
+    """A run that hardly changes what it began with, and stops where two epochs were no better; batches of two lengths.
+    """
+    settings = {"epochs": 9, "patience": 2, "bucket_multiple": 8, "log_every": 4} | settings
+    return tiny(data, optimizer={"learning_rate": 1e-12}, **settings)
 
 
 def test_training_stops_after_patience_epochs_without_a_better_one(data, tmp_path, capsys):
@@ -273,8 +275,7 @@ def _half_filled():
 def test_a_gated_classifier_with_the_papers_padding_trains_by_its_config_alone(data, tmp_path):
     model = {"ablation": "local", "k_attention": 3, "k_neurons": 4, "padding": "paper"}
     objective = {"stream": "both", "importance_site": "neurons", "information": 0.1}
-    # Batches of two lengths.
-    result = train(tiny(data, model=model, objective=objective, epochs=1, bucket_multiple=8), tmp_path / "run")
+    result = train(tiny(data, model=model, objective=objective, epochs=1), tmp_path / "run")
     assert result.reason == "finished" and {"importance", "accuracy_ablated"} <= result.valid.keys()
     assert all(np.isfinite(value) for value in (result.metrics | result.valid).values())
 

@@ -11,6 +11,7 @@ import subprocess
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from faults.hostile import JSON
 
@@ -78,7 +79,19 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("there", [{"data": 1}, {"data": 2, "fsdp": 4}, {"data": 1, "fsdp": 2, "tensor": 2}])
+MESHES = {"data": 1}, {"data": 2, "fsdp": 4}, {"data": 1, "fsdp": 2, "tensor": 2}
+
+
+def test_a_fresh_state_is_the_same_on_every_mesh_and_its_optimizers_part_lives_where_its_parameter_does(fresh):
+    alone, *others = (fresh(**mesh) for mesh in MESHES)
+    for state in others:
+        assert_same(state, alone)
+        for moments in (optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")):
+            for moment, parameter in zip(jax.tree.leaves(moments), jax.tree.leaves(state.params), strict=True):
+                assert moment.sharding.is_equivalent_to(parameter.sharding, moment.ndim)
+
+
+@pytest.mark.parametrize("there", MESHES)
 @pytest.mark.parametrize("here", [{"data": 1}, {"data": 8}, {"data": 1, "fsdp": 2, "tensor": 4}])
 def test_any_mesh_restores_on_any_other(tmp_path, fresh, there, here):
     write(tmp_path, fresh(**there), {5: None})
