@@ -412,7 +412,7 @@ class ExactDivergence:
         with jax.enable_x64(True):
             if not self._prepared:
                 self._prepare()
-            patched = jnp.asarray(removed, jnp.float64)
+            patched = np.asarray(removed, np.float64)
             kls = []
             for inputs, replacement, log_probs in self._prepared:
                 final = patched_final(self._decoder, self._params, inputs, patched, replacement)
@@ -435,7 +435,7 @@ class ExactDivergence:
 
 def _wide(x: jax.Array) -> jax.Array:
     values = np.asarray(x)
-    return jnp.asarray(values, np.float64 if np.issubdtype(values.dtype, np.floating) else values.dtype)
+    return jnp.asarray(values.astype(np.float64) if np.issubdtype(values.dtype, np.floating) else values)
 
 
 # Decisions of a search on disk, so that it can go on after an interruption. Values are computed anew from them.

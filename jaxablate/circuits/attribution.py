@@ -104,7 +104,7 @@ def mask_gradient(problem: Problem, *, masks: Sequence[float | np.ndarray] | np.
     total = np.zeros(problem.graph.n_edges)
     for batch, _ in problem.batches(batch_size):
         for point in points:
-            mask = jnp.asarray(point, batch.weight.dtype)
+            mask = np.asarray(point, batch.weight.dtype)
             total += np.asarray(_mask_gradient(batch, mask), np.float64) / len(points)
     return total
 

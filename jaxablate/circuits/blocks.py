@@ -30,6 +30,7 @@ from jaxablate.types import Params
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 def exact(function: Callable[P, R]) -> Callable[P, R]:
@@ -65,7 +66,13 @@ class Inputs:
         """The prompts ``rows`` [m] int."""
         if np.array_equal(rows, np.arange(len(self.tokens))):  # then nothing is copied, or compiled
             return self
-        return jax.tree.map(lambda x: x[rows], self)
+        return take_rows(self, rows)
+
+
+@jax.jit
+def take_rows(values: T, rows: jax.typing.ArrayLike) -> T:
+    """Of every array of a pytree the rows [m] int."""
+    return jax.tree.map(lambda x: x[rows], values)
 
 
 class Decoder(Protocol):

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -159,7 +158,7 @@ def metric_values(problem: Problem, kept: np.ndarray) -> Float[np.ndarray, "circ
     distinct = kept[[which.index(i) for i in range(len(places))]]
     parts = []
     for batch, real in problem.batches():
-        rows = [np.asarray(_values(batch, jnp.asarray(~row, batch.weight.dtype)))[:real] for row in distinct]
+        rows = [np.asarray(_values(batch, np.asarray(~row, batch.weight.dtype)))[:real] for row in distinct]
         parts.append(np.stack(rows).astype(np.float64) if rows else np.zeros((0, real)))
     return np.concatenate(parts, axis=1)[which]
 

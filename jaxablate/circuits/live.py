@@ -69,11 +69,11 @@ class Values:
     """What the live nodes read and write now, on one batch of prompts. Never changed in place."""
 
     reads: Arrays
-    """destination index -> [n, T or 1, D] residual stream it reads."""
+    """destination index -> [1, n, T or 1, D] residual stream it reads."""
     ports: Arrays
-    """index of a head's destination -> [n, T or 1, H] queries, keys or values."""
+    """index of a head's destination -> [1, n, T or 1, H] queries, keys or values."""
     writes: Arrays
-    """source index -> [n, T or 1, D]."""
+    """source index -> [1, n, T or 1, D]."""
 
 
 class LiveGraph:
@@ -134,11 +134,12 @@ class Follower:
             d = self.graph.destinations[index]
             if not live.reads(d):
                 continue
-            reads[index] = self._stream(layer, live.everywhere(d))
+            reads[index] = _one_of(self.prepared.streams, layer, live.everywhere(d))
             if d.source is not None and d.port in (None, "Q"):
-                writes[d.source] = _cut(self.prepared.sources[d.source], live.read_everywhere[d.source])
+                everywhere = bool(live.read_everywhere[d.source])
+                writes[d.source] = _one_of(self.prepared.sources, d.source, everywhere)
             if d.port is not None:
-                ports[index] = self._project(d, reads[index][None])[0]
+                ports[index] = self._project(d, reads[index])
         return Values(reads, ports, writes)
 
     def divergences(self, values: Values, live: LiveGraph, edges: np.ndarray, width: int) -> jax.Array:
@@ -190,7 +191,7 @@ class Follower:
 
     def _follow(self, values: Values, live: LiveGraph, reads: Arrays, rows: Rows, changed: Values | None
                 ) -> jax.Array:
-        """From changed reads to what the end reads, [m, n, D].
+        """From changed reads to what the end reads, [m, n, 1, D].
 
         Args:
           values: as they are.
@@ -208,9 +209,7 @@ class Follower:
                 for index in ports:
                     coming = [s for s in changes if live.kept[index, s]]
                     if coming:
-                        everywhere = live.everywhere(self.graph.destinations[index])
-                        base = reads.get(index, values.reads[index])
-                        reads[index] = _add(base, [_cut(changes[s], everywhere) for s in coming])
+                        reads[index] = _add(reads.get(index, values.reads[index]), [changes[s] for s in coming])
                 # ... then, where any of them has changed, the node is computed anew.
                 if any(index in reads for index in ports):
                     changes[node] = self._node(values, node, ports, reads, rows, changed)
@@ -227,31 +226,31 @@ class Follower:
 
     def _node(self, values: Values, node: int | None, ports: Sequence[int], reads: Arrays, rows: Rows,
               changed: Values | None) -> jax.Array:
-        """What a node changes in what it writes, [m, n, T or 1, D]; for the end what it reads, [m, n, D]."""
+        """What a node changes in what it writes, [m, n, T or 1, D]; for the end what it reads."""
         if changed is not None:
-            changed.reads.update({index: reads[index][0] for index in ports if index in reads})
+            changed.reads.update({index: reads[index] for index in ports if index in reads})
         if node is None:
-            return _rows(reads[ports[0]], rows.get(ports[0]))[:, :, -1]
+            return reads[ports[0]]
         d = self.graph.destinations[ports[0]]
-        if d.port is None:
-            read = _rows(reads[ports[0]], rows.get(ports[0]))
-            change = _mlp_change(self.prepared.blocks, d.block, read, values.writes[node])
+        if d.port is None:  # the only destination of its layer, so each run has a read of its own
+            change = _mlp_change(self.prepared.blocks, d.block, reads[ports[0]], values.writes[node])
         else:
             change = self._head(values, d, ports, reads, rows, changed)
         if changed is not None:
-            changed.writes[node] = values.writes[node] + change[0]
+            changed.writes[node] = values.writes[node] + change
         return change
 
     def _head(self, values: Values, d: Destination, ports: Sequence[int], reads: Arrays, rows: Rows,
               changed: Values | None) -> jax.Array:
         projected = []
         for index in ports:
-            now = values.ports[index][None]
+            now = values.ports[index]
             if index in reads:
-                new = self._project(self.graph.destinations[index], reads[index])
+                now = self._project(self.graph.destinations[index], reads[index])
                 if changed is not None:
-                    changed.ports[index] = new[0]
-                now = _rows(new, rows.get(index))
+                    changed.ports[index] = now
+                if index in rows:
+                    now = jnp.take(now, rows[index], axis=0)
             projected.append(now)
         runs = max(x.shape[0] for x in projected)
         q, k, v = (jnp.broadcast_to(x, (runs, *x.shape[1:])) for x in projected)
@@ -262,22 +261,17 @@ class Follower:
         assert d.port is not None  # only heads project
         return _project(self.prepared.blocks, PORTS.index(d.port), d.block, d.head, read)
 
-    def _stream(self, layer: int, everywhere: bool) -> jax.Array:
-        return _cut(self.prepared.streams[layer], everywhere)
-
 
 def _power_of_two(count: int) -> int:
     """The next one: few shapes, so few compilations."""
     return 1 << (count - 1).bit_length()
 
 
-def _cut(x: jax.Array, everywhere: bool | np.bool_) -> jax.Array:
-    """All positions, or the last alone."""
-    return x if everywhere or x.shape[-2] == 1 else x[..., -1:, :]
-
-
-def _rows(x: jax.Array, rows: np.ndarray | None) -> jax.Array:
-    return x if rows is None else jnp.take(x, rows, axis=0)
+@functools.partial(jax.jit, static_argnums=2)
+def _one_of(values: jax.Array, index: int, everywhere: bool) -> jax.Array:
+    """Of values [X, n, T, D] the one at an index, [1, n, T or 1, D]: at all positions, or at the last alone."""
+    one = jax.lax.dynamic_index_in_dim(values, index)
+    return one if everywhere else one[..., -1:, :]
 
 
 def _add(base: jax.Array, terms: Sequence[jax.Array]) -> jax.Array:
@@ -288,8 +282,9 @@ def _add(base: jax.Array, terms: Sequence[jax.Array]) -> jax.Array:
 
 @jax.jit
 def _sum(base: jax.Array, *terms: jax.Array) -> jax.Array:
+    """The sum at the positions that the base has: all, or the last alone."""
     for term in terms:
-        base = base + term
+        base = base + term[..., -base.shape[-2] :, :]
     return base
 
 
@@ -299,8 +294,8 @@ def _nested_reads(change: jax.Array, read: jax.Array, sources: jax.Array, with_n
         read = read + change[source]
         return read, read
 
-    nested = jax.lax.scan(step, read, sources)[1]
-    return jnp.concatenate([read[None], nested]) if with_none else nested
+    nested = jax.lax.scan(step, read[0], sources)[1]
+    return jnp.concatenate([read, nested]) if with_none else nested
 
 
 @jax.jit
@@ -309,7 +304,7 @@ def _patched_read(change: jax.Array, read: jax.Array, sources: jax.Array, weight
         source, weight = term
         return read + weight.astype(read.dtype) * change[source], None
 
-    return jax.lax.scan(step, read, (sources, weights))[0][None]
+    return jax.lax.scan(step, read[0], (sources, weights))[0][None]
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -338,4 +333,5 @@ def _mlp_change(blocks: Block, index: int, read: jax.Array, written: jax.Array) 
 @jax.jit
 @exact
 def _divergences(prepared: Prepared, end: jax.Array) -> jax.Array:
-    return prepared.divergence.values(prepared.decoder.final_norm(prepared.params, end)).sum(-1)
+    final = prepared.decoder.final_norm(prepared.params, end[:, :, -1])
+    return prepared.divergence.values(final).sum(-1)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxablate.circuits.blocks import exact
+from jaxablate.circuits.blocks import exact, take_rows
 from jaxablate.circuits.prompts import NO_ANSWER, PromptPairs
 from jaxablate.ops.varying import match_varying
 
@@ -76,7 +76,7 @@ class LogitDifference:
 
     def take(self, rows: np.ndarray) -> "LogitDifference":
         """The metric of the prompts ``rows`` [m] int."""
-        return dataclasses.replace(self, direction=self.direction[rows])
+        return take_rows(self, rows)
 
 
 @flax.struct.dataclass
@@ -119,8 +119,7 @@ class Divergence:
 
     def take(self, rows: np.ndarray) -> "Divergence":
         """The metric of the prompts ``rows`` [m] int."""
-        return dataclasses.replace(self, final=self.final[rows], log_probs=self.log_probs[:, rows],
-                                   mean_row=self.mean_row[rows], log_total=self.log_total[rows])
+        return _divergence_rows(self, rows)
 
 
 def importance(target: Target, scores: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
@@ -147,6 +146,12 @@ def _divergence_from(table: Float[Array, "vocab width"], final: Float[Array, "n 
         mean_row=jnp.exp(log_probs) @ table,
         log_total=jax.nn.logsumexp(log_probs, axis=-1),
     )
+
+
+@jax.jit
+def _divergence_rows(of: Divergence, rows: jax.Array) -> Divergence:
+    return dataclasses.replace(of, final=of.final[rows], log_probs=of.log_probs[:, rows], mean_row=of.mean_row[rows],
+                               log_total=of.log_total[rows])
 
 
 def _mean_rows(table: jax.Array, tokens: np.ndarray) -> jax.Array:

@@ -149,8 +149,8 @@ class Problem:
     @_once
     def final(self) -> Float[Array, "n width"]:
         """Last position of the model's own run on the clean prompts, after the final norm."""
-        return jnp.concatenate([source_run(self.decoder, self.params, self.inputs.take(rows)).final
-                                for rows in self.parts()])
+        parts = [source_run(self.decoder, self.params, self.inputs.take(rows)).final for rows in self.parts()]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     @property
     def logits(self) -> Float[Array, "n vocab"]:
@@ -194,9 +194,10 @@ class Problem:
         size = min(size, n)
         for start in range(0, n, size):
             rows, real = np.minimum(np.arange(start, start + size), n - 1), min(size, n - start)
-            weight = jnp.asarray((np.arange(size) < real) / n, carried.dtype)
-            yield Batch(self.decoder, self.params, self.inputs.take(rows), take_prompts(carried, rows),
-                        self.target.take(rows), weight), real
+            weight = jnp.asarray(((np.arange(size) < real) / n).astype(carried.dtype))
+            target = self.target if size == n else self.target.take(rows)
+            yield Batch(self.decoder, self.params, self.inputs.take(rows), take_prompts(carried, rows), target,
+                        weight), real
 
     def _inputs(self, tokens: np.ndarray) -> Inputs:
         inputs = Inputs(tokens=jnp.asarray(tokens), valid=jnp.asarray(self.pairs.valid))
@@ -277,10 +278,15 @@ def takes_problem(function: Callable[Concatenate[Problem, P], R]) -> Callable[Co
 
 def in_type(params: Params, dtype: Any) -> Params:
     """Weights in a floating type, on one device."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x), dtype), params)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, dtype)), params)
 
 
 def take_prompts(values: jax.Array, rows: np.ndarray) -> jax.Array:
     """Values [X, n or 1, ...] of the prompts ``rows`` [m] int; those of all prompts stay as they are."""
     everything = values.shape[1] == 1 or np.array_equal(rows, np.arange(values.shape[1]))  # then it is not copied
-    return values if everything else values[:, rows]
+    return values if everything else _second_axis(values, rows)
+
+
+@jax.jit
+def _second_axis(values: jax.Array, rows: jax.Array) -> jax.Array:
+    return values[:, rows]
