@@ -43,7 +43,7 @@ def test_several_answers_are_averaged():
     assert is_top(np.array([[1.0, 0.0, 0.0, 9.0], [0.0, 0.0, 0.0, 9.0]]), p).tolist() == [False, True]
 
 
-@hypothesis.settings(max_examples=10)
+@hypothesis.settings(max_examples=10, deadline=None)
 @hypothesis.given(st.integers(0, 2**32 - 1))
 def test_log_probabilities_do_as_well(seed):
     rng = np.random.default_rng(seed)

@@ -43,7 +43,7 @@ def many(n, graph=PAPER, seed=0):
 CIRCUITS = {
     "few": panel(), "none": panel([]), "one": panel([("Resid Start->Resid End", 1.0)], 8),
     "inner": panel([("A0.0->A1.0.Q", 1.0), ("A0.0->A1.1.Q", 1.0)]), "medium": panel(many(80), 8),
-    "large": panel(many(600), 8), "larger": panel(many(2000), 8),
+    "large": panel(many(2000), 8),
     "never cut": panel([(name, math.inf) for name, _ in EDGES]),
     "wide": panel(many(300, Graph(3, 40)), 3), "no score": panel([(name, math.nan) for name, _ in EDGES]),
 }
@@ -121,7 +121,7 @@ def test_circuits_survive_json_and_are_small(circuit):
 
 
 def test_the_same_circuit_gives_the_same_picture():
-    edges = many(200)
+    edges = many(80)
     assert panel(edges, 8) == panel(edges, 8) and str(html.draw(panel(edges, 8))) == str(html.draw(panel(edges, 8)))
     shuffled = random.Random(0).sample(edges, len(edges))
     assert panel(shuffled, 8).nodes == panel(edges, 8).nodes
@@ -225,10 +225,11 @@ def test_a_circuit_without_edges_has_no_slider():
 
 
 def test_a_report_shows_circuits_beside_other_panels():
-    r = dataclasses.replace(results(), suites={"circuits": record("circuits", panels=tuple(CIRCUITS.values()))})
+    shown = [CIRCUITS[name] for name in ("few", "none", "medium", "never cut")]
+    r = dataclasses.replace(results(), suites={"circuits": record("circuits", panels=tuple(shown))})
     assert files.from_dict(json.loads(json.dumps(dataclasses.asdict(r)))) == r
     page = html.page(r, [], "run")
-    assert page.count("<svg") == len(CIRCUITS) and page.count("<script>") == len(CIRCUITS) - 1
+    assert page.count("<svg") == len(shown) and page.count("<script>") == len(shown) - 1
 
 
 @pytest.mark.parametrize("circuit", CIRCUITS.values(), ids=CIRCUITS)

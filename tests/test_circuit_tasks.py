@@ -60,6 +60,7 @@ def test_prompts_are_padded_at_the_left():
     assert p.groups == ("", "") and p.lengths.tolist() == [3, 2] and len(p) == 2
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=5),
                            min_size=1, max_size=4))
 def test_ids_come_back_from_the_arrays(rows):
