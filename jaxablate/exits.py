@@ -1,6 +1,5 @@
 """How a program ends: with an exit code, and one line for an error, Ctrl-C or SIGTERM."""
 
-import atexit
 import contextlib
 import io
 import os
@@ -8,21 +7,27 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from jaxablate.errors import JaxablateError
 
 
-def guarded(run: Callable[[], object]) -> int:
+def guarded(run: Callable[[], object], *, ends: bool = False) -> int:
     """Exit code of a program's work: 0, or 2 after an error of the user or the machine told in one line.
 
     Ctrl-C is told in a line and gives 130, SIGTERM where nothing else takes it gives 143. A reader of the output that
     went away gives 141, without a line. Any other exception is a fault of the program and is raised.
+
+    Args:
+      run: the work.
+      ends: whether the process ends with it. Then, once it is done, Ctrl-C ends the process without a word: where the
+        interpreter waits for threads and calls what `atexit` has, Python would print a traceback and go on.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal does not know is no error
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _stoppable():
+        with _stoppable(ends):
             run()
     except JaxablateError as error:
         return _tell(f"error: {error}", 2)
@@ -41,8 +46,6 @@ def guarded(run: Callable[[], object]) -> int:
         return _tell("stopped by Ctrl-C", 130)
     except Terminated:
         return _tell("stopped by SIGTERM", 143)
-    finally:
-        _leave_quietly()
     return 0
 
 
@@ -51,71 +54,48 @@ class Terminated(BaseException):
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Raises `Terminated` where SIGTERM comes and would end the process without a word.
+def _stoppable(ends: bool) -> Iterator[None]:
+    """Raises `Terminated` where SIGTERM comes and would end the process without a word, KeyboardInterrupt at Ctrl-C.
 
-    Neither that nor KeyboardInterrupt is lost where it is raised in what Python calls and whose errors it only prints,
-    such as a callback of the garbage collector: the signal is sent again.
+    Neither is lost where it is raised in what Python calls and whose errors it only prints, such as a callback of the
+    garbage collector: the signal is sent again. Nor is it raised while such an error is being printed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(_number: int, _frame: object) -> None:
-        raise Terminated
+    def take(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code is getattr(sys.unraisablehook, "__code__", None):
+                _send_soon(number)
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def unraisable(what: "sys.UnraisableHookArgs") -> None:
-        if isinstance(what.exc_value, KeyboardInterrupt | Terminated):
-            number = signal.SIGINT if isinstance(what.exc_value, KeyboardInterrupt) else signal.SIGTERM
-            sent = False
-            while not sent:  # on a busy machine it may come while this hook still runs, where it would be lost again
-                with contextlib.suppress(KeyboardInterrupt, Terminated):
-                    threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
-                    sent = True
+        if not over and isinstance(what.exc_value, KeyboardInterrupt | Terminated):
+            _send_soon(signal.SIGINT if isinstance(what.exc_value, KeyboardInterrupt) else signal.SIGTERM)
         else:
             hook(what)
 
+    over = False
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
-    takes = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if takes:
-        signal.signal(signal.SIGTERM, stop)
+    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    taken = [number for number, default in defaults.items() if signal.getsignal(number) == default]
+    for number in taken:
+        signal.signal(number, take)
     try:
         yield
     finally:
-        sys.unraisablehook = hook
-        if takes:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL if ends else defaults[number])
+        over = True
+        if sys.unraisablehook is unraisable:  # otherwise another one was put before it, and calls it
+            sys.unraisablehook = hook
 
 
-def _leave_quietly() -> None:
-    """Lets another Ctrl-C end the process without a traceback while the interpreter is ending.
-
-    It first waits for threads, where Python would print KeyboardInterrupt and go on, and then calls what `atexit` has.
-    """
-    atexit.unregister(_end_at_ctrl_c)
-    atexit.register(_end_at_ctrl_c)  # what is registered last is called first
-    if not isinstance(sys.unraisablehook, _WaitForThreads):
-        sys.unraisablehook = _WaitForThreads(sys.unraisablehook)
-
-
-class _WaitForThreads:
-    """Hook for errors that Python only prints: where Ctrl-C ends its waiting for threads, the process ends, too."""
-
-    def __init__(self, hook: Callable[["sys.UnraisableHookArgs"], object]):
-        self._hook = hook
-
-    def __call__(self, what: "sys.UnraisableHookArgs") -> None:
-        # Python 3.13 names no object, but says what it did.
-        waiting = what.object is threading or "threading shutdown" in (what.err_msg or "")
-        if waiting and isinstance(what.exc_value, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-        self._hook(what)
-
-
-def _end_at_ctrl_c() -> None:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _send_soon(number: int) -> None:
+    threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
 
 
 def _tell(line: str, code: int) -> int:

@@ -60,6 +60,33 @@ def test_a_signal_that_comes_while_garbage_is_collected_is_not_lost(capsys, numb
     assert capsys.readouterr().err.startswith("stopped by ")
 
 
+def test_a_second_signal_while_python_tells_of_the_first_is_not_lost(capsys):
+    def collected(phase, info):
+        gc.callbacks.remove(collected)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def run():
+        hook = sys.unraisablehook
+
+        def outer(what):
+            sys.unraisablehook = hook if again else outer
+            again.append(os.kill(os.getpid(), signal.SIGTERM))
+            hook(what)
+
+        again = []
+        sys.unraisablehook = outer
+        gc.callbacks.append(collected)
+        gc.collect()
+        time.sleep(20)
+
+    before = sys.unraisablehook
+    try:
+        assert guarded(run) == 143
+    finally:
+        sys.unraisablehook = before
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+
+
 def test_a_fault_of_the_program_is_not_hidden():
     assert guarded(lambda: None) == 0
     with pytest.raises(ZeroDivisionError):
@@ -72,7 +99,7 @@ import threading, time
 from jaxablate.exits import guarded
 def run():
     threading.Thread(target=time.sleep, args=[20]).start()
-guarded(run)
+guarded(run, ends=True)
 print("ended", flush=True)
 """
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -6,7 +6,10 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ from faults.hostile import JSON
 
 from jaxablate.config import MeshConfig, OptimizerConfig
 from jaxablate.errors import CheckpointError, ConfigError
+from jaxablate.runs import checkpoint
 from jaxablate.runs.checkpoint import Checkpoints, read_seal, restore_params, saved_steps, write_seal
 from jaxablate.sharding import make_mesh, param_shardings
 from jaxablate.training.optimizer import make_optimizer
@@ -355,3 +359,21 @@ def test_seals_list_every_file_and_array(tmp_path, fresh):
     assert set(seal["files"]) == {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"seal.json"}
     assert seal["arrays"]["params/embed/embedding"] == "float32[64,64]"
     assert seal["valid_loss"] == 2.5
+
+
+def test_orbax_is_never_interrupted_within_its_event_loop():
+    """It closed the loop, and every thread of TensorStore that reported to it printed a traceback."""
+    done = []
+
+    def work():
+        time.sleep(0.3)
+        done.append((threading.current_thread() is threading.main_thread(), jax.config.jax_enable_x64))
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt), jax.enable_x64(True):
+            checkpoint._uninterrupted(work)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == [(False, True)]

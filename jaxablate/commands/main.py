@@ -20,8 +20,10 @@ COMMANDS = {
 """Name of a command, which is that of its file, and what it does."""
 
 
-def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate") -> int:
-    """Runs a command, by default this process's. The exit code is that of `jaxablate.exits.guarded`."""
+def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate", ends: bool = False) -> int:
+    """Runs a command, by default this process's own. The exit code and ``ends`` are those of `jaxablate.exits.guarded`.
+    """
+    ends = ends or argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else "--help"
 
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate") -> int:
         else:
             _run(name, argv[1:], prog)
 
-    return guarded(run)
+    return guarded(run, ends=ends)
 
 
 def _run(name: str, argv: Sequence[str], prog: str) -> None:

@@ -87,7 +87,7 @@ class Checkpoints:
             items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
             items["progress"] = ocp.args.JsonSave(dict(progress))
             self._require_space(arrays)
-            self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items), force=True)
+            _uninterrupted(self._orbax.save, self.folder / str(step), args=ocp.args.Composite(**items), force=True)
         self._pending = self._thread.submit(self._finish, step, valid_loss, _describe(arrays))
 
     def check(self) -> None:
@@ -388,11 +388,27 @@ def _try_restore(folder: Path, target: dict[str, Any]) -> dict[str, Any] | None:
         items["progress"] = ocp.args.JsonRestore()
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-                return dict(reader.restore(folder, args=ocp.args.Composite(**items)).items())
+                return dict(_uninterrupted(reader.restore, folder, args=ocp.args.Composite(**items)).items())
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = _first_line(error)
     log.warning("checkpoint %s cannot be used: %s; falling back to the one before it", folder, reason)
     return None
+
+
+def _uninterrupted(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls Orbax in a thread, and waits for it also where a signal is raised here meanwhile.
+
+    A signal raised in the main thread within an event loop of Orbax closes it while TensorStore's threads still report
+    to it, and each of them prints a traceback that nobody can catch.
+    """
+    wide = jax.config.jax_enable_x64  # a thread begins with what holds for the process
+
+    def call() -> Any:
+        with jax.enable_x64(wide):
+            return function(*args, **kwargs)
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="orbax") as thread:
+        return thread.submit(call).result()
 
 
 def _check_fit(folder: Path, target: dict[str, Any]) -> None:
