@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.weights import drawn_params
 
 from jaxablate.circuits import Graph, PromptPairs, acdc, problem, shuffled_order
 from jaxablate.circuits.acdc import Branch, decide
@@ -29,8 +30,7 @@ def few_shapes(monkeypatch):
 
 @pytest.fixture(scope="module")
 def params():
-    drawn = SelfAblatingTransformer(CONFIG).init(jax.random.key(3), jnp.zeros((1, 4), jnp.int32))["params"]
-    return jax.tree.map(lambda x: 2.5 * x, drawn)  # effects of all sizes
+    return drawn_params(SelfAblatingTransformer(CONFIG), np.zeros((1, 4), np.int32), scale=0.5)  # effects of all sizes
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +49,21 @@ def pairs():
     return PromptPairs.from_ids(clean, corrupt, [[1]] * 10, [[2]] * 10, name="drawn")
 
 
+@jax.jit
+def divergence(batch, final, patched):
+    """KL(clean || patched) by one whole run of the patched model; ``final`` is how the clean run ends."""
+    other = patched_final(batch.decoder, batch.params, batch.inputs, patched, batch.replacement)
+    clean, changed = (jax.nn.log_softmax(x @ batch.decoder.unembedding(batch.params).T) for x in (final, other))
+    return (jnp.exp(clean) * (clean - changed)).sum(-1).mean()
+
+
 def sequential(task, tau, order):
-    """ACDC as it is written down: one whole run of the patched model for each edge."""
-    table = task.decoder.unembedding(task.params)
-    log_probs = jax.nn.log_softmax(task.logits, axis=-1)
-
-    def divergence(patched):
-        final = patched_final(task.decoder, task.params, task.inputs, patched.astype(np.float32), task.replacement)
-        return float((jnp.exp(log_probs) * (log_probs - jax.nn.log_softmax(final @ table.T, axis=-1))).sum(-1).mean())
-
+    """ACDC as it is written down."""
+    (batch, _), = task.batches()
     patched, now, kls, removed = np.zeros(len(order), bool), 0.0, [], []
     for edge in order:
         patched[edge] = True
-        kl = divergence(patched)
+        kl = float(divergence(batch, task.final, patched.astype(np.float32)))
         kls.append(kl)
         removed.append(kl - now < tau)
         if removed[-1]:

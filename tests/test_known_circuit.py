@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.weights import drawn_params
 
 from jaxablate.circuits import (
     acdc,
@@ -35,6 +36,22 @@ METHODS = {"eap": eap, "eap_ig": eap_ig, "mask_gradient": mask_gradient,
            "effects": effects}
 
 
+def log_softmax(logits):
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
+@jax.jit
+def divergences(batch, log_p, masks):
+    """[m] KL(clean || patched) by the definition, with edges patched by each of the masks [m, E]."""
+
+    def one(mask):
+        final = patched_final(batch.decoder, batch.params, batch.inputs, mask, batch.replacement)
+        logits = final @ batch.decoder.unembedding(batch.params).T
+        return (jnp.exp(log_p) * (log_p - jax.nn.log_softmax(logits))).sum(-1).mean()
+
+    return jax.lax.map(one, masks)
+
+
 class Known:
     """A known model with its runs on a task."""
 
@@ -46,20 +63,21 @@ class Known:
         self.clean, self.corrupt = (source_run(self.task.decoder, self.task.params, x)
                                     for x in (self.task.inputs, self.task.corrupt))
 
-    def logits(self, final):
-        return final @ self.task.decoder.unembedding(self.task.params).T
+    def log_probabilities(self, final):
+        """[n, V] at the end of a run."""
+        return log_softmax(np.asarray(final) @ np.asarray(self.task.decoder.unembedding(self.task.params)).T)
 
     @functools.cached_property
     def kl(self):
-        """Compiled [E] -> KL(clean || patched), by the definition."""
-        log_p, task = jax.nn.log_softmax(self.logits(self.clean.final)), self.task
+        """[m, E] or [E] patched edges -> KL(clean || patched), [m] or a number."""
+        batch, log_p = next(self.task.batches())[0], self.log_probabilities(self.clean.final)
 
-        @jax.jit
         def kl(patched):
-            final = patched_final(task.decoder, task.params, task.inputs, patched, task.replacement)
-            return (jnp.exp(log_p) * (log_p - jax.nn.log_softmax(self.logits(final)))).sum(-1).mean()
+            patched = np.asarray(patched, np.float32)
+            found = np.asarray(divergences(batch, log_p, np.atleast_2d(patched)))
+            return found if patched.ndim == 2 else float(found[0])
 
-        return lambda patched: float(kl(np.asarray(patched, np.float32)))
+        return kl
 
     def importance(self, method, metric="logit_difference"):
         task = self.task.with_metric(metric)
@@ -83,8 +101,7 @@ def case(request):
 def test_parameters_are_those_of_the_model():
     for gated in (False, True):
         model = known_model(gated=gated)
-        init = functools.partial(SelfAblatingTransformer(model.config).init, jax.random.key(0))
-        made = jax.eval_shape(init, np.zeros((1, 8), np.int32))["params"]
+        made = drawn_params(SelfAblatingTransformer(model.config), np.zeros((1, 8), np.int32))
         shapes = [jax.tree.map(lambda x: (x.shape, x.dtype.name), dict(x)) for x in (model.params, made)]
         assert shapes[0] == shapes[1]
 
@@ -117,26 +134,23 @@ def test_prompts_say_what_the_docstring_says():
 def test_the_model_solves_its_task_without_padding_and_with():
     model = known_model()
     ids = model.encode("<start> Ann un Bob deux Cid trois Bob")
-    out = SelfAblatingTransformer(model.config).apply({"params": model.params}, np.array([ids], np.int32))
-    probabilities = jax.nn.softmax(out.logits_clean[0, -1])
+    out = jax.jit(SelfAblatingTransformer(model.config).apply)({"params": model.params}, np.array([ids], np.int32))
+    probabilities = np.exp(log_softmax(np.asarray(out.logits_clean)[0, -1]))
     assert model.decode([int(probabilities.argmax())]) == "two" and probabilities.max() > 0.999
 
 
 def test_the_task_is_solved(case):
     for run, answers in ((case.clean, case.pairs.answers), (case.corrupt, case.pairs.wrong_answers)):
-        probabilities = jax.nn.softmax(case.logits(run.final))
-        assert np.take_along_axis(np.asarray(probabilities), answers, axis=1).min() > 0.98
+        assert np.take_along_axis(case.log_probabilities(run.final), answers, axis=1).min() > np.log(0.98)
 
 
 def test_positions_matter_to_the_model_though_not_under_resampling():
     k = known(*CASES[0])
     block, head = map(int, k.model.roles["previous"][1:].split("."))
-    params = jax.tree.map(lambda x: x, k.task.params)
-    kernel = params[f"layer_{block}"]["attention"]["query"]["kernel"]
-    params[f"layer_{block}"]["attention"]["query"]["kernel"] = kernel.at[:, head].set(0)
+    params = jax.tree.map(np.array, k.task.params)
+    params[f"layer_{block}"]["attention"]["query"]["kernel"][:, head] = 0
     final = source_run(k.task.decoder, params, k.task.inputs).final
-    probabilities = np.asarray(jax.nn.softmax(k.logits(final)))
-    assert np.take_along_axis(probabilities, k.pairs.answers, axis=1).mean() < 0.7
+    assert np.exp(np.take_along_axis(k.log_probabilities(final), k.pairs.answers, axis=1)).mean() < 0.7
     for port in "QK":
         assert not k.truth[k.graph.edge(f"Resid Start->{k.model.roles['previous']}.{port}")]
 
@@ -148,13 +162,12 @@ def test_the_circuit_by_definition(case):
     assert case.kl(~case.truth) < 2e-4  # the circuit alone is the model
     assert case.kl(np.ones(len(case.truth))) > 5
     some = np.flatnonzero(case.truth | (np.arange(len(case.truth)) % 5 == 0))
-    alone = [case.kl(one) for one in np.eye(len(case.truth))[some]]
-    np.testing.assert_allclose(oracle[some], alone, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(oracle[some], case.kl(np.eye(len(case.truth))[some]), rtol=1e-4, atol=1e-5)
 
 
 def test_distractors_are_alive(case):
     """They carry values that differ between clean and corrupt, and the shadow attends as the induction head does."""
-    change = np.asarray(case.clean.sources - case.corrupt.sources) * case.pairs.valid[..., None]
+    change = np.subtract(*map(np.asarray, (case.clean.sources, case.corrupt.sources))) * case.pairs.valid[..., None]
     size = dict(zip(case.graph.source_names, np.linalg.norm(change, axis=-1).max((1, 2)), strict=True))
     distractors = set(size) - set(case.model.roles.values())
     # The gates of the ablated stream close the other heads of the last block, at the last position; they act before it.
@@ -202,9 +215,9 @@ def test_scores_put_the_circuit_first(case, method):
         case.assert_found(first_edges(case.graph, order, int(case.truth.sum()), prune=False))
 
 
-@pytest.mark.parametrize("method", ["eap_ig", "mask_gradient_path", "effects"])
-def test_scores_of_the_divergence_put_the_circuit_first(method):
-    k = known(*CASES[0])
+@pytest.mark.parametrize(("method", "case"), [("eap_ig", 0), ("mask_gradient_path", 2), ("effects", 0)])
+def test_scores_of_the_divergence_put_the_circuit_first(method, case):
+    k = known(*CASES[case])
     scores = k.importance(method, "kl")
     assert scores[k.truth].min() > 50 * np.abs(scores[~k.truth]).max()
 

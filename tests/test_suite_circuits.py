@@ -30,8 +30,8 @@ def measured(known):
 
 
 def _measure(known):
-    everything = known.pairs(24)
-    batches = [everything.take(range(8 * i, 8 * i + 8)) for i in range(3)]
+    everything = known.pairs(36)
+    batches = [everything.take(range(12 * i, 12 * i + 12)) for i in range(3)]
     return measure_stream(known.config, known.params, batches, everything, "clean", taus=TAUS, orders=2,
                           random_models=2, seed=0)
 
@@ -73,7 +73,7 @@ def test_rankings_know_more_than_chance(measured):
 
 
 def test_result_is_shown_and_survives_json(known, measured):
-    result = suite.CircuitsResult(task="known", prompts=8, n_layers=known.config.n_layers, streams=(measured,))
+    result = suite.CircuitsResult(task="known", prompts=12, n_layers=known.config.n_layers, streams=(measured,))
     names = [figure.name for figure in result.headline()]
     assert len(names) == len(set(names))
     assert "edges tau 0.03 clean" in names and "edges tau 0.03 clean, random weights" in names
@@ -87,7 +87,7 @@ def test_result_is_shown_and_survives_json(known, measured):
 
 
 def test_divergence_of_everything_patched_is_that_of_the_corrupt_prompts(known, measured):
-    pairs = known.pairs(24).take(range(8))
+    pairs = known.pairs(36).take(range(12))
     corrupt = dataclasses.replace(pairs, clean=pairs.corrupt, answers=pairs.wrong_answers, wrong_answers=pairs.answers)
     logits = [np.asarray(problem(known.config, known.params, x).logits) for x in (pairs, corrupt)]
     p, q = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in logits)
@@ -107,11 +107,11 @@ def test_where_there_is_nothing_to_explain_no_share_is_given(known):
     noise = rng.standard_normal(40)
     assert nothing_to_explain(noise - noise.mean(), np.zeros(40), seed=0)
     assert not nothing_to_explain(noise + 5, np.zeros(40), seed=0)
-    blind = {**known.params, "embed": {"embedding": known.params["embed"]["embedding"] * 0}}
-    everything = known.pairs(8)
+    blind = {**known.params, "embed": {"embedding": np.zeros_like(known.params["embed"]["embedding"])}}
+    everything = known.pairs(12)
     measured = measure_stream(known.config, blind, [everything, everything], everything, "clean", taus=(0.1,),
                               orders=0, random_models=0, seed=0)
     assert measured.rankings[0].cpr.value is None and measured.quality[0].faithfulness.value is None
-    result = suite.CircuitsResult(task="known", prompts=8, n_layers=3, streams=(measured,))
+    result = suite.CircuitsResult(task="known", prompts=12, n_layers=3, streams=(measured,))
     values = [f.estimate for f in result.headline()]
     json.dumps([dataclasses.asdict(x) for x in (*values, *result.panels())], allow_nan=False)
