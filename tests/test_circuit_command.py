@@ -1,5 +1,6 @@
 """jaxablate circuit: end to end on a really trained tiny model, killed, resumed, and with bad input."""
 
+import importlib
 import io
 import json
 import os
@@ -132,26 +133,46 @@ def killed(*arguments):
     save(*arguments)
     done.append(1)
     if len(done) == 3:
-        os.kill(os.getpid(), signal.{signal})
+        os.kill(os.getpid(), signal.SIGKILL)
 acdc.save_progress, acdc.SAVE_SECONDS = killed, -1
 sys.exit(script.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
-def test_a_killed_search_goes_on_where_it_was(workdir, found, tmp_path, how, capsys):
-    program = [sys.executable, "-c", KILLED.format(signal=how)]
-    arguments = ["circuit", "--workdir", str(workdir), *ACDC, "--out", str(tmp_path / "out")]
-    done = subprocess.run(program + arguments, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143}[how], done.stderr
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["search.npz"]
-    assert how == "SIGKILL" or done.stderr.strip().startswith("stopped")
-    assert main(arguments) == 0
+def check_goes_on(workdir, found, out, capsys):
+    """The same command finds in ``out`` what an interrupted one left, and ends with the circuit ``found``."""
+    assert [p.name for p in out.iterdir()] == ["search.npz"]
+    assert circuit(workdir, *ACDC, "--out", out) == 0
     assert "going on with the interrupted search" in capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
-    first, again = stored(found), stored(tmp_path / "out")
-    np.testing.assert_array_equal(again.kept, first.kept)
-    np.testing.assert_allclose(again.scores, first.scores, atol=1e-6)
+    assert sorted(p.name for p in out.iterdir()) == FILES
+    np.testing.assert_array_equal(stored(out).kept, stored(found).kept)
+    np.testing.assert_allclose(stored(out).scores, stored(found).scores, atol=1e-6)
+
+
+def test_a_killed_search_goes_on_where_it_was(workdir, found, tmp_path, capsys):
+    program = [sys.executable, "-c", KILLED, "circuit", "--workdir", str(workdir), *ACDC]
+    done = subprocess.run([*program, "--out", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    check_goes_on(workdir, found, tmp_path / "out", capsys)
+
+
+def test_a_search_stopped_by_sigterm_goes_on_where_it_was(workdir, found, tmp_path, capsys, monkeypatch):
+    acdc = importlib.import_module("jaxablate.circuits.acdc")  # the package's name `acdc` is the function
+    save, done = acdc.save_progress, []
+
+    def stopped(*arguments):
+        save(*arguments)
+        done.append(1)
+        if len(done) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(acdc, "save_progress", stopped)
+        patch.setattr(acdc, "SAVE_SECONDS", -1)
+        with pytest.raises(SystemExit, match="143"):
+            circuit(workdir, *ACDC, "--out", tmp_path / "out")
+    assert len(done) == 3 and capsys.readouterr().err.strip().startswith("stopped")
+    check_goes_on(workdir, found, tmp_path / "out", capsys)
 
 
 def test_an_interrupted_search_of_another_task_is_refused(workdir, tmp_path, capsys):

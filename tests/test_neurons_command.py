@@ -21,6 +21,7 @@ from jaxablate.runs import run as runs
 
 FEW = ("--examples", 6, "--build", 3, "--context", 8, "--candidates", 2, "--tokens", 1024, "--score-tokens", 1500,
        "--batch-size", 8, "--importance", 0.02)
+CHANNELS = ("--stream", "ablated", "--units", "channels")
 LAYERS, UNITS = 2, 64
 
 
@@ -95,13 +96,14 @@ def test_finished_graphs_are_not_made_again_and_other_settings_replace_them(lang
     shutil.copytree(graphs, folder)
     neurons(language_run, *FEW, "--out", folder)
     assert "all layers were made before" in capsys.readouterr().out
-    neurons(language_run, *FEW, "--seed", 1, "--out", folder)
+    neurons(language_run, *FEW, *CHANNELS, "--seed", 1, "--out", folder)
     assert "all layers were made before" not in capsys.readouterr().out
-    assert json.loads((folder / "index.json").read_text())["about"]["settings"]["seed"] == 1
+    index = json.loads((folder / "index.json").read_text())
+    assert index["about"]["settings"]["seed"] == 1 and index["units"] == 16
 
 
 def test_other_streams_and_units(language_run, capsys):
-    neurons(language_run, *FEW, "--stream", "ablated", "--units", "channels")
+    neurons(language_run, *FEW, *CHANNELS)
     folder = language_run / "neurons" / "graphs-ablated-channels"
     index = json.loads((folder / "index.json").read_text())
     assert index["units"] == 16 and len(index["neurons"]) == LAYERS * 16
