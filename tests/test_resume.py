@@ -112,19 +112,6 @@ def test_a_finished_run_stays_as_it_is(cache, whole, tmp_path):
     assert_identical(tmp_path / "run", whole)
 
 
-def test_the_data_parallel_size_may_change_in_between(cache, tmp_path, monkeypatch):
-    # Ungated: with gates a last bit may decide a winner, and float32 runs part for good.
-    train(tiny(cache, mesh=MeshConfig(data=2)), tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 5)
-        train(tiny(cache, mesh=MeshConfig(data=2)), tmp_path / "run")
-    train(tiny(cache, mesh=MeshConfig(data=2, fsdp=4)), tmp_path / "run")
-    expected, got = losses(tmp_path / "whole"), losses(tmp_path / "run")
-    assert got.keys() == expected.keys()
-    for step, values in expected.items():
-        assert got[step] == pytest.approx(values, abs=1e-5), step
-
-
 def test_a_damaged_last_checkpoint_costs_time_and_no_bit(cache, whole, tmp_path, caplog):
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run/checkpoints/12/params/manifest.ocdbt").write_bytes(b"")
@@ -208,6 +195,10 @@ def test_another_configuration_is_refused_with_the_differences(cache, whole):
 def test_settings_that_change_no_number_may_change(cache, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     config = tiny(cache, "local", keep_last=1, log_every=5, checkpoint_every=3, eval_every=2)
+    mesh = make_mesh(config.mesh)
+    assert loop.make_program(config, mesh, 12) is loop.make_program(tiny(cache, "local"), mesh, 12)
+    parted = loop.make_program(tiny(cache, "local", accumulation_steps=2), mesh, 12)
+    assert parted is not loop.make_program(config, mesh, 12)
     assert train(config, tmp_path / "run").reason == "finished"
     stored = json.loads((tmp_path / "run/config.json").read_text())
     assert stored["train"]["keep_last"] == 1
@@ -318,7 +309,7 @@ def test_a_name_that_orbax_reads_as_another_is_refused_before_anything_is_writte
 def test_a_file_in_place_of_the_workdir(cache, tmp_path, place):
     (tmp_path / "run").write_text("")
     with pytest.raises(FileError, match="cannot write .*/run.* another --workdir"):
-        train(tiny(cache), tmp_path / place)
+        train(tiny(cache, "local"), tmp_path / place)
 
 
 def test_a_read_only_workdir(cache, tmp_path):
@@ -327,7 +318,7 @@ def test_a_read_only_workdir(cache, tmp_path):
         pytest.skip("mounting a read-only file system needs root")
     try:
         with pytest.raises(FileError, match=r"cannot write .*Read-only file system\)"):
-            train(tiny(cache), tmp_path / "run")
+            train(tiny(cache, "local"), tmp_path / "run")
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
@@ -384,3 +375,16 @@ def test_the_workdir_is_self_contained(cache, whole):
     assert record["device"] == "1 x cpu" and record["data_hash"]["train"] != record["data_hash"]["valid"]
     assert record["parameters"] == sum(x.size for x in jax.tree.leaves(restore_params(whole)[0]))
     assert set(losses(whole)) == set(range(1, 13)) and set(losses(whole, "valid")) == {4, 8, 12}
+
+
+def test_the_data_parallel_size_may_change_in_between(cache, tmp_path, monkeypatch):
+    # Ungated: with gates a last bit may decide a winner, and float32 runs part for good.
+    train(tiny(cache, mesh=MeshConfig(data=2)), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        train(tiny(cache, mesh=MeshConfig(data=2)), tmp_path / "run")
+    train(tiny(cache, mesh=MeshConfig(data=2, fsdp=4)), tmp_path / "run")
+    expected, got = losses(tmp_path / "whole"), losses(tmp_path / "run")
+    assert got.keys() == expected.keys()
+    for step, values in expected.items():
+        assert got[step] == pytest.approx(values, abs=1e-5), step

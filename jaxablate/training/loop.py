@@ -138,13 +138,18 @@ def open_task(config: RunConfig, mesh: Mesh) -> Task:
 def make_program(config: RunConfig, mesh: Mesh, steps: int) -> Program:
     """Functions that train the model of a configuration, a classifier's vocabulary size resolved, on a mesh.
 
-    Runs that differ in their seed alone share one program, and so what is compiled.
+    Runs that differ only in their seed, their data or how often they are logged, evaluated and saved share one program,
+    and so what is compiled.
 
     Raises:
       ConfigError: the batch does not split over the mesh, or a parameter has no partition rule.
     """
     check_shares(config, mesh)
-    return _program(dataclasses.replace(config, train=dataclasses.replace(config.train, seed=0)), mesh, steps)
+    train = config.train
+    unused = {field.name: field.default for field in dataclasses.fields(train)
+              if "incidental" in field.metadata and field.name != "accumulation_steps"}
+    train = dataclasses.replace(train, seed=0, **unused)
+    return _program(dataclasses.replace(config, data=type(config.data)(), train=train), mesh, steps)
 
 
 @functools.lru_cache(maxsize=2)
