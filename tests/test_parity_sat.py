@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from helpers.tolerance import assert_close
 
 from jaxablate.config import OptimizerConfig
@@ -23,6 +24,9 @@ from jaxablate.objectives import language_model_loss
 from jaxablate.training.optimizer import make_optimizer
 
 pytestmark = [pytest.mark.parity, pytest.mark.parametrize("dtype", ["float32", "float64"])]
+
+_MOST_PARAMETERS = 100_000
+"""No less than any file's model has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,31 +67,54 @@ def run(path: Path, dtype: str) -> Run:
 
 
 def _train(config, params, expected, settings) -> list[dict[str, Any]]:
-    forward_backward = _forward_backward(config, objective_from_reference(settings), expected)
+    inputs, targets = expected["input_ids"].astype(np.int32), expected["targets"].astype(np.int32)
+    gates = None if config.gated else _constant_gates(config, expected)
+    forward_backward = _forward_backward(config, objective_from_reference(settings))
     init, update = _optimizer(_optimizer_config(settings))
-    state, steps = init(params), []
+    leaves, tree = jax.tree.flatten(jax.device_get(params))
+    flat, steps = _flat(leaves), []
+    state = init(flat)
     for _ in range(len(expected["adamw_losses"])):
-        seen = forward_backward(params)
-        params, state, norm = update(params, state, seen["grads"])
-        steps.append(jax.device_get(seen | {"norm": norm}))
+        parts = np.split(flat, np.cumsum([x.size for x in leaves]))
+        params = tree.unflatten([part.reshape(x.shape) for part, x in zip(parts[:-1], leaves, strict=True)])
+        seen = jax.device_get(forward_backward(params, inputs, targets, gates))
+        flat, state, norm = update(flat, state, _flat(jax.tree.leaves(seen["grads"])))
+        flat = np.asarray(flat)
+        steps.append(seen | {"norm": norm})
     steps[0]["grads"] = transformer_to_reference(config, steps[0]["grads"])
     return steps
 
 
-def _forward_backward(config, objective, expected):
+def _flat(leaves) -> np.ndarray:
+    """All numbers of a tree in one vector, and zeros up to a size that all files share, so that one program updates
+    them all."""
+    size = sum(x.size for x in leaves)
+    return np.concatenate([*(x.ravel() for x in leaves), np.zeros(_MOST_PARAMETERS - size, leaves[0].dtype)])
+
+
+def _forward_backward(config, objective):
+    """Loss and gradient, and from the same run of the model what the reference has of it."""
     model = SelfAblatingTransformer(config)
-    inputs, targets = expected["input_ids"].astype(np.int32), expected["targets"].astype(np.int32)
-    gates = None if config.gated else _constant_gates(config, expected)
+
+    def loss(params, inputs, targets, gates):
+        outputs = []
+
+        def keep(call, args, kwargs, context):
+            out = call(*args, **kwargs)
+            if context.module.name is None and context.method_name == "__call__":  # the whole model's
+                outputs.append(out)
+            return out
+
+        with nn.intercept_methods(keep):
+            total, metrics = language_model_loss(model, params, inputs, targets, objective, gates=gates)
+        (out,) = outputs
+        fields = ("logits_clean", "logits_ablated", "attention_gates", "neuron_gates")
+        return total, {"metrics": metrics} | {name: getattr(out, name) for name in fields}
 
     @jax.jit
-    def forward_backward(params):
-        def loss(params):
-            return language_model_loss(model, params, inputs, targets, objective, gates=gates)
-
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        out = model.apply({"params": params}, inputs, gates=gates)
-        fields = ("logits_clean", "logits_ablated", "attention_gates", "neuron_gates")
-        return {"metrics": metrics, "grads": grads} | {name: getattr(out, name) for name in fields}
+    def forward_backward(*arguments):
+        grads, seen = jax.grad(loss, has_aux=True)(*arguments)
+        return seen | {"grads": grads}
 
     return forward_backward
 
@@ -103,7 +130,7 @@ def _constant_gates(config, expected) -> Gates:
 
 @functools.cache
 def _optimizer(config: OptimizerConfig):
-    """State of some parameters, and one step: compiled apart from the models, many of which share it."""
+    """State of parameters, and one step: compiled apart from the models, which share it."""
     optimizer = make_optimizer(config, steps=5)
 
     @jax.jit
