@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.weights import drawn_params
 
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError
@@ -31,25 +32,26 @@ from jaxablate.models.decoder import SelfAblatingTransformer
 CONFIG = ModelConfig(vocab_size=13, context_length=8, d_model=8, n_layers=2, n_heads=2, d_mlp=12, ablation="local",
                      k_attention=3, k_neurons=4)
 MODEL = SelfAblatingTransformer(CONFIG)
-TOKENS = jax.random.randint(jax.random.key(1), (3, 6), 0, 13)
+TOKENS = np.random.default_rng(1).integers(0, 13, (3, 6), np.int32)
 
 
 @functools.cache
 def params():
-    return jax.jit(MODEL.init)(jax.random.key(0), TOKENS)["params"]
+    return drawn_params(MODEL, TOKENS, scale=0.2)
 
 
 @functools.cache
 def output():
-    return jax.jit(lambda p: MODEL.apply({"params": p}, TOKENS))(params())
+    return jax.device_get(jax.jit(lambda p: MODEL.apply({"params": p}, TOKENS))(params()))
 
 
 ALL = tuple(site.name for site in sites(CONFIG))
+read = jax.jit(lambda p, tokens: forward(MODEL, p, tokens, ALL))
 
 
 @functools.cache
 def everything():
-    return jax.jit(lambda p: forward(MODEL, p, TOKENS, ALL))(params())
+    return jax.device_get(read(params(), TOKENS))
 
 
 def test_names_and_widths():
@@ -103,7 +105,7 @@ def test_putting_back_what_was_read_changes_nothing():
 
 @pytest.mark.parametrize("stream", ["clean", "ablated"])
 def test_an_edit_acts_at_its_site_and_after(stream):
-    site, shift = f"{stream}.layer_1.resid_mid", jnp.arange(8) / 4  # a constant would be lost in the layer norm
+    site, shift = f"{stream}.layer_1.resid_mid", np.arange(8, dtype=np.float32) / 4  # a constant would be lost in the layer norm
     found, finals = everything()
     edited, after = jax.jit(
         lambda p, x: forward(MODEL, p, TOKENS, ALL, {site: x})
@@ -122,8 +124,8 @@ def test_the_derivative_at_a_site_is_that_of_its_activation():
     def loss(value, site):
         return jnp.sum(forward(MODEL, params(), TOKENS, (), {site: value})[1]["clean"][..., 0])
 
-    gradients = [jax.jit(jax.grad(loss), static_argnums=1)(found[f"clean.layer_1.{field}"], f"clean.layer_1.{field}")
-                 for field in ("mlp_out", "resid_post")]
+    names = "clean.layer_1.mlp_out", "clean.layer_1.resid_post"
+    gradients = jax.jit(lambda found: [jax.grad(loss)(found[name], name) for name in names])(found)
     np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-7)
 
 
@@ -131,7 +133,7 @@ def test_several_sites_in_one_pass():
     names = ("ablated.layer_0.mlp_out", "clean.layer_1.resid_post")
     take = reader(MODEL, names)
     assert take == reader(MODEL, names) and hash(take) == hash(reader(MODEL, names))
-    found = jax.jit(take)(params(), TOKENS)
+    found = np.asarray(jax.jit(take)(params(), TOKENS))
     assert found.shape == (3, 6, 2, 8)
     np.testing.assert_allclose(found[:, :, 1], everything()[0][names[1]], rtol=1e-5, atol=1e-6)
     with pytest.raises(ConfigError, match="clean.layer_0.mlp_out has width 8, clean.layer_0.mlp_pre 12"):
@@ -140,7 +142,7 @@ def test_several_sites_in_one_pass():
 
 def test_a_model_that_rematerialises_is_read_all_the_same():
     model = SelfAblatingTransformer(dataclasses.replace(CONFIG, remat="blocks"))
-    found = jax.jit(reader(model, ("clean.layer_0.mlp_out",)))(params(), TOKENS)
+    found = np.asarray(jax.jit(reader(model, ("clean.layer_0.mlp_out",)))(params(), TOKENS))
     np.testing.assert_allclose(found[:, :, 0], everything()[0]["clean.layer_0.mlp_out"], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="edit needs remat='none'"):
         forward(model, params(), TOKENS, ("clean.layer_0.mlp_out",))
@@ -153,8 +155,9 @@ SAE = AutoencoderConfig(d_in=8, d_sae=16)
 
 def perfect() -> SparseAutoencoder:
     """Latents ReLU(x) and ReLU(-x), so that the reconstruction is x."""
-    both = jnp.concatenate([jnp.eye(8), -jnp.eye(8)])
-    return SparseAutoencoder(both.T, jnp.zeros(16), both, jnp.zeros(8), jnp.zeros(16), SAE)
+    both = np.concatenate([np.eye(8, dtype=np.float32), -np.eye(8, dtype=np.float32)])
+    return SparseAutoencoder(both.T, np.zeros(16, np.float32), both, np.zeros(8, np.float32),
+                             np.zeros(16, np.float32), SAE)
 
 
 def batches():
@@ -166,13 +169,17 @@ def batches():
         yield {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "mask": mask}
 
 
+@functools.partial(jax.jit, static_argnames="site")
+def _log_probabilities(params, tokens, site, value):
+    finals = forward(MODEL, params, tokens, (), {} if site is None else {site: value})[1]
+    return {stream: jax.nn.log_softmax(x @ params["embed"]["embedding"].T) for stream, x in finals.items()}
+
+
 def losses(stream, site=None, value=None):
     """[tokens] log-probabilities [V] and cross-entropy, by the definition, of unmasked tokens."""
     logs, picked = [], []
     for batch in batches():
-        replaced = {} if site is None else {site: value}
-        final = forward(MODEL, params(), batch["inputs"], (), replaced)[1][stream]
-        logp = np.asarray(jax.nn.log_softmax(final @ params()["embed"]["embedding"].T), np.float64)
+        logp = np.asarray(_log_probabilities(params(), batch["inputs"], site, value)[stream], np.float64)
         keep = batch["mask"] > 0
         logs.append(logp[keep])
         picked.append(-np.take_along_axis(logp, batch["targets"][..., None], -1)[..., 0][keep])
@@ -180,13 +187,14 @@ def losses(stream, site=None, value=None):
 
 
 def activations(site):
-    return np.concatenate([np.asarray(forward(MODEL, params(), b["inputs"], (site,))[0][site])[b["mask"] > 0]
+    return np.concatenate([np.asarray(read(params(), b["inputs"])[0][site])[b["mask"] > 0]
                            for b in batches()]).astype(np.float64)
 
 
 @functools.cache
 def measured():
-    broken = perfect().replace(b_enc=jnp.where(jnp.arange(16) == 3, -100.0, 0.0), b_dec=jnp.full(8, 0.1))
+    broken = perfect().replace(b_enc=np.where(np.arange(16) == 3, -100, 0).astype(np.float32),
+                               b_dec=np.full(8, 0.1, np.float32))
     pairs = [("clean.layer_0.mlp_out", perfect()), ("ablated.layer_1.resid_mid", broken),
              ("clean.layer_0.mlp_out", broken)]
     return evaluate(MODEL, params(), batches, pairs, min_tokens=10)
@@ -213,7 +221,7 @@ def test_losses_are_those_of_the_edited_model(index):
     stream, x = found.site.split(".")[0], activations(found.site)
     logs, ce = losses(stream)
     assert value(found, "ce") == pytest.approx(ce.mean(), rel=1e-5)
-    for kind, replacement in {"zero": jnp.zeros(8), "mean": jnp.asarray(x.mean(0), jnp.float32)}.items():
+    for kind, replacement in {"zero": np.zeros(8, np.float32), "mean": x.mean(0).astype(np.float32)}.items():
         edited, edited_ce = losses(stream, found.site, replacement)
         kl = (np.exp(logs) * (logs - edited)).sum(-1).mean()
         assert value(found, f"ce_{kind}") == pytest.approx(edited_ce.mean(), rel=1e-5)
@@ -274,8 +282,9 @@ def test_stories_are_the_units_where_there_are_enough(monkeypatch):
 def test_logits_in_chunks_are_the_same(monkeypatch):
     whole = measured()[0]
     monkeypatch.setitem(metrics._CHUNK_TOKENS, "cpu", 5)
-    jax.clear_caches()
+    metrics._measured.clear_cache()  # it was compiled for larger ones
     parts = evaluate(MODEL, params(), batches, [("clean.layer_0.mlp_out", perfect())], min_tokens=1)[0]
+    metrics._measured.clear_cache()
     np.testing.assert_allclose(parts.unit_sums, whole.unit_sums, rtol=1e-4, atol=1e-5)
 
 
@@ -300,16 +309,25 @@ def test_a_score_needs_a_loss_that_ablation_raises():
     assert score(ce_sae=2.0, ce_zero=2.0)[0] is score(ce_sae=3.0, ce_zero=1.0)[0] is None
 
 
+def _constant(size, tokens):
+    """Activations that are one number, wherever they are read."""
+    return jnp.full((*tokens.shape, 1, 8), size)
+
+
+@jax.jit
+def _stepped(x):
+    train = SaeTrainConfig(steps=3)
+    return train_step(init_state(jax.random.key(0), SAE, train), x, jnp.int32(0), jnp.float32(1), train)[1]
+
+
 @pytest.mark.parametrize("size", [0.0, 1.0, 0.1])
 def test_a_site_that_does_not_vary_has_no_explained_variance(size):
     """It was a division by zero; of a constant that rounds, such as 0.1, a share of the rounding."""
-    x = jnp.full((6, 8), size)
-    found, = evaluate(lambda params, tokens: jnp.full((*tokens.shape, 1, 8), size), {}, batches, [("any", perfect())],
-                      min_tokens=10)
+    x = np.full((6, 8), size, np.float32)
+    found, = evaluate(_constant, np.float32(size), batches, [("any", perfect())], min_tokens=10)
     assert found.estimates["explained_variance"].value is found.estimates["explained_variance_saelens"].value is None
     assert value(found, "mse") == pytest.approx(0, abs=1e-12)
     assert np.isnan(reconstruction(perfect(), x).explained_variance)
-    train = SaeTrainConfig(steps=3)
-    _, metrics = train_step(init_state(jax.random.key(0), SAE, train), x, jnp.int32(0), jnp.float32(1), train)
-    assert jnp.isnan(metrics.explained_variance) and jnp.isnan(metrics.explained_variance_saelens)
-    assert jnp.isfinite(metrics.loss)
+    figures = _stepped(x)
+    assert np.isnan(figures.explained_variance) and np.isnan(figures.explained_variance_saelens)
+    assert np.isfinite(figures.loss)
