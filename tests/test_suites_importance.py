@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.labelled_texts import batches, check_plain, draw, splits_of
+from helpers.weights import drawn_params
 
 from jaxablate.classifier.measures import by_text, word_importance
 from jaxablate.config import ClassificationConfig, ClassifierConfig, Config, MeshConfig
@@ -30,7 +31,9 @@ class BagOfWords:
         return types.SimpleNamespace(logits=logits, keep=params["keep"][tokens] if self.vmask else None)
 
 
-PARAMS = {"weight": jnp.array([99.0, 2.0, -1.0, 0.5, -0.25]), "keep": jnp.array([0.9, 0.1, 0.8, 0.3, 0.2])}
+BAG = BagOfWords()  # one model for all tests: what is compiled for it is compiled once
+PARAMS = {"weight": np.array([99.0, 2.0, -1.0, 0.5, -0.25], np.float32),
+          "keep": np.array([0.9, 0.1, 0.8, 0.3, 0.2], np.float32)}
 TEXT = [3, 1, 2, 4]
 """Weights 0.5, 2, -1, -0.25: class 1; by keep-probability 2, 3, 4, 1, by gradient 1, 2, 3, 4."""
 
@@ -45,7 +48,7 @@ def values(result):
 
 @pytest.mark.parametrize("length", [4, 8])
 def test_a_text_of_four_words_by_hand(length):
-    found = values(importance.evaluate(BagOfWords(), PARAMS, batches([TEXT], [0], rows=2, length=length)))
+    found = values(importance.evaluate(BAG, PARAMS, batches([TEXT], [0], rows=2, length=length)))
     full = probability(TEXT)
     drops = {"vmask": [full - probability(left) for left in ([3, 1, 4], [1, 4], [1])],
              "gradient": [full - probability(left) for left in ([3, 2, 4], [3, 4], [4])]}
@@ -65,10 +68,9 @@ def test_a_text_of_four_words_by_hand(length):
 
 def test_many_texts_by_loops_over_their_words():
     rng = np.random.default_rng(0)
-    params = {"weight": jnp.asarray(rng.normal(size=20), jnp.float32),
-              "keep": jnp.asarray(rng.permutation(20) / 20, jnp.float32)}
+    params = {"weight": rng.normal(size=20).astype(np.float32), "keep": (rng.permutation(20) / 20).astype(np.float32)}
     texts, labels = draw(16, longest=25)
-    found = values(importance.evaluate(BagOfWords(), params, batches(texts, labels, rows=7)))
+    found = values(importance.evaluate(BAG, params, batches(texts, labels, rows=7)))
     for ranking, of in (("vmask", params["keep"]), ("gradient", np.abs(params["weight"]))):
         expected = {name: np.mean([measure(text, label, [float(of[w]) for w in text], params)[name]
                                    for text, label in zip(texts, labels, strict=True)])
@@ -107,10 +109,10 @@ def test_words_are_taken_out_and_the_rest_closes_up():
 def test_rankings_are_told_apart():
     """Words 1 decide, the others are noise: VMASK knows, so it beats chance; its differences are paired."""
     rng = np.random.default_rng(0)
-    params = {"weight": jnp.asarray([0, 5.0, *rng.normal(scale=0.1, size=18)], jnp.float32),
-              "keep": jnp.asarray([0, 1.0, *rng.uniform(0, 0.5, size=18)], jnp.float32)}
+    params = {"weight": np.array([0, 5.0, *rng.normal(scale=0.1, size=18)], np.float32),
+              "keep": np.array([0, 1.0, *rng.uniform(0, 0.5, size=18)], np.float32)}
     texts = [[*rng.integers(2, 20, size=9).tolist(), 1] for _ in range(60)]
-    result = importance.evaluate(BagOfWords(), params, batches(texts, [1] * 60, rows=20))
+    result = importance.evaluate(BAG, params, batches(texts, [1] * 60, rows=20))
     found = {(x.name, x.ranking): x.mean for x in (*result.measures, *result.differences)}
     assert found["drop@1", "vmask"].value > 0.4 > found["drop@1", "random"].value
     difference = found["AOPC", "vmask - random"]
@@ -132,8 +134,8 @@ def test_the_random_ranking_depends_on_seed_text_and_position_alone():
 def test_batches_padding_and_filler_rows_do_not_matter():
     texts, labels = draw(23, vocabulary=5)
     order = np.random.default_rng(1).permutation(23).tolist()
-    one = importance.evaluate(BagOfWords(), PARAMS, batches(texts, labels, rows=23, length=12))
-    other = importance.evaluate(BagOfWords(), PARAMS, batches(texts, labels, rows=5, length=32, order=order))
+    one = importance.evaluate(BAG, PARAMS, batches(texts, labels, rows=23, length=12))
+    other = importance.evaluate(BAG, PARAMS, batches(texts, labels, rows=5, length=32, order=order))
     assert one == other and one.texts == one.of == 23 and one.words == sum(map(len, texts))
 
 
@@ -163,12 +165,12 @@ def test_paper_padding_keeps_each_text_at_the_length_it_came_in():
     texts, labels = draw(5, vocabulary=5)
     fixed = importance.evaluate(Lengths(), PARAMS, batches(texts, labels, length=32), fixed_length=True, pad_id=4)
     assert set(seen) == {32}
-    assert fixed == importance.evaluate(BagOfWords(), PARAMS, batches(texts, labels))
+    assert fixed == importance.evaluate(BAG, PARAMS, batches(texts, labels))
 
 
 def test_gradient_is_that_of_the_predicted_class():
     (batch,) = batches([TEXT, [2, 2]], [0, 0], rows=3, length=5)
-    found = word_importance(BagOfWords(), PARAMS, batch)
+    found = word_importance(BAG, PARAMS, batch)
     assert found["predicted"].tolist()[:2] == [1, 0]
     p = probability(TEXT), 1 - probability([2, 2])
     np.testing.assert_allclose(found["probability"][:2], p, rtol=1e-6)
@@ -186,7 +188,7 @@ def test_without_vmask_two_rankings_are_left():
 
 def test_the_seed_decides_the_draws():
     split = batches(*draw(30, vocabulary=5))
-    a, b, c = (importance.evaluate(BagOfWords(), PARAMS, split, seed=s) for s in (0, 0, 1))
+    a, b, c = (importance.evaluate(BAG, PARAMS, split, seed=s) for s in (0, 0, 1))
     assert a == b and a.measures != c.measures
     assert [x.mean.value for x in a.measures if x.ranking == "vmask"] == [
         x.mean.value for x in c.measures if x.ranking == "vmask"]
@@ -196,15 +198,15 @@ def test_texts_may_be_spread_over_devices():
     mesh = make_mesh(MeshConfig())
     split = batches(*draw(12, vocabulary=5), rows=8)
     spread = (jax.device_put(batch, batch_sharding(mesh)) for batch in split)
-    found = importance.evaluate(BagOfWords(), jax.device_put(PARAMS, replicated(mesh)), spread)
-    assert found == importance.evaluate(BagOfWords(), PARAMS, split)
+    found = importance.evaluate(BAG, jax.device_put(PARAMS, replicated(mesh)), spread)
+    assert found == importance.evaluate(BAG, PARAMS, split)
 
 
 @pytest.mark.parametrize("padding", ["masked", "paper"])
 def test_the_suite_runs_on_a_classifier(padding):
     config = ClassifierConfig(vocab_size=20, max_length=16, d_model=8, n_heads=2, vmask_width=4, padding=padding)
     model = SafrClassifier(config)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4)))["params"]
+    params = drawn_params(model, np.zeros((1, 4), np.int32), np.ones((1, 4), np.float32))
     run = Run(config=ClassificationConfig(model=config), model=model, params=params, tokenizer=WordTokenizer([]),
               splits=splits_of(test=batches(*draw(9), length=16)))
     result, options = importance.SUITE.run(run)
