@@ -1,6 +1,7 @@
 """Neuron measures against values worked out by hand or another way."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -21,6 +22,7 @@ TIES = 0.03
 """Values that are tied at a threshold do not fire."""
 
 
+@functools.cache
 def make(**changes):
     config = ModelConfig(**{**SHAPE, **changes})
     model = SelfAblatingTransformer(config)
@@ -68,11 +70,12 @@ def found(gated):
 def truth(gated):
     """Values of all units [n, units] on tokens that count, by kind and layer, and the tokens."""
     model, params = gated
-    run = jax.jit(lambda params, x: units.unit_values(model.apply({"params": params}, x)))
+    drawn = units.draw_directions(model.config, params, 16, 0)
     parts, tokens = [], []
-    for batch in split()():
+    for batch in split(batch=32)():  # as the sample is cut, whose program gives them
         seen = batch["mask"].ravel() > 0
-        parts.append(jax.tree.map(lambda x, seen=seen: np.asarray(x, np.float64)[seen], run(params, batch["inputs"])))
+        values, _ = firing_counts._sampled(model, params, batch["inputs"], drawn)
+        parts.append(jax.tree.map(lambda x, seen=seen: np.asarray(x, np.float64)[seen], values))
         tokens.append(batch["inputs"].ravel()[seen])
     return jax.tree.map(lambda *x: np.concatenate(x), *parts), np.concatenate(tokens)
 
@@ -234,7 +237,7 @@ def test_a_unit_that_is_the_fact_tells_all_of_it():
 
 def test_a_model_without_gates_has_clean_units_at_the_rate_asked_for():
     model, params = make(ablation="none", n_layers=1)
-    found = measure(model, params, split(), match_k=2, directions=4, shuffles=4)
+    found = measure(model, params, split(batch=8), match_k=2, directions=4, shuffles=4)
     assert found.kinds == ("neurons clean", "attention clean")
     neurons = found.of("neurons clean")[0].rates  # those that are positive on fewer tokens fire on these alone
     assert np.median(neurons) == pytest.approx(2 / 32, abs=1 / TOKENS) and neurons.max() < 2 / 32 + TIES

@@ -4,15 +4,14 @@ import dataclasses
 import itertools
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.weights import drawn_params
 
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig
 from jaxablate.data import corpus
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.neurons import MEASURES, measure, summarise
+from jaxablate.neurons import MEASURES, measure, specialisation, summarise
 from jaxablate.neurons.facts import FactMeasures
 from jaxablate.reports.html import draw
 from jaxablate.reports.panels import Beside, Grid, panel_from_dict
@@ -25,11 +24,19 @@ MODEL = ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2, n
                     k_neurons=4)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    """Few directions, shuffles and resamples, the same for all tests, so that their programs are the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "DIRECTIONS", 16)
+        patch.setattr(suite, "SHUFFLES", 4)
+        patch.setattr(specialisation, "DIRECTION_RESAMPLES", 20)
+        yield
+
+
 @pytest.fixture(scope="module")
 def params():
-    shapes = jax.eval_shape(SelfAblatingTransformer(MODEL).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: rng.normal(scale=0.3, size=x.shape).astype(np.float32), shapes["params"])
+    return drawn_params(SelfAblatingTransformer(MODEL), np.zeros((1, 4), np.int32))
 
 
 def batches():
@@ -44,7 +51,7 @@ def batches():
 
 
 @pytest.fixture(scope="module")
-def result(params):
+def result(few_draws, params):
     config = Config(model=MODEL, data=DATA, train=TrainConfig(sequence_length=32))
     run = Run(config=config, model=SelfAblatingTransformer(MODEL), params=params, seed=1,
               splits={"valid": Split(batches=batches)}, tokenizer=corpus.CorpusTokenizer(), **_known_facts(DATA))
@@ -66,7 +73,8 @@ def test_facts_are_of_the_tokens_they_stand_beside():
 
 
 def test_a_summary_is_the_mean_over_live_units(params):
-    found = measure(SelfAblatingTransformer(MODEL), params, batches, directions=16, shuffles=4)
+    found = measure(SelfAblatingTransformer(MODEL), params, batches, facts=_known_facts(DATA)["facts"](),
+                    directions=16, shuffles=4)
     made = {(x.kind, x.layer): x for x in summarise(found, seed=0)}
     for kind, name in itertools.product(found.kinds, MEASURES):
         values = [group.measure(name) for group in found.of(kind)]

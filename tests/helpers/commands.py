@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from jaxablate.commands.main import main
-from jaxablate.neurons import gate_information
+from jaxablate.neurons import gate_information, specialisation
 from jaxablate.suites import circuits, neurons
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -20,6 +20,7 @@ def few_draws(patch: pytest.MonkeyPatch) -> None:
     """Few prompts, random directions, shuffles and updates in every suite of language models, so that all are quick."""
     for module, counts in ((circuits, {"PROMPTS": 6, "BATCHES": 2, "ORDERS": 1, "RANDOM_MODELS": 1, "DRAWS": 20}),
                            (neurons, {"DIRECTIONS": 8, "SHUFFLES": 2}),
+                           (specialisation, {"DIRECTION_RESAMPLES": 20}),
                            (gate_information, {"SHUFFLES": 2, "UPDATES": 2, "TOKEN_EPOCHS": 2})):
         for name, count in counts.items():
             patch.setattr(module, name, count)
