@@ -3,22 +3,56 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from faults.launcher import PRELOADED, Launcher
 from helpers.commands import run_command
 
 from jaxablate.reports import results
 
 DOCS = Path(__file__).parent.parent / "docs" / "extending.md"
+COMMAND = """
+from jaxablate.commands.main import main as command
+from jaxablate.suites import circuits
+
+def main(arguments):
+    circuits.PROMPTS, circuits.BATCHES, circuits.ORDERS, circuits.RANDOM_MODELS, circuits.DRAWS = 6, 2, 1, 1, 20
+    return command(arguments)
+"""
+"""The program with less work for the suite `circuits`."""
+GATE = """
+import jax
+import jaxablate as ja
+
+def main(arguments):
+    config = ja.ModelConfig(d_model=4, n_layers=1, n_heads=2, gate="graded", k_attention=1)
+    print(ja.gating.gate(config, "attention", 0)(jax.numpy.array([0.0, -1.0, -2.0, -3.0])))
+    return 0
+"""
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder on the path that holds the package of the documentation, with its entry points, as pip lays it out."""
-    folder = tmp_path_factory.mktemp("site")
+def jaxablate(tmp_path_factory):
+    """Runs a program, of whose printing it gives the text, by a Python that has the package of the documentation."""
+    folder = installed(tmp_path_factory.mktemp("site"))
+    (folder / "command.py").write_text(COMMAND)
+    (folder / "gate.py").write_text(GATE)
+    environment = {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
+                   "OPENBLAS_NUM_THREADS": "1"}  # a process with threads is not forked
+    root = Path(__file__).parent.parent
+
+    with Launcher(environment, preloaded=(*PRELOADED, "command", "gate")) as launcher:
+        def run(*arguments: object, program: str = "command") -> str:
+            done = launcher.run([program, *map(str, arguments)], root)
+            assert done.code == 0, done.err
+            return done.out
+
+        yield run
+
+
+def installed(folder: Path) -> Path:
+    """The folder with the package of the documentation and its entry points, as pip lays it out."""
     text = DOCS.read_text()
     (folder / "my_package").mkdir()
     (folder / "my_package" / "__init__.py").touch()
@@ -34,48 +68,35 @@ def installed(tmp_path_factory):
     return folder
 
 
-FEW = ("import sys; from jaxablate.suites import circuits as c; "
-       "c.PROMPTS, c.BATCHES, c.ORDERS, c.RANDOM_MODELS, c.DRAWS = 6, 2, 1, 1, 20; "
-       "from jaxablate.commands.main import main; sys.exit(main())")
-"""The program with less work for the suite `circuits`."""
-
-
-def jaxablate(installed: Path, *arguments: object) -> str:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", FEW, *map(str, arguments)], env=environment,
-                          cwd=Path(__file__).parent.parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def scored(installed, language_run):
-    jaxablate(installed, "score", "--workdir", language_run, "--suites", "norms", "circuits")
-    return language_run
+def scored(jaxablate, baseline_run):
+    jaxablate("score", "--workdir", baseline_run, "--suites", "norms", "circuits")
+    return baseline_run
 
 
-def test_a_suite_from_outside_is_scored_reported_and_compared(installed, scored, tmp_path):
+def test_a_suite_from_outside_is_scored_reported_and_compared(jaxablate, scored, tmp_path):
     record = results.read(scored).suites["norms"]
     assert record.figures[0].name == "mean norm" and record.figures[0].estimate.has_interval
     assert "Norms of the weights" in (scored / "report.html").read_text()
-    jaxablate(installed, "compare", scored, "--out", tmp_path / "table")
+    jaxablate("compare", scored, "--out", tmp_path / "table")
     assert "mean norm" in (tmp_path / "table.md").read_text()
 
 
-def test_a_circuit_method_from_outside_finds_circuits_and_is_ranked(installed, scored):
+def test_a_circuit_method_from_outside_finds_circuits_and_is_ranked(jaxablate, scored):
     assert "later" in (scored / "report.html").read_text()
-    jaxablate(installed, "circuit", "--workdir", scored, "--method", "later", "--edges", 5, "--prompts", 8)
+    jaxablate("circuit", "--workdir", scored, "--method", "later", "--edges", 5, "--prompts", 8)
     assert list((scored / "circuits").glob("*later*/*.json"))
 
 
-def test_a_regulariser_from_outside_is_trained_with_logged_and_drawn(installed, language_run, tmp_path):
+def test_a_regulariser_from_outside_is_trained_with_logged_and_drawn(jaxablate, language_run, tmp_path):
     values = json.loads((language_run / "config.json").read_text())
     values["train"] |= {"steps": 2, "eval_every": 2, "checkpoint_every": 2}
+    values["model"]["n_layers"] = 1
     config = tmp_path / "small.py"
     config.write_text("import json\nfrom jaxablate.config import run_from_dict\n\n"
                       f"def get_config():\n    return run_from_dict(json.loads({json.dumps(values)!r}))\n")
     run = tmp_path / "run"
-    jaxablate(installed, "train", "--config", config, "--workdir", run, "--objective.regularizers", "sparsity", 0.5)
+    jaxablate("train", "--config", config, "--workdir", run, "--objective.regularizers", "sparsity", 0.5)
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     terms = [first[name] for name in ("loss_clean", "loss_ablated", "sparsity")]
     assert first["sparsity"] > 0 and first["loss"] == pytest.approx(sum(terms) / 2, rel=1e-4)
@@ -83,16 +104,12 @@ def test_a_regulariser_from_outside_is_trained_with_logged_and_drawn(installed, 
     assert "training, sparsity" in (run / "report.html").read_text()
 
 
-def test_a_gate_from_outside_is_what_the_model_uses(installed):
-    code = ("import jax, jaxablate as ja; c = ja.ModelConfig(d_model=4, n_layers=1, n_heads=2, gate='graded', "
-            "k_attention=1); print(ja.gating.gate(c, 'attention', 0)(jax.numpy.array([0.0, -1.0, -2.0, -3.0])))")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout == "[0.5 0.  0.  0. ]\n", done.stderr
+def test_a_gate_from_outside_is_what_the_model_uses(jaxablate):
+    assert jaxablate(program="gate") == "[0.5 0.  0.  0. ]\n"
 
 
-def test_an_autoencoder_architecture_from_outside_is_trained_and_measured(installed, long_run):
-    jaxablate(installed, "sae", "--workdir", long_run, "--architecture", "tanh", "--steps", 8, "--tokens-per-step",
+def test_an_autoencoder_architecture_from_outside_is_trained_and_measured(jaxablate, long_run):
+    jaxablate("sae", "--workdir", long_run, "--architecture", "tanh", "--steps", 8, "--tokens-per-step",
               64, "--buffer-batches", 8, "--width", 2, "--batch-size", 64)
     row, = results.read(long_run).suites["sae"].details["autoencoders"]
     assert row["kind"] == "tanh L1 5" and row["name"].startswith("clean.layer_0.mlp_out-tanh-l1-5-seed-0-")

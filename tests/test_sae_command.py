@@ -1,19 +1,19 @@
 """jaxablate sae end to end on a really trained tiny model: stored, measured, interrupted, refused."""
 
+import contextlib
+import io
 import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import types
 
 import jax
 import numpy as np
 import pytest
 from faults.hostile import JSON
-from helpers.commands import ROOT, error_of, run_command
+from helpers.commands import error_of, run_command
 from helpers.runs import copy_run
 from safetensors.numpy import load_file
 
@@ -55,11 +55,39 @@ def weights(workdir):
             for path in autoencoder_folders(workdir)}
 
 
+FOUR = ("--l1", 2, 0.5, "--seeds", 0, 1)
+SAVING = (*FOUR, "--save-every", 1e-9)
+
+
 @pytest.fixture(scope="module")
-def stored(long_run):
-    """The run with four autoencoders: two coefficients, two seeds."""
-    sae(long_run, "--l1", 2, 0.5, "--seeds", 0, 1)
-    return long_run
+def trained(long_run, tmp_path_factory):
+    """The run with four autoencoders, two coefficients and two seeds; what was on the disk at the second saving; and
+    what the command printed."""
+    killed, save, saved = tmp_path_factory.mktemp("killed") / "run", command._Rounds.save, []
+
+    def snapshot(self, state):
+        save(self, state)
+        saved.append(int(state.step))
+        if len(saved) == 2:
+            shutil.copytree(long_run, killed)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(command._Rounds, "save", snapshot)
+        patch.setattr(command, "MOST_OF_TIME", 1e9)
+        sae(long_run, *SAVING)
+    assert saved == [4, 8]
+    return long_run, killed, out.getvalue()
+
+
+@pytest.fixture
+def stored(trained):
+    return trained[0]
+
+
+@pytest.fixture
+def unmeasured(stored, monkeypatch):
+    """The command shows the figures of the stored autoencoders and measures none."""
+    monkeypatch.setattr(command, "score", lambda *_: files.read(stored))
 
 
 def test_every_combination_is_stored_with_what_decided_it(stored):
@@ -101,26 +129,31 @@ def test_the_suite_has_measured_all_of_them(stored):
     assert "Sparsity, and what the model loses" in page and "Densities of latents" in page
 
 
-def test_what_is_stored_is_not_trained_again(stored, capsys):
+def test_what_is_stored_is_not_trained_again(stored, unmeasured, capsys):
     before = {path: path.stat().st_mtime_ns for path in (stored / "autoencoders").rglob("*.safetensors")}
     sae(stored, "--l1", 2, "--seeds", 0, 1)
     assert "2 of 2 autoencoders were stored already" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (stored / "autoencoders").rglob("*.safetensors")}
 
 
+def test_too_little_training_is_warned_of(trained):
+    assert f"warning: the autoencoder at {SITE} (L1 2, seed 1) explains less than the mean vector" in trained[2]
+
+
 def test_sites_of_two_widths(workdir, capsys):
     sites = ("clean.layer_0.mlp_post", "clean.layer_0.mlp_out")
-    sae(workdir, "--sites", *sites, "--learning-rate", "1e-9")
+    sae(workdir, "--sites", *sites)
     said = capsys.readouterr().out
-    assert f"warning: the autoencoder at {sites[0]} (L1 5, seed 0) explains less than the mean vector" in said
     assert "an autoencoder 64 -> 128 at clean.layer_0.mlp_post" in said and "step 12/12" in said
     rows = files.read(workdir).suites["sae"].details["autoencoders"]
     assert {(row["site"], row["latents"]) for row in rows} == {(sites[0], 128), (sites[1], 32)}
 
 
-def test_controls_stand_beside(workdir, capsys):
-    for control in ("gaussian", "random-weights"):
-        sae(workdir, "--control", control)
+def test_controls_stand_beside(stored, workdir, capsys, monkeypatch):
+    with monkeypatch.context() as patch:  # measured with the other one
+        patch.setattr(command, "score", lambda *_: files.read(stored))
+        sae(workdir, "--control", "gaussian")
+    sae(workdir, "--control", "random-weights")
     record = files.read(workdir).suites["sae"]
     rows = {row["control"]: row for row in record.details["autoencoders"]}
     assert set(rows) == {"gaussian", "random-weights"} and record.figures == ()  # controls are no headline
@@ -136,34 +169,16 @@ def test_controls_stand_beside(workdir, capsys):
     assert "are missing" in files.read(workdir).suites["sae"].details["passed_over"][0][1]
 
 
-KILLED = """
-import os, signal, sys
-from jaxablate.commands import sae as command
-from jaxablate.commands.main import main
-save, done = command._Rounds.save, []
-def killed(self, state):
-    save(self, state)
-    done.append(1)
-    if len(done) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-command._Rounds.save, command.MOST_OF_TIME = killed, 1e9
-sys.exit(main(sys.argv[1:]))
-"""
-SAVING = ("--l1", 2, 0.5, "--seeds", 0, 1, "--save-every", 1e-9)
-
-
-def test_a_killed_training_goes_on_to_the_same_weights(stored, workdir, capsys):
-    arguments = ["sae", "--workdir", str(workdir), *QUICK, *map(str, SAVING)]
-    program = [sys.executable, "-c", KILLED, *arguments]
-    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not autoencoder_folders(workdir)
-    sae(workdir, *SAVING)
+def test_a_killed_training_goes_on_to_the_same_weights(trained, unmeasured, capsys):
+    """From what was on the disk while it ran."""
+    stored, killed, _ = trained
+    assert not autoencoder_folders(killed)
+    sae(killed, *SAVING)
     assert "goes on from step 8" in capsys.readouterr().out
-    same(workdir, stored)
+    same(killed, stored)
 
 
-def test_a_signal_ends_it_after_the_round(stored, workdir, capsys, monkeypatch):
+def test_a_signal_ends_it_after_the_round(stored, workdir, unmeasured, capsys, monkeypatch):
     def signalled(self, step, means):
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -171,9 +186,9 @@ def test_a_signal_ends_it_after_the_round(stored, workdir, capsys, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(command._Rounds, "_refuse_nonfinite", signalled)
         with pytest.raises(SystemExit, match="143"):
-            sae(workdir, "--l1", 2, 0.5, "--seeds", 0, 1)
+            sae(workdir, *FOUR)
     assert "stopped at step 4 of 12; the same command goes on from there" in capsys.readouterr().err
-    sae(workdir, "--l1", 2, 0.5, "--seeds", 0, 1)
+    sae(workdir, *FOUR)
     assert "goes on from step 4" in capsys.readouterr().out
     same(workdir, stored)
 
@@ -272,7 +287,7 @@ def test_bad_input_is_one_line(stored, capsys, arguments, complaint):
 def test_activations_that_are_not_finite(workdir, capsys, monkeypatch):
     def damaged(*arguments, **options):
         params, step = restore_params(*arguments, **options)
-        return jax.tree.map(lambda x: x * np.nan, params), step
+        return jax.tree.map(lambda x: np.full_like(x, np.nan), params), step
 
     monkeypatch.setattr(runs, "restore_params", damaged)
     assert f"activations at {SITE} are NaN or infinite" in refusal(capsys, workdir)

@@ -105,7 +105,8 @@ def test_putting_back_what_was_read_changes_nothing():
 
 @pytest.mark.parametrize("stream", ["clean", "ablated"])
 def test_an_edit_acts_at_its_site_and_after(stream):
-    site, shift = f"{stream}.layer_1.resid_mid", np.arange(8, dtype=np.float32) / 4  # a constant would be lost in the layer norm
+    site = f"{stream}.layer_1.resid_mid"
+    shift = np.arange(8, dtype=np.float32) / 4  # a constant would be lost in the layer norm
     found, finals = everything()
     edited, after = jax.jit(
         lambda p, x: forward(MODEL, p, TOKENS, ALL, {site: x})

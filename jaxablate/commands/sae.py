@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -305,7 +304,7 @@ def _source(job: Job, run: Run) -> tuple[Params, tuple[Activations, Any, TokenBa
     if job.origin["control"] == "random-weights":
         params = random_params(run.model, job.origin["control_seed"])
     else:  # on one device, where the run's are on all of them
-        params = jax.tree.map(jnp.asarray, jax.device_get(run.params))
+        params = jax.device_put(jax.device_get(run.params))
     names, seed = sites_of(job.runs), job.settings.seed
     reader = features.reader(run.model, names)
     rows, length = job.windows

@@ -216,7 +216,7 @@ def load_state(
     crc = _crc(arrays)
     if metadata.get("crc", crc) != crc:
         raise DataError(f"{path} is damaged: its arrays are not those that were saved")
-    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in shapes])
+    return jax.tree.unflatten(jax.tree.structure(like), [jax.device_put(arrays[name]) for name in shapes])
 
 
 def _crc(arrays: Mapping[str, np.ndarray]) -> str:

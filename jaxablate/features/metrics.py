@@ -137,8 +137,8 @@ def _stacked(saes: list[SparseAutoencoder]) -> SparseAutoencoder:
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *saes)
 
 
-def _arrays(batch: Batch) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(batch[name]) for name in ("inputs", "targets", "mask") if name in batch}
+def _arrays(batch: Batch) -> dict[str, Any]:
+    return {name: batch[name] for name in ("inputs", "targets", "mask") if name in batch}
 
 
 def _read(model: Any, sites: tuple[str, ...], params: Params, tokens: jax.Array

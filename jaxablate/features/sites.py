@@ -216,7 +216,12 @@ def moments(activations: Activations, params: Params, batches: Iterable[np.ndarr
 
 def random_params(model: SelfAblatingTransformer, seed: int) -> Params:
     """Parameters of a model as they are drawn before training, for a control."""
-    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))["params"]
+    return _drawn(model, jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(model: SelfAblatingTransformer, key: jax.Array) -> Params:
+    return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -11,8 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxablate import stats
@@ -24,6 +22,7 @@ from jaxablate.circuits.metrics import importance
 from jaxablate.circuits.problem import Problem, problem
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.config import Config, ModelConfig
+from jaxablate.features.sites import random_params
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.reports.circuit_graph import circuit_panel
 from jaxablate.reports.panels import Bar, Bars, Curves, Grid, Panel, Series
@@ -261,8 +260,7 @@ def nothing_to_explain(model: np.ndarray, empty: np.ndarray, seed: int) -> bool:
 
 
 def _random_weights(config: ModelConfig, seed: int, count: int) -> Iterator[Params]:
-    draw = jax.jit(SelfAblatingTransformer(config).init)
-    return (draw(jax.random.key(seed + i), jnp.zeros((1, 2), jnp.int32))["params"] for i in range(count))
+    return (random_params(SelfAblatingTransformer(config), seed + i) for i in range(count))
 
 
 def _counts(varied: str, tau: float, results: Sequence[AcdcResult], n_edges: int) -> EdgeCounts:
