@@ -189,7 +189,7 @@ def _command(request: dict[str, Any], streams: Sequence[int], ready: int) -> int
     sys.argv = [module, *arguments]
     os.write(ready, b".")
     os.close(ready)
-    return program(arguments, ends=True)
+    return program(arguments, **{"ends": True} if module in _ENTRIES else {})
 
 
 def _watch(pid: int, streams: Sequence[int], request: dict[str, Any], seen: set[str]) -> Outcome:
