@@ -35,9 +35,9 @@ def _loss(ablation, **coefficients):
     return lambda params: language_model_loss(model, params, inputs, targets, objective)
 
 
-def _compared(ablation, terms, **coefficients):
-    """((loss, metrics), the same without the coefficients, terms of the model's output), and the gradient of the
-    difference of both losses."""
+def _compared(ablation, terms, transform=lambda f: f, **coefficients):
+    """What a transformation makes of a function that returns the difference which coefficients make to the loss and,
+    beside it: (loss, metrics), the same without them, and terms of the model's output."""
     model, params, inputs, _ = _made(ablation)
     loss, plain = _loss(ablation, **coefficients), _loss(ablation)
 
@@ -45,8 +45,7 @@ def _compared(ablation, terms, **coefficients):
         results = loss(p), plain(p), terms(model.apply({"params": p}, inputs))
         return results[0][0] - results[1][0], results
 
-    gradient, results = jax.jit(jax.grad(difference, has_aux=True))(params)
-    return *results, gradient
+    return jax.jit(transform(difference))(params)
 
 
 def _terms(output, layers, streams):
@@ -73,8 +72,9 @@ def _terms(output, layers, streams):
     ],
 )
 def test_the_terms_are_the_regularisers_of_the_streams(ablation, settings, layers, streams):
-    (loss, metrics), (without, others), expected, gradient = _compared(
-        ablation, lambda output: _terms(output, layers, streams), importance=0.3, interaction=0.7, **settings)
+    gradient, ((loss, metrics), (without, others), expected) = _compared(
+        ablation, lambda output: _terms(output, layers, streams), functools.partial(jax.grad, has_aux=True),
+        importance=0.3, interaction=0.7, **settings)
     np.testing.assert_allclose((metrics["importance"], metrics["interaction"]), expected, rtol=1e-5)
     np.testing.assert_allclose(loss, without + 0.3 * expected[0] + 0.7 * expected[1], rtol=1e-5)
     assert metrics.keys() - others.keys() == {"importance", "interaction"}
@@ -111,7 +111,7 @@ def test_a_term_of_ones_own_is_one_call_away(monkeypatch):
     """Registered, it is in the loss and the metrics of a language model and of a classifier."""
     monkeypatch.setattr(REGULARIZERS, "_parts", dict(REGULARIZERS._parts))
     register(Regularizer(name="size", reads="vectors", term=lambda x, mask=None: jnp.mean(jnp.abs(x))))
-    (loss, metrics), (without, _), neurons, _ = _compared(
+    _, ((loss, metrics), (without, _), neurons) = _compared(
         "local", lambda output: [layer.clean.mlp_post for layer in output.layers], regularizers=(("size", 0.5),),
         regularized_stream="clean")
     expected = np.mean([np.abs(x).mean() for x in neurons])
