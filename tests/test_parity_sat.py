@@ -108,8 +108,10 @@ def _forward_backward(config, objective):
         with nn.intercept_methods(keep):
             total, metrics = language_model_loss(model, params, inputs, targets, objective, gates=gates)
         (out,) = outputs
+        names = ["loss", "loss_clean", "loss_ablated"] + ["reconstruction"] * bool(objective.reconstruction)
+        compared = {name: metrics[name] for name in names}  # the others are not computed
         fields = ("logits_clean", "logits_ablated", "attention_gates", "neuron_gates")
-        return total, {"metrics": metrics} | {name: getattr(out, name) for name in fields}
+        return total, {"metrics": compared} | {name: getattr(out, name) for name in fields}
 
     @jax.jit
     def forward_backward(*arguments):
