@@ -10,8 +10,17 @@ import safetensors.numpy
 
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError
-from jaxablate.features import AutoencoderConfig, SaeRun, SaeTrainConfig, find_site, fingerprint, load, save, train
-from jaxablate.features import sae as ae
+from jaxablate.features import (
+    AutoencoderConfig,
+    SaeRun,
+    SaeTrainConfig,
+    SparseAutoencoder,
+    find_site,
+    fingerprint,
+    load,
+    save,
+    train,
+)
 from jaxablate.features.files import hook_name, load_state, save_state
 from jaxablate.features.sites import sites
 
@@ -22,8 +31,9 @@ PARAMS = {"embed": np.ones((3, 2), np.float32), "bias": np.zeros(2, np.float32)}
 
 
 def made(**changes):
-    sae = ae.init(jax.random.key(0), AutoencoderConfig(**{"d_in": 8, "d_sae": 16, "k": 4, **changes}))
-    return sae.replace(b_enc=sae.b_enc + 0.1, threshold=sae.threshold + 0.5 * sae.config.kind.has_threshold)
+    config, rng = AutoencoderConfig(**{"d_in": 8, "d_sae": 16, "k": 4, **changes}), np.random.default_rng(0)
+    weights = (rng.standard_normal(shape, np.float32) * np.float32(0.3) for shape in ((8, 16), 16, (16, 8), 8))
+    return SparseAutoencoder(*weights, np.full(16, 0.5 * config.kind.has_threshold, np.float32), config)
 
 
 def saved(folder, **changes):
@@ -60,7 +70,7 @@ def test_the_layout_is_that_of_saelens(tmp_path):
         "W_enc": (8, 16), "b_enc": (16,), "W_dec": (16, 8), "b_dec": (8,)}
     x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     out = np.maximum(x @ weights["W_enc"] + weights["b_enc"], 0) @ weights["W_dec"] + weights["b_dec"]
-    np.testing.assert_allclose(sae(x), out, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(sae.__call__)(x), out, rtol=1e-5, atol=1e-5)
 
 
 def test_batchtopk_is_a_jumprelu_there(tmp_path):
@@ -179,8 +189,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:the autoencoder at a")  # six st
 
 
 def run(**options):
-    table = jax.random.normal(jax.random.key(9), (11, 8))
+    table = np.random.default_rng(9).standard_normal((11, 8), np.float32)
     return train(activations, table, tokens, RUNS, SAE, SETTINGS, **options)
+
+
+@pytest.fixture(scope="module")
+def stopped():
+    """The state after one round."""
+    return run(stop=lambda: True).state
 
 
 def test_a_run_goes_on_from_a_file(tmp_path):
@@ -195,9 +211,9 @@ def test_a_run_goes_on_from_a_file(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.state, whole.state)
 
 
-def test_a_flipped_bit_in_a_state_is_not_gone_on_with(tmp_path):
+def test_a_flipped_bit_in_a_state_is_not_gone_on_with(stopped, tmp_path):
     path = tmp_path / "state.safetensors"
-    save_state(path, run(stop=lambda: True).state, RUNS, SAE, SETTINGS)
+    save_state(path, stopped, RUNS, SAE, SETTINGS)
     content = bytearray(path.read_bytes())
     content[-5] ^= 16
     path.write_bytes(content)
@@ -205,9 +221,9 @@ def test_a_flipped_bit_in_a_state_is_not_gone_on_with(tmp_path):
         load_state(path, RUNS, SAE, SETTINGS)
 
 
-def test_a_state_of_other_settings_is_refused(tmp_path):
+def test_a_state_of_other_settings_is_refused(stopped, tmp_path):
     path = tmp_path / "state.safetensors"
-    save_state(path, run(stop=lambda: True).state, RUNS, SAE, SETTINGS)
+    save_state(path, stopped, RUNS, SAE, SETTINGS)
     slower = dataclasses.replace(SETTINGS, learning_rate=1e-3)
     with pytest.raises(DataError, match="other runs or settings: learning_rate=0.01 there, 0.001 here"):
         load_state(path, RUNS, SAE, slower)

@@ -16,8 +16,7 @@ from faults import damage
 from faults.hostile import JSON
 from jaxablate import files
 from jaxablate.errors import CheckpointError, ConfigError, DataError, FileError
-from jaxablate.features import AutoencoderConfig, load, save
-from jaxablate.features import sae as ae
+from jaxablate.features import AutoencoderConfig, SparseAutoencoder, load, save
 from jaxablate.interop import (
     classification_objective_from_reference,
     classifier_from_reference,
@@ -154,7 +153,9 @@ def test_the_names_in_an_error_are_few():
 
 @pytest.fixture
 def folder(tmp_path):
-    sae = ae.init(jax.random.key(0), AutoencoderConfig(d_in=4, d_sae=8))
+    rng, config = np.random.default_rng(0), AutoencoderConfig(d_in=4, d_sae=8)
+    shapes = (4, 8), 8, (8, 4), 4, 8
+    sae = SparseAutoencoder(*(rng.standard_normal(shape, np.float32) for shape in shapes), config)
     return save(tmp_path / "sae", sae, "a", density=np.full(8, 0.25), details={"seed": 3})
 
 
