@@ -435,7 +435,8 @@ class ExactDivergence:
 
 def _wide(x: jax.Array) -> jax.Array:
     values = np.asarray(x)
-    return jnp.asarray(values.astype(np.float64) if np.issubdtype(values.dtype, np.floating) else values)
+    dtype = np.float64 if np.issubdtype(values.dtype, np.floating) else values.dtype
+    return jnp.asarray(values.astype(dtype), dtype)
 
 
 # Decisions of a search on disk, so that it can go on after an interruption. Values are computed anew from them.

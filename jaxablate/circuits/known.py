@@ -225,7 +225,7 @@ class _Builder:
                   "pos_embed": {"embedding": self.write["position"] + _CONSTANT * self.write["constant"]},
                   "ln_f": self._norm(_LOGIT / _TOKEN)}
         params |= {f"layer_{i}": self._block(i) for i in range(self.config.n_layers)}
-        params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float32)), params)
+        params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float32), np.float32), params)
         roles = {"previous": f"A{first}.{self.heads[first, 0]}", "translator": f"MLP {first}",
                  "induction": f"A{second}.{self.heads[second, 0]}", "booster": f"MLP {second}"}
         shadows = tuple(f"A{i}.{self.heads[i, 1]}" for i in range(self.config.n_layers))

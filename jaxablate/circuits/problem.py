@@ -194,13 +194,13 @@ class Problem:
         size = min(size, n)
         for start in range(0, n, size):
             rows, real = np.minimum(np.arange(start, start + size), n - 1), min(size, n - start)
-            weight = jnp.asarray(((np.arange(size) < real) / n).astype(carried.dtype))
+            weight = jnp.asarray(((np.arange(size) < real) / n).astype(carried.dtype), carried.dtype)
             target = self.target if size == n else self.target.take(rows)
             yield Batch(self.decoder, self.params, self.inputs.take(rows), take_prompts(carried, rows), target,
                         weight), real
 
     def _inputs(self, tokens: np.ndarray) -> Inputs:
-        inputs = Inputs(tokens=jnp.asarray(tokens), valid=jnp.asarray(self.pairs.valid))
+        inputs = Inputs(tokens=jnp.asarray(tokens, tokens.dtype), valid=jnp.asarray(self.pairs.valid, bool))
         if self.stream == "clean":
             return inputs
         attention, neuron = self.decoder.last_gates(self.params, inputs)
@@ -278,7 +278,8 @@ def takes_problem(function: Callable[Concatenate[Problem, P], R]) -> Callable[Co
 
 def in_type(params: Params, dtype: Any) -> Params:
     """Weights in a floating type, on one device."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, dtype)), params)
+    # NumPy converts, and JAX is told the type: otherwise it compiles a program for each shape.
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, dtype), dtype), params)
 
 
 def take_prompts(values: jax.Array, rows: np.ndarray) -> jax.Array:

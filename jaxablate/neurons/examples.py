@@ -109,7 +109,7 @@ def top_examples(
             nowhere = jnp.zeros((len(shapes), shapes[0].shape[-1], examples), jnp.int32)
             best = {"value": jnp.full(nowhere.shape, -jnp.inf), "row": nowhere, "position": nowhere,
                     "finite": jnp.ones(nowhere.shape[:2], bool)}
-        best = _merged(read, params, jnp.asarray(inputs, jnp.int32), jnp.asarray(mask), best, len(windows))
+        best = _merged(read, params, jnp.asarray(inputs, jnp.int32), mask, best, len(windows))
         windows.extend(inputs)
         masks.extend(mask)
     used = sum(bool(np.any(mask)) for mask in masks)

@@ -90,12 +90,12 @@ def firings(read: Read, params: Params, batches: Iterable[Batch], thresholds: Nu
       DataError: no text.
     """
     bits, windows, masks = [], [], []
-    limits = jnp.asarray(thresholds, jnp.float32)
+    limits = np.asarray(thresholds, np.float32)
     for batch in batches:
         inputs, mask = (np.asarray(batch[name]) for name in ("inputs", "mask"))
         more = -len(inputs) % (8 // math.gcd(8, inputs.shape[1]))
         inputs, mask = (np.pad(x, ((0, more), (0, 0))) for x in (inputs, mask))
-        bits.append(_fired(read, params, jnp.asarray(inputs, jnp.int32), jnp.asarray(mask), limits))
+        bits.append(_fired(read, params, jnp.asarray(inputs, jnp.int32), mask, limits))
         windows.extend(inputs)
         masks.extend(mask)
     if not windows:
