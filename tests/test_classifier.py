@@ -118,8 +118,8 @@ def test_a_micro_model_by_hand():
 
 PLAIN = ({}, ClassificationObjective(information=0.5))
 GATED = (
-    {"param_dtype": "float64", "compute_dtype": "float64", **_GATED},
-    ClassificationObjective(information=0.5, layers=(0, 1), stream="both", importance_site="neurons"),
+    {"param_dtype": "float64", "compute_dtype": "float64", "ablation": "local", "k_attention": 3, "k_neurons": 4},
+    ClassificationObjective(information=0.5, stream="both", importance_site="neurons"),
 )
 
 
