@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import signal
 import sys
 import threading
@@ -58,44 +57,52 @@ def _stoppable(ends: bool) -> Iterator[None]:
     """Raises `Terminated` where SIGTERM comes and would end the process without a word, KeyboardInterrupt at Ctrl-C.
 
     Neither is lost where it is raised in what Python calls and whose errors it only prints, such as a callback of the
-    garbage collector: the signal is sent again. Nor is it raised while such an error is being printed.
+    garbage collector: it is raised again a moment later. Nor is it raised while such an error is being printed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def take(number: int, frame: FrameType | None) -> None:
+        error = KeyboardInterrupt if number == signal.SIGINT else Terminated
+        if number == signal.SIGALRM:
+            error = later.pop() if later else Terminated
         while frame is not None:
             if frame.f_code is getattr(sys.unraisablehook, "__code__", None):
-                _send_soon(number)
+                raise_later(error)
                 return
             frame = frame.f_back
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        raise error
+
+    def raise_later(error: type[BaseException]) -> None:
+        # Not by a thread that sends a signal: it waits for Python's lock, which this one gives away just where it no
+        # longer looks for signals, and may then go to sleep.
+        later[:] = [error]
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
 
     def unraisable(what: "sys.UnraisableHookArgs") -> None:
         if not over and isinstance(what.exc_value, KeyboardInterrupt | Terminated):
-            _send_soon(signal.SIGINT if isinstance(what.exc_value, KeyboardInterrupt) else signal.SIGTERM)
+            raise_later(type(what.exc_value))
         else:
             hook(what)
 
     over = False
+    later: list[type[BaseException]] = []
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
-    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler,
+                signal.SIGALRM: signal.getsignal(signal.SIGALRM)}
     taken = [number for number, default in defaults.items() if signal.getsignal(number) == default]
     for number in taken:
         signal.signal(number, take)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number in taken:
             signal.signal(number, signal.SIG_DFL if ends else defaults[number])
         over = True
         if sys.unraisablehook is unraisable:  # otherwise another one was put before it, and calls it
             sys.unraisablehook = hook
-
-
-def _send_soon(number: int) -> None:
-    threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
 
 
 def _tell(line: str, code: int) -> int:

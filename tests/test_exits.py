@@ -69,11 +69,12 @@ def test_a_second_signal_while_python_tells_of_the_first_is_not_lost(capsys):
         hook = sys.unraisablehook
 
         def outer(what):
-            sys.unraisablehook = hook if again else outer
-            again.append(os.kill(os.getpid(), signal.SIGTERM))
+            if not told:
+                told.append(what)
+                os.kill(os.getpid(), signal.SIGTERM)
             hook(what)
 
-        again = []
+        told = []
         sys.unraisablehook = outer
         gc.callbacks.append(collected)
         gc.collect()
@@ -95,8 +96,9 @@ def test_a_fault_of_the_program_is_not_hidden():
 
 def test_ctrl_c_while_the_interpreter_waits_for_threads_ends_it_without_a_traceback():
     program = """
-import threading, time
+import signal, threading, time
 from jaxablate.exits import guarded
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is not taken, as by nohup, there is nothing to end
 def run():
     threading.Thread(target=time.sleep, args=[20]).start()
 guarded(run, ends=True)
@@ -108,5 +110,9 @@ print("ended", flush=True)
     assert process.stdout.readline() == "ended\n"
     time.sleep(0.2)  # for the interpreter to come from there to its waiting
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    try:
+        _, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.communicate()
     assert (process.returncode, err) == (-signal.SIGINT, "")
