@@ -46,7 +46,8 @@ def language_model_loss(
     embedding = jnp.asarray(params["embed"]["embedding"]).astype(dtype)
     streams = [out.final_clean] + ([] if out.final_ablated is None else [out.final_ablated])
     losses = linear_cross_entropy(
-        tuple(s.astype(dtype) for s in streams), embedding, targets_BT, mask_BT, chunk=objective.ce_chunk
+        tuple(s.astype(dtype) for s in streams), embedding, targets_BT, mask_BT, vocabulary=model.config.vocab_size,
+        chunk=objective.ce_chunk,
     )
     metrics = {"loss_clean": losses[0]}
     if out.final_ablated is None:

@@ -85,8 +85,9 @@ def partition_spec(path: str) -> P:
 def param_shardings(mesh: Mesh, abstract_tree: Any) -> Any:
     """Sharding of every parameter as it is stored between steps, in the tree of the parameters or of their shapes.
 
-    A dimension that its axis does not divide is replicated instead (GPT-2's 50,257 rows on a tensor axis of 2), since
-    uneven shards would need padding that no other topology could read back.
+    A dimension that its axis does not divide is replicated instead, since uneven shards would need padding that no
+    other topology could read back: 50,257 rows of a vocabulary as a checkpoint has them, not as a step does
+    (`MeshConfig.vocab_multiple`).
 
     Raises:
       ConfigError: a path that no rule matches.

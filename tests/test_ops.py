@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.platforms import take_accelerator_code
 from jax.extend.core import jaxprs_in_params
 
 from jaxablate.errors import ConfigError
@@ -38,10 +39,13 @@ def _plain_attention(q, k, v, k_self, v_self, window, scale):
     return jnp.einsum("bnts,btsnh->btnh", probs, values)
 
 
-@pytest.mark.parametrize(("window", "keep"), [(None, True), (1, True), (4, True), (6, True), (None, False), (6, False)])
-def test_attention_of_both_streams_and_its_derivative(window, keep, monkeypatch):
+@pytest.mark.parametrize(("window", "platform"), [
+    (None, "cpu"), (1, "cpu"), (4, "cpu"), (6, "cpu"), (None, "accelerator"), (6, "accelerator"),
+])
+def test_attention_of_both_streams_and_its_derivative(window, platform, monkeypatch):
     monkeypatch.setattr(attention, "_BLOCK", 5)
-    monkeypatch.setattr(attention, "_keep_weights", lambda: keep)
+    if platform == "accelerator":
+        take_accelerator_code(monkeypatch)
     with jax.enable_x64(True):
         cotangent, *arguments = (_normal(s, 2, 17, 3, 4) for s in range(6))
         both = _with_vjp(lambda *a: attention.two_stream_attention(*a, window=window, scale=0.7),
@@ -110,6 +114,26 @@ def test_cross_entropy_per_token():
         expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
         found = jax.jit(lambda *a: per_token_cross_entropy(*a, chunk=6))(hidden, embedding, targets)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_rows_of_the_embedding_after_the_vocabulary_are_padding():
+    """Whatever they hold, losses and gradients are those of the vocabulary alone."""
+    with jax.enable_x64(True):
+        hidden, embedding, targets = _normal(0, 2, 7, 5), _normal(1, 14, 5), np.arange(14).reshape(2, 7) % 11
+        embedding[11:] *= 1e3
+
+        def losses(hidden, embedding):
+            loss, = linear_cross_entropy((hidden,), embedding, targets, vocabulary=11, chunk=6)
+            return loss, per_token_cross_entropy(hidden, embedding, targets, vocabulary=11, chunk=6)
+
+        both = jax.jit(jax.value_and_grad(losses, argnums=(0, 1), has_aux=True))
+        (padded, (d_hidden, d_embedding)), plain = both(hidden, embedding), both(hidden, embedding[:11])
+        np.testing.assert_array_equal(d_embedding[11:], 0)
+        chex.assert_trees_all_close((padded, (d_hidden, d_embedding[:11])), plain, rtol=0, atol=1e-12)
+        outside = jax.jit(lambda *a: linear_cross_entropy(a[:1], *a[1:], vocabulary=11))
+        assert np.isnan(outside(hidden, embedding, np.full_like(targets, 12))[0])
+    with pytest.raises(ConfigError, match=r"vocabulary=15 must be in 1\.\.14"):
+        per_token_cross_entropy(hidden, embedding, targets, vocabulary=15)
 
 
 def test_cross_entropy_of_bfloat16_is_float32_and_of_nothing_is_zero():

@@ -282,7 +282,7 @@ def test_stories_are_the_units_where_there_are_enough(monkeypatch):
 
 def test_logits_in_chunks_are_the_same(monkeypatch):
     whole = measured()[0]
-    monkeypatch.setitem(metrics._CHUNK_TOKENS, "cpu", 5)
+    monkeypatch.setattr(metrics, "_CPU_CHUNK", 5)
     metrics._measured.clear_cache()  # it was compiled for larger ones
     parts = evaluate(MODEL, params(), batches, [("clean.layer_0.mlp_out", perfect())], min_tokens=1)[0]
     metrics._measured.clear_cache()

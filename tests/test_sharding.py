@@ -11,11 +11,12 @@ import pytest
 from helpers.weights import drawn_state
 from jax.sharding import PartitionSpec as P
 
-from jaxablate.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
+from jaxablate.config import Config, MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from jaxablate.errors import ConfigError
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.objectives import language_model_loss
 from jaxablate.sharding import batch_sharding, check_batch, make_mesh, param_shardings, partition_spec
+from jaxablate.training.loop import make_program
 from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxablate.training.program import Learner, compile_program
 
@@ -35,7 +36,7 @@ MESHES = {
 
 def tiny(ablation, **changes):
     shape = {"vocab_size": 64, "context_length": 8, "d_model": 16, "n_layers": 1, "n_heads": 2}
-    return ModelConfig(**shape, ablation=ablation, k_attention=3, k_neurons=4, **changes)
+    return ModelConfig(**shape | changes, ablation=ablation, k_attention=3, k_neurons=4)
 
 
 GATED = tiny("both", param_dtype="float64", compute_dtype="float64")
@@ -119,6 +120,31 @@ def test_fsdp_gathers_parameters_and_never_activations():
     # The cross-entropy's scatter gathers its indices: at most 4 numbers a token, where an activation has 16 or more.
     per_token = [np.prod(shape) / (16 * 8) for shape in shapes if shape[:2] == (16, 8)]
     assert max(per_token, default=0) <= 4, shapes
+
+
+def test_a_vocabulary_that_no_axis_divides_is_padded_while_it_trains():
+    """Nobody but the step sees it, and each device has its part of the vocabulary and of the logits alone."""
+    ends = []
+    for mesh in (MeshConfig(data=1, vocab_multiple=1), MeshConfig(data=1, tensor=2, vocab_multiple=9)):
+        config = Config(model=tiny("none", vocab_size=61), mesh=mesh,
+                        train=TrainConfig(batch_size=16, sequence_length=8, accumulation_steps=1))
+        padded = make_program(config, make_mesh(mesh), 10)
+        state, rng, losses = drawn_state(padded), np.random.default_rng(0), []
+        rows = jax.ShapeDtypeStruct((16, 8), jnp.int32)
+        step = padded.step.lower(padded.abstract, {"inputs": rows, "targets": rows}).compile()
+        for _ in range(4):
+            tokens = rng.integers(0, 61, (16, 9), dtype=np.int32)
+            batch = jax.device_put({"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}, batch_sharding(padded.mesh))
+            state, values = step(state, batch)
+            losses.append({name: float(value) for name, value in values.items()})
+        ends.append((losses, jax.device_get(padded.unpadded(state).params)))
+    assert_same(*ends)
+    assert padded.n_parameters == sum(x.size for x in jax.tree.leaves(ends[0][1]))
+    table = padded.abstract.params["embed"]["embedding"]
+    assert (table.shape, table.sharding.shard_shape(table.shape)) == ((72, 16), (36, 16))
+    np.testing.assert_array_equal(state.params["embed"]["embedding"][61:], 0)
+    assert "f32[16,8,36]" in step.as_text()
+    assert not re.search(r"\[(\d+,)*(61|72)(,\d+)*\]", step.as_text())
 
 
 def test_every_parameter_of_every_variant_has_a_rule():

@@ -80,8 +80,11 @@ class MeshConfig:
     """Parts of the batch that also share out parameters and optimiser state."""
     tensor: int = 1
     """Parts of heads, neurons and vocabulary."""
+    vocab_multiple: int = 128
+    """A language model's vocabulary is filled up with rows of zeros to a multiple of this, and of `tensor`, while it
+    trains: 50,257 rows divide by nothing. They are never predicted, and in no checkpoint."""
 
     def __post_init__(self):
         require_numbers(self)
         require(self.data == -1 or self.data > 0, f"mesh.data={self.data} must be positive, or -1 for the rest")
-        require_positive(self, "fsdp", "tensor")
+        require_positive(self, "fsdp", "tensor", "vocab_multiple")

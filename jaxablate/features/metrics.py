@@ -52,7 +52,7 @@ FORMULAS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "ce_score_mean": lambda c: (c["ce_mean"] - c["ce_sae"]) / (c["ce_mean"] - c["ce"]),
 }
 """Measure -> how it comes from means over tokens of `COLUMNS`."""
-_CHUNK_TOKENS = {"cpu": 256, "elsewhere": 4096}
+_CPU_CHUNK, _CHUNK = 256, 4096
 """Tokens whose logits are held at once."""
 
 
@@ -230,8 +230,10 @@ def _edit_losses(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Arra
         return -p[target], *jax.lax.map(one, edited)
 
     flat = base.reshape(-1, base.shape[-1]), jnp.moveaxis(edited, 0, 2).reshape(-1, len(edited), base.shape[-1])
-    size = _CHUNK_TOKENS.get(jax.default_backend(), _CHUNK_TOKENS["elsewhere"])
-    ce, ce_edited, kl = jax.lax.map(token, (*flat, targets.reshape(-1)), batch_size=size)
+    on_cpu, elsewhere = (functools.partial(jax.lax.map, token, batch_size=size) for size in (_CPU_CHUNK, _CHUNK))
+    arrays = *flat, targets.reshape(-1)
+    ce, ce_edited, kl = (on_cpu(arrays) if targets.size <= _CPU_CHUNK else
+                         jax.lax.platform_dependent(arrays, cpu=on_cpu, default=elsewhere))
     return ce.reshape(targets.shape), *(x.T.reshape(-1, *targets.shape) for x in (ce_edited, kl))
 
 

@@ -242,7 +242,8 @@ def over_all(one: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     All at once on an accelerator; on CPU one after another, since one fills the cores and the caches.
     """
-    return functools.partial(jax.lax.map, one) if jax.default_backend() == "cpu" else jax.vmap(one)
+    return functools.partial(jax.lax.platform_dependent, cpu=functools.partial(jax.lax.map, one),
+                             default=jax.vmap(one))
 
 
 def _check_last_axis(x: Any, size: int, what: str) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxablate.config import ModelConfig
+from jaxablate.config.checks import divisors
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.types import STREAMS, Params
@@ -98,15 +99,19 @@ class Reader:
     def __call__(self, params: Params, tokens_BT: Int[Array, "b t"]) -> Float[Array, "b t sites d"]:
         """Under `jax.jit` nothing behind the last of the sites is computed."""
         rows, length = tokens_BT.shape
-        most = _PART_TOKENS if jax.default_backend() == "cpu" else rows * length
-        count = next(n for n in range(1, rows + 1) if rows % n == 0 and (rows // n * length <= most or n == rows))
+        count = next(n for n in divisors(rows) if rows // n * length <= _PART_TOKENS or n == rows)
 
-        def read(part: jax.Array) -> jax.Array:
-            by_name = forward(self.model, params, part, self.names)[0]
+        def read(params: Params, tokens_BT: jax.Array) -> jax.Array:
+            by_name = forward(self.model, params, tokens_BT, self.names)[0]
             return jnp.stack([by_name[name] for name in self.names], axis=2)
 
-        activations = jax.lax.map(read, tokens_BT.reshape(count, -1, length))
-        return activations.reshape(rows, *activations.shape[2:])
+        def read_parts(params: Params, tokens_BT: jax.Array) -> jax.Array:
+            parts = jax.lax.map(functools.partial(read, params), tokens_BT.reshape(count, -1, length))
+            return parts.reshape(rows, *parts.shape[2:])
+
+        if count == 1:
+            return read(params, tokens_BT)
+        return jax.lax.platform_dependent(params, tokens_BT, cpu=read_parts, default=read)
 
 
 def reader(model: SelfAblatingTransformer, names: Sequence[str]) -> Reader:

@@ -14,6 +14,7 @@ latents of a batch are never in memory together. Only batchtopk looks at all pre
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -211,11 +212,23 @@ def _cut(sae: SparseAutoencoder, parts: jax.Array) -> jax.Array | None:
                                                                         sae.config))
 
 
-def _forward_backward(sae: SparseAutoencoder, x: jax.Array, l1: jax.Array, dead: jax.Array, chunk: int
-                      ) -> tuple[SparseAutoencoder, _Sums, jax.Array, jax.Array | None]:
-    """Gradient of a batch's loss, sums over its chunks, each token's squared error [M], and the `Architecture.cut`."""
+_Backward = tuple[SparseAutoencoder, _Sums, jax.Array, jax.Array | None]
+"""Gradient of a batch's loss, sums over its chunks, each token's squared error [M], and the `Architecture.cut`."""
+
+
+def _forward_backward(sae: SparseAutoencoder, x: jax.Array, l1: jax.Array, dead: jax.Array, chunk: int) -> _Backward:
+    """By chunks of at most ``chunk`` tokens; where it is 0, all at once but on CPU, whose caches are to hold them."""
     check_trainable(sae.config)
-    parts = x.reshape(_chunk_count(len(x), sae.config, chunk), -1, sae.config.d_in)
+    most = max(_CHUNK_LATENTS // sae.config.d_sae, 1)
+    on_cpu, elsewhere = (functools.partial(_by_chunks, count=_chunk_count(len(x), chunk or size))
+                         for size in (most, len(x)))
+    if on_cpu.keywords == elsewhere.keywords:
+        return on_cpu(sae, x, l1, dead)
+    return jax.lax.platform_dependent(sae, x, l1, dead, cpu=on_cpu, default=elsewhere)
+
+
+def _by_chunks(sae: SparseAutoencoder, x: jax.Array, l1: jax.Array, dead: jax.Array, *, count: int) -> _Backward:
+    parts = x.reshape(count, -1, sae.config.d_in)
     cut, zero = _cut(sae, parts), jnp.zeros((), x.dtype)
     sums = _Sums(jnp.zeros(sae.b_enc.shape, jnp.int32), zero, zero)
     nothing = match_varying(jax.tree.map(jnp.zeros_like, sae), like=sae), match_varying(sums, like=(sae, x, l1, dead))
@@ -234,10 +247,8 @@ def _forward_backward(sae: SparseAutoencoder, x: jax.Array, l1: jax.Array, dead:
     return grad, sums, squares.reshape(-1), cut
 
 
-def _chunk_count(tokens: int, config: AutoencoderConfig, chunk: int) -> int:
-    """Equal parts of a batch, the fewest that hold at most `chunk` tokens each; one part off the CPU."""
-    if chunk == 0:
-        chunk = max(_CHUNK_LATENTS // config.d_sae, 1) if jax.default_backend() == "cpu" else tokens
+def _chunk_count(tokens: int, chunk: int) -> int:
+    """Equal parts of a batch, the fewest that hold at most `chunk` tokens each."""
     return next(n for n in range(-(-tokens // min(chunk, tokens)), tokens + 1) if tokens % n == 0)
 
 

@@ -236,11 +236,14 @@ class SelfAblatingTransformer(nn.Module):
     """
 
     config: ModelConfig
+    vocab_rows: int | None = None
+    """Rows of the embedding where it is padded for a mesh (`MeshConfig.vocab_multiple`); None for vocab_size rows."""
 
     def setup(self):
         c = self.config
         types = {"dtype": at_least_float32(c.compute_dtype), "param_dtype": c.param_dtype}
-        self.embed = nn.Embed(c.vocab_size, c.d_model, embedding_init=torch_linear_init(c.d_model), **types)
+        rows = self.vocab_rows or c.vocab_size
+        self.embed = nn.Embed(rows, c.d_model, embedding_init=torch_linear_init(c.d_model), **types)
         positions = nn.initializers.normal(c.position_std)
         self.pos_embed = nn.Embed(c.context_length, c.d_model, embedding_init=positions, **types)
         block = nn.remat(Block, methods=["clean", "ablated"]) if c.remat == "blocks" else Block
@@ -362,4 +365,5 @@ class SelfAblatingTransformer(nn.Module):
         dtype = jnp.dtype(self.config.compute_dtype)
         wide = at_least_float32(dtype)
         embedding = self.embed.embedding.astype(dtype)
-        return jnp.einsum("btd,vd->btv", final_BTD.astype(dtype), embedding, preferred_element_type=wide)
+        logits = jnp.einsum("btd,vd->btv", final_BTD.astype(dtype), embedding, preferred_element_type=wide)
+        return logits[..., : self.config.vocab_size]

@@ -234,9 +234,8 @@ def count_firings(model: SelfAblatingTransformer, params: Params, batches: Itera
 def pieces(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Batches as the device likes them: on one CPU cut into pieces of about `_CPU_TOKENS` tokens, all of one shape."""
     for batch in batches:
-        inputs = batch["inputs"]
-        spread = isinstance(inputs, jax.Array) and len(inputs.sharding.device_set) > 1
-        if spread or jax.default_backend() != "cpu":
+        inputs, devices = batch["inputs"], _placement(batch).device_set
+        if len(devices) > 1 or next(iter(devices)).platform != "cpu":
             yield batch
             continue
         inputs, mask = np.asarray(inputs), np.asarray(batch["mask"])

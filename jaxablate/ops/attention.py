@@ -204,19 +204,19 @@ def _forward(q: Array, clean: Pair, own: Pair | None, window: int | None, scale:
 def _attend_fwd(q: Array, clean: Pair, own: Pair | None, window: int | None, scale: float
                 ) -> tuple[Array, tuple[Any, ...]]:
     out, log_sum, exponentials = _forward(q, clean, own, window, scale)
-    return out, (q, clean, own, out, log_sum, exponentials if _keep_weights() else None)
+    # On CPU the exponentials stay for the backward pass: memory there is large and arithmetic slow. Elsewhere zeros
+    # that nothing reads stand for them, since both must be of one type; the compiler drops those.
+    kept = jax.lax.platform_dependent(exponentials, cpu=lambda x: x, default=_zeros)
+    return out, (q, clean, own, out, log_sum, kept)
 
 
-def _keep_weights() -> bool:
-    """On CPU the exponentials stay for the backward pass: memory there is large and arithmetic slow."""
-    return jax.default_backend() == "cpu"
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)
 
 
 def _attend_bwd(window: int | None, scale: float, residuals: tuple[Any, ...], d_out: Array
                 ) -> tuple[Array, Pair, Pair | None]:
     q, (k, v), own, out, log_sum, exponentials = residuals
-    if exponentials is None:  # without a barrier the compiler would merge the recomputed scores with the first ones
-        q, k, log_sum = jax.lax.optimization_barrier((q, k, log_sum))
     wide = _wide(q)
     delta = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1, keepdims=True)
     # [B, N, H, T]: XLA's CPU product over the queries is five times faster with the keys last.
@@ -224,11 +224,9 @@ def _attend_bwd(window: int | None, scale: float, residuals: tuple[Any, ...], d_
     d_q = []
     for i, block in enumerate(_blocks(q.shape[2], window)):
         rows, keys = slice(block.start, block.stop), slice(block.first, block.stop)
-        if exponentials is None:
-            scores = _scores(q[:, :, rows], k[:, :, keys], block, window, scale, own is not None)
-            weights, total = jnp.exp(scores - log_sum[:, :, rows]), 1.0
-        else:
-            weights, total = exponentials[i]
+        weights, total = jax.lax.platform_dependent(
+            exponentials[i], q[:, :, rows], k[:, :, keys], log_sum[:, :, rows], cpu=lambda kept, *_: kept,
+            default=functools.partial(_recomputed, block=block, window=window, scale=scale, strict=own is not None))
         scaled = d_out[:, :, rows].astype(wide) / total
         d_weights = _dot("bnth,bnsh->bnts", scaled, v[:, :, keys], v) - delta[:, :, rows] / total
         d_scores = weights * d_weights * scale
@@ -244,6 +242,14 @@ def _attend_bwd(window: int | None, scale: float, residuals: tuple[Any, ...], d_
         d_own = (d_score * q.astype(wide)).astype(k_self.dtype), (prob * d_out.astype(wide)).astype(v_self.dtype)
     d_clean = d_k.swapaxes(2, 3).astype(k.dtype), d_v.swapaxes(2, 3).astype(v.dtype)
     return d_q.astype(q.dtype), d_clean, d_own
+
+
+def _recomputed(_kept: Pair, q: Array, k: Array, log_sum: Array, **options: Any) -> Pair:
+    """Probabilities of a block, and the total by which they are yet to be divided, which is 1."""
+    # Without a barrier the compiler would merge them with those of the forward pass.
+    q, k, log_sum = jax.lax.optimization_barrier((q, k, log_sum))
+    weights = jnp.exp(_scores(q, k, **options) - log_sum)
+    return weights, jnp.ones_like(log_sum)
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

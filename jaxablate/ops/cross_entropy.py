@@ -8,6 +8,9 @@ may be sharded.
 """
 
 import functools
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +22,7 @@ from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
 # Tokens whose logits are held at once: on CPU 256 to 512 were fastest (the chunk's logits still fit the caches).
-_CHUNK_TOKENS = {"cpu": 512}
-_CHUNK_TOKENS_ELSEWHERE = 8192
+_CPU_CHUNK, _CHUNK = 512, 8192
 
 
 def linear_cross_entropy(
@@ -29,15 +31,17 @@ def linear_cross_entropy(
     targets: Int[ArrayLike, "batch time"],
     mask: Shaped[ArrayLike, "..."] | None = None,
     *,
+    vocabulary: int | None = None,
     chunk: int = 0,
 ) -> tuple[Float[Array, ""], ...]:
     """Mean cross-entropy over unmasked targets, for one or several streams after the final norm that share the head.
 
     The mask is 1 where a target counts; other weights give a weighted mean, whatever their sum, and the gradient with
     respect to them. It is broadcast to [batch, time]. With no target at all, or where all weigh 0, the loss is 0. It is
-    NaN where a target that counts is not in [0, vocabulary). ``chunk`` is the number of tokens whose logits are held at
-    once, static; 0 lets the backend choose. The derivative is for reverse mode: `jax.jvp` of it is refused, that of its
-    gradient is not.
+    NaN where a target that counts is not in [0, vocabulary). ``vocabulary`` is the number of rows of the embedding, all
+    by default, that stand for a token; those after them are padding, with neither probability nor gradient. ``chunk``
+    is the number of tokens whose logits are held at once, static; with 0 the platform decides. The derivative is for
+    reverse mode: `jax.jvp` of it is refused, that of its gradient is not.
 
     Returns:
       One scalar a stream, in nats a token, at least float32.
@@ -50,10 +54,11 @@ def linear_cross_entropy(
     for stream in streams:
         _check_shapes(stream, embedding, targets)
     weights = masks.weights(mask, targets.shape, _wide(embedding), of="the targets")
-    targets, weights = masks.valid_targets(targets, weights, embedding.shape[0])
+    rows = _vocabulary(vocabulary, embedding)
+    targets, weights = masks.valid_targets(targets, weights, rows)
     count = masks.nonzero_sum(weights)
     sums: list[Array] = [
-        _weighted_loss(*match_varying((stream, embedding, targets, weights)), chunk) for stream in streams]
+        _weighted_loss(*match_varying((stream, embedding, targets, weights)), rows, chunk) for stream in streams]
     return tuple(total / count for total in sums)
 
 
@@ -62,6 +67,7 @@ def per_token_cross_entropy(
     embedding: Float[ArrayLike, "vocabulary d"],
     targets: Int[ArrayLike, "batch time"],
     *,
+    vocabulary: int | None = None,
     chunk: int = 0,
 ) -> Float[Array, "batch time"]:
     """-log softmax(hidden @ embedding.T)[target] for each token, with the same bound on memory; not for training.
@@ -70,36 +76,56 @@ def per_token_cross_entropy(
     """
     hidden, embedding, targets = jnp.asarray(hidden), jnp.asarray(embedding), jnp.asarray(targets)
     _check_shapes(hidden, embedding, targets)
-    targets, weights = masks.valid_targets(targets, jnp.ones(targets.shape, _wide(embedding)), embedding.shape[0])
-    return _token_losses(hidden, embedding, targets, chunk) * weights
+    rows = _vocabulary(vocabulary, embedding)
+    targets, weights = masks.valid_targets(targets, jnp.ones(targets.shape, _wide(embedding)), rows)
+    return _token_losses(hidden, embedding, targets, rows, chunk) * weights
 
 
-def _token_losses(hidden: Array, embedding: Array, targets: Array, chunk: int) -> Array:
+def _vocabulary(given: int | None, embedding: Array) -> int:
+    rows = embedding.shape[0]
+    require(given is None or 1 <= given <= rows, f"vocabulary={given} must be in 1..{rows}, the embedding's rows")
+    return rows if given is None else given
+
+
+def _token_losses(hidden: Array, embedding: Array, targets: Array, vocabulary: int, chunk: int) -> Array:
     """[B, T] losses of targets that exist."""
 
-    def losses(part: tuple[Array, ...]) -> Array:
-        h, t = part
-        _, total, top = _exponentials(h, embedding)
-        return _losses(h, embedding, t, total, top)
+    def all_losses(hidden: Array, embedding: Array, targets: Array, *, size: int) -> Array:
+        def losses(part: tuple[Array, ...]) -> Array:
+            h, t = part
+            _, total, top = _exponentials(h, embedding, vocabulary)
+            return _losses(h, embedding, t, total, top)
 
-    return _joined(jax.lax.map(losses, _chunks((hidden, targets), chunk)), targets.shape[1])
+        return _joined(jax.lax.map(losses, _chunks((hidden, targets), size)), targets.shape[1])
+
+    return _in_chunks(all_losses, chunk, targets.shape, hidden, embedding, targets)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _weighted_loss(hidden: Array, embedding: Array, targets: Array, weights: Array, chunk: int) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _weighted_loss(
+    hidden: Array, embedding: Array, targets: Array, weights: Array, vocabulary: int, chunk: int
+) -> Array:
     """sum over tokens of weight * loss."""
-    return jnp.sum(weights * _token_losses(hidden, embedding, targets, chunk))
+    return jnp.sum(weights * _token_losses(hidden, embedding, targets, vocabulary, chunk))
 
 
 def _weighted_loss_fwd(
-    hidden: Array, embedding: Array, targets: Array, weights: Array, chunk: int
+    hidden: Array, embedding: Array, targets: Array, weights: Array, vocabulary: int, chunk: int
 ) -> tuple[Array, tuple[Array, Array, Array]]:
+    gradients = functools.partial(_loss_and_gradients, vocabulary=vocabulary)
+    loss, *residuals = _in_chunks(gradients, chunk, targets.shape, hidden, embedding, targets, weights)
+    return loss, tuple(residuals)
+
+
+def _loss_and_gradients(hidden: Array, embedding: Array, targets: Array, weights: Array, *, vocabulary: int,
+                        size: int) -> tuple[Array, Array, Array, Array]:
+    """The weighted sum of losses, its gradient with respect to hidden and embedding, and the losses [B, T]."""
     wide = _wide(embedding)
 
     def body(carry: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         loss, d_embedding = carry
         h, t, w = part
-        exps, total, top = _exponentials(h, embedding)
+        exps, total, top = _exponentials(h, embedding, vocabulary)
         losses = _losses(h, embedding, t, total, top)
         loss = loss + jnp.sum(w * losses)
         # total * (softmax - one-hot): the target's entry is changed in place.
@@ -113,13 +139,13 @@ def _weighted_loss_fwd(
 
     # The matrix's gradient grows as [D, V]: [V, D] would transpose every chunk's exponentials.
     start = match_varying((jnp.zeros((), wide), jnp.zeros(embedding.shape[::-1], wide)), like=hidden)
-    (loss, d_embedding), by_token = jax.lax.scan(body, start, _chunks((hidden, targets, weights), chunk))
+    (loss, d_embedding), by_token = jax.lax.scan(body, start, _chunks((hidden, targets, weights), size))
     d_hidden, losses = (_joined(x, targets.shape[1]) for x in by_token)
-    return loss, (d_hidden, d_embedding.T, losses)
+    return loss, d_hidden, d_embedding.T, losses
 
 
 def _weighted_loss_bwd(
-    _chunk: int, residuals: tuple[Array, Array, Array], cotangent: Array
+    _vocabulary: int, _chunk: int, residuals: tuple[Array, Array, Array], cotangent: Array
 ) -> tuple[Array, Array, None, Array]:
     d_hidden, d_embedding, losses = residuals
     return d_hidden * cotangent.astype(d_hidden.dtype), d_embedding * cotangent, None, losses * cotangent
@@ -138,10 +164,12 @@ def _wide(x: Array) -> jnp.dtype:
     return at_least_float32(x.dtype)
 
 
-def _exponentials(hidden: Array, embedding: Array) -> tuple[Array, Array, Array]:
-    """exp(logits - top) [b, t, V], its sum and the row maximum, both [b, t]."""
+def _exponentials(hidden: Array, embedding: Array, vocabulary: int) -> tuple[Array, Array, Array]:
+    """exp(logits - top) [b, t, V], 0 from ``vocabulary`` on, its sum and the row maximum, both [b, t]."""
     hidden = hidden.astype(embedding.dtype)
     logits = jnp.einsum("btd,vd->btv", hidden, embedding, preferred_element_type=_wide(embedding))
+    if vocabulary < embedding.shape[0]:
+        logits = jnp.where(jnp.arange(embedding.shape[0]) < vocabulary, logits, -jnp.inf)
     top = jnp.max(logits, axis=-1)
     exps = jnp.exp(logits - top[..., None])
     return exps, jnp.sum(exps, axis=-1), top
@@ -153,12 +181,25 @@ def _losses(hidden: Array, embedding: Array, targets: Array, total: Array, top: 
     return top + jnp.log(total) - target
 
 
-def _chunks(arrays: tuple[Array, ...], chunk: int) -> tuple[Array, ...]:
-    """[B, T, ...] -> [n, B, t, ...] with about `chunk` tokens in B t, zero-padded at the end (weight 0)."""
+def _in_chunks(function: Callable[..., Any], chunk: int, shape: tuple[int, ...], *arrays: Array) -> Any:
+    """``function(*arrays, size=)`` with the positions of a chunk of about ``chunk`` of the [B, T] tokens.
+
+    Where ``chunk`` is 0 the platform that it is compiled for decides.
+    """
+
+    def positions(tokens: int) -> int:
+        parts = max(1, -(-math.prod(shape) // tokens))
+        return max(1, -(-shape[1] // parts))
+
+    on_cpu, elsewhere = (functools.partial(function, size=positions(chunk or most)) for most in (_CPU_CHUNK, _CHUNK))
+    if on_cpu.keywords == elsewhere.keywords:
+        return on_cpu(*arrays)
+    return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=elsewhere)
+
+
+def _chunks(arrays: tuple[Array, ...], size: int) -> tuple[Array, ...]:
+    """[B, T, ...] -> [n, B, size, ...], zero-padded at the end (weight 0)."""
     batch, length = arrays[0].shape[:2]
-    tokens = chunk or _CHUNK_TOKENS.get(jax.default_backend(), _CHUNK_TOKENS_ELSEWHERE)
-    parts = max(1, -(-batch * length // tokens))
-    size = max(1, -(-length // parts))
     count = -(-length // size)
 
     def split(x: Array) -> Array:

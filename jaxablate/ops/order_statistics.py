@@ -49,11 +49,9 @@ def thresholds(x: Float[Array, "*rows units"], k: int) -> Thresholds:
     k = checked_k(x, k)
     if k > _MAX_REPEATED:
         return _by_bisection(x, k)
-    if jax.default_backend() != "cpu":  # a branch would stall an accelerator
-        return _by_repeated_max(x, k, unroll=k)
-    distinct = _by_distinct_max(x, k)
-    tied = jnp.any((_count(x >= distinct.kth) != k) | (_count(x >= distinct.next) != k + 1))
-    return jax.lax.cond(tied, lambda: _by_repeated_max(x, k, unroll=1), lambda: distinct)
+    # On CPU half the passes, where nothing ties; the branch would stall an accelerator.
+    return jax.lax.platform_dependent(x, cpu=lambda x: _by_distinct_max_or_repeated(x, k),
+                                      default=lambda x: _by_repeated_max(x, k, unroll=k))
 
 
 def winners(x: Float[Array, "*rows units"], t: Thresholds) -> Bool[Array, "*rows units"]:
@@ -99,6 +97,12 @@ def _by_repeated_max(x: Array, k: int, unroll: int) -> Thresholds:
     kth = jax.lax.fori_loop(1, k, following, first, unroll=unroll)
     after = following(None, kth)
     return _unless_nan(first[0], Thresholds(kth[0], after[0], kth[1], after[1]))
+
+
+def _by_distinct_max_or_repeated(x: Array, k: int) -> Thresholds:
+    distinct = _by_distinct_max(x, k)
+    tied = jnp.any((_count(x >= distinct.kth) != k) | (_count(x >= distinct.next) != k + 1))
+    return jax.lax.cond(tied, lambda: _by_repeated_max(x, k, unroll=1), lambda: distinct)
 
 
 def _by_distinct_max(x: Array, k: int) -> Thresholds:

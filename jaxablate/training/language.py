@@ -1,5 +1,6 @@
 """Language models as a `Task`: story files, both streams' cross-entropy, ranked by the clean one."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,16 +67,19 @@ def language_learner(config: Config, mesh: Mesh) -> Learner:
     """
     check_regularizers(config.objective, vmask=False)
     model = SelfAblatingTransformer(config.model)
+    multiple = math.lcm(config.mesh.vocab_multiple, mesh.shape["tensor"])
+    rows = -(-config.model.vocab_size // multiple) * multiple
+    padded = SelfAblatingTransformer(config.model, vocab_rows=rows)
     tokens = jnp.zeros((1, min(8, config.model.context_length)), jnp.int32)  # parameters do not depend on them
 
     def loss(params: Params, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
         del key  # this objective draws nothing
-        return language_model_loss(model, params, batch["inputs"], batch["targets"], config.objective,
+        return language_model_loss(padded, params, batch["inputs"], batch["targets"], config.objective,
                                    mask_BT=batch.get("mask"))
 
     return Learner(
         init_params=lambda key: model.init(key, tokens)["params"],
-        train_loss=loss, eval_loss=loss, counted="mask",
+        train_loss=loss, eval_loss=loss, counted="mask", padded_rows={"embed/embedding": rows},
         parts=lambda batch: accumulation_steps(config, mesh),
     )
 

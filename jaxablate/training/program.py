@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxablate.sharding import BATCH_AXES, batch_sharding, gathered_shardings, param_shardings, replicated
+from jaxablate.sharding import BATCH_AXES, batch_sharding, gathered_shardings, param_shardings, path_name, replicated
 from jaxablate.types import Batch, Params
 
 Metrics = dict[str, jax.Array]
@@ -57,6 +57,9 @@ class Learner:
     """Name of the batch's array whose sum is the number of things that `eval_loss`'s metrics are means over."""
     weighed: str | None = None
     """The same for `train_loss`; None where all rows of a batch count alike."""
+    padded_rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Parameters, by the end of their path, that have so many rows in training: zeros follow those of `init_params`, so
+    that a mesh divides them. The losses take padded parameters, and their gradient is zero there."""
     parts: Callable[[Batch], int] = lambda batch: 1
     """Into how many equal parts the rows of a batch of these shapes are split. Their gradients are averaged before one
     update, which gives the full batch's gradient; metrics are averaged, too."""
@@ -68,9 +71,15 @@ class Program:
 
     mesh: Mesh
     abstract: TrainState
-    """Shapes of the state with their shardings: the target of a restore."""
+    """Shapes of the state, as `step` takes it, with their shardings."""
+    stored: TrainState
+    """The same without padding, as checkpoints hold it: the target of a restore."""
+    padded: Callable[[TrainState], TrainState]
+    """A state as it is stored -> one that `step` takes."""
+    unpadded: Callable[[TrainState], TrainState]
+    """The inverse of `padded`."""
     init: Callable[[int], TrainState]
-    """Seed -> a fresh state."""
+    """Seed -> a fresh state, padded."""
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     """(state, batch) -> (state, metrics); donates the state. The metrics are those of the loss, ``grad_norm`` (global,
     before clipping) and ``learning_rate``."""
@@ -81,8 +90,8 @@ class Program:
 
     @property
     def n_parameters(self) -> int:
-        """Numbers in the parameter tree."""
-        return sum(x.size for x in jax.tree.leaves(self.abstract.params))
+        """Numbers in the parameter tree, without padding."""
+        return sum(x.size for x in jax.tree.leaves(self.stored.params))
 
 
 def compile_program(learner: Learner, optimizer: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh
@@ -121,18 +130,47 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
         leaves = [x for x in jax.tree.leaves((state.params, state.opt_state)) if jnp.issubdtype(x.dtype, jnp.inexact)]
         return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
 
-    shapes = jax.eval_shape(fresh, jnp.uint32(0))
-    places, rows, everywhere = _state_shardings(mesh, shapes, optimizer), batch_sharding(mesh), replicated(mesh)
+    def padded(state: TrainState) -> TrainState:
+        return jax.tree_util.tree_map_with_path(functools.partial(_padded, learner.padded_rows), state)
+
+    stored = jax.eval_shape(fresh, jnp.uint32(0))
+    stored, abstract = (_placed(mesh, state, optimizer) for state in (stored, jax.eval_shape(padded, stored)))
+    places, rows, everywhere = jax.tree.map(lambda x: x.sharding, abstract), batch_sharding(mesh), replicated(mesh)
     # Parameters are drawn where they will live: no device ever holds all of a sharded array.
-    init = jax.jit(fresh, out_shardings=places)
+    init = jax.jit(lambda seed: padded(fresh(seed)), out_shardings=places)
     return Program(
-        mesh=mesh,
-        abstract=jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places),
+        mesh=mesh, abstract=abstract, stored=stored,
+        padded=lambda state: jax.tree.map(_with_rows, state, abstract),
+        unpadded=lambda state: jax.tree.map(_with_rows, state, stored),
         init=lambda seed: init(jnp.uint32(seed % 2**32)),
         step=jax.jit(step, in_shardings=(places, rows), out_shardings=(places, everywhere), donate_argnums=0),
         evaluate=jax.jit(evaluate, in_shardings=(places.params, rows), out_shardings=everywhere),
         finite=jax.jit(finite, in_shardings=(places,)),
     )
+
+
+def _padded(rows: Mapping[str, int], path: Any, x: jax.Array) -> jax.Array:
+    """An array of a state, with zeros up to so many rows where it is a named parameter or the optimiser's of one."""
+    name = f"/{path_name(path)}"
+    more = next((n - x.shape[0] for end, n in rows.items() if name.endswith(f"/{end}")), 0)
+    return jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)) if more else x
+
+
+def _with_rows(x: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    """The array with rows of zeros added or its last ones removed, where ``wanted`` is to be; itself if it fits."""
+    if x.shape == wanted.shape:
+        return x
+
+    def resize(x: jax.Array) -> jax.Array:
+        more = wanted.shape[0] - x.shape[0]
+        return jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)) if more > 0 else x[:more]
+
+    return jax.jit(resize, out_shardings=wanted.sharding)(x)
+
+
+def _placed(mesh: Mesh, shapes: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    places = _state_shardings(mesh, shapes, optimizer)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
 
 
 def _state_shardings(mesh: Mesh, shapes: TrainState, optimizer: optax.GradientTransformation) -> TrainState:

@@ -231,7 +231,7 @@ def difference(one: Path, other: Path) -> str | None:
     for run in (one, other):
         program = make_program(read_config(run), make_mesh(MeshConfig(data=1), jax.devices()[:1]), STEPS)
         checkpoints = Checkpoints(run, 1)
-        ends.append(checkpoints.restore(program.abstract))
+        ends.append(checkpoints.restore(program.stored))
         checkpoints.close()
     (a, cursor_a), (b, cursor_b) = ends
     # The log's checksum is of speeds, too; that its lines are the same was seen above.

@@ -23,9 +23,9 @@ def drawn_state(program: Program, *, scale: float = 0.1, seed: int = 0) -> Train
             value = jax.random.key(0) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.zeros(x.shape, x.dtype)
         return jax.device_put(value, x.sharding)
 
-    abstract = program.abstract
-    params = jax.tree.map(place, abstract.params, _drawn(abstract.params, scale, seed))
-    return jax.tree.map(place, abstract).replace(params=params)
+    stored = program.stored
+    params = jax.tree.map(place, stored.params, _drawn(stored.params, scale, seed))
+    return program.padded(jax.tree.map(place, stored).replace(params=params))
 
 
 def _drawn(shapes: Any, scale: float, seed: int) -> Any:
