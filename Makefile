@@ -35,7 +35,7 @@ quickstart: $(READY)
 	$(BIN)/jaxablate train --config quickstart --workdir runs/quickstart
 	$(BIN)/jaxablate score --workdir runs/quickstart
 
-PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: $(READY)
 	$(PYTEST)

@@ -84,20 +84,26 @@ baseline_run = _copied_run("baseline")
 classifier_run = _copied_run("classifier")
 
 
-_SLOW = {
-    "test_acdc", "test_circuit_command", "test_eval_cli", "test_extending", "test_guide", "test_known_circuit",
-    "test_leakage", "test_match", "test_neurons_command", "test_parity_acdc", "test_parity_safr", "test_parity_sat",
-    "test_parity_topk", "test_readme", "test_resume", "test_sae_command", "test_sharding", "test_suite_circuits",
-    "test_suite_neurons", "test_suites_importance", "test_torture", "test_train_classifier",
-}
-"""Files that compile many programs or run commands from end to end; ``-m "not slow"`` leaves them out."""
+_SLOW = (
+    "test_parity_sat", "test_eval_cli", "test_known_circuit", "test_circuit_command", "test_circuit_attribution",
+    "test_train_classifier", "test_acdc", "test_torture", "test_processes", "test_sae_command", "test_sharding",
+    "test_resume", "test_extending", "test_match", "test_parity_acdc", "test_neurons_command", "test_suite_circuits",
+    "test_readme", "test_guide", "test_leakage", "test_parity_safr", "test_parity_topk", "test_suite_neurons",
+    "test_suites_importance",
+)
+"""Files that compile many programs or run commands from end to end, the longest first; ``-m "not slow"`` leaves them
+out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of the files above, beside those that are marked where they stand."""
+    """Marks the tests of the files above, beside those that are marked where they stand, and puts them first.
+
+    Workers take whole files: where a long one came last, all others would wait for it.
+    """
     for item in items:
         if item.path.stem in _SLOW:
             item.add_marker("slow")
+    items.sort(key=lambda item: _SLOW.index(item.path.stem) if item.path.stem in _SLOW else len(_SLOW))
 
 
 _ROOT = pathlib.Path(__file__).parent.parent
