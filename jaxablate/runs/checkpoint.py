@@ -401,7 +401,7 @@ def _uninterrupted(function: Callable[..., Any], *args: Any, **kwargs: Any) -> A
     A signal raised in the main thread within an event loop of Orbax closes it while TensorStore's threads still report
     to it, and each of them prints a traceback that nobody can catch.
     """
-    wide = jax.config.jax_enable_x64  # a thread begins with what holds for the process
+    wide = jax.dtypes.canonicalize_dtype(np.float64) == np.float64  # a thread begins with what holds for the process
 
     def call() -> Any:
         with jax.enable_x64(wide):
