@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -57,47 +59,53 @@ def _stoppable(ends: bool) -> Iterator[None]:
     """Raises `Terminated` where SIGTERM comes and would end the process without a word, KeyboardInterrupt at Ctrl-C.
 
     Neither is lost where it is raised in what Python calls and whose errors it only prints, such as a callback of the
-    garbage collector: it is raised again a moment later. Nor is it raised while such an error is being printed.
+    garbage collector: the signal is sent again. Nor is it raised while such an error is being printed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def take(number: int, frame: FrameType | None) -> None:
-        error = KeyboardInterrupt if number == signal.SIGINT else Terminated
-        if number == signal.SIGALRM:
-            error = later.pop() if later else Terminated
         while frame is not None:
             if frame.f_code is getattr(sys.unraisablehook, "__code__", None):
-                raise_later(error)
+                send_again(number)
                 return
             frame = frame.f_back
-        raise error
+        again.clear()
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
-    def raise_later(error: type[BaseException]) -> None:
-        # Not by a thread that sends a signal: it waits for Python's lock, which this one gives away just where it no
-        # longer looks for signals, and may then go to sleep.
-        later[:] = [error]
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    def send_again(number: int) -> None:
+        again.append(number)
+        if len(again) == 1:
+            threading.Thread(target=send, daemon=True).start()
+
+    def send() -> None:
+        # Until it is taken: Python lets this thread run just where the main one no longer looks for signals and may go
+        # to sleep, from which only the next one wakes it.
+        process = os.getpid()
+        while True:
+            time.sleep(0.01)
+            if not again:
+                return
+            os.kill(process, again[-1])
 
     def unraisable(what: "sys.UnraisableHookArgs") -> None:
         if not over and isinstance(what.exc_value, KeyboardInterrupt | Terminated):
-            raise_later(type(what.exc_value))
+            send_again(signal.SIGINT if isinstance(what.exc_value, KeyboardInterrupt) else signal.SIGTERM)
         else:
             hook(what)
 
     over = False
-    later: list[type[BaseException]] = []
+    again: list[int] = []
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
-    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler,
-                signal.SIGALRM: signal.getsignal(signal.SIGALRM)}
+    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     taken = [number for number, default in defaults.items() if signal.getsignal(number) == default]
     for number in taken:
         signal.signal(number, take)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        again.clear()
         for number in taken:
             signal.signal(number, signal.SIG_DFL if ends else defaults[number])
         over = True

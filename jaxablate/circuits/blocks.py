@@ -71,7 +71,7 @@ class Inputs:
 
 @jax.jit
 def take_rows(values: T, rows: jax.typing.ArrayLike) -> T:
-    """Of every array of a pytree the rows [m] int."""
+    """The same pytree with only the given rows (int, [m]) of each of its arrays."""
     return jax.tree.map(lambda x: x[rows], values)
 
 

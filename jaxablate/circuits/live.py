@@ -269,7 +269,7 @@ def _power_of_two(count: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _one_of(values: jax.Array, index: int, everywhere: bool) -> jax.Array:
-    """Of values [X, n, T, D] the one at an index, [1, n, T or 1, D]: at all positions, or at the last alone."""
+    """Selects one of the values [X, n, T, D] by its index: [1, n, T, D], or [1, n, 1, D] at the last position alone."""
     one = jax.lax.dynamic_index_in_dim(values, index)
     return one if everywhere else one[..., -1:, :]
 

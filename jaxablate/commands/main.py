@@ -21,8 +21,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate", ends: bool = False) -> int:
-    """Runs a command, by default this process's own. The exit code and ``ends`` are those of `jaxablate.exits.guarded`.
-    """
+    """Runs a command, by default this process's own; exit code and ``ends`` are those of `jaxablate.exits.guarded`."""
     ends = ends or argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else "--help"

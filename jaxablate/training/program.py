@@ -152,20 +152,21 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
 def _padded(rows: Mapping[str, int], path: Any, x: jax.Array) -> jax.Array:
     """An array of a state, with zeros up to so many rows where it is a named parameter or the optimiser's of one."""
     name = f"/{path_name(path)}"
-    more = next((n - x.shape[0] for end, n in rows.items() if name.endswith(f"/{end}")), 0)
-    return jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)) if more else x
+    wanted = next((n for end, n in rows.items() if name.endswith(f"/{end}")), None)
+    return x if wanted is None else _resized(x, wanted)
 
 
 def _with_rows(x: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    """The array with rows of zeros added or its last ones removed, where ``wanted`` is to be; itself if it fits."""
+    """The array with as many rows as ``wanted`` has, where that is to be; itself if it fits already."""
     if x.shape == wanted.shape:
         return x
+    return jax.jit(_resized, static_argnums=1, out_shardings=wanted.sharding)(x, wanted.shape[0])
 
-    def resize(x: jax.Array) -> jax.Array:
-        more = wanted.shape[0] - x.shape[0]
-        return jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)) if more > 0 else x[:more]
 
-    return jax.jit(resize, out_shardings=wanted.sharding)(x)
+def _resized(x: jax.Array, rows: int) -> jax.Array:
+    """Rows of zeros are added at the end, or the last rows removed."""
+    more = rows - x.shape[0]
+    return jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)) if more > 0 else x[:rows]
 
 
 def _placed(mesh: Mesh, shapes: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
