@@ -141,10 +141,13 @@ def require_room(needed: float, what: str, fix: str, devices: Sequence[Any] | No
     Raises:
       ConfigError: ``what`` needs more bytes than there are; the message says how to ``fix`` it.
     """
-    devices = devices or jax.local_devices()[:1]
-    own = (devices[0].memory_stats() or {}).get("bytes_limit")
-    room = own or host_memory() // len(devices)
+    room = device_memory(devices or jax.local_devices()[:1])
     require(needed <= room, f"{what} need {needed / 1e9:,.1f} GB on a device that has {room / 1e9:,.1f} GB; {fix}")
+
+
+def device_memory(devices: Sequence[Any]) -> int:
+    """Bytes that each of these devices of this process has, or its part of the host's where it has none of its own."""
+    return (devices[0].memory_stats() or {}).get("bytes_limit") or host_memory() // len(devices)
 
 
 def host_memory() -> int:

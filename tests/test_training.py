@@ -28,7 +28,7 @@ from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxablate.training.program import TrainState, step_key
 from jaxablate.training.progress import ProgressLine
 from jaxablate.training.task import Pace
-from jaxablate.training.throughput import PEAK_FLOPS, Throughput, peak_flops, train_flops_per_token
+from jaxablate.training.throughput import ACCELERATORS, Throughput, peak_flops, train_flops_per_token
 
 ROOT = Path(__file__).parent.parent
 
@@ -118,8 +118,8 @@ class Device:
 
 
 def test_peak_is_known_by_the_longest_name():
-    assert peak_flops([Device("TPU v5 lite")]) == PEAK_FLOPS["TPU v5 lite"] != PEAK_FLOPS["TPU v5"]
-    assert peak_flops([Device("NVIDIA H100 80GB HBM3")] * 8) == 8 * PEAK_FLOPS["NVIDIA H100"]
+    assert peak_flops([Device("TPU v5 lite")]) == ACCELERATORS["TPU v5 lite"].flops
+    assert peak_flops([Device("NVIDIA H100 80GB HBM3")] * 8) == 8 * ACCELERATORS["NVIDIA H100"].flops
     assert peak_flops([Device("NVIDIA H100 PCIe"), Device("cpu")]) is None
 
 

@@ -29,8 +29,13 @@ class TrainSettings(base.Settings):
 
     config: Annotated[str, tyro.conf.arg(metavar="NAME|FILE.py")]
     """Name of a shipped configuration (quickstart, tinystories, ...), or a Python file with get_config()."""
-    workdir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Where checkpoints and metrics go; a directory that already holds this run is continued."""
+    workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
+    """Where checkpoints and metrics go; a directory that already holds this run is continued. --plan needs none."""
+    plan: bool = False
+    """Do not train: compile the step and print what it needs, what fits, and how fast it is at best. Reads no data."""
+    target: str | None = None
+    """With --plan, the machine to compile for: here, a TPU slice (v5e:4x4, v5p:2x2x1, v6e:4x4) or GPUs (h100:8). Only
+    its compiler is needed."""
     seeds: tuple[int, ...] = ()
     """Train once with each of these seeds in place of train.seed, one after another, in DIR/seed-0, DIR/seed-1, ..."""
     distributed: bool = False
@@ -42,11 +47,16 @@ class TrainSettings(base.Settings):
     def __post_init__(self):
         super().__post_init__()
         base.require_at_least(self, 1, "join_seconds")
+        if self.target is not None and not self.plan:
+            raise ConfigError(f"--target {self.target} is what --plan compiles for; give --plan, too")
+        if self.workdir is None and not self.plan:
+            raise ConfigError("workdir is missing; give --workdir DIR, where checkpoints and metrics go")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"--seeds {' '.join(map(str, self.seeds))} has a seed twice; give each once")
 
     def runs(self) -> list[tuple[RunConfig, Path]]:
         """The runs that are asked for: one, or one a seed."""
+        assert self.workdir is not None
         if not self.seeds:
             return [(self.settings, self.workdir)]
         seeded = [dataclasses.replace(self.settings, train=dataclasses.replace(self.settings.train, seed=seed))
@@ -55,17 +65,31 @@ class TrainSettings(base.Settings):
 
     def run(self, console: Console) -> None:
         """Trains; returns after SIGTERM or Ctrl-C, too, once the state is saved."""
-        del console  # training draws a picture of its own
         import jax
 
         if "float64" in (self.settings.model.param_dtype, self.settings.model.compute_dtype):
             jax.config.update("jax_enable_x64", True)
-        if self.distributed:
+        if self.plan:
+            self._plan(console)
+        elif self.distributed:
             from jaxablate.training import processes
 
             processes.together(self._train, join_seconds=self.join_seconds)
         else:
             self._train()
+
+    def _plan(self, console: Console) -> None:
+        import jax
+
+        from jaxablate.training.plan import HERE, advice, plan, report
+
+        target = self.target or HERE
+        if target != HERE:
+            jax.config.update("jax_platforms", "cpu")  # the accelerators of this machine are left to others
+        needs = plan(self.settings, target)
+        report(Path(self.config).stem, self.settings, needs, console)
+        if not needs.fits:
+            raise ConfigError(f"the step does not fit a device of {target}; {advice(self.settings, needs)}")
 
     def _train(self) -> None:
         from jaxablate.runs.workdir import check_workdir
@@ -94,9 +118,10 @@ def parse(argv: Sequence[str], *, prog: str = "jaxablate train") -> TrainSetting
     """
     name = _config_name(argv)
     settings = Config() if name is None else load_config(name)
-    # tyro fills what a default gives; --config and --workdir stay required unless given.
+    # tyro fills what a default gives; --config and --workdir stay required unless given, or not needed.
     kind = TrainSettings if isinstance(settings, Config) else ClassifierTrainSettings
-    default = _unchecked(kind, config=tyro.MISSING, workdir=tyro.MISSING, settings=settings)
+    default = _unchecked(kind, config=tyro.MISSING,
+                         workdir=None if "--plan" in argv else tyro.MISSING, settings=settings)
     return base.parse(kind, argv, prog=prog, description=DESCRIPTION, default=default,
                       config=(tyro.conf.FlagCreatePairsOff,))
 

@@ -1,5 +1,6 @@
 """How fast training is: steps per second, the arithmetic of a step, and what the devices can do at most."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -33,18 +34,30 @@ class Throughput:
         return self._steps / (time.perf_counter() - self._began)
 
 
-PEAK_FLOPS: dict[str, float] = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L4": 121e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """What one device can do at most, from the vendors' data sheets."""
+
+    flops: float
+    """Operations a second of dense bfloat16 matrix products."""
+    float32_flops: float
+    """The same of float32 arrays as JAX multiplies them by default: TF32 on GPUs, one pass of bfloat16 on TPUs."""
+    bandwidth: float
+    """Bytes a second of its memory."""
+
+
+ACCELERATORS: dict[str, Accelerator] = {
+    "NVIDIA A100": Accelerator(flops=312e12, float32_flops=156e12, bandwidth=2.04e12),
+    "NVIDIA B200": Accelerator(flops=2250e12, float32_flops=1125e12, bandwidth=7.67e12),
+    "NVIDIA H100": Accelerator(flops=989e12, float32_flops=494e12, bandwidth=3.35e12),
+    "NVIDIA H200": Accelerator(flops=989e12, float32_flops=494e12, bandwidth=4.8e12),
+    "NVIDIA L4": Accelerator(flops=121e12, float32_flops=60e12, bandwidth=0.3e12),
+    "TPU v4": Accelerator(flops=275e12, float32_flops=275e12, bandwidth=1.228e12),
+    "TPU v5 lite": Accelerator(flops=197e12, float32_flops=197e12, bandwidth=0.819e12),
+    "TPU v5": Accelerator(flops=459e12, float32_flops=459e12, bandwidth=2.765e12),
+    "TPU v6 lite": Accelerator(flops=918e12, float32_flops=918e12, bandwidth=1.64e12),
 }
-"""Dense bfloat16 matrix products per second by the start of ``device_kind``, from the vendors' data sheets."""
+"""By the start of ``device_kind``."""
 
 
 def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
@@ -62,13 +75,14 @@ def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     return 6.0 * (stream * (2 if config.gated else 1) + heads)
 
 
+def accelerator(device_kind: str) -> Accelerator | None:
+    """What a kind of device can do, or None where it is not in `ACCELERATORS` (a CPU, for example)."""
+    # The longest name first: "TPU v5 lite" is no "TPU v5".
+    names = [name for name in sorted(ACCELERATORS, key=len, reverse=True) if device_kind.startswith(name)]
+    return ACCELERATORS[names[0]] if names else None
+
+
 def peak_flops(devices: Sequence[Any]) -> float | None:
-    """Peak of all JAX devices together, or None where a kind is not in `PEAK_FLOPS` (a CPU, for example)."""
-    total = 0.0
-    for device in devices:
-        # The longest name first: "TPU v5 lite" is no "TPU v5".
-        names = [name for name in sorted(PEAK_FLOPS, key=len, reverse=True) if device.device_kind.startswith(name)]
-        if not names:
-            return None
-        total += PEAK_FLOPS[names[0]]
-    return total
+    """Bfloat16 peak of all JAX devices together, or None where a kind is not in `ACCELERATORS`."""
+    kinds = [accelerator(device.device_kind) for device in devices]
+    return None if None in kinds else sum(kind.flops for kind in kinds if kind)
