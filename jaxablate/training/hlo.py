@@ -176,9 +176,8 @@ class _Program:
     def _of_one(self, instruction: _Instruction, computation: _Computation, seen: set[str]) -> Work:
         operation = instruction.operation
         if operation == "while":
-            turns = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', instruction.rest)
-            body = self.of(instruction.attribute("body") or "")
-            return body * int(turns[1]) if turns else body + Work(unknown_loops=1)
+            body, turns = self.of(instruction.attribute("body") or ""), self._turns(instruction, computation)
+            return body + Work(unknown_loops=1) if turns is None else body * turns
         if operation == "conditional":
             names = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
             branches = (re.findall(r"%([\w.\-]+)", names[1]) if names else
@@ -193,6 +192,25 @@ class _Program:
         return Work(kernels=1, flops=flops, traffic=_traffic(instruction, computation, inner),
                     collectives=_communication(instruction, computation, inner, seen))
 
+    def _turns(self, loop: _Instruction, computation: _Computation) -> int | None:
+        """How often a loop runs: by the compiler's note, or where a number is counted up by one to below a constant."""
+        noted = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest)
+        if noted:
+            return int(noted[1])
+        condition = self._computations.get(loop.attribute("condition") or "", {})
+        test = next((x for x in condition.values() if x.is_root), None)
+        if test is None or test.operation != "compare" or test.attribute("direction") != "LT":
+            return None
+        counter, limit = (condition.get(name) for name in test.operands)
+        state = computation.get(loop.operands[0])
+        if not counter or counter.operation != "get-tuple-element" or not limit or limit.operation != "constant":
+            return None
+        first = computation.get(state.operands[int(counter.attribute("index") or 0)]) if state else None
+        while first and first.operation == "copy":
+            first = computation.get(first.operands[0])
+        begin = int(first.inside) if first and first.operation == "constant" else 0
+        return max(0, int(limit.inside) - begin)
+
 
 def _communication(instruction: _Instruction, computation: _Computation, inner: _Computation, seen: set[str]
                    ) -> dict[str, Collectives]:
@@ -205,8 +223,8 @@ def _communication(instruction: _Instruction, computation: _Computation, inner: 
             continue
         seen.add(channel or x.name)
         taken = sum(within[name].bytes for name in x.operands if name in within)
-        left = x.bytes - (taken if x.operation in ("all-gather-start", "collective-permute-start") else 0)
-        if inner and kind == "all-reduce" and "all-reduce-scatter" in instruction.name:
+        left = x.bytes - (taken if x.operation == f"{kind}-start" != "all-reduce-start" else 0)
+        if inner and kind == "all-reduce" and "all-reduce-scatter" in (instruction.attribute("calls") or ""):
             kind = "reduce-scatter"
         before = found.get(kind, Collectives(count=0, bytes=0))
         found[kind] = Collectives(count=before.count + 1, bytes=before.bytes + max(taken, left))
