@@ -1,17 +1,21 @@
 """The training step, compiled for machines that are not here: code, memory, kernels, collectives, compile time.
 
     python -m benchmarks.compiled                          # every row whose compiler is here
-    python -m benchmarks.compiled --targets v5e --write    # measures those of v5e, keeps them in compiled.json
+    python -m benchmarks.compiled --targets v5e --write    # those of v5e; keeps them
+    python -m benchmarks.compiled --large --write          # GPT-2 medium and 1.3 billion parameters; keeps them
     python -m benchmarks.compiled --check                  # the paper's step for v5e 2x2 against the record
-    python -m benchmarks.compiled --show                   # the record as a Markdown table
+    python -m benchmarks.compiled --show                   # the record
 
-The figures are those of ``jaxablate train --plan``. A row is compiled in a process of its own.
+The figures are those of ``jaxablate train --plan``. A row is compiled in a process of its own. The record is
+compiled.json; the tables of docs/accelerators.md are made from it.
 """
 
 import dataclasses
 import importlib.metadata
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,12 +30,13 @@ from benchmarks.__main__ import measured
 from jaxablate.config import Config, MeshConfig, ModelConfig, TrainConfig
 from jaxablate.errors import ConfigError
 from jaxablate.exits import guarded
-from jaxablate.files import write_json
+from jaxablate.files import write, write_json
 from jaxablate.provenance import package_versions
 from jaxablate.terminal import PlainConsole
 from jaxablate.training.plan import plan, target_devices
 
 RECORD = Path(__file__).with_suffix(".json")
+DOCS = RECORD.parent.parent / "docs" / "accelerators.md"
 GROWTH = 1.1
 """Times the record's that collectives, code and memory may be."""
 
@@ -68,6 +73,7 @@ LARGE: dict[str, tuple[str, Config]] = {
 }
 """Larger ones, likewise, for ``--large``."""
 CHECKED = ("v5e 2x2, data 4", "v5e 2x2, fsdp 4", "v5e 2x2, tensor 4")
+"""Rows of ``--check``, those that are on record."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,11 +87,11 @@ class Options:
     large: bool = False
     """GPT-2 medium and 1.3 B in place of the paper's shape."""
     write: bool = False
-    """Keep what was measured in compiled.json."""
+    """Keep what was measured in compiled.json and docs/accelerators.md."""
     check: bool = False
     """Fail where the paper's step for a v5e slice has grown by more than a tenth over the record."""
     show: bool = False
-    """Compile nothing and print the record."""
+    """Compile nothing and print the record; with ``write``, into the docs, too."""
     one: str | None = None
     """Compile this row in this process, and print it as JSON."""
 
@@ -105,33 +111,34 @@ def main(options: Options) -> None:
         return
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if options.show:
-        _print(record, markdown=True)
-        return
-    if options.check:
-        check(options.rows or CHECKED, record)
-        return
-    chosen = options.rows or [name for name in (LARGE if options.large else ROWS)
-                              if _wanted(rows[name][0], options.targets)]
-    found = {}
-    for name in chosen:
-        found[name] = measured("compiled", name, ["--one", name])
-        if options.write:  # row by row: a long list may be stopped
-            record = {name: row for name in rows if (row := (record | found).get(name))}
-            write_json(RECORD, record)
-    _print(found)
+        PlainConsole(width=180).print(_table(record))
+        if options.write:
+            write(DOCS, documented(DOCS.read_text(), record))
+    elif options.check:
+        check(options.rows or [name for name in CHECKED if name in record] or CHECKED[:1], record)
+    else:
+        of = LARGE if options.large else ROWS
+        chosen = options.rows or [name for name in of if _wanted(of[name][0], options.targets)]
+        found: dict[str, Any] = {}
+        for name in chosen:
+            found[name] = measured("compiled", name, ["--one", name])
+            if options.write:  # row by row: a long list may be stopped
+                record = {name: row for name in rows if (row := (record | found).get(name))}
+                write_json(RECORD, record)
+                write(DOCS, documented(DOCS.read_text(), record))
+        PlainConsole(width=180).print(_table(found))
 
 
 def measure(target: str, config: Config) -> dict[str, Any]:
     """One row as plain numbers: bytes of one device, its kernels, operations and collectives, seconds, versions."""
     jax.config.update("jax_platforms", "cpu")
     needs = plan(config, target)
-    if needs.refusal is not None:
-        raise ConfigError(f"{target}: {needs.refusal}")
     return {
         "target": target, "devices": needs.devices, "mesh": dict(needs.mesh), "rows": needs.rows,
         "length": needs.length, "parameters": needs.n_parameters,
         "arguments": needs.arguments, "outputs": needs.outputs, "temporaries": needs.temporaries, "code": needs.code,
-        "room": needs.room, "kernels": needs.work.kernels, "flops": needs.work.flops,
+        "room": needs.room, "fits": needs.fits, "refusal": needs.refusal,
+        "kernels": needs.work.kernels, "unknown_loops": needs.work.unknown_loops, "flops": needs.work.flops,
         "compiler_flops": needs.compiler_flops, "model_flops": needs.model_flops, "traffic": needs.work.traffic,
         "collectives": {kind: dataclasses.asdict(c) for kind, c in needs.work.collectives.items()},
         "bounds": {name: round(rate) for name, rate in needs.bounds().items()},
@@ -193,22 +200,39 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _print(rows: Mapping[str, Any], *, markdown: bool = False) -> None:
-    table = Table(box=box.MARKDOWN if markdown else box.SIMPLE_HEAD)
+def documented(text: str, record: Mapping[str, Any]) -> str:
+    """The page on accelerators with its tables made anew; each stands between two comments, the first names it."""
+    for name, rows in {"paper": ROWS, "large": LARGE}.items():
+        console = PlainConsole(width=400, file=io.StringIO(), record=True)
+        console.print(_table({row: record[row] for row in rows if row in record}, box.MARKDOWN))
+        table = re.sub("-{3,}", "---", console.export_text().strip())
+        table = "\n".join(" ".join(line.split()) for line in table.splitlines())
+        text = re.sub(rf"(<!-- {name}: [^>]*-->\n).*?(<!-- end -->)", lambda found, table=table:
+                      f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def _table(rows: Mapping[str, Any], look: box.Box = box.SIMPLE_HEAD) -> Table:
+    table = Table(box=look)
     table.add_column("step")
-    for heading in ("compiled in", "code", "arguments", "temporaries", "kernels", "products / model's", "collectives",
-                    "at best, tokens/s"):
+    for heading in ("compiled in", "code", "state and batch", "temporaries", "of memory", "kernels",
+                    "products / model's", "collectives", "at best, tokens/s"):
         table.add_column(heading, justify="right")
     for name, row in rows.items():
-        collectives = ", ".join(f"{c['count']} {kind} ({c['bytes'] / 1e6:,.0f} MB)"
+        batch = "" if "batch" in name else f", batch {row['rows']}"
+        first = f"{name}{batch}", f"{row['compile_s']:.0f} s"
+        if row["refusal"] is not None:
+            table.add_row(*first, "", f"{row['arguments'] / 1e9:.3f} GB", "", row["refusal"])
+            continue
+        total = row["arguments"] + row["outputs"] + row["temporaries"] + (row["code"] or 0)
+        collectives = ", ".join(f"{c['count']:,} {kind} ({c['bytes'] / 1e6:,.0f} MB)"
                                 for kind, c in row["collectives"].items())
-        bound = min(row["bounds"].items(), key=lambda pair: pair[1], default=("", 0))
-        table.add_row(
-            f"{name}, batch {row['rows']}" if "batch" not in name else name, f"{row['compile_s']:.0f} s",
-            "" if row["code"] is None else f"{row['code'] / 1e6:,.0f} MB", f"{row['arguments'] / 1e9:.3f} GB",
-            f"{row['temporaries'] / 1e9:.2f} GB", f"{row['kernels']:,}", f"{row['flops'] / row['model_flops']:.2f}",
-            collectives, f"{bound[1]:,} ({bound[0]})")
-    PlainConsole(width=400 if markdown else 180).print(table)
+        bound, rate = min(row["bounds"].items(), key=lambda pair: pair[1])
+        table.add_row(*first, "not told" if row["code"] is None else f"{row['code'] / 1e6:,.0f} MB",
+                      f"{row['arguments'] / 1e9:.3f} GB", f"{row['temporaries'] / 1e9:.2f} GB",
+                      f"{total / row['room']:.0%}", f"{row['kernels']:,}", f"{row['flops'] / row['model_flops']:.2f}",
+                      collectives, f"{rate:,} ({bound})")
+    return table
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """A step compiled for a machine that need not be here, and what is read off it."""
 
 import importlib.util
+import json
 import os
+import re
 
 import pytest
 from helpers.commands import error_of, run_command
@@ -209,3 +211,21 @@ def test_a_checked_row_may_grow_by_a_tenth_and_no_more(monkeypatch, capsys):
         compiled.check(["a"], {"a": row})
     with pytest.raises(ConfigError, match="has no row 'b'; python -m benchmarks.compiled --rows 'b' --write"):
         compiled.check(["b"], {"a": row})
+
+
+def test_the_tables_of_the_docs_are_those_of_the_record():
+    page = compiled.DOCS.read_text()
+    assert compiled.documented(page, json.loads(compiled.RECORD.read_text())) == page
+
+
+def test_a_row_is_a_line_of_the_table():
+    row = {"rows": 32, "compile_s": 12.3, "code": None, "arguments": 10**8, "outputs": 0, "temporaries": 2 * 10**9,
+           "room": 10**10, "refusal": None, "kernels": 1234, "flops": 3, "model_flops": 2,
+           "collectives": {"all-reduce": {"count": 3, "bytes": 5 * 10**7}},
+           "bounds": {"arithmetic": 1000, "memory": 900}}
+    page = compiled.documented("a\n<!-- paper: x -->\nbefore\n<!-- end -->\nb", {
+        "H100": row, "v5e 2x2, fsdp 4": row | {"refusal": "no room"}, "nothing": row})
+    assert "| H100, batch 32 | 12 s | not told | 0.100 GB | 2.00 GB | 21% | 1,234 | 1.50 |" in re.sub(" +", " ", page)
+    assert "3 all-reduce (50 MB)" in page and "900 (memory)" in page and "no room" in page
+    assert "before" not in page and "nothing" not in page
+    assert page.startswith("a\n<!-- paper") and page.endswith("-->\nb")

@@ -112,7 +112,7 @@ class _Instruction:
 _Computation = Mapping[str, _Instruction]
 
 
-def _parsed(text: str) -> tuple[str, dict[str, _Computation]]:
+def _parsed(text: str) -> tuple[str, Mapping[str, _Computation]]:
     """Name of the entry, and the instructions of each computation by name."""
     computations: dict[str, dict[str, _Instruction]] = {}
     entry, current = "", None

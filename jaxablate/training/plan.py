@@ -149,7 +149,8 @@ def plan(config: RunConfig, target: str = HERE) -> Plan:
         except jax.errors.JaxRuntimeError as error:
             if not str(error).startswith("RESOURCE_EXHAUSTED"):
                 raise
-            refusal = " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split(". ")[0].split())
+            words = " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())
+            refusal = re.sub(r"^.*?(?=Ran out of memory)", "", words).split(". ")[0].removesuffix(".")
     done = time.perf_counter()
     parameters, optimizer = _bytes(state.params), _bytes(state.opt_state)
     batch_bytes = sum(math.prod(batch_sharding(mesh).shard_shape(x.shape)) * x.dtype.itemsize for x in batch.values())
@@ -279,12 +280,13 @@ def _bytes(tree: Any) -> int:
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
     """Compiles anew: a program for a device that is not here can be stored but not read, and the time is told."""
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
+    setting = "jax_enable_compilation_cache"
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, False)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+        jax.config.update(setting, before)
 
 
 def advice(config: RunConfig, needs: Plan) -> str:
