@@ -20,7 +20,8 @@ DESCRIPTION = """Trains a self-ablating transformer or a SAFR text classifier, o
 killed.
 
 Any setting of the config file can be changed: --model.ablation global --model.k-neurons 4 --train.seed 1.
-Exit code 0: finished, or saved after SIGTERM or Ctrl-C (the same command continues). 2: an error told in one line."""
+Exit code 0: finished, or saved after SIGTERM or Ctrl-C (the same command continues), or a plan that fits. 2: an error
+told in one line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,8 @@ class Work:
     kernels: int = 0
     """Instructions that run: fusions, library calls, copies, collectives. On a GPU each is a launch or more."""
     flops: int = 0
-    """Floating-point operations of matrix products and convolutions, as the compiler has left them, those inside of
-    custom kernels apart."""
+    """Floating-point operations of matrix products and convolutions, as the compiler has left them. Those inside of
+    custom kernels count where a TPU's Pallas kernel has a ``cost_estimate``."""
     traffic: int = 0
     """Bytes that these instructions read and write in the device's memory, what stays on the chip between them apart.
     """
@@ -233,6 +233,9 @@ def _communication(instruction: _Instruction, computation: _Computation, inner: 
 
 def _flops(x: _Instruction, computation: _Computation) -> int:
     """Of a matrix product or a convolution: two for each pair of numbers that are multiplied."""
+    if x.operation == "custom-call":  # a Pallas kernel of a TPU, where it says what it costs
+        said = re.search(r'"cost_estimate":\s*\{"flops":"?(\d+)', x.rest)
+        return int(said[1]) if said else 0
     if x.operation not in ("dot", "convolution") or any(name not in computation for name in x.operands[:2]):
         return 0
     left, right = (computation[name].arrays[0].shape for name in x.operands[:2])

@@ -350,7 +350,7 @@ def report(name: str, config: RunConfig, needs: Plan, console: Console) -> None:
     if needs.refusal is not None:
         return
     table = section("a step of a device")
-    loops = f"; {done.unknown_loops} loops of unknown length count once" if done.unknown_loops else ""
+    loops = f"; loops of unknown length, counted once: {done.unknown_loops}" if done.unknown_loops else ""
     table.add_row("  kernels", f"{done.kernels:,}", f"instructions that run{loops}")
     if needs.model_flops is not None:
         table.add_row("  model's arithmetic", _flop(needs.model_flops), "by its shape, nothing computed twice")
