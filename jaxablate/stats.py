@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 1000
+_MOST_RESAMPLED = 1 << 16  # numbers weighted at once: few calls for few units, little memory for many
 Z_95 = 1.959963984540054
 """0.975 quantile of the standard normal distribution."""
 UNBOUNDED = (-math.inf, math.inf)
@@ -210,9 +211,12 @@ def ratio_resamples(numerators: np.ndarray, denominators: np.ndarray, *, resampl
     """
     units = numerators.shape[-1]
     rng = np.random.default_rng(seed)
+    together = max(1, _MOST_RESAMPLED // max(numerators.size, denominators.size))
     draws = []
-    for _ in range(resamples):
-        weight = np.bincount(rng.integers(0, units, size=units), minlength=units)
-        total = (denominators * weight).sum(-1)
-        draws.append((numerators * weight).sum(-1) / np.where(total > 0, total, np.nan))
-    return np.stack(draws, axis=-1)
+    for start in range(0, resamples, together):
+        rows = min(together, resamples - start)
+        drawn = rng.integers(0, units, size=(rows, units)) + units * np.arange(rows)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units)
+        total = (denominators[..., None, :] * weights).sum(-1)
+        draws.append((numerators[..., None, :] * weights).sum(-1) / np.where(total > 0, total, np.nan))
+    return np.concatenate(draws, axis=-1)
