@@ -1,5 +1,6 @@
 """How a program ends: with an exit code, and one line for an error, Ctrl-C or SIGTERM."""
 
+import _thread
 import contextlib
 import io
 import os
@@ -8,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import CodeType, FrameType
 
 from jaxablate.errors import JaxablateError
 
@@ -59,13 +60,21 @@ def _stoppable(ends: bool) -> Iterator[None]:
     """Raises `Terminated` where SIGTERM comes and would end the process without a word, KeyboardInterrupt at Ctrl-C.
 
     Neither is lost where it is raised in what Python calls and whose errors it only prints, such as a callback of the
-    garbage collector: the signal is sent again. Nor is it raised while such an error is being printed.
+    garbage collector: the signal is sent again. Nor is it raised while such an error is being printed, or where it
+    would leave a lock taken for ever (`_LOCKING`), unless the program stands still there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def take(number: int, frame: FrameType | None) -> None:
+        nonlocal stood  # while the signal is sent again
+        if frame is not None and frame.f_globals.get("__name__") in _LOCKING:
+            if stood is None or not again or stood[:2] != (frame.f_code, frame.f_lasti):
+                stood = frame.f_code, frame.f_lasti, time.monotonic()
+            if time.monotonic() - stood[2] < _STILL_SECONDS:
+                send_again(number)
+                return
         while frame is not None:
             if frame.f_code is getattr(sys.unraisablehook, "__code__", None):
                 send_again(number)
@@ -76,8 +85,8 @@ def _stoppable(ends: bool) -> Iterator[None]:
 
     def send_again(number: int) -> None:
         again.append(number)
-        if len(again) == 1:
-            threading.Thread(target=send, daemon=True).start()
+        if len(again) == 1:  # not by `threading`, whose locks may be taken here already
+            _thread.start_new_thread(send, ())
 
     def send() -> None:
         # Until it is taken: Python lets this thread run just where the main one no longer looks for signals and may go
@@ -87,7 +96,12 @@ def _stoppable(ends: bool) -> Iterator[None]:
             time.sleep(0.01)
             if not again:
                 return
-            os.kill(process, again[-1])
+            number = again[-1]
+            elsewhere = signal.getsignal(number) is not take  # once is enough for who has taken over since
+            os.kill(process, number)
+            if elsewhere:
+                again.clear()
+                return
 
     def unraisable(what: "sys.UnraisableHookArgs") -> None:
         if not over and isinstance(what.exc_value, KeyboardInterrupt | Terminated):
@@ -97,6 +111,7 @@ def _stoppable(ends: bool) -> Iterator[None]:
 
     over = False
     again: list[int] = []
+    stood: tuple[CodeType, int, float] | None = None
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     taken = [number for number, default in defaults.items() if signal.getsignal(number) == default]
@@ -111,6 +126,17 @@ def _stoppable(ends: bool) -> Iterator[None]:
         over = True
         if sys.unraisablehook is unraisable:  # otherwise another one was put before it, and calls it
             sys.unraisablehook = hook
+
+
+_LOCKING = frozenset({"threading", "queue", "concurrent.futures._base", "concurrent.futures.thread", "logging",
+                      "importlib._bootstrap"})
+"""Modules of Python whose functions take a lock, or wake who waits for one, in several steps.
+
+An exception between two of them, such as a signal's, leaves the lock taken or nobody woken, and whoever comes next
+waits for ever. Python raises none as ``with`` takes a lock of its own, but does in `threading.Condition.__enter__`.
+"""
+_STILL_SECONDS = 0.1
+"""A program that is found at one instruction of these for so long waits there, which may be interrupted."""
 
 
 def _tell(line: str, code: int) -> int:

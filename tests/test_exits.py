@@ -1,11 +1,15 @@
 """What a program makes of an error: one line and an exit code."""
 
+import functools
 import gc
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import pytest
 
@@ -86,6 +90,66 @@ def test_a_second_signal_while_python_tells_of_the_first_is_not_lost(capsys):
     finally:
         sys.unraisablehook = before
     assert capsys.readouterr().err == "stopped by SIGTERM\n"
+
+
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to Ctrl-C, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupted_once_taken(number, released):
+    """A condition whose lock is taken as a signal comes, so that Python looks for it before the block is entered."""
+    condition = threading.Condition()
+    condition._lock = types.SimpleNamespace(__enter__=functools.partial(os.kill, os.getpid(), number),
+                                            __exit__=lambda *_: released.append(number))
+    return condition
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_no_lock_taken(ctrl_c, number, code):
+    """Ctrl-C as `data prepare` gave texts to its threads left them waiting for a lock, and the program for them."""
+    released = []
+
+    def run():
+        with interrupted_once_taken(number, released):
+            pass
+        time.sleep(20)
+
+    assert guarded(run) == code
+    assert released == [number]
+
+
+def asks_again():
+    """Waits as who looks after something else meanwhile."""
+    late = time.monotonic() + 20
+    while time.monotonic() < late:
+        threading.Event().wait(0.05)
+
+
+@pytest.mark.parametrize("wait", [lambda: threading.Event().wait(20), lambda: queue.Queue().get(timeout=20),
+                                  asks_again])
+def test_ctrl_c_ends_what_waits_for_threads(ctrl_c, wait):
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+    start = time.monotonic()
+    assert guarded(wait) == 130
+    assert time.monotonic() - start < 10
+
+
+def test_a_signal_that_is_sent_again_comes_once_to_who_has_taken_over(ctrl_c):
+    """It came twice, and a second Ctrl-C ends a training in the middle of a step."""
+    came = []
+
+    def run():
+        with interrupted_once_taken(signal.SIGINT, []):
+            pass
+        before = signal.signal(signal.SIGINT, lambda *_: came.append(signal.signal(signal.SIGINT, before)))
+        time.sleep(0.2)
+
+    assert guarded(run) == 0
+    assert len(came) == 1
 
 
 def test_a_fault_of_the_program_is_not_hidden():

@@ -1,5 +1,6 @@
 """Several processes that train together: joining, and ending all of them where one ends."""
 
+import logging
 import threading
 import time
 
@@ -37,6 +38,7 @@ def ended(monkeypatch):
     monkeypatch.setattr(processes.os, "_exit", leave)
     monkeypatch.setattr(processes, "_ending", threading.Lock())
     monkeypatch.setattr(processes, "_OTHERS_SECONDS", 0.0)
+    monkeypatch.setattr(logging.root.manager, "disable", 0)
     return lambda: codes if called.wait(20) else None
 
 
@@ -63,6 +65,10 @@ def test_a_process_alone_may_close_files_as_long_as_it_likes(monkeypatch, ended)
      "error: another process of this training has ended or cannot be reached, so this one ends, too (UNKNOWN: Gloo "
      "all-reduce failed: Connection closed by peer); its own messages say why. The same command in all processes goes "
      "on from the last checkpoint"),
+    (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), 2,
+     "error: another process of this training has ended or cannot be reached, so this one ends, too (UNKNOWN: Gloo "
+     "AllGather failed: Connection closed by peer); its own messages say why. The same command in all processes goes "
+     "on from the last checkpoint"),
     (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."), 2,
      "error: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.); use a machine with more, or less "
      "data at once"),
@@ -73,6 +79,13 @@ def test_whatever_ends_one_of_several_is_one_line(ended, capsys, error, code, li
         processes._end(error)
     assert ended() == [code]
     assert capsys.readouterr().err.strip() == line
+
+
+def test_what_other_threads_meet_after_the_line_is_not_told(ended, caplog):
+    with pytest.raises(SystemExit):
+        processes._end(TrainingError("another process has ended"))
+    logging.getLogger("jaxablate").warning("a checkpoint cannot be used")
+    assert ended() == [2] and not caplog.records
 
 
 def test_without_a_cluster_there_is_nothing_to_join(tmp_path, capsys):

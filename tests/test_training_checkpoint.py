@@ -1,5 +1,6 @@
 """Checkpoints under every fault: damaged files, full disks, other devices, other models."""
 
+import asyncio
 import functools
 import gc
 import json
@@ -344,6 +345,40 @@ def test_a_full_disk_is_one_clear_line(tmp_path, fresh, seen, monkeypatch, capfd
         assert "Traceback" not in printed.err and "loop" not in printed.err and not printed.out
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_an_array_that_could_not_be_written_and_that_nobody_asked_for_prints_nothing(tmp_path, caplog):
+    """Such errors of TensorStore have no traceback, by which they were known: asyncio told of them in three lines."""
+    Checkpoints(tmp_path, 1).close()
+    loop = asyncio.new_event_loop()
+    where = tmp_path / "checkpoints/1.orbax-checkpoint-tmp"
+    for text in (f'RESOURCE_EXHAUSTED: Error writing "0.0" in OCDBT database at local file "{where}/params/"',
+                 f'RESOURCE_EXHAUSTED: Failed writing "{where}/d/be": No space left on device [os_error_code=\'28\']',
+                 "an error of somebody else"):
+        loop.create_future().set_exception(ValueError(text))
+    gc.collect()
+    loop.close()
+    assert [record.exc_info[1].args[0] for record in caplog.records] == ["an error of somebody else"]
+
+
+@pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])
+def test_the_end_of_another_process_is_no_damage_of_a_checkpoint(tmp_path, fresh, kind, monkeypatch, caplog):
+    """One of two ran out of disk, and the other called its only checkpoint unreadable: move it away, it said."""
+    write(tmp_path, fresh(data=1), {1: None})
+
+    def lost(*_args, **_kwargs):
+        raise ValueError("Failed to restore") from kind("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+    checkpoints = Checkpoints(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "_uninterrupted", lost)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for use in (lambda: checkpoints.restore(abstract(data=1)), lambda: checkpoints.save(at_step(fresh(data=1), 2), {})):
+        with pytest.raises(ValueError, match="Failed to restore"):
+            use()
+    assert not caplog.records
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    with pytest.raises(CheckpointError, match="no checkpoint in .* can be read"):
+        checkpoints.restore(abstract(data=1))
 
 
 def test_a_file_in_place_of_the_folder(tmp_path):

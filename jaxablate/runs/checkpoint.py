@@ -34,6 +34,7 @@ import orbax.checkpoint as ocp
 
 from jaxablate import files
 from jaxablate.errors import CheckpointError, FileError
+from jaxablate.runs.interruption import lost_process
 from jaxablate.sharding import path_name
 from jaxablate.types import Params
 
@@ -390,9 +391,16 @@ def _try_restore(folder: Path, target: dict[str, Any]) -> dict[str, Any] | None:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 return dict(_uninterrupted(reader.restore, folder, args=ocp.args.Composite(**items)).items())
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if _in_other_processes(error):
+                raise
             reason = _first_line(error)
     log.warning("checkpoint %s cannot be used: %s; falling back to the one before it", folder, reason)
     return None
+
+
+def _in_other_processes(error: BaseException) -> bool:
+    """Whether Orbax failed because another process of the run has ended, which says nothing of the checkpoint."""
+    return jax.process_count() > 1 and lost_process(error) is not None
 
 
 def _uninterrupted(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -436,10 +444,15 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _readable_errors(what: str) -> Iterator[None]:
-    """Failures of the file system, also those TensorStore reports as ValueError, become one CheckpointError."""
+    """Failures of the file system, also those TensorStore reports as ValueError, become one CheckpointError.
+
+    The end of another process, which Orbax meets where it waits for all of them, is none of them.
+    """
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
+        if _in_other_processes(error):
+            raise
         text = f"{_first_line(error)} {error}"
         if any(sign in text for sign in _FULL):
             message = f"cannot write {what}: no space left on the device; free some, then the same command continues"
@@ -484,4 +497,5 @@ def _of_orbax(error: BaseException | None, *about: Any) -> bool:
     text = " ".join(map(repr, about))
     if error is not None:
         text += "".join(traceback.format_exception(error))
-    return any(sign in text for sign in ("orbax/checkpoint", "tensorstore", "Event loop is closed"))
+    return any(sign in text for sign in ("orbax/checkpoint", "orbax-checkpoint", "tensorstore", "OCDBT",
+                                         "Event loop is closed"))

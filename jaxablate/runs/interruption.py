@@ -1,5 +1,6 @@
 """Stopping in good order when the machine is taken away or the user presses Ctrl-C."""
 
+import re
 import signal
 from types import FrameType
 from typing import Any
@@ -44,3 +45,24 @@ class Interruption:
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
         signal.signal(number, self._before[number])
+
+
+def lost_process(error: BaseException) -> str | None:
+    """What JAX says where an operation of several processes fails because one of them has ended; None at other errors.
+
+    Such an operation raises JAX's own error or, where it is waited for at once, a ValueError, which libraries may have
+    wrapped. Both begin with the name of a status, as those of TensorStore do, which name a file.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        line = (str(cause).splitlines() or [""])[0]
+        if isinstance(cause, jax.errors.JaxRuntimeError) and not line.startswith("RESOURCE_EXHAUSTED"):
+            return line
+        if type(cause) is ValueError and _STATUS.match(line) and not _OF_A_FILE.search(str(cause)):
+            return line
+        cause = cause.__cause__
+    return None
+
+
+_STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): ")
+_OF_A_FILE = re.compile("os_error_code|tensorstore|OCDBT")

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import importlib
+import logging
 import os
 import sys
 import threading
@@ -23,6 +24,7 @@ from jax.experimental import multihost_utils
 
 from jaxablate.errors import ConfigError, TrainingError
 from jaxablate.exits import guarded
+from jaxablate.runs.interruption import lost_process
 
 HEARTBEAT_SECONDS = 20
 """A process that was not heard of for so long counts as dead. JAX takes 100."""
@@ -151,9 +153,13 @@ _handlers: list[Any] = []
 
 
 def _end(error: BaseException) -> NoReturn:
-    """Tells an error in one line, once, and ends the process without waiting for anything."""
+    """Tells an error in one line, once, and ends the process without waiting for anything.
+
+    Other threads run on meanwhile. What they meet is of the same cause, and they no longer log it.
+    """
     if not _ending.acquire(blocking=False):
         time.sleep(60)  # another thread is at it
+    logging.disable()
     code: Any = 1
     try:
         code = guarded(functools.partial(_raise, _clear(error)))
@@ -177,6 +183,5 @@ def _clear(error: BaseException) -> BaseException:
     text = str(error)
     if type(error) is RuntimeError and "bad_cast" in text:  # what `_lost` was to be told, in the main thread
         return TrainingError(_ENDED.format(""))
-    if isinstance(error, jax.errors.JaxRuntimeError) and not text.startswith("RESOURCE_EXHAUSTED"):
-        return TrainingError(_ENDED.format(f" ({text.splitlines()[0]:.200})" if text else ""))
-    return error
+    reason = lost_process(error)
+    return error if reason is None else TrainingError(_ENDED.format(f" ({reason:.200})" if reason else ""))
