@@ -22,6 +22,7 @@ import shutil
 import sys
 import threading
 import traceback
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -470,8 +471,10 @@ def _quieten_orbax() -> None:
 
     A failed save logs four tracebacks and raises what we report. It also closes the event loop in which arrays are
     still being written: as each is done, TensorStore finds its loop closed, which Python prints as an exception that
-    nobody can catch. Threads of an interrupted save may come to that after all else has ended.
+    nobody can catch. Threads of an interrupted save may come to that after all else has ended. What had not begun to be
+    written is warned of.
     """
+    warnings.filterwarnings("ignore", r"coroutine '\w*serialize.* was never awaited", RuntimeWarning)
     for module, name in ((sys, "unraisablehook"), (threading, "excepthook")):
         hook = getattr(module, name)
         if getattr(hook, "__module__", None) != __name__:
