@@ -31,12 +31,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jaxtyping import Array, Float, Shaped
 
 from jaxablate.config import GatedModelConfig, UnitKind
 from jaxablate.config.checks import require
 from jaxablate.errors import ConfigError
+from jaxablate.ops import triton
 from jaxablate.ops.masks import nonzero_sum
 from jaxablate.ops.order_statistics import Thresholds, checked_k, thresholds, winners
 from jaxablate.ops.varying import match_varying
@@ -45,6 +47,9 @@ from jaxablate.types import at_least_float32
 
 Surrogate = Literal["sigmoid", "softmax"]
 Number = float | Shaped[Array | np.ndarray, ""]
+
+KEPT_OF_GATES = ("thresholds",)
+"""Names, for policies of `jax.checkpoint`, of the arrays without which the backward pass would rank scores anew."""
 
 # sigmoid' and exp(-|z|) are exactly 0 beyond this, in float64 too; clipping keeps 0 * inf out of the backward pass.
 _SATURATED = 1e3
@@ -146,6 +151,10 @@ def gate(config: GatedModelConfig, kind: UnitKind, layer: int) -> Callable[..., 
                              eps=config.gate_eps, surrogate=config.surrogate)
 
 
+def _kept(t: Thresholds) -> Thresholds:
+    return Thresholds(*(checkpoint_name(x, *KEPT_OF_GATES) for x in t))
+
+
 def _at_least_float32(scores: jax.typing.ArrayLike) -> Array:
     scores = jnp.asarray(scores)
     return scores.astype(at_least_float32(scores.dtype))
@@ -189,7 +198,7 @@ def _soft(x: Array, k: int, width: _Width, surrogate: str) -> Array:
 
 
 def _soft_fwd(x: Array, k: int, width: _Width, surrogate: str) -> tuple[Array, _Residuals]:
-    t = thresholds(x, k)
+    t = _kept(thresholds(x, k))
     return _weights(x, t, k, width, surrogate), (x, t, width)
 
 
@@ -199,7 +208,7 @@ def _hard(x: Array, k: int, _width: _Width, _surrogate: str) -> Array:
 
 
 def _hard_fwd(x: Array, k: int, width: _Width, _surrogate: str) -> tuple[Array, _Residuals]:
-    t = thresholds(x, k)
+    t = _kept(thresholds(x, k))
     return _mask(x, t), (x, t, width)
 
 
@@ -243,9 +252,26 @@ def _weights(x: Array, t: Thresholds, k: int, width: _Width, surrogate: str) -> 
 
 
 def _backward(k: int, surrogate: str, residuals: _Residuals, cotangent: Array) -> tuple[Array, _Width]:
-    """Closed form: dL/dz through the normalisation, then to x directly and to the two order statistics."""
+    """Derivatives with respect to the scores, and to the width's two numbers, which are sums over all rows."""
     x, t, width = residuals
-    t, step = _finite(t)
+    of_rows = functools.partial(_row_derivatives, k=k, surrogate=surrogate)
+    if triton.fits_rows(x):
+        one = jax.ShapeDtypeStruct(t.kth.shape, x.dtype)
+        d_x, *d_width = triton.by_rows(of_rows, [x, cotangent, *t], [*width], [jax.ShapeDtypeStruct(x.shape, x.dtype),
+                                                                               one, one], fill=[-jnp.inf, *[0.0] * 5])
+    else:
+        d_x, *d_width = of_rows(x, cotangent, *t, *width)
+    return d_x, _Width(*(jnp.sum(d) for d in d_width))
+
+
+def _row_derivatives(x: Array, cotangent: Array, kth: Array, following: Array, kth_index: Array, next_index: Array,
+                     temperature: Array, eps: Array, *, k: int, surrogate: str) -> tuple[Array, Array, Array]:
+    """Closed form: dL/dz through the normalisation, then to x directly and to the two order statistics.
+
+    And, for each row, to the temperature and to eps.
+    """
+    width = _Width(temperature, eps)
+    t, step = _finite(Thresholds(kth, following, kth_index, next_index))
     z, scale = _standardised(x, t, step, width, surrogate)
     if surrogate == "sigmoid":  # the same z, rounded alike on both sides of g: the sums below cancel over 1 / T
         z = jnp.clip(0.5 * ((x - t.kth) + (x - t.next)) / scale, -_SATURATED, _SATURATED)
@@ -265,7 +291,7 @@ def _backward(k: int, surrogate: str, residuals: _Residuals, cotangent: Array) -
     d_kth = 0.5 * d_threshold + width.temperature * d_scale
     d_next = 0.5 * d_threshold - width.temperature * d_scale
     d_x = d_x + jnp.where(index == t.kth_index, d_kth, 0) + jnp.where(index == t.next_index, d_next, 0)
-    return d_x, _Width(jnp.sum(d_scale * (t.kth - t.next)), jnp.sum(d_scale))
+    return d_x, d_scale * (t.kth - t.next), d_scale
 
 
 _soft.defvjp(_soft_fwd, _backward)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from jaxablate.config.checks import require
+from jaxablate.ops import triton
 from jaxablate.ops.masks import nonzero_sum, weights
 from jaxablate.registry import Registry
 from jaxablate.types import at_least_float32
@@ -162,13 +163,32 @@ def reconstruction(clean: Float[ArrayLike, "*batch d"], ablated: Float[ArrayLike
 
 @_one_program
 def _reconstruction(clean: jax.Array, ablated: jax.Array, least_square: float) -> jax.Array:
+    rows = _reconstruction_of_rows_on_gpu if triton.fits_rows(clean) else _reconstruction_of_rows
+    return jnp.sum(rows(clean, ablated, least_square)) / clean.size
+
+
+def _reconstruction_of_rows(clean: jax.Array, ablated: jax.Array, least_square: float) -> jax.Array:
+    """The sum of squares of each row, [..., 1]."""
+
     def unit(x: jax.Array) -> jax.Array:
         factor = _factor_into_range(x, axes=-1)
         x = x * factor
         least = jnp.square(factor) * least_square
         return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), least))
 
-    return jnp.mean(jnp.square(unit(clean) - unit(ablated)))
+    return jnp.sum(jnp.square(unit(clean) - unit(ablated)), axis=-1, keepdims=True)
+
+
+@jax.custom_vjp
+def _reconstruction_of_rows_on_gpu(clean: jax.Array, ablated: jax.Array, least_square: jax.Array) -> jax.Array:
+    one = jax.ShapeDtypeStruct((*clean.shape[:-1], 1), clean.dtype)
+    least_square = jnp.asarray(least_square, clean.dtype)
+    return triton.by_rows(lambda *x: [_reconstruction_of_rows(*x)], [clean, ablated], [least_square], [one])[0]
+
+
+_reconstruction_of_rows_on_gpu.defvjp(
+    lambda *arrays: (_reconstruction_of_rows_on_gpu(*arrays), arrays),
+    lambda arrays, d: jax.vjp(_reconstruction_of_rows, *arrays)[1](d))
 
 
 def mean_over_texts(values: Float[ArrayLike, "batch tokens"], mask: Mask) -> Float[Array, ""]:

@@ -33,7 +33,7 @@ def _tied(shape, seed=0):
 _METHODS = {name: jax.jit(method, static_argnums=1) for name, method in {
     "chosen": thresholds,
     "bisection": order_statistics._by_bisection,
-    "repeated": lambda x, k: order_statistics._by_repeated_max(x, k, unroll=1),
+    "repeated": lambda x, k: order_statistics._by_repeated_max(x, k),
 }.items()}
 
 

@@ -1,10 +1,10 @@
 """Causal attention of the clean stream, and of the ablated stream that reads the clean stream's keys and values.
 
-Both are one operation: earlier positions come from (k, v), the own position from the same or from (k_self, v_self).
+All are one operation: earlier positions come from (k, v), the own position from the same or from (k_self, v_self).
 It runs over blocks of queries, so that keys no query of a block sees cost nothing, and has a derivative of its own,
 with which forward and backward take 28.7 ms where JAX's takes 163 (medians, CPU). On accelerators it recomputes the
-probabilities: q, k, v, the result and one log-sum-exp a query are kept, never [B, N, T, T]. On CPU the exponentials are
-kept, which is faster.
+probabilities: q, k, v, the result and one log-sum-exp a query are kept, never [B, N, T, T], and a block is large, since
+each costs some ten kernels. On CPU the exponentials are kept, which is faster.
 """
 
 import functools
@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from jaxablate.config.checks import require
+from jaxablate.ops import triton
 from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
@@ -26,8 +28,11 @@ Scale = float | Shaped[Array | np.ndarray, ""]
 Pair = tuple[Array, Array]
 """Keys and values, [B, N, T, H]."""
 
-# Queries of a block: at T = 256 on CPU 32 and 64 did best of 32..256. Longer sequences take at most 8 blocks.
-_BLOCK, _MOST_BLOCKS = 64, 8
+KEPT_OF_ATTENTION = ("attention",)
+"""Names, for policies of `jax.checkpoint`, of the arrays without which the backward pass would attend anew."""
+
+# Positions of a block: at T = 256 on CPU 32 and 64 did best of 32..256. Longer sequences take at most 8 blocks.
+_CPU_BLOCK, _BLOCK, _MOST_BLOCKS = 64, 512, 8
 
 
 def causal_attention(q: Heads, k: Heads, v: Heads, *, window: int | None = None, scale: Scale = 1.0) -> HeadOutputs:
@@ -54,6 +59,45 @@ def two_stream_attention(
     """
     q, k, v, k_self, v_self = _checked(window, q=q, k=k, v=v, k_self=k_self, v_self=v_self)
     return _attention(q, (k, v), (k_self, v_self), window, scale)
+
+
+def packed_attention(
+    qkv: Float[ArrayLike, "streams batch time 3 heads width"], *, window: int | None = None, scale: Scale = 1.0
+) -> Float[Array, "streams batch time heads width"]:
+    """`causal_attention` of the clean stream, and with a second stream `two_stream_attention` of it, in one.
+
+    The first axis is the stream, the clean one first; queries, keys and values lie beside each other, as one product
+    makes them. All else is as in `causal_attention`.
+    """
+    qkv = jnp.asarray(qkv)
+    _check_window(window)
+    require(qkv.ndim == 6 and qkv.shape[0] in (1, 2) and qkv.shape[3] == 3,
+            f"qkv has the shape {qkv.shape}; give one or two streams, [streams, batch, time, 3, heads, width]")
+    if triton.fits_attention(qkv) and not isinstance(scale, Tracer):
+        return _on_gpu(qkv, window, float(scale))
+    streams, batch, time, _, heads, width = qkv.shape
+    clean = _heads_first(qkv[0, :, :, 1]), _heads_first(qkv[0, :, :, 2])
+    # Queries of both streams at a position lie one after another.
+    q, *own = (qkv[:, :, :, i].transpose(1, 3, 2, 0, 4).reshape(batch, heads, streams * time, width) for i in range(3))
+    out = _attention(q, clean, (own[0], own[1]) if streams == 2 else None, window, scale)
+    return out.reshape(batch, time, streams, heads, width).transpose(2, 0, 1, 3, 4)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _on_gpu(qkv: Array, window: int | None, scale: float) -> Array:
+    return triton.attention_forward(qkv, window, scale)[0]
+
+
+def _on_gpu_fwd(qkv: Array, window: int | None, scale: float) -> tuple[Array, tuple[Array, Array, Array]]:
+    out, log_sum = _kept(triton.attention_forward(qkv, window, scale))
+    return out, (qkv, out, log_sum)
+
+
+def _on_gpu_bwd(window: int | None, scale: float, residuals: tuple[Array, Array, Array], d_out: Array) -> tuple[Array]:
+    return (triton.attention_backward(*residuals, d_out, window, scale),)
+
+
+_on_gpu.defvjp(_on_gpu_fwd, _on_gpu_bwd)
 
 
 def attention_weights(
@@ -104,8 +148,7 @@ def masked_attention(
 
 def _checked(window: int | None, **arrays: ArrayLike) -> list[Array]:
     """Arrays of one shape [batch, time, heads, width] with the heads first."""
-    require(not isinstance(window, Tracer), "window is traced by JAX, but it decides what is compiled; give an int")
-    require(window is None or window > 0, f"window={window} must be positive, or None for all earlier positions")
+    _check_window(window)
     found = {name: jnp.asarray(x) for name, x in arrays.items()}
     shapes = [x.shape for x in found.values()]
     require(len(set(shapes)) == 1 and len(shapes[0]) == 4,
@@ -114,29 +157,53 @@ def _checked(window: int | None, **arrays: ArrayLike) -> list[Array]:
     return [_heads_first(x) for x in found.values()]
 
 
+def _check_window(window: int | None) -> None:
+    require(not isinstance(window, Tracer), "window is traced by JAX, but it decides what is compiled; give an int")
+    require(window is None or window > 0, f"window={window} must be positive, or None for all earlier positions")
+
+
 def _attention(q: Array, clean: Pair, own: Pair | None, window: int | None, scale: Scale) -> Array:
     """`_attend` with the heads in their place; a traced scale, which may be learned, multiplies the queries."""
     require(jnp.ndim(scale) == 0, f"scale has the shape {jnp.shape(scale)}; give a number")
     if q.size == 0:
-        return _heads_first(jnp.zeros_like(clean[1]))
+        return _heads_first(jnp.zeros(q.shape, clean[1].dtype))
     if isinstance(scale, Tracer):
         wide = _wide(q)
         q, scale = (q.astype(wide) * scale.astype(wide)).astype(q.dtype), 1.0
     return _heads_first(_attend(*match_varying((q, clean, own)), window, float(scale)))
 
 
+def _kept(arrays: Any) -> Any:
+    return jax.tree.map(lambda x: checkpoint_name(x, *KEPT_OF_ATTENTION), arrays)
+
+
 class _Block(NamedTuple):
-    """Queries [start, stop) and the keys [first, stop) that some of them see."""
+    """Positions [start, stop) of queries, and the keys [first, stop) that some of them see.
+
+    Where two streams attend together, there are ``streams`` queries a position, one after another.
+    """
 
     start: int
     stop: int
     first: int
+    streams: int = 1
+
+    @property
+    def queries(self) -> slice:
+        """Of the block, among all."""
+        return slice(self.start * self.streams, self.stop * self.streams)
+
+    @property
+    def keys(self) -> slice:
+        """Of the clean stream."""
+        return slice(self.first, self.stop)
 
 
-def _blocks(length: int, window: int | None) -> list[_Block]:
-    size = max(_BLOCK, -(-length // _MOST_BLOCKS))
+def _blocks(q: Array, k: Array, window: int | None, size: int) -> list[_Block]:
+    length, streams = k.shape[2], q.shape[2] // k.shape[2]
+    size = max(size, -(-length // _MOST_BLOCKS))
     starts = range(0, length, size)
-    return [_Block(s, min(s + size, length), 0 if window is None else max(0, s - window + 1)) for s in starts]
+    return [_Block(s, min(s + size, length), 0 if window is None else max(0, s - window + 1), streams) for s in starts]
 
 
 def _heads_first(x: Array) -> Array:
@@ -146,7 +213,7 @@ def _heads_first(x: Array) -> Array:
 
 def _hidden(block: _Block, window: int | None, strict: bool) -> Array:
     """True where a query of the block must not see a key: the key is later (or its own), or has left the window."""
-    i = jnp.arange(block.start, block.stop)[:, None]
+    i = jnp.arange(block.queries.start, block.queries.stop)[:, None] // block.streams
     j = jnp.arange(block.first, block.stop)[None, :]
     later = (j >= i) if strict else (j > i)
     return later if window is None else later | (i - j >= window)
@@ -172,22 +239,45 @@ def _own_scores(q: Array, k_self: Array, scale: Scale) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _attend(q: Array, clean: Pair, own: Pair | None, window: int | None, scale: float) -> Array:
-    """Heads first. clean = (k, v); own = (k_self, v_self), or None where the own position is the clean one too."""
-    return _forward(q, clean, own, window, scale)[0]
+    """Heads first. clean = (k, v); own = (k_self, v_self), or None where the own position is the clean one too.
+
+    q and own may have several queries a position (`_Block`).
+    """
+    on_cpu, elsewhere = (lambda q, clean, own, size=size: _forward(q, clean, own, window, scale, size)[0]
+                         for size in (_CPU_BLOCK, _BLOCK))
+    return jax.lax.platform_dependent(q, clean, own, cpu=on_cpu, default=elsewhere)
 
 
-def _forward(q: Array, clean: Pair, own: Pair | None, window: int | None, scale: float
+def _attend_fwd(q: Array, clean: Pair, own: Pair | None, window: int | None, scale: float
+                ) -> tuple[Array, tuple[Any, ...]]:
+    # On CPU the exponentials stay for the backward pass: memory there is large and arithmetic slow. Elsewhere zeros
+    # that nothing reads stand for them, since both must be of one type; the compiler drops those.
+    def on_cpu(q: Array, clean: Pair, own: Pair | None) -> tuple[Array, Array, list[Pair]]:
+        return _forward(q, clean, own, window, scale, _CPU_BLOCK)
+
+    kept_on_cpu = jax.eval_shape(on_cpu, q, clean, own)[2]
+
+    def elsewhere(q: Array, clean: Pair, own: Pair | None) -> tuple[Array, Array, list[Pair]]:
+        out, log_sum, _ = _forward(q, clean, own, window, scale, _BLOCK)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept_on_cpu)
+        return out, log_sum, match_varying(zeros, like=(q, clean, own))
+
+    out, log_sum, kept = _kept(jax.lax.platform_dependent(q, clean, own, cpu=on_cpu, default=elsewhere))
+    return out, (q, clean, own, out, log_sum, kept)
+
+
+def _forward(q: Array, clean: Pair, own: Pair | None, window: int | None, scale: float, size: int
              ) -> tuple[Array, Array, list[Pair]]:
-    """Head outputs [B, N, T, H], log-sum-exp of the scores [B, N, T, 1], and each block's probabilities."""
+    """Head outputs, log-sum-exp of the scores [B, N, queries, 1], and each block's probabilities and their sum."""
     outs, log_sums, exponentials = [], [], []
-    for block in _blocks(q.shape[2], window):
-        rows, keys = slice(block.start, block.stop), slice(block.first, block.stop)
-        k, v = (x[:, :, keys] for x in clean)
-        scores = _scores(q[:, :, rows], k, block, window, scale, own is not None)
+    for block in _blocks(q, clean[0], window, size):
+        k, v = (x[:, :, block.keys] for x in clean)
+        queries = q[:, :, block.queries]
+        scores = _scores(queries, k, block, window, scale, own is not None)
         top = jnp.max(scores, axis=-1, keepdims=True)
         if own is not None:
-            k_self, v_self = (x[:, :, rows] for x in own)
-            own_scores = _own_scores(q[:, :, rows], k_self, scale)
+            k_self, v_self = (x[:, :, block.queries] for x in own)
+            own_scores = _own_scores(queries, k_self, scale)
             top = jnp.maximum(top, own_scores)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -198,53 +288,67 @@ def _forward(q: Array, clean: Pair, own: Pair | None, window: int | None, scale:
         outs.append((out / total).astype(v.dtype))
         log_sums.append(top + jnp.log(total))
         exponentials.append((weights, total))
-    return jnp.concatenate(outs, axis=2), jnp.concatenate(log_sums, axis=2), exponentials
+    return _joined(outs), _joined(log_sums), exponentials
 
 
-def _attend_fwd(q: Array, clean: Pair, own: Pair | None, window: int | None, scale: float
-                ) -> tuple[Array, tuple[Any, ...]]:
-    out, log_sum, exponentials = _forward(q, clean, own, window, scale)
-    # On CPU the exponentials stay for the backward pass: memory there is large and arithmetic slow. Elsewhere zeros
-    # that nothing reads stand for them, since both must be of one type; the compiler drops those.
-    kept = jax.lax.platform_dependent(exponentials, cpu=lambda x: x, default=_zeros)
-    return out, (q, clean, own, out, log_sum, kept)
-
-
-def _zeros(tree: Any) -> Any:
-    return jax.tree.map(jnp.zeros_like, tree)
+def _joined(blocks: list[Array]) -> Array:
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=2)
 
 
 def _attend_bwd(window: int | None, scale: float, residuals: tuple[Any, ...], d_out: Array
                 ) -> tuple[Array, Pair, Pair | None]:
+    def elsewhere(d_out: Array, residuals: tuple[Any, ...]) -> tuple[Array, Pair, Pair | None]:
+        return _backward(d_out, (*residuals[:-1], None), window, scale, _BLOCK)
+
+    def on_cpu(d_out: Array, residuals: tuple[Any, ...]) -> tuple[Array, Pair, Pair | None]:
+        return _backward(d_out, residuals, window, scale, _CPU_BLOCK)
+
+    return jax.lax.platform_dependent(d_out, residuals, cpu=on_cpu, default=elsewhere)
+
+
+def _backward(d_out: Array, residuals: tuple[Any, ...], window: int | None, scale: float, size: int
+              ) -> tuple[Array, Pair, Pair | None]:
+    """Derivatives with respect to q, clean and own; without the exponentials they are computed again."""
     q, (k, v), own, out, log_sum, exponentials = residuals
     wide = _wide(q)
     delta = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1, keepdims=True)
     # [B, N, H, T]: XLA's CPU product over the queries is five times faster with the keys last.
-    d_k, d_v = (jnp.zeros(x.shape[:2] + x.shape[:1:-1], wide) for x in (k, v))
+    d_k = d_v = None
     d_q = []
-    for i, block in enumerate(_blocks(q.shape[2], window)):
-        rows, keys = slice(block.start, block.stop), slice(block.first, block.stop)
-        weights, total = jax.lax.platform_dependent(
-            exponentials[i], q[:, :, rows], k[:, :, keys], log_sum[:, :, rows], cpu=lambda kept, *_: kept,
-            default=functools.partial(_recomputed, block=block, window=window, scale=scale, strict=own is not None))
-        scaled = d_out[:, :, rows].astype(wide) / total
-        d_weights = _dot("bnth,bnsh->bnts", scaled, v[:, :, keys], v) - delta[:, :, rows] / total
+    for i, block in enumerate(_blocks(q, k, window, size)):
+        queries, keys, values = q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys]
+        if exponentials is None:
+            weights, total = _recomputed(queries, keys, log_sum[:, :, block.queries], block=block, window=window,
+                                         scale=scale, strict=own is not None)
+        else:
+            weights, total = exponentials[i]
+        scaled = d_out[:, :, block.queries].astype(wide) / total
+        d_weights = _dot("bnth,bnsh->bnts", scaled, values, v) - delta[:, :, block.queries] / total
         d_scores = weights * d_weights * scale
-        d_q.append(_dot("bnts,bnsh->bnth", d_scores, k[:, :, keys], k))
-        d_k = d_k.at[..., keys].add(_dot("bnts,bnth->bnhs", d_scores, q[:, :, rows], q))
-        d_v = d_v.at[..., keys].add(_dot("bnts,bnth->bnhs", weights, scaled, v))
-    d_q, d_own = jnp.concatenate(d_q, axis=2), None
+        d_q.append(_dot("bnts,bnsh->bnth", d_scores, keys, k))
+        d_k = _added(d_k, _dot("bnts,bnth->bnhs", d_scores, queries, q), block, k)
+        d_v = _added(d_v, _dot("bnts,bnth->bnhs", weights, scaled, v), block, v)
+    d_q, d_own = _joined(d_q), None
     if own is not None:
         k_self, v_self = own
         prob = jnp.exp(_own_scores(q, k_self, scale) - log_sum)
         d_score = prob * (_own_scores(d_out, v_self, 1.0) - delta) * scale
         d_q = d_q + d_score * k_self.astype(wide)
         d_own = (d_score * q.astype(wide)).astype(k_self.dtype), (prob * d_out.astype(wide)).astype(v_self.dtype)
-    d_clean = d_k.swapaxes(2, 3).astype(k.dtype), d_v.swapaxes(2, 3).astype(v.dtype)
-    return d_q.astype(q.dtype), d_clean, d_own
+    d_clean = tuple(jnp.asarray(d).swapaxes(2, 3).astype(x.dtype) for d, x in ((d_k, k), (d_v, v)))
+    return d_q.astype(q.dtype), (d_clean[0], d_clean[1]), d_own
 
 
-def _recomputed(_kept: Pair, q: Array, k: Array, log_sum: Array, **options: Any) -> Pair:
+def _added(total: Array | None, part: Array, block: _Block, like: Array) -> Array:
+    """The sum [B, N, H, T] over blocks so far, with that of one more, [B, N, H, keys]."""
+    if part.shape[-1] == like.shape[2] and total is None:
+        return part
+    so_far: Array = match_varying(jnp.zeros(like.shape[:2] + like.shape[:1:-1], part.dtype), like=part) \
+        if total is None else total
+    return so_far.at[..., block.keys].add(part)
+
+
+def _recomputed(q: Array, k: Array, log_sum: Array, **options: Any) -> Pair:
     """Probabilities of a block, and the total by which they are yet to be divided, which is 1."""
     # Without a barrier the compiler would merge them with those of the forward pass.
     q, k, log_sum = jax.lax.optimization_barrier((q, k, log_sum))

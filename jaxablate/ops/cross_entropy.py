@@ -22,7 +22,7 @@ from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
 # Tokens whose logits are held at once: on CPU 256 to 512 were fastest (the chunk's logits still fit the caches).
-_CPU_CHUNK, _CHUNK = 512, 8192
+_CPU_CHUNK, _CHUNK = 512, 4096
 
 
 def linear_cross_entropy(
@@ -57,9 +57,10 @@ def linear_cross_entropy(
     rows = _vocabulary(vocabulary, embedding)
     targets, weights = masks.valid_targets(targets, weights, rows)
     count = masks.nonzero_sum(weights)
-    sums: list[Array] = [
-        _weighted_loss(*match_varying((stream, embedding, targets, weights)), rows, chunk) for stream in streams]
-    return tuple(total / count for total in sums)
+    if not streams:
+        return ()
+    sums: Any = _weighted_losses(*match_varying((jnp.stack(streams), embedding, targets, weights)), rows, chunk)
+    return tuple(sums[i] / count for i in range(len(streams)))
 
 
 def per_token_cross_entropy(
@@ -90,7 +91,9 @@ def _vocabulary(given: int | None, embedding: Array) -> int:
 def _token_losses(hidden: Array, embedding: Array, targets: Array, vocabulary: int, chunk: int) -> Array:
     """[B, T] losses of targets that exist."""
 
-    def all_losses(hidden: Array, embedding: Array, targets: Array, *, size: int) -> Array:
+    def all_losses(hidden: Array, embedding: Array, targets: Array, *, size: int, on_cpu: bool) -> Array:
+        del on_cpu
+
         def losses(part: tuple[Array, ...]) -> Array:
             h, t = part
             _, total, top = _exponentials(h, embedding, vocabulary)
@@ -102,56 +105,77 @@ def _token_losses(hidden: Array, embedding: Array, targets: Array, vocabulary: i
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _weighted_loss(
+def _weighted_losses(
     hidden: Array, embedding: Array, targets: Array, weights: Array, vocabulary: int, chunk: int
 ) -> Array:
-    """sum over tokens of weight * loss."""
-    return jnp.sum(weights * _token_losses(hidden, embedding, targets, vocabulary, chunk))
+    """[S] sums over tokens of weight * loss, of streams [S, B, T, D]."""
+    losses = [_token_losses(stream, embedding, targets, vocabulary, chunk) for stream in hidden]
+    return jnp.stack([jnp.sum(weights * of_stream) for of_stream in losses])
 
 
-def _weighted_loss_fwd(
+def _weighted_losses_fwd(
     hidden: Array, embedding: Array, targets: Array, weights: Array, vocabulary: int, chunk: int
-) -> tuple[Array, tuple[Array, Array, Array]]:
-    gradients = functools.partial(_loss_and_gradients, vocabulary=vocabulary)
-    loss, *residuals = _in_chunks(gradients, chunk, targets.shape, hidden, embedding, targets, weights)
-    return loss, tuple(residuals)
+) -> tuple[Array, tuple[Array, list[Array], Array]]:
+    gradients = functools.partial(_losses_and_gradients, vocabulary=vocabulary)
+    sums, *residuals = _in_chunks(gradients, chunk, targets.shape, hidden, embedding, targets, weights)
+    return sums, tuple(residuals)
 
 
-def _loss_and_gradients(hidden: Array, embedding: Array, targets: Array, weights: Array, *, vocabulary: int,
-                        size: int) -> tuple[Array, Array, Array, Array]:
-    """The weighted sum of losses, its gradient with respect to hidden and embedding, and the losses [B, T]."""
-    wide = _wide(embedding)
+def _losses_and_gradients(hidden: Array, embedding: Array, targets: Array, weights: Array, *, vocabulary: int,
+                          size: int, on_cpu: bool) -> tuple[Array, Array, list[Array], Array]:
+    """The weighted sums of losses [S], their gradients with respect to hidden and embedding (one [D, V] a stream), and
+    the losses [S, B, T]."""
+    # One loop over the chunks of one stream after another is compiled once. On CPU a loop of few steps is slower.
+    groups = [[stream] for stream in hidden] if on_cpu else [list(hidden)]
+    loops = [_loop(group, embedding, targets, weights, vocabulary, size) for group in groups]
+    d_hidden, losses = jnp.concatenate([x for x, _, _ in loops]), jnp.concatenate([x for _, _, x in loops])
+    return (jnp.sum(weights[None] * losses, axis=(1, 2)), d_hidden, [d for loop in loops for d in loop[1]], losses)
 
-    def body(carry: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        loss, d_embedding = carry
-        h, t, w = part
+
+def _loop(hidden: list[Array], embedding: Array, targets: Array, weights: Array, vocabulary: int, size: int
+          ) -> tuple[Array, list[Array], Array]:
+    """Gradients with respect to hidden and embedding, and the losses [S, B, T]."""
+    wide, streams, length = _wide(embedding), len(hidden), targets.shape[1]
+
+    def body(d_embedding: Array, part: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+        stream, h, t, w = part
         exps, total, top = _exponentials(h, embedding, vocabulary)
         losses = _losses(h, embedding, t, total, top)
-        loss = loss + jnp.sum(w * losses)
         # total * (softmax - one-hot): the target's entry is changed in place.
         rows = jnp.indices(t.shape, sparse=True)
         exps = exps.at[(*rows, t)].add(-total, unique_indices=True, indices_are_sorted=True).astype(embedding.dtype)
         scale = (w / total)[..., None]
         d_hidden = jnp.einsum("btv,vd->btd", exps, embedding, preferred_element_type=wide) * scale
         scaled = (h.astype(wide) * scale).astype(embedding.dtype)
-        d_embedding = d_embedding + jnp.einsum("btd,btv->dv", scaled, exps, preferred_element_type=wide)
-        return (loss, d_embedding), (d_hidden.astype(hidden.dtype), losses)
+        grown = d_embedding if streams == 1 else jax.lax.dynamic_index_in_dim(d_embedding, stream, keepdims=False)
+        grown = grown + jnp.einsum("btd,btv->dv", scaled, exps, preferred_element_type=wide)
+        if streams > 1:
+            grown = jax.lax.dynamic_update_index_in_dim(d_embedding, grown, stream, 0)
+        return grown, (d_hidden.astype(h.dtype), losses)
 
     # The matrix's gradient grows as [D, V]: [V, D] would transpose every chunk's exponentials.
-    start = match_varying((jnp.zeros((), wide), jnp.zeros(embedding.shape[::-1], wide)), like=hidden)
-    (loss, d_embedding), by_token = jax.lax.scan(body, start, _chunks((hidden, targets, weights), size))
-    d_hidden, losses = (_joined(x, targets.shape[1]) for x in by_token)
-    return loss, d_hidden, d_embedding.T, losses
+    shape = embedding.shape[::-1]
+    start = match_varying(jnp.zeros(shape if streams == 1 else (streams, *shape), wide), like=hidden)
+    of_streams = [_chunks((stream, targets, weights), size) for stream in hidden]
+    count = of_streams[0][0].shape[0]
+    parts = of_streams[0] if streams == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *of_streams)
+    indices = match_varying(jnp.repeat(jnp.arange(streams), count), like=hidden)
+    d_embedding, by_token = jax.lax.scan(body, start, (indices, *parts))
+    d_hidden, losses = (jnp.stack([_joined(x[i * count : (i + 1) * count], length) for i in range(streams)])
+                        for x in by_token)
+    return d_hidden, [d_embedding] if streams == 1 else list(d_embedding), losses
 
 
-def _weighted_loss_bwd(
-    _vocabulary: int, _chunk: int, residuals: tuple[Array, Array, Array], cotangent: Array
+def _weighted_losses_bwd(
+    _vocabulary: int, _chunk: int, residuals: tuple[Array, list[Array], Array], cotangent: Array
 ) -> tuple[Array, Array, None, Array]:
     d_hidden, d_embedding, losses = residuals
-    return d_hidden * cotangent.astype(d_hidden.dtype), d_embedding * cotangent, None, losses * cotangent
+    of_tokens = cotangent[:, None, None]
+    d_table = functools.reduce(jnp.add, [d * cotangent[i] for i, d in enumerate(d_embedding)]).T
+    return d_hidden * of_tokens[..., None].astype(d_hidden.dtype), d_table, None, jnp.sum(losses * of_tokens, axis=0)
 
 
-_weighted_loss.defvjp(_weighted_loss_fwd, _weighted_loss_bwd)
+_weighted_losses.defvjp(_weighted_losses_fwd, _weighted_losses_bwd)
 
 
 def _check_shapes(hidden: Array, embedding: Array, targets: Array) -> None:
@@ -182,7 +206,7 @@ def _losses(hidden: Array, embedding: Array, targets: Array, total: Array, top: 
 
 
 def _in_chunks(function: Callable[..., Any], chunk: int, shape: tuple[int, ...], *arrays: Array) -> Any:
-    """``function(*arrays, size=)`` with the positions of a chunk of about ``chunk`` of the [B, T] tokens.
+    """``function(*arrays, size=, on_cpu=)`` with the positions of a chunk of about ``chunk`` of the [B, T] tokens.
 
     Where ``chunk`` is 0 the platform that it is compiled for decides.
     """
@@ -191,9 +215,8 @@ def _in_chunks(function: Callable[..., Any], chunk: int, shape: tuple[int, ...],
         parts = max(1, -(-math.prod(shape) // tokens))
         return max(1, -(-shape[1] // parts))
 
-    on_cpu, elsewhere = (functools.partial(function, size=positions(chunk or most)) for most in (_CPU_CHUNK, _CHUNK))
-    if on_cpu.keywords == elsewhere.keywords:
-        return on_cpu(*arrays)
+    on_cpu, elsewhere = (functools.partial(function, size=positions(chunk or most), on_cpu=most == _CPU_CHUNK)
+                         for most in (_CPU_CHUNK, _CHUNK))
     return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=elsewhere)
 
 

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxablate.config.checks import require
+from jaxablate.ops import triton
 from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
@@ -45,21 +46,51 @@ def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
 
 
 def _layer_norm_fwd(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, Residuals]:
+    of_rows = functools.partial(_normalised, d=x.shape[-1], eps=eps)
+    if triton.fits_rows(x):
+        one = jax.ShapeDtypeStruct((*x.shape[:-1], 1), x.dtype)
+        same = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        y, mean, inverse = triton.by_rows(of_rows, [x], [scale, bias], [same, one, one])
+    else:
+        y, mean, inverse = of_rows(x, _row(scale, x), _row(bias, x))
+    return y, (x, mean, inverse, scale)
+
+
+def _normalised(x: Array, scale: Array, bias: Array, *, d: int, eps: float) -> tuple[Array, Array, Array]:
+    """The result of rows, their means and inverse deviations. From the d-th on, columns are padding."""
     wide = x.astype(at_least_float32(x.dtype))
-    mean = jnp.mean(wide, axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
-    return (wide - mean) * inverse * _row(scale, x) + _row(bias, x), (x, mean, inverse, scale)
+    mean = jnp.sum(wide, axis=-1, keepdims=True) / d
+    centred = _inside(wide - mean, d)
+    inverse = jax.lax.rsqrt(jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / d + eps)
+    return centred * inverse * scale + bias, mean, inverse
 
 
 def _layer_norm_bwd(_eps: float, residuals: Residuals, d_y: Array) -> tuple[Array, Array, Array]:
     x, mean, inverse, scale = residuals
-    normal = (x.astype(mean.dtype) - mean) * inverse
-    d_normal = d_y * _row(scale, x)
-    mean_d = jnp.mean(d_normal, axis=-1, keepdims=True)
-    mean_dn = jnp.mean(d_normal * normal, axis=-1, keepdims=True)
-    d_x = inverse * (d_normal - mean_d - normal * mean_dn)
+    of_rows = functools.partial(_derivatives, d=x.shape[-1])
+    if triton.fits_rows(x):
+        outputs = [jax.ShapeDtypeStruct(shape, d_y.dtype) for shape in (x.shape, scale.shape, scale.shape)]
+        d_x, d_scale, d_bias = triton.by_rows(of_rows, [x, d_y, mean, inverse], [scale], outputs, totals=2)
+    else:
+        d_x, d_scale, d_bias = of_rows(x, d_y, mean, inverse, _row(scale, x))
+    return d_x.astype(x.dtype), d_scale.reshape(scale.shape), d_bias.reshape(scale.shape)
+
+
+def _derivatives(x: Array, d_y: Array, mean: Array, inverse: Array, scale: Array, *, d: int
+                 ) -> tuple[Array, Array, Array]:
+    """Of rows, of the scale and of the bias; the latter two are sums over all rows."""
+    normal = _inside((x.astype(mean.dtype) - mean) * inverse, d)
+    d_normal = d_y * scale
+    mean_d = jnp.sum(d_normal, axis=-1, keepdims=True) / d
+    mean_dn = jnp.sum(d_normal * normal, axis=-1, keepdims=True) / d
     rows = tuple(range(x.ndim - 1))
-    return d_x.astype(x.dtype), jnp.sum(d_y * normal, axis=rows), jnp.sum(d_y, axis=rows)
+    return (inverse * (d_normal - mean_d - normal * mean_dn), jnp.sum(d_y * normal, axis=rows, keepdims=True),
+            jnp.sum(d_y, axis=rows, keepdims=True))
+
+
+def _inside(x: Array, d: int) -> Array:
+    """Zero from the d-th column on."""
+    return x if x.shape[-1] == d else jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) < d, x, 0)
 
 
 def _row(x: Array, like: Array) -> Array:

@@ -4,6 +4,7 @@ XLA's sort (and so `jax.lax.top_k` with k > 1) took 64 ms on CPU for k = 8 of 51
 elementwise comparisons and reductions over the row, so the compiler fuses them and they shard along all other axes.
 """
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxablate.config.checks import require
+from jaxablate.ops import triton
 
 # Above this k, repeated maxima (2 reductions a winner) cost more than bisection (a fixed number of them).
 _MAX_REPEATED = 16
@@ -47,11 +49,18 @@ def thresholds(x: Float[Array, "*rows units"], k: int) -> Thresholds:
       (3.0, 1, 3.0, 2)
     """
     k = checked_k(x, k)
+    if triton.fits_rows(x):
+        one = [jax.ShapeDtypeStruct((*x.shape[:-1], 1), dtype) for dtype in (x.dtype, x.dtype, jnp.int32, jnp.int32)]
+        return Thresholds(*triton.by_rows(functools.partial(_by_passes, k=k), [x], [], one, fill=[-jnp.inf]))
     if k > _MAX_REPEATED:
         return _by_bisection(x, k)
     # On CPU half the passes, where nothing ties; the branch would stall an accelerator.
     return jax.lax.platform_dependent(x, cpu=lambda x: _by_distinct_max_or_repeated(x, k),
-                                      default=lambda x: _by_repeated_max(x, k, unroll=k))
+                                      default=lambda x: _by_repeated_max(x, k))
+
+
+def _by_passes(x: Array, k: int) -> Thresholds:
+    return _by_bisection(x, k) if k > _MAX_REPEATED else _by_repeated_max(x, k)
 
 
 def winners(x: Float[Array, "*rows units"], t: Thresholds) -> Bool[Array, "*rows units"]:
@@ -89,12 +98,12 @@ def _largest(x: Array, allowed: Array) -> tuple[Array, Array]:
     return value, index
 
 
-def _by_repeated_max(x: Array, k: int, unroll: int) -> Thresholds:
+def _by_repeated_max(x: Array, k: int) -> Thresholds:
     def following(_: Any, largest: tuple[Array, Array]) -> tuple[Array, Array]:
         return _largest(x, _below(x, *largest))
 
     first = _largest(x, jnp.ones(x.shape, bool))
-    kth = jax.lax.fori_loop(1, k, following, first, unroll=unroll)
+    kth = jax.lax.fori_loop(1, k, following, first)
     after = following(None, kth)
     return _unless_nan(first[0], Thresholds(kth[0], after[0], kth[1], after[1]))
 
@@ -102,7 +111,7 @@ def _by_repeated_max(x: Array, k: int, unroll: int) -> Thresholds:
 def _by_distinct_max_or_repeated(x: Array, k: int) -> Thresholds:
     distinct = _by_distinct_max(x, k)
     tied = jnp.any((_count(x >= distinct.kth) != k) | (_count(x >= distinct.next) != k + 1))
-    return jax.lax.cond(tied, lambda: _by_repeated_max(x, k, unroll=1), lambda: distinct)
+    return jax.lax.cond(tied, lambda: _by_repeated_max(x, k), lambda: distinct)
 
 
 def _by_distinct_max(x: Array, k: int) -> Thresholds:
