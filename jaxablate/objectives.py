@@ -1,17 +1,20 @@
 """Losses: a model's output to a scalar and metrics."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import cast
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from jaxablate.config import ClassificationObjective, ModelConfig, ObjectiveConfig, RegularizedObjective
 from jaxablate.config.checks import require
+from jaxablate.config.gated import UNIT_KINDS
 from jaxablate.errors import ConfigError
 from jaxablate.models.classifier import ClassifierOutput, SafrClassifier
-from jaxablate.models.decoder import DecoderOutput, Gates, SelfAblatingTransformer
+from jaxablate.models.decoder import DecoderOutput, Gates, LayerActivations, SelfAblatingTransformer
 from jaxablate.ops.attention import attention_weights
 from jaxablate.ops.cross_entropy import linear_cross_entropy
 from jaxablate.ops.masks import nonzero_sum, valid_targets, weights
@@ -41,7 +44,8 @@ def language_model_loss(
     Raises:
       ConfigError: a regulariser is not registered, or reads what the model does not have.
     """
-    out = cast(DecoderOutput, model.apply({"params": params}, inputs_BT, gates=gates))
+    keep = functools.partial(_layer_terms, model.config, objective)
+    out = cast(DecoderOutput, model.apply({"params": params}, inputs_BT, gates=gates, keep=keep))
     dtype = jnp.dtype(model.config.compute_dtype)
     embedding = jnp.asarray(params["embed"]["embedding"]).astype(dtype)
     streams = [out.final_clean] + ([] if out.final_ablated is None else [out.final_ablated])
@@ -54,14 +58,42 @@ def language_model_loss(
         loss = losses[0]
     else:
         loss = objective.clean * losses[0] + objective.ablated * losses[1]
-        rebuilt = stream_reconstruction(out)
+        rebuilt = [layer.reconstruction for layer in out.layers] + [reconstruction(out.final_clean, out.final_ablated)]
+        metrics["reconstruction"] = jnp.asarray(sum(rebuilt)) / len(rebuilt)
         if objective.reconstruction:  # a zero coefficient would still pay for the term's backward pass
-            loss += objective.reconstruction * rebuilt
-        metrics |= {"loss_ablated": losses[1], "reconstruction": rebuilt} | live_fractions(out)
-    wanted = [name for name, coefficient in objective.coefficients.items() if coefficient]
-    loss, terms = _regularized(loss, objective, wanted,
-                               lambda site: _decoder_arrays(out, model.config, objective, site), None)
+            loss += objective.reconstruction * metrics["reconstruction"]
+        metrics["loss_ablated"] = losses[1]
+        for kind in UNIT_KINDS:
+            metrics[f"live_{kind}"] = jnp.mean(jnp.stack([x.live[kind] for x in out.layers]), dtype=jnp.float32)
+    loss, terms = _regularized(loss, objective, {name: [x for layer in out.layers for x in layer.terms[name]]
+                                                 for name in _wanted(objective)})
     return loss, {"loss": loss} | metrics | terms
+
+
+@flax.struct.dataclass
+class _LayerTerms:
+    """What a loss needs of one layer."""
+
+    terms: dict[str, list[jax.Array]]
+    """Every regulariser of the activations that it reads; empty where it reads none of this layer."""
+    reconstruction: jax.Array | None = None
+    """`regularizers.reconstruction` of the two streams that leave the block."""
+    live: dict[str, jax.Array] | None = None
+    """Whether a unit's gate exceeds 0.5 at least once in the batch, for the two kinds of units."""
+
+
+def _layer_terms(config: ModelConfig, objective: ObjectiveConfig, layer: int, x: LayerActivations) -> _LayerTerms:
+    terms = {name: [REGULARIZERS[name].term(array, None) for array in _layer_arrays(config, objective, layer, x, name)]
+             for name in _wanted(objective)}
+    if x.ablated is None:
+        return _LayerTerms(terms)
+    gates = zip(UNIT_KINDS, (x.attention_gates, x.neuron_gates), strict=True)
+    live = {kind: jnp.any(jnp.asarray(gate) > 0.5, axis=(0, 1)) for kind, gate in gates}
+    return _LayerTerms(terms, reconstruction(x.clean.resid_post, x.ablated.resid_post), live)
+
+
+def _wanted(objective: ObjectiveConfig) -> list[str]:
+    return [name for name, coefficient in objective.coefficients.items() if coefficient]
 
 
 def check_regularizers(objective: RegularizedObjective, *, vmask: bool) -> None:
@@ -76,55 +108,38 @@ def check_regularizers(objective: RegularizedObjective, *, vmask: bool) -> None:
                               "to 0")
 
 
-def _regularized(loss: jax.Array, objective: RegularizedObjective, names: list[str],
-                 arrays: Callable[[Site], list[jax.Array]], mask: jax.Array | None) -> tuple[jax.Array, Metrics]:
-    """The loss with the named terms, and the terms, each the mean over the ``arrays`` of the activation it reads."""
+def _regularized(loss: jax.Array, objective: RegularizedObjective, values: Mapping[str, Sequence[jax.Array]]
+                 ) -> tuple[jax.Array, Metrics]:
+    """The loss with the named terms, and the terms, each the mean of its ``values`` on the activations it reads."""
     terms = {}
-    for name in names:
-        regularizer, coefficient = REGULARIZERS[name], objective.coefficients[name]
-        values = [regularizer.term(x, mask) for x in arrays(regularizer.reads)]
-        if values:
-            terms[name] = jnp.asarray(sum(values)) / len(values)
+    for name, of_arrays in values.items():
+        coefficient = objective.coefficients[name]
+        if of_arrays:
+            terms[name] = jnp.asarray(sum(of_arrays)) / len(of_arrays)
             if coefficient:  # one of zero would still pay for the term's backward pass
                 loss += coefficient * terms[name]
         elif coefficient:
-            raise ConfigError(f"regularizer {name!r} reads {regularizer.reads}, which the model does not have; set its "
-                              "coefficient to 0")
+            raise ConfigError(f"regularizer {name!r} reads {REGULARIZERS[name].reads}, which the model does not have; "
+                              "set its coefficient to 0")
     return loss, terms
 
 
-def _decoder_arrays(out: DecoderOutput, config: ModelConfig, objective: ObjectiveConfig, site: Site
-                    ) -> list[jax.Array]:
-    """What regularisers read in the chosen layers and streams: neurons as they reach the down-projection (gated ones
+def _layer_arrays(config: ModelConfig, objective: ObjectiveConfig, layer: int, x: LayerActivations, name: str
+                  ) -> list[jax.Array]:
+    """What a regulariser reads in the chosen layers and streams: neurons as they reach the down-projection (gated ones
     in the ablated stream), or attention weights, computed from queries and keys."""
-    arrays = []
-    for i in objective.regularized_layers or range(config.n_layers):
-        layer, options = out.layers[i], {"window": config.layer_window(i), "scale": config.attention_scale}
-        for kind in STREAMS if objective.regularized_stream == "both" else (objective.regularized_stream,):
-            stream = getattr(layer, kind)
-            if stream is not None and site == "vectors":
-                arrays.append(layer.neurons(kind))
-            elif stream is not None and site == "attention":
-                own_key = None if kind == "clean" else stream.key
-                arrays.append(attention_weights(stream.query, layer.clean.key, own_key, **options))
+    site, arrays = REGULARIZERS[name].reads, []
+    if layer not in (objective.regularized_layers or range(config.n_layers)):
+        return arrays
+    options = {"window": config.layer_window(layer), "scale": config.attention_scale}
+    for kind in STREAMS if objective.regularized_stream == "both" else (objective.regularized_stream,):
+        stream = getattr(x, kind)
+        if stream is not None and site == "vectors":
+            arrays.append(x.neurons(kind))
+        elif stream is not None and site == "attention":
+            own_key = None if kind == "clean" else stream.key
+            arrays.append(attention_weights(stream.query, x.clean.key, own_key, **options))
     return arrays
-
-
-def stream_reconstruction(out: DecoderOutput) -> Float[Array, ""]:
-    """R: the mean over the L block outputs and the final norm's output of `regularizers.reconstruction`."""
-    pairs = [(layer.clean.resid_post, layer.ablated.resid_post) for layer in out.layers if layer.ablated is not None]
-    pairs += [] if out.final_ablated is None else [(out.final_clean, out.final_ablated)]
-    return jnp.asarray(sum(reconstruction(clean, ablated) for clean, ablated in pairs)) / len(pairs)
-
-
-def live_fractions(out: DecoderOutput) -> Metrics:
-    """Fraction of (layer, unit) whose gate exceeds 0.5 at least once in the batch, for both kinds of units."""
-
-    def live(name: str) -> jax.Array:
-        used = [jnp.any(getattr(layer, name) > 0.5, axis=(0, 1)) for layer in out.layers]
-        return jax.lax.stop_gradient(jnp.mean(jnp.stack(used), dtype=jnp.float32))
-
-    return {"live_attention": live("attention_gates"), "live_neurons": live("neuron_gates")}
 
 
 def classification_loss(
@@ -165,8 +180,10 @@ def classification_loss(
         metrics |= {f"{name}_ablated": value for name, value in ablated.items()}
     if out.vmask is not None:
         metrics["kept"] = mean_over_texts(out.vmask, real)
-    loss, terms = _regularized(loss, objective, list(objective.coefficients),
-                               lambda site: _classifier_arrays(out, objective, site), counted)
+    loss, terms = _regularized(loss, objective, {
+        name: [REGULARIZERS[name].term(x, counted)
+               for x in _classifier_arrays(out, objective, REGULARIZERS[name].reads)]
+        for name in objective.coefficients})
     return loss, {"loss": loss} | metrics | terms
 
 

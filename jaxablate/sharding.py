@@ -6,9 +6,10 @@ and ``tensor``; a training step gathers the ``fsdp`` part where it uses a parame
 the model itself only ever meets whole or tensor-split weights and every activation keeps its batch split.
 """
 
+import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"embed/embedding", P("tensor", "fsdp")),  # [V, D]: the tied output is vocabulary-parallel
     (r"pos_embed/embedding", P(None, "fsdp")),  # [P, D]
     (r"attention/(query|key|value)/kernel", P("fsdp", "tensor", None)),  # [D, N, H]: heads
+    (r"attention/qkv/kernel", P("fsdp", None, "tensor", None)),  # [D, 3, N, H]: the same, joined where stacked
     (r"attention/out/kernel", P("tensor", None, "fsdp")),  # [N, H, D]
     (r"attention/(query|key|value)/bias", P("tensor", None)),  # [N, H]
     (r"mlp/up/kernel", P("fsdp", "tensor")),  # [D, F]: neurons
@@ -35,6 +37,7 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"(attention|neuron)_scores/bias", P("tensor")),
     (r"(attention/out|mlp/down)/bias", P()),  # [D]: added after the tensor-parallel sum
     (r"ln_(1|2|f)/(scale|bias)", P()),
+    (r"vectors", P()),  # [6, D]: those of the two lines above, joined where stacked
     (r"(vmask/(hidden|out)|classes)/(kernel|bias)", P()),  # small
 )
 """First rule whose expression matches the end of a parameter's path (whole names only) gives its partition."""
@@ -68,7 +71,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def partition_spec(path: str) -> P:
-    """Partition that `PARTITION_RULES` gives the parameter of this path.
+    """Partition that `PARTITION_RULES` gives the parameter of this path; stacked ones have their layers' axis first.
 
     >>> tuple(partition_spec("layer_3/mlp/up/kernel"))
     ('fsdp', 'tensor')
@@ -76,9 +79,10 @@ def partition_spec(path: str) -> P:
     Raises:
       ConfigError: no rule matches.
     """
+    stacked = (None,) if re.match(r"(.*/)?layers_\d+/", path) else ()
     for pattern, spec in PARTITION_RULES:
         if re.search(rf"(^|/){pattern}$", path):
-            return spec
+            return P(*stacked, *spec)
     raise ConfigError(f"no partition rule matches parameter {path!r}; add one to jaxablate.sharding.PARTITION_RULES")
 
 
@@ -95,9 +99,53 @@ def param_shardings(mesh: Mesh, abstract_tree: Any) -> Any:
     return _shardings(mesh, abstract_tree, dropped=())
 
 
+def gather(mesh: Mesh, params: Any) -> Any:
+    """Parameters, or a part of them, gathered over ``fsdp`` to be used; their gradient is split over it again.
+
+    Left alone, the partitioner is free to split activations over D, where the stored parameter is split, and to gather
+    the batch instead. Gathering the parameters by hand settles it: activations follow the batch.
+    """
+    return params if mesh.shape["fsdp"] == 1 else _gather(mesh, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(mesh: Mesh, params: Any) -> Any:
+    return jax.lax.with_sharding_constraint(params, gathered_shardings(mesh, params))
+
+
+def _scatter(mesh: Mesh, _: None, gradient: Any) -> tuple[Any]:
+    # First as the parameters were used: else the split would reach back into the products, and gather activations. The
+    # compiler makes one reduce-scatter of the sum and the split.
+    whole = jax.lax.with_sharding_constraint(gradient, gathered_shardings(mesh, gradient))
+    return (jax.lax.with_sharding_constraint(whole, param_shardings(mesh, gradient)),)
+
+
+_gather.defvjp(lambda mesh, params: (_gather(mesh, params), None), _scatter)
+
+
 def gathered_shardings(mesh: Mesh, abstract_tree: Any) -> Any:
     """Sharding of every parameter while a step uses it: `param_shardings` with the ``fsdp`` axis gathered."""
     return _shardings(mesh, abstract_tree, dropped=("fsdp",))
+
+
+def over_whole_rows(mesh: Mesh, function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """A function of the rows of an array [B, T, U] whose units are split over ``tensor``.
+
+    Its devices take whole rows of some positions each, in place of parts of all rows, whose every sum they would have
+    to exchange: one exchange before, one after.
+    """
+    if mesh.shape["tensor"] == 1:
+        return function
+
+    def split(x: jax.Array, *axes: str | None) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(BATCH_AXES, *axes)))
+
+    def whole(x: jax.Array) -> jax.Array:
+        positions = "tensor" if x.shape[1] % mesh.shape["tensor"] == 0 else None
+        units = "tensor" if x.shape[2] % mesh.shape["tensor"] == 0 else None
+        return split(split(function(split(x, positions)), positions), None, units)
+
+    return whole
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

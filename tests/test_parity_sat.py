@@ -99,13 +99,15 @@ def _forward_backward(config, objective):
     def loss(params, inputs, targets, gates):
         outputs = []
 
-        def keep(call, args, kwargs, context):
-            out = call(*args, **kwargs)
-            if context.module.name is None and context.method_name == "__call__":  # the whole model's
-                outputs.append(out)
+        def noted(call, args, kwargs, context):
+            if context.module.name is not None or context.method_name != "__call__":  # not the whole model's
+                return call(*args, **kwargs)
+            layers, keep = [], kwargs.pop("keep")
+            out = call(*args, **kwargs, keep=lambda i, layer: layers.append(layer) or keep(i, layer))
+            outputs.append(out.replace(layers=tuple(layers)))
             return out
 
-        with nn.intercept_methods(keep):
+        with nn.intercept_methods(noted):
             total, metrics = language_model_loss(model, params, inputs, targets, objective, gates=gates)
         (out,) = outputs
         names = ["loss", "loss_clean", "loss_ablated"] + ["reconstruction"] * bool(objective.reconstruction)

@@ -15,7 +15,7 @@ from jaxablate.config import Config, MeshConfig, ModelConfig, ObjectiveConfig, O
 from jaxablate.errors import ConfigError
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.objectives import language_model_loss
-from jaxablate.sharding import batch_sharding, check_batch, make_mesh, param_shardings, partition_spec
+from jaxablate.sharding import batch_sharding, check_batch, gather, make_mesh, param_shardings, partition_spec
 from jaxablate.training.loop import make_program
 from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxablate.training.program import Learner, compile_program
@@ -50,12 +50,13 @@ def program(config, mesh_config, accumulation_steps=1):
     def loss(params, batch, key):
         del key
         objective = ObjectiveConfig(reconstruction=0.1)
+        params = gather(mesh, params)
         return language_model_loss(model, params, batch["inputs"], batch["targets"], objective)
 
+    mesh = make_mesh(mesh_config)
     learner = Learner(init_params=lambda key: model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], train_loss=loss,
                       eval_loss=loss, counted="mask", parts=lambda batch: accumulation_steps)
-    return compile_program(learner, make_optimizer(settings, 10), learning_rate_schedule(settings, 10),
-                           make_mesh(mesh_config))
+    return compile_program(learner, make_optimizer(settings, 10), learning_rate_schedule(settings, 10), mesh)
 
 
 @functools.cache
@@ -137,7 +138,7 @@ def test_a_vocabulary_that_no_axis_divides_is_padded_while_it_trains():
             batch = jax.device_put({"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}, batch_sharding(padded.mesh))
             state, values = step(state, batch)
             losses.append({name: float(value) for name, value in values.items()})
-        ends.append((losses, jax.device_get(padded.unpadded(state).params)))
+        ends.append((losses, jax.device_get(padded.unpacked(state).params)))
     assert_same(*ends)
     assert padded.n_parameters == sum(x.size for x in jax.tree.leaves(ends[0][1]))
     table = padded.abstract.params["embed"]["embedding"]

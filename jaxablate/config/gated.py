@@ -8,6 +8,7 @@ from jaxablate.errors import ConfigError
 
 UnitKind = Literal["attention", "neurons"]
 """Kinds of gated units: channels of the concatenated attention heads, neurons of the MLP."""
+UNIT_KINDS: tuple[UnitKind, ...] = ("attention", "neurons")
 MOST_LAYERS = 1024
 """Layers of a model, at most: each is traced and compiled by itself, which takes the time of as many programs."""
 

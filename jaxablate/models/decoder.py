@@ -7,11 +7,14 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from jaxablate.config import ModelConfig
 from jaxablate.config.checks import require
+from jaxablate.config.gated import UNIT_KINDS
 from jaxablate.errors import ConfigError
-from jaxablate.gating import gate
+from jaxablate.gating import KEPT_OF_GATES, gate
 from jaxablate.models.layers import (
     Attention,
     CachedAttention,
@@ -21,9 +24,12 @@ from jaxablate.models.layers import (
     ScoreHead,
     torch_linear_init,
     unchanged,
+    unpacked,
 )
-from jaxablate.ops.attention import causal_attention, two_stream_attention
-from jaxablate.types import Stream, at_least_float32
+from jaxablate.models.stacking import Columns, over_layers
+from jaxablate.ops.attention import KEPT_OF_ATTENTION, packed_attention, two_stream_attention
+from jaxablate.sharding import gather, over_whole_rows
+from jaxablate.types import Params, Stream, at_least_float32
 
 Edit = Callable[[str, jax.Array], jax.Array]
 """(site, activation) -> the activation that the rest of the model goes on with, of the same shape.
@@ -114,7 +120,8 @@ class DecoderOutput:
     logits_clean: jax.Array
     """[B, T, V]."""
     logits_ablated: jax.Array | None
-    layers: tuple[LayerActivations, ...]
+    layers: tuple[Any, ...]
+    """`LayerActivations`, or what was kept of them."""
 
     @property
     def attention_gates(self) -> jax.Array | None:
@@ -140,6 +147,21 @@ Attend = Callable[..., jax.Array]
 Scores = tuple[jax.Array, jax.Array]
 """Relevance scores of a layer before top-k: attention channels [B, T, D], neurons [B, T, F]."""
 
+KEPT = ("qkv", "resid_mid", "mlp_pre", "scores")
+"""Activations that a scan over layers keeps for its backward pass, beside those of gates and attention."""
+
+GatePair = tuple[jax.Array, jax.Array]
+"""Gates of a layer, shaped as its scores."""
+
+Keep = Callable[[int, LayerActivations], Any]
+"""(layer, its activations) -> what an output has of them, a tree of arrays."""
+
+
+def keep_all(_layer: int, activations: LayerActivations) -> LayerActivations:
+    """The `Keep` that keeps everything."""
+    return activations
+
+
 KeyValueCache = tuple[tuple[jax.Array, jax.Array], ...]
 """For each layer the clean stream's keys and values, [B, S, N, H] with room for S positions."""
 
@@ -149,6 +171,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     layer: int
+    mesh: Mesh | None = None
 
     def setup(self):
         c = self.config
@@ -164,16 +187,19 @@ class Block(nn.Module):
         ``attend`` makes head outputs of q, k and v; None attends causally over this very sequence.
         """
         x_BTD = edit("resid_pre", x_BTD)
-        q, k, v = self.attention.project(self.ln_1(x_BTD))
-        head_out = causal_attention(q, k, v, **self._attention_options()) if attend is None else attend(q, k, v)
-        return self._finish(x_BTD, (q, k, v), head_out, (None, None), edit)
+        qkv = checkpoint_name(self.attention.project(self.ln_1(x_BTD)), "qkv")
+        if attend is None:
+            head_out = packed_attention(qkv[None], **self._attention_options())[0]
+        else:
+            head_out = attend(*unpacked(qkv))
+        return self._finish(x_BTD, qkv, head_out, (None, None), edit)
 
     def ablated(
         self,
         x_BTD: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        gates: tuple[jax.Array, jax.Array],
+        gates: GatePair,
         attend: Attend | None = None,
         edit: FieldEdit = unchanged,
     ) -> StreamActivations:
@@ -183,16 +209,43 @@ class Block(nn.Module):
         q, k, v, k_self and v_self; None attends over this very sequence.
         """
         x_BTD = edit("resid_pre", x_BTD)
-        q, k_self, v_self = self.attention.project(self.ln_1(x_BTD))
+        qkv = checkpoint_name(self.attention.project(self.ln_1(x_BTD)), "qkv")
+        q, k_self, v_self = unpacked(qkv)
         if attend is None:
             head_out = two_stream_attention(q, k, v, k_self, v_self, **self._attention_options())
         else:
             head_out = attend(q, k, v, k_self, v_self)
-        return self._finish(x_BTD, (q, k_self, v_self), head_out, gates, edit)
+        return self._finish(x_BTD, qkv, head_out, gates, edit)
 
-    def scores(self, x_BTD: jax.Array) -> Scores:
-        """Local relevance scores, read from the block's incoming clean residual, not normalised."""
-        return self.attention_scores(x_BTD), self.neuron_scores(x_BTD)
+    def both(self, x_SBTD: jax.Array, gates: GatePair | None = None) -> tuple[jax.Array, LayerActivations]:
+        """Both streams, the clean one first, in the same products; without given gates the block's own.
+
+        Returns:
+          What leaves the block, [2, B, T, D], and all activations.
+        """
+        scores = self.scores(x_SBTD[0])
+        pair = self.gates(scores) if gates is None else gates
+        qkv = checkpoint_name(self.attention.project(self.ln_1(x_SBTD)), "qkv")
+        head_out = packed_attention(qkv, **self._attention_options())
+        attention, neurons = (jnp.stack([jnp.ones_like(gate), gate]) for gate in pair)
+        both = self._finish(x_SBTD, qkv, head_out, (attention, neurons), unchanged)
+        clean, ablated = (jax.tree.map(lambda x, s=s: x[s], both) for s in range(2))
+        return both.resid_post, LayerActivations(clean, ablated, *scores, *pair)
+
+    def gates(self, scores: tuple[Any, Any]) -> GatePair:
+        """Gates of the layer's attention channels [B, T, D] and neurons [B, T, F] from their scores."""
+        attention, neurons = (gate(self.config, kind, self.layer) for kind in UNIT_KINDS)
+        if self.mesh is not None:
+            attention, neurons = (over_whole_rows(self.mesh, function) for function in (attention, neurons))
+        return attention(scores[0]), neurons(scores[1])
+
+    def scores(self, x_BTD: jax.Array, overall: Scores | None = None) -> Scores | tuple[None, None]:
+        """Local relevance scores, read from the block's incoming clean residual, not normalised, where it has them;
+        with those that the model gives it added."""
+        if self.config.ablation not in ("local", "both"):
+            return overall or (None, None)
+        local = tuple(checkpoint_name(head(x_BTD), "scores") for head in (self.attention_scores, self.neuron_scores))
+        return local if overall is None else (local[0] + overall[0], local[1] + overall[1])
 
     def _attention_options(self) -> dict[str, Any]:
         return {"window": self.config.layer_window(self.layer), "scale": self.config.attention_scale}
@@ -200,7 +253,7 @@ class Block(nn.Module):
     def _finish(
         self,
         x: jax.Array,
-        qkv: tuple[jax.Array, jax.Array, jax.Array],
+        qkv: jax.Array,
         head_out: jax.Array,
         gates: tuple[jax.Array | None, jax.Array | None],
         edit: FieldEdit,
@@ -208,10 +261,11 @@ class Block(nn.Module):
         """The block after its heads: gate and output projection, MLP, both residual sums."""
         attention_gate, neuron_gate = gates
         head_out = edit("head_out", head_out)
-        mid = edit("resid_mid", x + edit("attn_out", self.attention.output(head_out, attention_gate)).astype(x.dtype))
+        mid = x + edit("attn_out", self.attention.output(head_out, attention_gate)).astype(x.dtype)
+        mid = checkpoint_name(edit("resid_mid", mid), "resid_mid")
         pre, post, out = self.mlp(self.ln_2(mid), neuron_gate, edit)
         after = edit("resid_post", mid + out.astype(x.dtype))
-        query, key, value = qkv
+        query, key, value = unpacked(qkv)
         return StreamActivations(resid_pre=x, query=query, key=key, value=value, head_out=head_out, resid_mid=mid,
                                  mlp_pre=pre, mlp_post=post, resid_post=after)
 
@@ -238,6 +292,14 @@ class SelfAblatingTransformer(nn.Module):
     config: ModelConfig
     vocab_rows: int | None = None
     """Rows of the embedding where it is padded for a mesh (`MeshConfig.vocab_multiple`); None for vocab_size rows."""
+    groups: tuple[Columns, ...] | None = None
+    """Which layers are scanned together, where parameters are stacked (`jaxablate.models.stacking`); None where they
+    are by layer."""
+    mesh: Mesh | None = None
+    """Devices that share out a model in training: a layer gathers its parameters over ``fsdp`` where it is scanned, and
+    the scores of its gates over ``tensor``. None elsewhere."""
+    unroll: bool = False
+    """Layers are written out one after another though their parameters are stacked: fewer kernels, more to compile."""
 
     def setup(self):
         c = self.config
@@ -246,47 +308,47 @@ class SelfAblatingTransformer(nn.Module):
         self.embed = nn.Embed(rows, c.d_model, embedding_init=torch_linear_init(c.d_model), **types)
         positions = nn.initializers.normal(c.position_std)
         self.pos_embed = nn.Embed(c.context_length, c.d_model, embedding_init=positions, **types)
-        block = nn.remat(Block, methods=["clean", "ablated"]) if c.remat == "blocks" else Block
-        self.blocks = [block(c, i, name=f"layer_{i}") for i in range(c.n_layers)]
+        block = nn.remat(Block, methods=["clean", "ablated", "both"]) if c.remat == "blocks" else Block
+        self.blocks = [block(c, i, self.mesh, name=f"layer_{i}") for i in range(c.n_layers)]
         self.ln_f = LayerNorm(c)
         if c.ablation in ("global", "both"):
             self.attention_scores = ScoreHead(c.n_layers * c.d_model, c)
             self.neuron_scores = ScoreHead(c.n_layers * c.mlp_width, c)
 
-    def __call__(self, tokens_BT: jax.Array, *, gates: Gates | None = None, edit: Edit | None = None) -> DecoderOutput:
+    def __call__(self, tokens_BT: jax.Array, *, gates: Gates | None = None, edit: Edit | None = None,
+                 keep: Keep = keep_all) -> DecoderOutput:
         """Both streams.
 
         Args:
           tokens_BT: int token ids, T <= context_length.
           gates: used instead of the computed ones; also gives an ablated stream to a model with `ablation="none"`.
           edit: what to change at which site; an edit of the clean stream reaches the ablated one, as it would.
+          keep: what the output has of each layer. Where layers are scanned, what it leaves out takes no memory.
 
         Returns:
           `DecoderOutput`; without gates of either kind its ablated fields are None.
 
         Raises:
-          ConfigError: more positions than the model has, or an edit of a model that rematerialises its blocks.
+          ConfigError: more positions than the model has, or an edit of a model that rematerialises or scans its blocks.
         """
+        require(edit is None or self.groups is None, "edit needs parameters by layer (jaxablate.models.stacking), not "
+                "scanned ones")
         x = self._embedded(tokens_BT)
-        clean, final_clean = self._clean_stream(x, edit=edit)
-        logits_clean = self._logits(final_clean)
+        given = [None] * self.config.n_layers if gates is None else [
+            (gates.attention[:, :, i], gates.neuron[:, :, i]) for i in range(self.config.n_layers)]
         if gates is None and not self.config.gated:
-            return DecoderOutput(final_clean, None, logits_clean, None, tuple(LayerActivations(a) for a in clean))
-        scores = self._scores(clean, final_clean)
-        layers, y = [], x
-        for i, (block, activations) in enumerate(zip(self.blocks, clean, strict=True)):
-            pair = self._gates(i, scores[i]) if gates is None else (gates.attention[:, :, i], gates.neuron[:, :, i])
-            edits = self._edits(edit, f"ablated.layer_{i}")
-            ablated = block.ablated(y, activations.key, activations.value, pair, **edits)
-            layers.append(LayerActivations(activations, ablated, scores[i][0], scores[i][1], pair[0], pair[1]))
-            y = ablated.resid_post
-        final_ablated = self.ln_f(y)
-        return DecoderOutput(final_clean, final_ablated, logits_clean, self._logits(final_ablated), tuple(layers))
+            clean, final = self._clean_stream(x, edit=edit, keep=keep)
+            return DecoderOutput(final, None, self._logits(final), None, clean)
+        if self.groups and self.config.ablation in ("none", "local"):  # no score waits for a later layer
+            layers, final_clean, final_ablated = self._both_streams(x, given, keep)
+        else:
+            layers, final_clean, final_ablated = self._one_after_another(x, given, edit, keep)
+        return DecoderOutput(final_clean, final_ablated, self._logits(final_clean), self._logits(final_ablated), layers)
 
     def clean(self, tokens_BT: jax.Array, *, edit: Edit | None = None) -> CleanOutput:
         """The clean stream alone, which is what the paper evaluates. Arguments and errors as in `__call__`."""
         layers, final = self._clean_stream(self._embedded(tokens_BT), edit=edit)
-        return CleanOutput(final, self._logits(final), layers)
+        return CleanOutput(final, self._logits(final), tuple(layer.clean for layer in layers))
 
     def prefill(self, tokens_BT: jax.Array, length: int) -> KeyValueCache:
         """Clean keys and values of a prompt, with room for `length` positions; the prompt may be empty (T = 0)."""
@@ -296,7 +358,7 @@ class SelfAblatingTransformer(nn.Module):
             return ((empty, empty),) * c.n_layers
         pad = ((0, 0), (0, length - filled), (0, 0), (0, 0))
         layers, _ = self._clean_stream(self._embedded(tokens_BT))
-        return tuple((jnp.pad(layer.key, pad), jnp.pad(layer.value, pad)) for layer in layers)
+        return tuple((jnp.pad(layer.clean.key, pad), jnp.pad(layer.clean.value, pad)) for layer in layers)
 
     def decode(
         self, tokens_B: jax.Array, position: jax.Array, cache: KeyValueCache, ablated: bool
@@ -307,14 +369,14 @@ class SelfAblatingTransformer(nn.Module):
         """
         x = y = self.embed(tokens_B)[:, None] + self.pos_embed(position)[None, None]
         attends = [CachedAttention(self.config, i, position, *kv) for i, kv in enumerate(cache)]
-        clean, final = self._clean_stream(x, [a.clean for a in attends])
+        layers, final = self._clean_stream(x, [a.clean for a in attends])
+        clean = [layer.clean for layer in layers]
         cache = tuple(a.written(layer.key, layer.value) for a, layer in zip(attends, clean, strict=True))
         if not ablated:
             return self._logits(final)[:, 0], cache
-        scores = self._scores(clean, final)
-        for i, (block, attend) in enumerate(zip(self.blocks, attends, strict=True)):
-            keys, values = clean[i].key, clean[i].value
-            y = block.ablated(y, keys, values, self._gates(i, scores[i]), attend.ablated).resid_post
+        for block, attend, layer, overall in zip(self.blocks, attends, clean, self._overall_scores(final), strict=True):
+            gates = block.gates(block.scores(layer.resid_pre, overall))
+            y = block.ablated(y, layer.key, layer.value, gates, attend.ablated).resid_post
         return self._logits(self.ln_f(y))[:, 0], cache
 
     def _embedded(self, tokens_BT: jax.Array) -> jax.Array:
@@ -332,34 +394,78 @@ class SelfAblatingTransformer(nn.Module):
         return {"edit": lambda field, x: edit(f"{block}.{field}", x)}
 
     def _clean_stream(
-        self, x_BTD: jax.Array, attends: Sequence[Attend] | None = None, edit: Edit | None = None
-    ) -> tuple[tuple[StreamActivations, ...], jax.Array]:
-        """Every block's activations, and the final norm's output."""
-        activations = []
-        for i, (block, attend) in enumerate(zip(self.blocks, attends or [None] * len(self.blocks), strict=True)):
-            layer = block.clean(x_BTD, attend, **self._edits(edit, f"clean.layer_{i}"))
-            activations.append(layer)
-            x_BTD = layer.resid_post
-        return tuple(activations), self.ln_f(x_BTD)
+        self, x_BTD: jax.Array, attends: Sequence[Attend] | None = None, edit: Edit | None = None, keep: Keep = keep_all
+    ) -> tuple[tuple[Any, ...], jax.Array]:
+        """Every layer's activations, and the final norm's output."""
 
-    def _scores(self, clean: tuple[StreamActivations, ...], final_BTD: jax.Array) -> list[Any]:
-        """`Scores` of every layer; (None, None) for a model without score heads, whose gates are given."""
+        def body(block: Block, x: jax.Array, attend: Attend | None) -> tuple[jax.Array, Any]:
+            clean = block.clean(x, attend, **self._edits(edit, f"clean.layer_{block.layer}"))
+            return clean.resid_post, keep(block.layer, LayerActivations(clean))
+
+        x_BTD, layers = self._over_layers(body, x_BTD, attends or [None] * self.config.n_layers)
+        return layers, self.ln_f(x_BTD)
+
+    def _both_streams(self, x_BTD: jax.Array, given: Sequence[GatePair | None], keep: Keep
+                      ) -> tuple[tuple[Any, ...], jax.Array, jax.Array]:
+        """Layers, and the final norm's outputs of both streams, which go through each layer together."""
+
+        def body(block: Block, x: jax.Array, gates: GatePair | None) -> tuple[jax.Array, Any]:
+            x, activations = block.both(x, gates)
+            return x, keep(block.layer, activations)
+
+        x_SBTD, layers = self._over_layers(body, jnp.stack([x_BTD, x_BTD]), given)
+        final = self.ln_f(x_SBTD)
+        return layers, final[0], final[1]
+
+    def _one_after_another(self, x_BTD: jax.Array, given: Sequence[GatePair | None], edit: Edit | None, keep: Keep
+                           ) -> tuple[tuple[Any, ...], jax.Array, jax.Array]:
+        """The same with all of the clean stream first."""
+        clean, final_clean = self._clean_stream(x_BTD, edit=edit)
+
+        def body(block: Block, y: jax.Array, of_layer: Any) -> tuple[jax.Array, Any]:
+            layer, overall, gates = of_layer
+            scores = block.scores(layer.clean.resid_pre, overall)
+            gates = block.gates(scores) if gates is None else gates
+            edits = self._edits(edit, f"ablated.layer_{block.layer}")
+            ablated = block.ablated(y, layer.clean.key, layer.clean.value, gates, **edits)
+            return ablated.resid_post, keep(block.layer, LayerActivations(layer.clean, ablated, *scores, *gates))
+
+        of_layers = list(zip(clean, self._overall_scores(final_clean), given, strict=True))
+        y, layers = self._over_layers(body, x_BTD, of_layers)
+        return layers, final_clean, self.ln_f(y)
+
+    def _over_layers(self, body: Callable[[Block, jax.Array, Any], tuple[jax.Array, Any]], x: jax.Array,
+                     inputs: Sequence[Any]) -> tuple[jax.Array, tuple[Any, ...]]:
+        """``x, output = body(block, x, input)`` of one layer after another: the last x, and the outputs."""
+        if self.groups is None:
+            outputs = []
+            for block, of_layer in zip(self.blocks, inputs, strict=True):
+                x, output = body(block, x, of_layer)
+                outputs.append(output)
+            return x, tuple(outputs)
+
+        def bound(layer: int, params: Params, x: jax.Array, of_layer: Any) -> tuple[jax.Array, Any]:
+            if self.mesh is not None:
+                params = gather(self.mesh, params)
+            return body(Block(self.config, layer, self.mesh, parent=None).bind({"params": params}), x, of_layer)
+
+        if self.config.remat == "blocks":
+            bound = jax.checkpoint(bound, static_argnums=0, prevent_cse=False)
+        elif not self.unroll:
+            # Whatever the backward pass reads is written for each layer: norms and activation functions are cheaper.
+            policy = jax.checkpoint_policies.save_only_these_names(*KEPT, *KEPT_OF_GATES, *KEPT_OF_ATTENTION)
+            bound = jax.checkpoint(bound, static_argnums=0, prevent_cse=False, policy=policy)
+        x, outputs = over_layers(bound, self.variables["params"], self.groups, x, inputs, unroll=self.unroll)
+        return x, tuple(outputs)
+
+    def _overall_scores(self, final_BTD: jax.Array) -> Sequence[Scores | None]:
+        """What the score heads of the whole model give to each layer; None without such heads."""
         c = self.config
-        local: list[Scores] = []
-        overall: list[Scores] = []
-        if c.ablation in ("local", "both"):
-            local = [block.scores(layer.resid_pre) for block, layer in zip(self.blocks, clean, strict=True)]
-        if c.ablation in ("global", "both"):
-            attention = jnp.split(self.attention_scores(final_BTD), c.n_layers, axis=-1)
-            neuron = jnp.split(self.neuron_scores(final_BTD), c.n_layers, axis=-1)
-            overall = list(zip(attention, neuron, strict=True))
-        if local and overall:
-            pairs = zip(local, overall, strict=True)
-            return [(attention + a, neuron + n) for (a, n), (attention, neuron) in pairs]
-        return local or overall or [(None, None)] * c.n_layers
-
-    def _gates(self, layer: int, scores: Scores) -> tuple[jax.Array, jax.Array]:
-        return gate(self.config, "attention", layer)(scores[0]), gate(self.config, "neurons", layer)(scores[1])
+        if c.ablation not in ("global", "both"):
+            return [None] * c.n_layers
+        attention = jnp.split(self.attention_scores(final_BTD), c.n_layers, axis=-1)
+        neuron = jnp.split(self.neuron_scores(final_BTD), c.n_layers, axis=-1)
+        return list(zip(attention, neuron, strict=True))
 
     def _logits(self, final_BTD: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.config.compute_dtype)

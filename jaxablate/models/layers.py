@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxablate.config import GatedModelConfig, ModelConfig
 from jaxablate.ops.normalization import layer_norm
@@ -97,12 +98,11 @@ class Attention(nn.Module):
         self.out = nn.DenseGeneral(c.d_model, axis=(-2, -1), dtype=c.compute_dtype, param_dtype=c.param_dtype,
                                    kernel_init=init, bias_init=init)
 
-    def project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values, each [B, T, N, H]."""
+    def project(self, x_BTD: jax.Array) -> jax.Array:
+        """[..., T, D] -> queries, keys and values, [..., T, 3, N, H]."""
         dtype = jnp.dtype(self.config.compute_dtype)
         kernel = jnp.stack([self.query(), self.key(), self.value()], axis=1).astype(dtype)  # one product for all three
-        qkv = jnp.einsum("btd,dcnh->cbtnh", x_BTD.astype(dtype), kernel)
-        return qkv[0], qkv[1], qkv[2]
+        return jnp.einsum("...td,dcnh->...tcnh", x_BTD.astype(dtype), kernel)
 
     def output(self, head_out_BTNH: jax.Array, gate_BTD: jax.Array | None = None) -> jax.Array:
         """[B, T, D]; the gate multiplies the concatenated head outputs, never the bias."""
@@ -110,6 +110,11 @@ class Attention(nn.Module):
             gate = gate_BTD.reshape(head_out_BTNH.shape)
             head_out_BTNH = head_out_BTNH * gate.astype(head_out_BTNH.dtype)
         return self.out(head_out_BTNH)
+
+
+def unpacked(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[..., 3, N, H] -> queries, keys and values."""
+    return qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +173,7 @@ class Mlp(nn.Module):
 
         Each is what `edit` makes of it.
         """
-        pre = edit("mlp_pre", self.up(x_BTD))
+        pre = checkpoint_name(edit("mlp_pre", self.up(x_BTD)), "mlp_pre")
         post = edit("mlp_post", self.activation(pre))
         gated = post if gate_BTF is None else post * gate_BTF.astype(post.dtype)
         return pre, post, edit("mlp_out", self.down(gated))

@@ -16,7 +16,7 @@ from jaxablate.data.sentiment.batches import batch_shape, train_batches, validat
 from jaxablate.data.sentiment.prepare import prepare
 from jaxablate.models.classifier import SafrClassifier
 from jaxablate.objectives import check_regularizers, classification_loss
-from jaxablate.sharding import fitting_parts
+from jaxablate.sharding import fitting_parts, gather
 from jaxablate.training.program import Learner, Metrics
 from jaxablate.training.task import Pace, Task
 from jaxablate.types import Batch, Params
@@ -76,7 +76,7 @@ def classification_learner(config: ClassificationConfig, mesh: Mesh) -> Learner:
     def loss(train: bool, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         dropout, vmask = jax.random.split(key)
         rngs = {"dropout": dropout, "vmask": vmask} if train else None
-        return classification_loss(model, params, batch, config.objective, train=train, rngs=rngs)
+        return classification_loss(model, gather(mesh, params), batch, config.objective, train=train, rngs=rngs)
 
     return Learner(
         init_params=lambda key: model.init(key, tokens, jnp.ones(tokens.shape))["params"],

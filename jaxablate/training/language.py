@@ -1,6 +1,7 @@
 """Language models as a `Task`: story files, both streams' cross-entropy, ranked by the clean one."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,16 @@ from jaxablate.data.pipeline import train_batches, validation_batches
 from jaxablate.data.preparation import prepare
 from jaxablate.data.progress import progress_report
 from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.models.stacking import Columns, layer_groups, stack_layers, unstack_layers
 from jaxablate.objectives import check_regularizers, language_model_loss
-from jaxablate.sharding import fitting_parts
+from jaxablate.ops.triton import is_one_gpu
+from jaxablate.sharding import fitting_parts, gather
 from jaxablate.training.program import Learner, Metrics
 from jaxablate.training.task import Pace, Task
 from jaxablate.training.throughput import train_flops_per_token
 from jaxablate.types import Params
+
+_MOST_UNROLLED = 12
 
 
 def language_task(config: Config, mesh: Mesh) -> Task:
@@ -69,19 +74,48 @@ def language_learner(config: Config, mesh: Mesh) -> Learner:
     model = SelfAblatingTransformer(config.model)
     multiple = math.lcm(config.mesh.vocab_multiple, mesh.shape["tensor"])
     rows = -(-config.model.vocab_size // multiple) * multiple
-    padded = SelfAblatingTransformer(config.model, vocab_rows=rows)
+    groups = _layer_groups(config) if mesh.devices.flat[0].platform != "cpu" else None
+    packed = SelfAblatingTransformer(config.model, vocab_rows=rows, groups=groups, mesh=mesh,
+                                     unroll=is_one_gpu(mesh) and config.model.n_layers <= _MOST_UNROLLED)
     tokens = jnp.zeros((1, min(8, config.model.context_length)), jnp.int32)  # parameters do not depend on them
 
     def loss(params: Params, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
         del key  # this objective draws nothing
-        return language_model_loss(padded, params, batch["inputs"], batch["targets"], config.objective,
+        # A scan gathers those of its layers, one after another.
+        scanned = {name: value for name, value in params.items() if groups and re.match(r"layers_\d+$", name)}
+        params = gather(mesh, {name: value for name, value in params.items() if name not in scanned}) | scanned
+        return language_model_loss(packed, params, batch["inputs"], batch["targets"], config.objective,
                                    mask_BT=batch.get("mask"))
 
+    def pack(params: Params) -> Params:
+        return _with_vocabulary(params if groups is None else stack_layers(params, groups), rows)
+
+    def unpack(params: Params) -> Params:
+        return _with_vocabulary(params if groups is None else unstack_layers(params, groups), config.model.vocab_size)
+
     return Learner(
-        init_params=lambda key: model.init(key, tokens)["params"],
-        train_loss=loss, eval_loss=loss, counted="mask", padded_rows={"embed/embedding": rows},
-        parts=lambda batch: accumulation_steps(config, mesh),
+        init_params=lambda key: model.init(key, tokens)["params"], pack=pack, unpack=unpack,
+        train_loss=loss, eval_loss=loss, counted="mask", parts=lambda batch: accumulation_steps(config, mesh),
     )
+
+
+def _with_vocabulary(params: Params, rows: int) -> Params:
+    """Parameters with so many rows of the embedding: rows of zeros are added at the end, or the last ones removed."""
+    table = params["embed"]["embedding"]
+    table = jnp.pad(table, [(0, max(0, rows - table.shape[0])), (0, 0)])[:rows]
+    return {**params, "embed": {**params["embed"], "embedding": table}}
+
+
+def _layer_groups(config: Config) -> tuple[Columns, ...]:
+    """Layers of the same code: the same window, as far as a sequence shows it, and k, and regularised or not."""
+    model, regularized = config.model, config.objective.regularized_layers
+
+    def kind(i: int) -> tuple[Any, ...]:
+        window = model.layer_window(i)
+        narrow = window if window is not None and window < config.train.sequence_length else None
+        return narrow, model.layer_k("attention", i), model.layer_k("neurons", i), not regularized or i in regularized
+
+    return layer_groups([kind(i) for i in range(model.n_layers)])
 
 
 def accumulation_steps(config: Config, mesh: Mesh) -> int:

@@ -96,7 +96,7 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
         if restored is None:
             state = program.init(config.train.seed)
         else:
-            state, progress = program.padded(restored[0]), restored[1]
+            state, progress = program.packed(restored[0]), restored[1]
             batches.set_state(progress["data"])
             stopping.set_state(progress.get("early_stopping", {}))
         first = int(state.step)
@@ -220,7 +220,7 @@ def _run(task: Task, program: Program, state: TrainState, batches: TrainBatches,
                     raise TrainingError(f"step {step} made parameters or optimizer state that are not finite")
                 progress = {"data": batches.get_state(), "config": to_dict(task.config), "facts": facts,
                             "early_stopping": stopping.get_state(), "log": recorder.get_state()}
-                checkpoints.save(program.unpadded(state), progress, loss)
+                checkpoints.save(program.unpacked(state), progress, loss)
             if stop:
                 break
     checkpoints.wait()

@@ -16,7 +16,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxablate.sharding import BATCH_AXES, batch_sharding, gathered_shardings, param_shardings, path_name, replicated
+from jaxablate.ops.triton import on_one_gpu
+from jaxablate.sharding import BATCH_AXES, batch_sharding, param_shardings, replicated
 from jaxablate.types import Batch, Params
 
 Metrics = dict[str, jax.Array]
@@ -50,16 +51,18 @@ class Learner:
     init_params: Callable[[jax.Array], Params]
     """PRNG key -> parameters."""
     train_loss: LossFunction
-    """Loss of a training batch, with a key to draw from."""
+    """Loss of a training batch, with a key to draw from. It gathers the parameters, which come as they are stored."""
     eval_loss: LossFunction
     """Loss of a validation batch; it draws nothing."""
     counted: str
     """Name of the batch's array whose sum is the number of things that `eval_loss`'s metrics are means over."""
     weighed: str | None = None
     """The same for `train_loss`; None where all rows of a batch count alike."""
-    padded_rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Parameters, by the end of their path, that have so many rows in training: zeros follow those of `init_params`, so
-    that a mesh divides them. The losses take padded parameters, and their gradient is zero there."""
+    pack: Callable[[Params], Params] = lambda params: params
+    """Parameters as `init_params` makes them and checkpoints hold them -> as the losses take them: filled up with rows
+    so that a mesh divides them, or stacked."""
+    unpack: Callable[[Params], Params] = lambda params: params
+    """The inverse of `pack`."""
     parts: Callable[[Batch], int] = lambda batch: 1
     """Into how many equal parts the rows of a batch of these shapes are split. Their gradients are averaged before one
     update, which gives the full batch's gradient; metrics are averaged, too."""
@@ -73,13 +76,13 @@ class Program:
     abstract: TrainState
     """Shapes of the state, as `step` takes it, with their shardings."""
     stored: TrainState
-    """The same without padding, as checkpoints hold it: the target of a restore."""
-    padded: Callable[[TrainState], TrainState]
+    """The same as checkpoints hold it: the target of a restore."""
+    packed: Callable[[TrainState], TrainState]
     """A state as it is stored -> one that `step` takes."""
-    unpadded: Callable[[TrainState], TrainState]
-    """The inverse of `padded`."""
+    unpacked: Callable[[TrainState], TrainState]
+    """The inverse of `packed`."""
     init: Callable[[int], TrainState]
-    """Seed -> a fresh state, padded."""
+    """Seed -> a fresh state that `step` takes."""
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     """(state, batch) -> (state, metrics); donates the state. The metrics are those of the loss, ``grad_norm`` (global,
     before clipping) and ``learning_rate``."""
@@ -90,7 +93,7 @@ class Program:
 
     @property
     def n_parameters(self) -> int:
-        """Numbers in the parameter tree, without padding."""
+        """Numbers in the parameter tree as it is stored."""
         return sum(x.size for x in jax.tree.leaves(self.stored.params))
 
 
@@ -107,41 +110,40 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
         params = learner.init_params(init_key)
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key)
 
-    def loss(params: Params, rows: Rows, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        return learner.train_loss(_gathered(mesh, params), rows, key)
-
     def weight(rows: Rows) -> Any:
         return 1.0 if learner.weighed is None else jnp.sum(rows[learner.weighed])
 
     def step(state: TrainState, batch: Rows) -> tuple[TrainState, Metrics]:
-        gradient = jax.grad(loss, has_aux=True)
-        grads, metrics = _mean_over_parts(gradient, weight, mesh, state.params, batch, step_key(state),
-                                          learner.parts(batch))
+        gradient = jax.grad(learner.train_loss, has_aux=True)
+        with on_one_gpu(mesh):
+            grads, metrics = _mean_over_parts(gradient, weight, mesh, state.params, batch, step_key(state),
+                                              learner.parts(batch))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = metrics | {"grad_norm": optax.tree.norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     def evaluate(params: Params, batch: Rows) -> Metrics:
-        _, metrics = learner.eval_loss(_gathered(mesh, params), batch, jax.random.key(0))
+        with on_one_gpu(mesh):
+            _, metrics = learner.eval_loss(params, batch, jax.random.key(0))
         return metrics | {"count": batch[learner.counted].sum()}
 
     def finite(state: TrainState) -> jax.Array:
         leaves = [x for x in jax.tree.leaves((state.params, state.opt_state)) if jnp.issubdtype(x.dtype, jnp.inexact)]
         return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
 
-    def padded(state: TrainState) -> TrainState:
-        return jax.tree_util.tree_map_with_path(functools.partial(_padded, learner.padded_rows), state)
-
     stored = jax.eval_shape(fresh, jnp.uint32(0))
-    stored, abstract = (_placed(mesh, state, optimizer) for state in (stored, jax.eval_shape(padded, stored)))
+    packed = functools.partial(_with_params, learner.pack, jax.tree.structure(stored.params))
+    abstract = jax.eval_shape(packed, stored)
+    unpacked = functools.partial(_with_params, learner.unpack, jax.tree.structure(abstract.params))
+    stored, abstract = (_placed(mesh, state, optimizer) for state in (stored, abstract))
     places, rows, everywhere = jax.tree.map(lambda x: x.sharding, abstract), batch_sharding(mesh), replicated(mesh)
     # Parameters are drawn where they will live: no device ever holds all of a sharded array.
-    init = jax.jit(lambda seed: padded(fresh(seed)), out_shardings=places)
+    init = jax.jit(lambda seed: packed(fresh(seed)), out_shardings=places)
     return Program(
         mesh=mesh, abstract=abstract, stored=stored,
-        padded=lambda state: jax.tree.map(_with_rows, state, abstract),
-        unpadded=lambda state: jax.tree.map(_with_rows, state, stored),
+        packed=jax.jit(packed, out_shardings=places),
+        unpacked=jax.jit(unpacked, out_shardings=jax.tree.map(lambda x: x.sharding, stored)),
         init=lambda seed: init(jnp.uint32(seed % 2**32)),
         step=jax.jit(step, in_shardings=(places, rows), out_shardings=(places, everywhere), donate_argnums=0),
         evaluate=jax.jit(evaluate, in_shardings=(places.params, rows), out_shardings=everywhere),
@@ -149,24 +151,13 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
     )
 
 
-def _padded(rows: Mapping[str, int], path: Any, x: jax.Array) -> jax.Array:
-    """An array of a state, with zeros up to so many rows where it is a named parameter or the optimiser's of one."""
-    name = f"/{path_name(path)}"
-    wanted = next((n for end, n in rows.items() if name.endswith(f"/{end}")), None)
-    return x if wanted is None else _resized(x, wanted)
+def _with_params(change: Callable[[Params], Params], structure: Any, state: TrainState) -> TrainState:
+    """The state with its parameters, and whatever of the optimiser is shaped as they are, changed."""
 
+    def has_params(x: Any) -> bool:
+        return jax.tree.structure(x) == structure
 
-def _with_rows(x: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    """The array with as many rows as ``wanted`` has, where that is to be; itself if it fits already."""
-    if x.shape == wanted.shape:
-        return x
-    return jax.jit(_resized, static_argnums=1, out_shardings=wanted.sharding)(x, wanted.shape[0])
-
-
-def _resized(x: jax.Array, rows: int) -> jax.Array:
-    """Rows of zeros are added at the end, or the last rows removed."""
-    more = rows - x.shape[0]
-    return jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)) if more > 0 else x[:rows]
+    return jax.tree.map(lambda x: change(x) if has_params(x) else x, state, is_leaf=has_params)
 
 
 def _placed(mesh: Mesh, shapes: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
@@ -181,17 +172,6 @@ def _state_shardings(mesh: Mesh, shapes: TrainState, optimizer: optax.GradientTr
     opt_state = optax.tree_map_params(optimizer, lambda _, place: place, shapes.opt_state, params,
                                       transform_non_params=lambda _: everywhere)
     return shapes.replace(step=everywhere, params=params, opt_state=opt_state, key=everywhere)
-
-
-def _gathered(mesh: Mesh, params: Params) -> Params:
-    """Parameters gathered over ``fsdp``.
-
-    Left alone, the partitioner is free to split activations over D, where the stored parameter is split, and to gather
-    the batch instead. Gathering the parameters by hand settles it: activations follow the batch.
-    """
-    if mesh.shape["fsdp"] == 1:
-        return params
-    return jax.lax.with_sharding_constraint(params, gathered_shardings(mesh, params))
 
 
 def _mean_over_parts(gradient: Callable[..., Any], weight: Callable[[Rows], Any], mesh: Mesh, params: Params,

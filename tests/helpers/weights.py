@@ -25,7 +25,7 @@ def drawn_state(program: Program, *, scale: float = 0.1, seed: int = 0) -> Train
 
     stored = program.stored
     params = jax.tree.map(place, stored.params, _drawn(stored.params, scale, seed))
-    return program.padded(jax.tree.map(place, stored).replace(params=params))
+    return program.packed(jax.tree.map(place, stored).replace(params=params))
 
 
 def _drawn(shapes: Any, scale: float, seed: int) -> Any:

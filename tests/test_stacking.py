@@ -1,0 +1,96 @@
+"""A model with its layers scanned, and both its streams in the same products, is the model that is taken apart."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.weights import drawn_params
+
+from jaxablate.config import ModelConfig, ObjectiveConfig
+from jaxablate.errors import ConfigError
+from jaxablate.models.decoder import Gates, SelfAblatingTransformer
+from jaxablate.models.stacking import layer_groups, stack_layers, unstack_layers
+from jaxablate.objectives import language_model_loss
+
+ALIKE = (((0, 1, 2, 3),),)
+ALTERNATING = (((0, 2), (1, 3)),)
+RUNS = (((0, 1),), ((2, 3),))
+RNG = np.random.default_rng(0)
+TOKENS, TARGETS = RNG.integers(0, 30, (2, 2, 9))
+
+
+def model(**changes) -> SelfAblatingTransformer:
+    shape = {"vocab_size": 30, "context_length": 16, "d_model": 8, "n_layers": 4, "n_heads": 2, "k_attention": 3,
+             "k_neurons": 5, "param_dtype": "float64", "compute_dtype": "float64"}
+    return SelfAblatingTransformer(ModelConfig(**shape | changes))
+
+
+@pytest.mark.parametrize(("kinds", "groups"), [
+    ("aaaa", ALIKE), ("abab", ALTERNATING), ("aabb", RUNS), ("a", (((0,),),)),
+    ("abcabc", (((0, 3), (1, 4), (2, 5)),)), ("aba", (((0,),), ((1,),), ((2,),))),
+])
+def test_layers_are_grouped_by_the_shortest_period_else_by_runs(kinds, groups):
+    assert layer_groups(list(kinds)) == groups
+
+
+@pytest.mark.parametrize("groups", [ALIKE, ALTERNATING, RUNS])
+def test_stacking_and_unstacking_are_inverse(groups):
+    params = drawn_params(model(param_dtype="float32", compute_dtype="float32"), TOKENS)
+    back = unstack_layers(stack_layers(params, groups), groups)
+    jax.tree.map(np.testing.assert_array_equal, params, back)
+
+
+TWO, RUNS_OF_THREE = (((0, 1),),), (((0, 1),), ((2,),))
+CASES = {
+    "local": ({"n_layers": 2}, {"groups": TWO}, {}),
+    "written out": ({"n_layers": 2}, {"groups": TWO, "unroll": True}, {}),
+    "global": ({"n_layers": 2, "ablation": "global"}, {"groups": TWO}, {}),
+    "both, recomputed": ({"n_layers": 2, "ablation": "both", "remat": "blocks"}, {"groups": TWO}, {}),
+    "none": ({"n_layers": 2, "ablation": "none"}, {"groups": TWO}, {}),
+    "windows": ({"attention_layers": ("global", "local"), "window_size": 3}, {"groups": ALTERNATING}, {}),
+    "winners and regularisers": ({"n_layers": 3, "k_neurons": (5, 5, 9)}, {"groups": RUNS_OF_THREE},
+                                 {"importance": 0.3, "interaction": 0.2, "regularized_layers": (2,)}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scanned_layers_give_the_loss_and_gradient_of_those_one_by_one(case):
+    changes, layout, objective = CASES[case]
+    with jax.enable_x64(True):
+        plain = model(**changes)
+        scanned, groups = SelfAblatingTransformer(plain.config, **layout), layout["groups"]
+        loss = ObjectiveConfig(reconstruction=0.2, **objective)
+
+        @jax.jit
+        def both(params):
+            def of(net):
+                return jax.value_and_grad(lambda p: language_model_loss(net, p, TOKENS, TARGETS, loss), has_aux=True)
+
+            (_, metrics), grads = of(plain)(params)
+            (_, other), stacked = of(scanned)(stack_layers(params, groups))
+            return (metrics, grads), (other, unstack_layers(stacked, groups))
+
+        expected, got = both(jax.tree.map(jnp.asarray, drawn_params(plain, TOKENS)))
+    assert jax.tree.structure(expected) == jax.tree.structure(got)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), expected, got)
+
+
+@pytest.mark.parametrize("ablation", ["local", "none"])
+def test_streams_together_are_the_streams_one_after_another(ablation):
+    """All activations, with gates that are given to a model without any, and with its own."""
+    with jax.enable_x64(True):
+        net = model(ablation=ablation)
+        params = drawn_params(net, TOKENS)
+        given = Gates(*(RNG.integers(0, 2, (2, 9, 4, units)).astype(float) for units in (8, 32)))
+        gates = None if ablation == "local" else given
+        scanned = SelfAblatingTransformer(net.config, groups=ALTERNATING)
+        apart = jax.jit(lambda p: net.apply({"params": p}, TOKENS, gates=gates))(params)
+        stacked = stack_layers(params, ALTERNATING)
+        together = jax.jit(lambda p: scanned.apply({"params": p}, TOKENS, gates=gates))(stacked)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), together, apart)
+
+
+def test_an_edit_of_scanned_layers_is_refused():
+    net = SelfAblatingTransformer(model(param_dtype="float32", compute_dtype="float32").config, groups=ALIKE)
+    with pytest.raises(ConfigError, match="by layer"):
+        net.apply({"params": {}}, TOKENS, edit=lambda site, x: x)
