@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from helpers.weights import drawn_params
 
-from jaxablate.config import ModelConfig, ObjectiveConfig
+from jaxablate.config import MeshConfig, ModelConfig, ObjectiveConfig
 from jaxablate.errors import ConfigError
 from jaxablate.models.decoder import Gates, SelfAblatingTransformer
 from jaxablate.models.stacking import layer_groups, stack_layers, unstack_layers
 from jaxablate.objectives import language_model_loss
+from jaxablate.sharding import batch_sharding, gather, make_mesh, param_shardings
 
 ALIKE = (((0, 1, 2, 3),),)
 ALTERNATING = (((0, 2), (1, 3)),)
@@ -88,6 +89,36 @@ def test_streams_together_are_the_streams_one_after_another(ablation):
         stacked = stack_layers(params, ALTERNATING)
         together = jax.jit(lambda p: scanned.apply({"params": p}, TOKENS, gates=gates))(stacked)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), together, apart)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_layers_gathered_one_at_a_time_on_a_mesh_are_those_of_one_device(dtype):
+    """Parameters in parts on fsdp, heads, neurons and scores on tensor; in bfloat16, where sums in another order would
+    choose other winners, without gates."""
+    tokens, targets = RNG.integers(0, 30, (2, 4, 10))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    param_dtype = "float64" if dtype == "float64" else "float32"
+    with jax.enable_x64(dtype == "float64"):
+        ablation = "local" if dtype == "float64" else "none"
+        plain = model(n_layers=2, ablation=ablation, param_dtype=param_dtype, compute_dtype=dtype)
+        scanned = SelfAblatingTransformer(plain.config, groups=TWO, mesh=mesh)
+        params = jax.tree.map(jnp.asarray, drawn_params(plain, tokens))
+        stacked = stack_layers(params, TWO)
+
+        def gradient(net, split):
+            def loss(params, tokens, targets):
+                others = {name: value for name, value in params.items() if not name.startswith("layers_")}
+                params = params if net is plain else params | gather(mesh, others)
+                return language_model_loss(net, params, tokens, targets, ObjectiveConfig())
+
+            options = {} if split is None else {"in_shardings": (split, batch_sharding(mesh), batch_sharding(mesh))}
+            return jax.jit(jax.value_and_grad(loss, has_aux=True), **options)
+
+        (_, expected), grads = gradient(plain, None)(params, tokens, targets)
+        (_, got), others = gradient(scanned, param_shardings(mesh, stacked))(stacked, tokens, targets)
+    tolerance = 1e-10 if dtype == "float64" else 0.02
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+                 (expected, grads), (got, unstack_layers(others, TWO)))
 
 
 def test_an_edit_of_scanned_layers_is_refused():

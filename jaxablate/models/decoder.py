@@ -446,7 +446,9 @@ class SelfAblatingTransformer(nn.Module):
 
         def bound(layer: int, params: Params, x: jax.Array, of_layer: Any) -> tuple[jax.Array, Any]:
             if self.mesh is not None:
-                params = gather(self.mesh, params)
+                # Kernels in the type in which they are used: half the bytes, and next to the product's gradient.
+                params = gather(self.mesh, jax.tree.map(
+                    lambda x: x.astype(self.config.compute_dtype) if x.ndim > 1 else x, params))
             return body(Block(self.config, layer, self.mesh, parent=None).bind({"params": params}), x, of_layer)
 
         if self.config.remat == "blocks":
