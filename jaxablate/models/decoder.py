@@ -308,7 +308,7 @@ class SelfAblatingTransformer(nn.Module):
         self.embed = nn.Embed(rows, c.d_model, embedding_init=torch_linear_init(c.d_model), **types)
         positions = nn.initializers.normal(c.position_std)
         self.pos_embed = nn.Embed(c.context_length, c.d_model, embedding_init=positions, **types)
-        block = nn.remat(Block, methods=["clean", "ablated", "both"]) if c.remat == "blocks" else Block
+        block = nn.remat(Block, methods=["clean", "ablated"]) if c.remat == "blocks" else Block
         self.blocks = [block(c, i, self.mesh, name=f"layer_{i}") for i in range(c.n_layers)]
         self.ln_f = LayerNorm(c)
         if c.ablation in ("global", "both"):

@@ -190,12 +190,12 @@ class _Block(NamedTuple):
 
     @property
     def queries(self) -> slice:
-        """Of the block, among all."""
+        """Where the queries of this block lie among those of the whole sequence."""
         return slice(self.start * self.streams, self.stop * self.streams)
 
     @property
     def keys(self) -> slice:
-        """Of the clean stream."""
+        """Where the keys that this block's queries may see lie in the clean stream."""
         return slice(self.first, self.stop)
 
 

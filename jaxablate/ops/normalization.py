@@ -78,7 +78,7 @@ def _layer_norm_bwd(_eps: float, residuals: Residuals, d_y: Array) -> tuple[Arra
 
 def _derivatives(x: Array, d_y: Array, mean: Array, inverse: Array, scale: Array, *, d: int
                  ) -> tuple[Array, Array, Array]:
-    """Of rows, of the scale and of the bias; the latter two are sums over all rows."""
+    """Derivatives with respect to the rows x, the scale and the bias; the latter two are sums over all rows."""
     normal = _inside((x.astype(mean.dtype) - mean) * inverse, d)
     d_normal = d_y * scale
     mean_d = jnp.sum(d_normal, axis=-1, keepdims=True) / d

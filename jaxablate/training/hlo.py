@@ -26,7 +26,7 @@ class Collectives:
     count: int
     """How often it starts; arrays that are combined into one exchange count once."""
     bytes: int
-    """Of the whole arrays: what a gather or a reduction leaves, what a scatter takes."""
+    """Bytes of the whole arrays: what a gather or a reduction leaves, what a scatter takes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,7 @@ def _communication(instruction: _Instruction, computation: _Computation, inner: 
 
 
 def _flops(x: _Instruction, computation: _Computation) -> int:
-    """Of a matrix product or a convolution: two for each pair of numbers that are multiplied."""
+    """Floating-point operations of a matrix product or convolution: two for each pair of numbers multiplied."""
     if x.operation == "custom-call":  # a Pallas kernel of a TPU, where it says what it costs
         said = re.search(r'"cost_estimate":\s*\{"flops":"?(\d+)', x.rest)
         return int(said[1]) if said else 0

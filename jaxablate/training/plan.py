@@ -67,7 +67,7 @@ class Plan:
     parts: int
     """Parts of a batch that are taken one after another."""
     parameters: int
-    """As they are stored between steps, with the padding of the vocabulary."""
+    """Bytes of parameters as they are stored between steps, with the padding of the vocabulary."""
     optimizer: int
     batch: int
     arguments: int
@@ -273,7 +273,7 @@ def abstract_batch(config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _bytes(tree: Any) -> int:
-    """Of one device's part of arrays with shardings."""
+    """Bytes that one device holds of a tree of arrays with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
