@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jaxablate.config import (
+    FAMILIES,
     ClassificationConfig,
     ClassificationObjective,
     ClassifierConfig,
@@ -18,6 +19,7 @@ from jaxablate.config import (
     SentimentDataConfig,
     TrainConfig,
     differences,
+    family,
     from_dict,
     run_from_dict,
     to_dict,
@@ -29,6 +31,20 @@ def test_json_round_trip_is_exact():
     model = ModelConfig(n_layers=2, k_neurons=(3, 4), attention_layers=("global", "local"), d_mlp=77)
     config = Config(model=model, optimizer=OptimizerConfig(clip_norm=None), objective=ObjectiveConfig(clean=0.1))
     assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_goes_through_json_and_takes_sizes(name):
+    model = family(name, d_model=48, n_heads=4, head_dim=16, kv_heads=2, n_layers=2)
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(model)))) == model
+    assert (model.attention_width, model.key_heads, model.head_width) == (64, 2, 16)
+
+
+def test_a_config_stored_before_there_were_families_is_the_papers_model():
+    stored = to_dict(Config())
+    for name in ("norm", "positions", "kv_heads", "mlp", "tied", "logit_cap", "parallel"):
+        del stored["model"][name]
+    assert from_dict(Config, stored) == Config(model=family("gpt_neo"))
 
 
 def test_a_run_of_either_kind_goes_through_json():
@@ -113,6 +129,21 @@ def test_bad_stored_values(values, message):
         (lambda: MeshConfig(fsdp=2**40), "fsdp=1099511627776 is out of range"),
         (lambda: ModelConfig(gate_eps=0), "gate_eps=0 must be positive"),
         (lambda: ModelConfig(attention_layers=()), "attention_layers is empty"),
+        (lambda: ModelConfig(norm="batch"), "norm='batch' must be one of 'layer', 'rms', 'rms_offset'"),
+        (lambda: ModelConfig(ablation="locl"), "ablation='locl' must be one of 'none', 'local', 'global', 'both'"),
+        (lambda: ModelConfig(kv_heads=3), "kv_heads=3 must divide n_heads=16; choose one of 1, 2, 4, 8, 16"),
+        (lambda: ModelConfig(kv_heads=0), "kv_heads=0 must divide n_heads=16"),
+        (lambda: ModelConfig(head_dim=0), "head_dim=0 must be positive, or None"),
+        (lambda: ModelConfig(head_dim=2**31 - 1), "n_heads=16 times head_dim=2147483647 must be at most"),
+        (lambda: ModelConfig(head_dim=4, k_attention=64), r"k_attention=64 must be below the 64 attention channels"),
+        (lambda: ModelConfig(logit_cap=0.0), "logit_cap=0.0 must be positive, or None"),
+        (lambda: ModelConfig(attention_scale_width=16), "attention_scale_width=16 needs scale_attention=True"),
+        (lambda: ModelConfig(rotary_theta=5e5), "rotary_theta=500000.0 needs positions='rotary'"),
+        (lambda: ModelConfig(positions="rotary", rotary_fraction=0.4), "are 3 channels; they turn in pairs"),
+        (lambda: ModelConfig(positions="rotary", rotary_fraction=1.5), "rotary_fraction=1.5 must be above 0, at most"),
+        (lambda: ModelConfig(positions="rotary", rotary_theta=0.0), "rotary_theta=0.0 must be positive"),
+        (lambda: family("qwen"), "no family 'qwen'; did you mean 'qwen2'?"),
+        (lambda: family("x"), "no family 'x'; choose one of gpt_neo, gpt2, gpt_neox, llama, qwen2, gemma2"),
         (lambda: TrainConfig(batch_size=6, accumulation_steps=4), "must divide batch_size=6"),
         (lambda: DataConfig(tokenizer="corpus"), "does not fit source='tinystories'"),
         (lambda: MeshConfig(data=0), "mesh.data=0"),

@@ -16,6 +16,7 @@ from jaxablate.config.classification import (
     EpochTrainConfig,
     SentimentDataConfig,
 )
+from jaxablate.config.families import FAMILIES, family
 from jaxablate.config.gated import GatedModelConfig, UnitKind
 from jaxablate.config.language import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from jaxablate.config.run import MeshConfig, OptimizerConfig, RegularizedObjective
@@ -33,11 +34,11 @@ continued with another value of (the data itself is recognised by its hash, wher
 _TASKS: dict[str, type[RunConfig]] = {cls.task: cls for cls in (Config, ClassificationConfig)}
 
 __all__ = [
-    "CONTINUABLE", "INCIDENTAL",
+    "CONTINUABLE", "FAMILIES", "INCIDENTAL",
     "ClassificationConfig", "ClassificationObjective", "ClassifierConfig", "Config", "DataConfig", "EpochTrainConfig",
     "GatedModelConfig", "MeshConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig",
-    "RegularizedObjective", "RunConfig", "SentimentDataConfig", "TrainConfig", "UnitKind", "differences", "flatten",
-    "from_dict", "run_from_dict", "to_dict",
+    "RegularizedObjective", "RunConfig", "SentimentDataConfig", "TrainConfig", "UnitKind", "differences", "family",
+    "flatten", "from_dict", "run_from_dict", "to_dict",
 ]
 
 

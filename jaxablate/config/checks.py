@@ -1,9 +1,11 @@
 """Checks that config dataclasses make of themselves, and the mark of fields that do not change what is learned."""
 
 import dataclasses
+import functools
 import math
+import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from jaxablate.errors import ConfigError
 
@@ -61,6 +63,20 @@ def require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(value > 0, f"{name}={value} must be positive")
+
+
+def require_literals(config: Any) -> None:
+    """Refuses a config in which a field whose type is a `Literal` has a value that is none of its own."""
+    for field in dataclasses.fields(config):
+        hint = _hints(type(config))[field.name]
+        if typing.get_origin(hint) is Literal:
+            value, allowed = getattr(config, field.name), typing.get_args(hint)
+            require(value in allowed, f"{field.name}={value!r:.80} must be one of {', '.join(map(repr, allowed))}")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def incidental(default: Any, *, continuable: bool = True) -> Any:

@@ -28,7 +28,7 @@ class GatedModelConfig:
     ablation: str = "none"
     """Each model says which kinds of scores it has."""
     k_attention: int | tuple[int, ...] = 8
-    """Winners among a layer's D attention channels for each token; one number, or one a layer."""
+    """Winners among a layer's N H attention channels for each token; one number, or one a layer."""
     k_neurons: int | tuple[int, ...] = 8
     """Winners among a layer's F neurons for each token; one number, or one a layer."""
     gate: str = "hard"
@@ -57,12 +57,15 @@ class GatedModelConfig:
         require(self.n_layers <= MOST_LAYERS, f"n_layers={self.n_layers} must be at most {MOST_LAYERS}")
         require(self.mlp_width <= LARGEST, f"d_mlp={self.mlp_width}, 4 times d_model, must be at most {LARGEST:,}; "
                 "choose a smaller d_model, or give d_mlp")
+        self._check_heads()
+        if self.gated:
+            self._check_k("k_attention", self.attention_width, "attention channels")
+            self._check_k("k_neurons", self.mlp_width, "neurons")
+
+    def _check_heads(self) -> None:
         if self.d_model % self.n_heads:
             raise ConfigError(f"n_heads={self.n_heads} must divide d_model={self.d_model}; choose one of "
                               f"{', '.join(map(str, divisors(self.d_model)))}")
-        if self.gated:
-            self._check_k("k_attention", self.d_model, "attention channels")
-            self._check_k("k_neurons", self.mlp_width, "neurons")
 
     def _check_k(self, name: str, units: int, noun: str) -> None:
         value = getattr(self, name)
@@ -80,6 +83,11 @@ class GatedModelConfig:
     def head_width(self) -> int:
         """Width H of one attention head."""
         return self.d_model // self.n_heads
+
+    @property
+    def attention_width(self) -> int:
+        """Channels of a layer's concatenated heads, N H: its gated attention units."""
+        return self.n_heads * self.head_width
 
     @property
     def mlp_width(self) -> int:

@@ -3,7 +3,15 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from jaxablate.config.checks import incidental, require, require_numbers, require_positive
+from jaxablate.config.checks import (
+    LARGEST,
+    divisors,
+    incidental,
+    require,
+    require_literals,
+    require_numbers,
+    require_positive,
+)
 from jaxablate.config.gated import GatedModelConfig
 from jaxablate.config.run import MeshConfig, OptimizerConfig, RegularizedObjective
 
@@ -15,23 +23,66 @@ LayerKind = Literal["global", "local"]
 class ModelConfig(GatedModelConfig):
     """Shape and gating of a self-ablating transformer (Ferrao et al. 2025); the defaults are the paper's shape.
 
+    Every field is independent of the others as far as none says otherwise. `jaxablate.config.family` has those of
+    GPT-2, GPT-NeoX, Llama, Qwen2 and Gemma 2.
+
     Raises:
       ConfigError: a field is out of range or does not fit the others.
     """
 
     vocab_size: int = 50257
-    """Rows of the tied embedding; at least the tokenizer's size."""
+    """Rows of the embedding; at least the tokenizer's size."""
+    tied: bool = True
+    """Logits are products with the embedding; if not, with an output matrix of their own."""
+    scale_embedding: bool = False
+    """Multiply token embeddings by sqrt(d_model), as Gemma does."""
+    logit_cap: float | None = None
+    """Logits are cap * tanh(logits / cap), as in Gemma 2; None leaves them."""
+
     context_length: int = 256
-    """Rows of the learned position table; the longest sequence the model takes."""
+    """The longest sequence the model takes; rows of the learned position table."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """learned: a table added to the embedding; rotary: queries and keys turn with their position (Su et al. 2021)."""
+    rotary_fraction: float = 1.0
+    """Part of each head, from its first channel on, that turns; its two halves are the pairs' coordinates."""
+    rotary_theta: float = 10_000.0
+    """Wavelengths are 2 pi * rotary_theta^(i / pairs), in positions, for pairs i = 0, 1, ..."""
+
+    norm: Literal["layer", "rms", "rms_offset"] = "layer"
+    """layer: LayerNorm; rms: root mean square, without bias (Zhang and Sennrich 2019); rms_offset: the same with
+    1 + scale as factor, as in Gemma."""
+    post_norms: bool = False
+    """A norm on what attention and MLP add to the residual stream, too, as in Gemma 2."""
+    parallel: bool = False
+    """Attention and MLP of a block read the same residual stream, each by its own norm, as in GPT-NeoX."""
+
+    head_dim: int | None = None
+    """Width H of a head; None means d_model / n_heads."""
+    kv_heads: int | None = None
+    """Key and value heads K, each shared by n_heads / K query heads that follow one another; None means n_heads."""
     attention_layers: tuple[LayerKind, ...] = ("global",)
     """Kind of each layer's attention, repeated to n_layers: causal, or causal within a window."""
     window_size: int = 256
     """A local layer's query i sees keys i - window_size + 1 .. i."""
     scale_attention: bool = False
     """Divide attention scores by sqrt(head width). GPT-Neo and the paper do not."""
+    attention_scale_width: int | None = None
+    """With scale_attention, divide by the square root of this in place of the head width, as Gemma 2 does."""
+    attention_cap: float | None = None
+    """Scaled attention scores are cap * tanh(scores / cap), as in Gemma 2; None leaves them."""
+    qkv_bias: bool = False
+    """Queries, keys and values have biases."""
+    out_bias: bool = True
+    """The heads' output projection has a bias."""
+    mlp: Literal["plain", "gated"] = "plain"
+    """plain: neurons are activation(up x); gated: activation(gate x) * up x (Shazeer 2020)."""
+    activation: Literal["gelu_tanh", "gelu", "silu", "relu"] = "gelu_tanh"
+    """The neurons' activation function; gelu_tanh is GELU by its tanh approximation."""
+    mlp_bias: bool = True
+    """Every projection of the MLP has a bias."""
     position_std: float = 1.0
-    """Standard deviation of the position table at initialisation. The released code draws N(0, 1), twenty times the
-    token embedding's 0.05 at d_model 128; a smaller table learns faster in short runs."""
+    """Standard deviation of the learned position table at initialisation. The released code draws N(0, 1), twenty
+    times the token embedding's 0.05 at d_model 128; a smaller table learns faster in short runs."""
 
     ablation: Ablation = "local"
     """Where relevance scores come from: local (each block), global (a clean pass first), both (their sum), none."""
@@ -39,14 +90,58 @@ class ModelConfig(GatedModelConfig):
     """blocks: recompute each block's activations in the backward pass (less memory, about a third more arithmetic)."""
 
     def __post_init__(self):
+        require_literals(self)
         super().__post_init__()
-        require_positive(self, "vocab_size", "context_length", "window_size", "position_std")
+        require_positive(self, "vocab_size", "context_length", "window_size", "position_std", "rotary_theta")
         require(len(self.attention_layers) > 0, "attention_layers is empty; give 'global', 'local' or a cycle of them")
+        for name in ("attention_scale_width", "attention_cap", "logit_cap"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name}={value} must be positive, or None")
+        require(self.scale_attention or self.attention_scale_width is None,
+                f"attention_scale_width={self.attention_scale_width} needs scale_attention=True")
+        self._check_positions()
+
+    def _check_heads(self) -> None:
+        if self.head_dim is None:
+            super()._check_heads()
+        require(self.head_dim is None or self.head_dim > 0, f"head_dim={self.head_dim} must be positive, or None")
+        require(self.attention_width <= LARGEST, f"n_heads={self.n_heads} times head_dim={self.head_dim} must be at "
+                f"most {LARGEST:,}; choose a smaller head_dim")
+        k = self.kv_heads
+        require(k is None or (k > 0 and self.n_heads % k == 0),
+                f"kv_heads={k} must divide n_heads={self.n_heads}; choose one of "
+                f"{', '.join(map(str, divisors(self.n_heads)))}")
+
+    def _check_positions(self) -> None:
+        if self.positions == "learned":
+            for name in ("rotary_fraction", "rotary_theta"):
+                value = getattr(self, name)
+                require(value == type(self).__dataclass_fields__[name].default,
+                        f"{name}={value} needs positions='rotary'; leave it out, or set positions")
+            return
+        require(0 < self.rotary_fraction <= 1, f"rotary_fraction={self.rotary_fraction} must be above 0, at most 1")
+        require(self.rotary_width > 0 and self.rotary_width % 2 == 0,
+                f"rotary_fraction={self.rotary_fraction} of heads of width {self.head_width} are {self.rotary_width} "
+                "channels; they turn in pairs: choose a fraction that gives an even number above 0")
+
+    @property
+    def head_width(self) -> int:
+        return super().head_width if self.head_dim is None else self.head_dim
+
+    @property
+    def key_heads(self) -> int:
+        """Key and value heads K of one layer, resolved."""
+        return self.n_heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def rotary_width(self) -> int:
+        """Channels of each head that turn with the position; 0 without rotary positions."""
+        return int(self.head_width * self.rotary_fraction) if self.positions == "rotary" else 0
 
     @property
     def attention_scale(self) -> float:
         """Factor of the attention scores before the softmax."""
-        return self.head_width**-0.5 if self.scale_attention else 1.0
+        return (self.attention_scale_width or self.head_width) ** -0.5 if self.scale_attention else 1.0
 
     def layer_window(self, layer: int) -> int | None:
         """Attention window of a layer; None where it sees every earlier position."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
-from jaxablate.config import ModelConfig
+from jaxablate.config import ModelConfig, family
 from jaxablate.config.checks import require
 from jaxablate.config.gated import UNIT_KINDS
 from jaxablate.errors import ConfigError
@@ -303,6 +303,12 @@ class SelfAblatingTransformer(nn.Module):
 
     def setup(self):
         c = self.config
+        paper = family("gpt_neo")
+        for name in ("tied", "scale_embedding", "logit_cap", "positions", "norm", "post_norms", "parallel", "head_dim",
+                     "kv_heads", "attention_scale_width", "attention_cap", "qkv_bias", "out_bias", "mlp", "activation",
+                     "mlp_bias"):
+            value = getattr(c, name)
+            require(value == getattr(paper, name), f"{name}={value!r} is not implemented in this model yet")
         types = {"dtype": at_least_float32(c.compute_dtype), "param_dtype": c.param_dtype}
         rows = self.vocab_rows or c.vocab_size
         self.embed = nn.Embed(rows, c.d_model, embedding_init=torch_linear_init(c.d_model), **types)
