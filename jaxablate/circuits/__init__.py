@@ -11,6 +11,7 @@ Example:
 
 from jaxablate.circuits.acdc import AcdcResult, AcdcRun, acdc, shuffled_order
 from jaxablate.circuits.attribution import eap, eap_ig, mask_gradient, neuron_eap, node_eap, random_scores
+from jaxablate.circuits.blocks import Decoder, Inputs
 from jaxablate.circuits.circuit import Circuit, edge_order, first_edges, without_dangling
 from jaxablate.circuits.competence import competence, measure
 from jaxablate.circuits.effects import effects
@@ -26,9 +27,10 @@ from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.circuits.tasks import PromptText, load_prompts, load_task, save_prompts, tokenise
 
 __all__ = [
-    "METHODS", "AcdcResult", "AcdcRun", "Circuit", "Graph", "Method", "Problem", "PromptPairs", "PromptText", "acdc",
-    "competence", "completeness", "eap", "eap_ig", "edge_order", "effects", "faithfulness", "first_edges", "importance",
-    "ioi", "known_model", "load_circuit", "load_mib", "load_prompts", "load_task", "mask_gradient", "measure",
-    "metric_values", "minimality", "neuron_eap", "node_eap", "problem", "prompt_draws", "random_scores", "roc",
-    "save_circuit", "save_mib", "save_prompts", "shuffled_order", "tokenise", "without_dangling",
+    "METHODS", "AcdcResult", "AcdcRun", "Circuit", "Decoder", "Graph", "Inputs", "Method", "Problem", "PromptPairs",
+    "PromptText", "acdc", "competence", "completeness", "eap", "eap_ig", "edge_order", "effects", "faithfulness",
+    "first_edges", "importance", "ioi", "known_model", "load_circuit", "load_mib", "load_prompts", "load_task",
+    "mask_gradient", "measure", "metric_values", "minimality", "neuron_eap", "node_eap", "problem", "prompt_draws",
+    "random_scores", "roc", "save_circuit", "save_mib", "save_prompts", "shuffled_order", "tokenise",
+    "without_dangling",
 ]

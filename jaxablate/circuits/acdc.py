@@ -33,6 +33,7 @@ from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.live import Follower, LiveGraph, Values, prepare
 from jaxablate.circuits.patching import patched_final, source_run
 from jaxablate.circuits.problem import Problem, in_type, take_prompts, takes_problem
+from jaxablate.config import ModelConfig
 from jaxablate.errors import CheckpointError, ConfigError, FileError
 from jaxablate.files import atomic_write, read_npz
 
@@ -447,8 +448,9 @@ _ARRAYS = ("removed", "kl", "margins")
 
 def search_digest(problem: Problem, taus: Sequence[float], order: np.ndarray) -> str:
     """Hex digest of everything the decisions of a search depend on."""
-    settings = [dataclasses.asdict(problem.config), list(taus), [problem.stream, problem.ablation],
-                problem.pairs.digest()]
+    model = problem.config
+    about = dataclasses.asdict(model) if isinstance(model, ModelConfig) else repr(model)  # of somebody's own decoder
+    settings = [about, list(taus), [problem.stream, problem.ablation], problem.pairs.digest()]
     digest = hashlib.sha256(json.dumps(settings, default=str).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(problem.params):
         digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())

@@ -26,6 +26,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxablate.circuits.blocks import Decoder, Inputs, decoder_for
+from jaxablate.circuits.decoder_check import STEPS, checked_decoder
 from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.metrics import METRICS, Divergence, LogitDifference, Metric, Target
 from jaxablate.circuits.patching import ABLATIONS, Ablation, ablated_values, source_run
@@ -77,8 +78,8 @@ class Problem:
       DataError: the model cannot take the prompts.
     """
 
-    config: ModelConfig
-    """Config of the model; all arithmetic becomes float32 whatever it says."""
+    config: ModelConfig | Decoder
+    """Config of the model, or the steps of a model of your own. All arithmetic becomes float32 whatever it says."""
     params: Params
     """Weights; kept in float32 on one device."""
     pairs: PromptPairs
@@ -97,10 +98,15 @@ class Problem:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} must be at least 1; it is the number of prompts computed "
                               "at once")
-        if self.stream == "ablated" and not self.config.gated:
+        config = self.config
+        if not isinstance(config, ModelConfig):
+            object.__setattr__(self, "params", in_type(self.params, np.float32))
+            object.__setattr__(self, "config", checked_decoder(config, self.params, self.pairs, self.stream))
+            return
+        if self.stream == "ablated" and not config.gated:
             raise ConfigError("stream='ablated' needs a model with gates, this one has ablation='none'; take 'clean'")
-        self.pairs.check_fits(context_length=self.config.context_length, vocab_size=self.config.vocab_size)
-        same = dataclasses.replace(self.config, compute_dtype="float32", param_dtype="float32")
+        self.pairs.check_fits(context_length=config.context_length, vocab_size=config.vocab_size)
+        same = dataclasses.replace(config, compute_dtype="float32", param_dtype="float32")
         object.__setattr__(self, "config", same)
         object.__setattr__(self, "params", in_type(self.params, np.float32))
 
@@ -124,7 +130,7 @@ class Problem:
     @functools.cached_property
     def decoder(self) -> Decoder:
         """The model's steps."""
-        return decoder_for(self.config)
+        return decoder_for(self.config) if isinstance(self.config, ModelConfig) else self.config
 
     @functools.cached_property
     def graph(self) -> Graph:
@@ -214,11 +220,12 @@ def problem(
 ) -> Problem:
     """A problem from a config, parameters and prompts, or from an opened run.
 
-    ``problem(config, params, pairs)``, ``problem(run, task="ioi", prompts=64, seed=0)`` or ``problem(run, pairs)``.
+    ``problem(config, params, pairs)``, ``problem(run, task="ioi", prompts=64, seed=0)`` or ``problem(run, pairs)``; of
+    a model of your own ``problem(decoder, params, pairs)``.
 
     Args:
       model: `ModelConfig`, or a run (``ja.open_run``), which brings ``config.model``, ``params``, ``tokenizer`` and
-        ``tasks``.
+        ``tasks``; or your own implementation of `Decoder`, whose steps are checked against one another.
       params: weights of a config; with a run nothing, or the prompts.
       prompts: pairs of tokenised prompts; with a run also prompts as texts, or the number to draw of its task.
       task: name of the run's task that prompts are drawn from.
@@ -233,14 +240,14 @@ def problem(
       DataError: the model or its tokenizer cannot take the prompts.
     """
     options = {"stream": stream, "ablation": ablation, "metric": metric, "batch_size": batch_size}
-    if isinstance(model, ModelConfig):
+    if isinstance(model, ModelConfig) or _is_decoder(model):
         if not isinstance(prompts, PromptPairs) or not hasattr(params, "keys"):
-            raise ConfigError(f"a problem takes parameters (a mapping) and PromptPairs after the config, not "
+            raise ConfigError(f"a problem takes parameters (a mapping) and PromptPairs after the model, not "
                               f"{type(params).__name__} and {type(prompts).__name__}; write {_HOW}")
         return Problem(config=model, params=params, pairs=prompts, **options)
     if not all(hasattr(model, name) for name in ("config", "params", "tasks", "tokenizer")):
-        raise ConfigError(f"a problem is made from a ModelConfig or an opened run, not {type(model).__name__}; "
-                          f"write {_HOW}")
+        raise ConfigError(f"a problem is made from a ModelConfig, a Decoder or an opened run, not "
+                          f"{type(model).__name__}; write {_HOW}, or take circuits.sites for any other model")
     chosen: Any = prompts if params is None else params
     if not isinstance(getattr(model.config, "model", None), ModelConfig):
         raise ConfigError("circuits are found in language models, and this run is not one of them; open another")
@@ -253,6 +260,11 @@ def problem(
         chosen, name = model.tasks[task](seed, chosen), task_title(task)
     pairs = tokenise(chosen, model.tokenizer, name=name, context_length=length)
     return Problem(config=model.config.model, params=model.params, pairs=pairs, **options)
+
+
+def _is_decoder(model: Any) -> bool:
+    """Whether somebody meant a `Decoder`, which may yet lack a step."""
+    return sum(hasattr(model, step) for step in STEPS) > len(STEPS) // 2
 
 
 def task_title(task: str) -> str:

@@ -304,6 +304,7 @@ def _run(run: Run) -> tuple[CircuitsResult, dict[str, Any]]:
     everything = task.pairs
     batches = [everything.take(range(i * PROMPTS, (i + 1) * PROMPTS)) for i in range(BATCHES)]
     options: dict[str, Any] = {"taus": TAUS, "orders": ORDERS, "random_models": RANDOM_MODELS, "seed": run.seed}
+    assert isinstance(task.config, ModelConfig)  # of a run
     streams = tuple(measure_stream(task.config, run.params, batches, everything, stream, **options)
                     for stream in STREAMS if stream in run.streams)
     result = CircuitsResult(task=everything.name, prompts=PROMPTS, n_layers=task.graph.n_layers, streams=streams)
