@@ -1,12 +1,15 @@
 """Circuits: what is kept, what dangles, and their files; the MIB benchmark's format both ways."""
 
+import dataclasses
 import json
 import math
 import os
 
 import numpy as np
 import pytest
+from helpers.toy_circuits import patched_metrics, problem
 
+from jaxablate.circuits import effects, faithfulness
 from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.formats import load_circuit, load_mib, mib_edge_names, save_circuit, save_mib
 from jaxablate.circuits.graph import Graph
@@ -170,7 +173,7 @@ def test_a_file_with_the_kept_edges_alone_will_do(tmp_path):
 def test_the_papers_shape_makes_a_round_trip_in_both_formats(tmp_path):
     circuit = some(graph=Graph(8, 16))
     save_circuit(circuit, tmp_path / "c.json")
-    save_mib(circuit, tmp_path / "m.json", d_model=64)
+    save_mib(circuit, tmp_path / "m.json", d_model=64, metric="logit_difference")
     assert (load_circuit(tmp_path / "c.json").kept == circuit.kept).all()
     mib = load_mib(tmp_path / "m.json", graph=circuit.graph)
     assert (mib.kept == circuit.kept).all() and (mib.scores[3:] == circuit.scores[3:]).all()
@@ -219,6 +222,12 @@ def test_what_is_no_json_is_refused(tmp_path, content, load):
     assert str(path) in str(e.value) and "\n" not in str(e.value)
 
 
+def test_a_file_of_pytorchs_is_told_by_its_kind(tmp_path):
+    (tmp_path / "graph.pt").write_bytes(b"PK\x03\x04 an archive")
+    with pytest.raises(DataError, match="is a zip archive, as PyTorch writes.*Graph.from_pt.file..to_json"):
+        load_mib(tmp_path / "graph.pt")
+
+
 @pytest.mark.parametrize("load", [load_circuit, load_mib])
 def test_other_files_are_refused(tmp_path, load):
     (tmp_path / "list.json").write_text("[1]")
@@ -240,7 +249,7 @@ def test_any_cut_off_file_is_refused(tmp_path):
 
 def test_a_circuit_of_another_model_is_refused(tmp_path):
     path = save_circuit(some(params_digest="ab12"), tmp_path / "c.json")
-    mib = save_mib(some(), tmp_path / "m.json", d_model=8)
+    mib = save_mib(some(metric="kl"), tmp_path / "m.json", d_model=8)
     for load, at in ((load_circuit, path), (load_mib, mib)):
         with pytest.raises(DataError, match="another model: its graph has 2 layers of 2 heads, this model's has "
                                             "8 layers of 16 heads"):
@@ -263,7 +272,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    for write in (lambda: save_circuit(some(1), path), lambda: save_mib(some(1), path, d_model=4)):
+    for write in (lambda: save_circuit(some(1), path), lambda: save_mib(some(1), path, d_model=4, metric="kl")):
         with pytest.raises(FileError):
             write()
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["c.json"]
@@ -298,9 +307,9 @@ def test_names_in_both_formats():
 
 
 def test_layout_of_a_mib_file(tmp_path):
-    circuit = Circuit.of_edges(GRAPH, PATH | {"MLP 0->Resid End": 7.0})
+    circuit = Circuit.of_edges(GRAPH, PATH | {"MLP 0->Resid End": 7.0}, {"metric": "kl", "tau": np.float32(0.5)})
     values = json.loads(save_mib(circuit, tmp_path / "m.json", d_model=8).read_text())
-    assert list(values) == ["cfg", "nodes", "edges"]
+    assert list(values) == ["cfg", "nodes", "edges", "about"] and values["about"] == {"metric": "kl", "tau": 0.5}
     assert values["cfg"] == {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 8}
     assert list(values["nodes"]) == ["input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1", "logits"]
     assert {n for n, node in values["nodes"].items() if node == {"in_graph": True}} == {
@@ -310,14 +319,91 @@ def test_layout_of_a_mib_file(tmp_path):
     assert values["edges"]["input->logits"] == {"score": 0.0, "in_graph": False}
 
 
+def test_scores_of_a_mib_file_are_greater_where_an_edge_matters_more(tmp_path):
+    """The logit difference falls where an edge that matters is patched; MIB attributes with the metric as a loss."""
+    circuit = Circuit.of_edges(GRAPH, PATH, {"metric": "logit_difference", "method": "eap"})
+    path = save_mib(circuit, tmp_path / "m.json", d_model=8)
+    edges = json.loads(path.read_text())["edges"]
+    assert edges["a1.h0->logits"]["score"] == -2.0 and edges["a0.h1->a1.h0<k>"]["score"] == 0.25
+    back = load_mib(path)
+    np.testing.assert_array_equal(back.scores, circuit.scores)
+    assert back.about == {"method": "eap", "metric": "logit_difference", "file": "m.json", "d_model": 8}
+    assert save_mib(back, tmp_path / "again.json", d_model=8).read_text().split('"about"')[0] == (
+        path.read_text().split('"about"')[0])
+    np.testing.assert_array_equal(load_mib(path, metric="kl").scores, -circuit.scores)
+    greater = save_mib(circuit, tmp_path / "kl.json", d_model=8, metric="kl")
+    assert json.loads(greater.read_text())["edges"]["a1.h0->logits"]["score"] == 2.0
+    np.testing.assert_array_equal(load_mib(greater).scores, circuit.scores)
+
+
+def test_scores_of_unknown_meaning_are_not_written_for_mib(tmp_path):
+    for about in ({}, {"metric": "probability"}):
+        with pytest.raises(DataError, match="give metric='logit_difference' for how that changes when an edge is pat"):
+            save_mib(Circuit.of_edges(GRAPH, PATH, about), tmp_path / "m.json", d_model=8)
+    assert not list(tmp_path.iterdir())
+    earlier = Circuit.of_edges(GRAPH, PATH, {"method": "acdc"})  # files of ACDC's that name no metric
+    assert json.loads(save_mib(earlier, tmp_path / "m.json", d_model=8).read_text())["about"]["metric"] == "kl"
+
+
+def cpr_by_mibs_rule(path, task, search):
+    """CPR as MIB's evaluation has it: edges of the greatest signed score, what dangles cut, trapezoids over shares.
+
+    Followed: evaluate_area_under_curve of hannamw/MIB-circuit-track at b759df3 with ``absolute=False``, which is its
+    default, and Graph.apply_topn, apply_greedy and prune of EAP-IG.
+    """
+    scores = {name: edge["score"] for name, edge in json.loads(path.read_text())["edges"].items()}
+    ends = {name: tuple(name.split("<")[0].split("->")) for name in scores}
+
+    def top(n):
+        return set(sorted(scores, key=scores.__getitem__, reverse=True)[:n])
+
+    def greedy(n):
+        nodes, chosen = {"logits"}, set()
+        while len(chosen) < n:
+            best = max((e for e in scores if ends[e][1] in nodes and e not in chosen), key=scores.__getitem__)
+            chosen.add(best)
+            nodes.add(ends[best][0])
+        return chosen
+
+    def pruned(edges):
+        while True:
+            fed, read = {"input"} | {ends[e][1] for e in edges}, {"logits"} | {ends[e][0] for e in edges}
+            left = {e for e in edges if ends[e][0] in fed and ends[e][1] in read}
+            if left == edges:
+                return edges
+            edges = left
+
+    shares = (.001, .002, .005, .01, .02, .05, .1, .2, .5, 1)
+    choose = {"top": top, "greedy": greedy}[search]
+    circuits = [set(scores), set(), *(pruned(choose(int(share * len(scores)))) for share in shares)]
+    masks = np.array([[name not in circuit for name in mib_edge_names(task.graph)] for circuit in circuits])
+    whole, empty, *metric = patched_metrics(task, masks).mean(1)
+    f = [(m - empty) / (whole - empty) for m in metric]
+    return sum((b - a) * (left + right) / 2 for a, b, left, right in zip(shares, shares[1:], f, f[1:], strict=False))
+
+
+@pytest.mark.parametrize("search", ["top", "greedy"])
+@pytest.mark.parametrize("metric", ["logit_difference", "kl"])
+def test_mibs_evaluation_of_our_file_gives_our_cpr(tmp_path, metric, search):
+    task = problem(metric=metric)
+    scores = effects(task)
+    circuit = Circuit(graph=task.graph, kept=np.ones(len(scores), bool), scores=scores, about={"metric": metric})
+    path = save_mib(circuit, tmp_path / "m.json", d_model=8)
+    ours = faithfulness(task, scores, search=search).cpr()
+    assert cpr_by_mibs_rule(path, task, search) == pytest.approx(ours, abs=1e-5)
+    assert faithfulness(task, load_mib(path).scores, search=search).cpr() == ours
+    turned = save_mib(dataclasses.replace(circuit, scores=-scores), path, d_model=8)
+    assert abs(cpr_by_mibs_rule(turned, task, search) - ours) > 0.1
+
+
 def test_scores_that_are_not_finite_keep_their_rank_in_a_mib_file(tmp_path):
     scores = np.zeros(GRAPH.n_edges)
     scores[:5] = math.inf, -math.inf, math.nan, 3.0, -4.0
-    circuit = Circuit(graph=GRAPH, kept=scores != 0, scores=scores)
+    circuit = Circuit(graph=GRAPH, kept=scores != 0, scores=scores, about={"metric": "kl"})
     back = load_mib(save_mib(circuit, tmp_path / "m.json", d_model=8))
     assert back.scores[:5].tolist() == [8.0, -8.0, 0.0, 3.0, -4.0]
     never = Circuit(graph=GRAPH, kept=np.ones(GRAPH.n_edges, bool), scores=np.full(GRAPH.n_edges, math.inf))
-    assert (load_mib(save_mib(never, tmp_path / "m.json", d_model=8)).scores == 1.0).all()
+    assert (load_mib(save_mib(never, tmp_path / "m.json", d_model=8, metric="kl")).scores == 1.0).all()
     with pytest.raises(DataError, match="d_model=0"):
         save_mib(never, tmp_path / "m.json", d_model=0)
 
@@ -333,8 +419,10 @@ def test_a_mib_file_of_scores_alone_is_a_circuit_to_choose_from(tmp_path):
                     **{"input->logits": {"score": math.inf, "in_graph": False},
                        "m0->logits": {"score": -1.5, "in_graph": False}})
     circuit = load_mib(path)
-    assert circuit.n_kept == 0 and circuit.about == {"method": "MIB file", "file": "importances.json", "d_model": 8}
-    assert circuit.scores[GRAPH.edge("MLP 0->Resid End")] == -1.5 and np.count_nonzero(circuit.scores) == 2
+    assert circuit.n_kept == 0 and circuit.about == {
+        "method": "MIB file", "file": "importances.json", "d_model": 8, "metric": "logit_difference"}
+    assert circuit.scores[GRAPH.edge("MLP 0->Resid End")] == 1.5 and np.count_nonzero(circuit.scores) == 2
+    assert load_mib(path, metric="kl").scores[GRAPH.edge("MLP 0->Resid End")] == -1.5
 
 
 @pytest.mark.parametrize(("values", "complaint"), [

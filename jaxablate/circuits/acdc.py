@@ -114,7 +114,7 @@ class AcdcResult:
     def circuit(self, tau: float, **about: Any) -> Circuit:
         """The circuit of one of the thresholds, scored by `scores`; ``about`` goes with it."""
         return Circuit(graph=self.graph, kept=self.runs[tau].kept, scores=self.scores,
-                       about={"method": "acdc", "tau": tau, **about})
+                       about={"method": "acdc", "tau": tau, "metric": "kl", **about})
 
     @property
     def scores(self) -> Float[np.ndarray, " edges"]:

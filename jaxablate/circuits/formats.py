@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.graph import END, START, Graph
+from jaxablate.circuits.metrics import METRICS, Metric, importance
 from jaxablate.errors import DataError
 from jaxablate.files import LARGEST_JSON, read_bytes, unusable, write
 
@@ -23,6 +24,8 @@ VERSION = 1
 MOST_EDGES = 1 << 22
 """Edges of a graph that a file may be of: a few bytes could ask for any number."""
 _MIB_KEYS = ("cfg", "nodes", "edges")
+_ZIP = b"PK"
+"""How PyTorch's files begin."""
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, None: math.nan}
 """How numbers that JSON lacks stand in our files."""
 
@@ -49,7 +52,7 @@ def save_circuit(circuit: Circuit, path: str | os.PathLike[str]) -> Path:
     return _write(path, {
         "format": FORMAT, "version": VERSION,
         "graph": {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "n_edges": graph.n_edges},
-        "about": {str(name): _plain(value, f"about[{name!r}]") for name, value in circuit.about.items()},
+        "about": _plain_about(circuit.about),
         "kept": kept, "cut": cut,
     })
 
@@ -104,43 +107,54 @@ def load_circuit(path: str | os.PathLike[str], *, graph: Graph | None = None, pa
     return Circuit(graph=stored, kept=kept, scores=scores, about=values["about"])
 
 
-def save_mib(circuit: Circuit, path: str | os.PathLike[str], *, d_model: int) -> Path:
+def save_mib(circuit: Circuit, path: str | os.PathLike[str], *, d_model: int, metric: Metric | None = None) -> Path:
     """Writes a circuit in the format of the MIB benchmark's circuit track and returns the file's path.
 
     It is what ``Graph.to_json`` of EAP-IG (hannamw/EAP-IG, ``src/eap/graph.py`` at commit 8fd10d9) writes and what the
     benchmark's evaluation reads: ``cfg`` (``n_layers``, ``n_heads``, ``parallel_attn_mlp``, ``d_model``), ``nodes``
     (name -> ``in_graph``) and ``edges`` (name -> ``score``, ``in_graph``) with every edge of the graph. That graph is
     ours: queries, keys and values of each head, and attention before MLP. A node is in it when kept edges lead both
-    into and out of it. The names differ: see `mib_edge_names`.
+    into and out of it. The names differ: see `mib_edge_names`. `about` stands beside, and is passed over there.
 
-    EAP-IG keeps scores in float32 and cannot read ours that are not finite. So an infinite score is written as twice
-    the greatest finite size (at least 1), which keeps the ranking, and a missing one as 0.
+    A score of ours says how the metric changes when the edge is patched. MIB attributes with the metric as a loss
+    (``run_attribution.py``) and takes edges of the greatest signed score first, so what is written is the `importance`:
+    of a logit difference, the score with its sign turned. EAP-IG keeps scores in float32 and cannot read ours that are
+    not finite. So an infinite score is written as twice the greatest finite size (at least 1), which keeps the ranking,
+    and a missing one as 0.
 
     Args:
-      circuit: what to write; its `about` has no place in this format.
+      circuit: what to write.
       path: the file; it is replaced in one step.
       d_model: width of the model, which the format asks for.
+      metric: what the circuit's scores are changes of, by default what its `about` says: ``logit_difference``, or
+        ``kl`` for scores that are greater where an edge matters more, such as ACDC's.
 
     Raises:
-      DataError: the width is not positive.
+      DataError: the width is not positive, the metric is unknown, or a value of `about` is no JSON.
       FileError: the file cannot be written; nothing is left behind.
     """
     if d_model < 1:
         raise DataError(f"d_model={d_model} of a MIB circuit must be positive; give the width of the model")
-    graph = circuit.graph
-    most = max(1.0, 2.0 * float(np.abs(circuit.scores[np.isfinite(circuit.scores)]).max(initial=0.0)))
-    scores = np.nan_to_num(circuit.scores, nan=0.0, posinf=most, neginf=-most).tolist()
+    metric = _metric(circuit.about, metric)
+    graph, values = circuit.graph, importance(metric, circuit.scores)
+    most = max(1.0, 2.0 * float(np.abs(values[np.isfinite(values)]).max(initial=0.0)))
+    scores = np.nan_to_num(values, nan=0.0, posinf=most, neginf=-most).tolist()
     nodes = dict(zip(map(_mib_name, graph.source_names), circuit.nodes.tolist(), strict=True)) | {_mib_name(END): True}
     return _write(path, {
         "cfg": {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": False, "d_model": d_model},
         "nodes": {name: {"in_graph": within} for name, within in nodes.items()},
         "edges": {name: {"score": score, "in_graph": within} for name, score, within in zip(
             mib_edge_names(graph), scores, circuit.kept.tolist(), strict=True)},
+        "about": _plain_about({**circuit.about, "metric": metric}),
     })
 
 
-def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None) -> Circuit:
+def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None, metric: Metric | None = None) -> Circuit:
     """Reads a circuit of the MIB benchmark or of EAP-IG (see `save_mib` for the version followed).
+
+    The scores of such a file are importances, greater where an edge matters more. They come as scores do here, as the
+    change of the metric when the edge is patched: of a logit difference with the sign turned, so that they compare with
+    those of `eap` and go into `faithfulness` as they are. Written again they are what they were.
 
     Kept are the edges that say ``in_graph``. Files of scores alone, from which the benchmark's evaluation takes the top
     edges itself, may keep none. Edges that the file leaves out are cut and have score 0, as there. Flags and scores of
@@ -149,6 +163,7 @@ def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None) -> Cir
     Args:
       path: the JSON file (not ``.pt``).
       graph: graph of the model that it is to be used on; None takes any.
+      metric: what the scores are to be changes of; by default what a file of ours says, else ``logit_difference``.
 
     Raises:
       DataError: the file is missing, damaged or no such file, its model runs attention and MLP in parallel, it keeps
@@ -176,8 +191,14 @@ def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None) -> Cir
         if not isinstance(edge, dict) or not isinstance(edge.get("in_graph"), bool):
             raise _damaged(path, f"edge {name!r} has no score and in_graph")
         kept[i], scores[i] = edge["in_graph"], _score(path, name, edge.get("score"))
-    about = {"method": "MIB file", "file": path.name} | ({"d_model": width} if isinstance(width, int) else {})
-    return Circuit(graph=stored, kept=kept, scores=scores, about=about)
+    of_ours = values.get("about")
+    about = of_ours if isinstance(of_ours, dict) and unusable(of_ours) is None else {}
+    if metric is None and about.get("metric") not in METRICS:
+        metric = "logit_difference"
+    metric = _metric(about, metric)
+    about = {"method": "MIB file"} | about | {"file": path.name, "metric": metric}
+    about |= {"d_model": width} if isinstance(width, int) else {}
+    return Circuit(graph=stored, kept=kept, scores=importance(metric, scores), about=about)
 
 
 def mib_edge_names(graph: Graph) -> tuple[str, ...]:
@@ -264,6 +285,23 @@ def _score(path: Path, name: str, value: Any) -> float:
     raise DataError(f"{path} has the score {value!r} at edge {name!r}; scores are numbers, 'inf', '-inf' or null")
 
 
+def _metric(about: Mapping[str, Any], given: Metric | None) -> Metric:
+    """The metric whose change a circuit's scores are."""
+    name = about.get("metric") if given is None else given
+    if given is None and name is None and about.get("method") == "acdc":  # files of earlier versions
+        name = "kl"
+    for known in METRICS:
+        if name == known:
+            return known
+    raise DataError(f"what this circuit's scores say of an edge that matters is not known, its metric is {name!r}; "
+                    "give metric='logit_difference' for how that changes when an edge is patched, or metric='kl' for "
+                    "scores that are greater where an edge matters more")
+
+
+def _plain_about(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(name): _plain(value, f"about[{name!r}]") for name, value in about.items()}
+
+
 def _plain(value: Any, where: str) -> Any:
     """A value of `about` as JSON has it; numbers that are not finite become text."""
     if isinstance(value, np.ndarray | np.generic):
@@ -292,6 +330,9 @@ def _read(path: Path, strict: bool) -> dict[str, Any]:
     """A JSON file's object, without keys that stand there twice; `strict` also refuses ``NaN`` and ``Infinity``."""
     try:
         content = read_bytes(path, most=LARGEST_JSON)
+        if content.startswith(_ZIP):
+            raise DataError(f"{path} is a zip archive, as PyTorch writes; files of EAP-IG's Graph.to_json can be read, "
+                            "not those of Graph.to_pt: turn it into one there, Graph.from_pt(file).to_json(other)")
         values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_repeats,
                             parse_constant=_no_constant if strict else None)
     except OSError as e:

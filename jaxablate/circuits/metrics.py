@@ -122,13 +122,15 @@ class Divergence:
         return _divergence_rows(self, rows)
 
 
-def importance(target: Target, scores: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def importance(target: Target | Metric, scores: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """How much the answer suffers when an edge is patched, by scores that say how the metric changes.
 
     The logit difference falls and the divergence rises when an edge that matters is patched. Circuits keep edges of
-    greatest importance; ranking by it is what MIB calls ranking by signed score.
+    greatest importance; ranking by it is what MIB calls ranking by signed score. ``target`` is the metric of a problem
+    or a metric's name. Importance turned once more is the change of the metric again.
     """
-    return -np.asarray(scores) if target.higher_is_better else np.asarray(scores)
+    higher = target == "logit_difference" if isinstance(target, str) else target.higher_is_better
+    return 0.0 - np.asarray(scores) if higher else np.asarray(scores)
 
 
 @jax.jit

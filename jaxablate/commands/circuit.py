@@ -26,7 +26,7 @@ from jaxablate.circuits.competence import CHANCE, Answers, Measured, measure
 from jaxablate.circuits.formats import is_mib, load_circuit, load_mib, save_circuit, save_mib
 from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.methods import METHODS, Progress
-from jaxablate.circuits.metrics import importance
+from jaxablate.circuits.metrics import METRICS, importance
 from jaxablate.circuits.problem import Problem, problem
 from jaxablate.circuits.tasks import load_task
 from jaxablate.commands import base
@@ -272,10 +272,11 @@ def find(task: Problem, settings: CircuitSettings, count: int, resume: Path, say
     with show_progress("ACDC") as progress:
         result = acdc(task, (settings.chosen_tau,), order=order, progress=progress, resume=resume)
     (run,) = result.runs.values()
-    say(f"{result.evaluated:,} of {task.graph.n_edges:,} edges evaluated; the closest decision lies "
+    say(f"{result.evaluated:,} evaluations for {task.graph.n_edges:,} edges; the closest decision lies "
         f"{run.min_margin:.2g} nats from tau")
-    facts |= {"tau": settings.chosen_tau, "order_seed": settings.order_seed, "edges_evaluated": result.evaluated,
-              "rechecked": result.rechecked, "min_margin": run.min_margin}
+    facts |= {"metric": "kl", "tau": settings.chosen_tau, "order_seed": settings.order_seed,
+              "edges_evaluated": result.evaluated, "rechecked": result.rechecked,
+              "min_margin": run.min_margin}
     return run.kept, run.rises, facts
 
 
@@ -294,7 +295,9 @@ def contents(circuit: Circuit, measured: Measured, title: str, settings: Circuit
             f"jax {conditions.versions.get('jax', 'unknown')}, {conditions.date}.")
     with tempfile.TemporaryDirectory() as folder:
         ours = save_circuit(circuit, Path(folder) / "circuit.json")
-        mib = save_mib(circuit, Path(folder) / "circuit.mib.json", d_model=run.config.model.d_model)
+        # A stored circuit that does not say what its scores are has the greater ones where an edge matters more.
+        metric = None if circuit.about.get("metric") in METRICS else "kl"
+        mib = save_mib(circuit, Path(folder) / "circuit.mib.json", d_model=run.config.model.d_model, metric=metric)
         files = {path.name: path.read_bytes() for path in (ours, mib)}
     pictures = {f"circuit.{suffix}": content for suffix, content in figure_bytes(panel, ("svg", "png")).items()}
     page = circuit_page(panel, page_lines(measured, task, method_title(circuit.about)), line)
