@@ -18,6 +18,7 @@ from jaxablate.models.decoder import DecoderOutput, Gates, LayerActivations, Sel
 from jaxablate.ops.attention import attention_weights
 from jaxablate.ops.cross_entropy import linear_cross_entropy
 from jaxablate.ops.masks import nonzero_sum, valid_targets, weights
+from jaxablate.ops.varying import any_over_axes, mean_over_axes
 from jaxablate.regularizers import REGULARIZERS, Site, mean_over_texts, reconstruction
 from jaxablate.types import STREAMS, Batch, Params, at_least_float32
 
@@ -27,13 +28,14 @@ Metrics = dict[str, jax.Array]
 def language_model_loss(
     model: SelfAblatingTransformer, params: Params, inputs_BT: Int[ArrayLike, "batch time"],
     targets_BT: Int[ArrayLike, "batch time"], objective: ObjectiveConfig,
-    mask_BT: Shaped[ArrayLike, "..."] | None = None, gates: Gates | None = None,
+    mask_BT: Shaped[ArrayLike, "..."] | None = None, gates: Gates | None = None, batch_axes: Sequence[str] = (),
 ) -> tuple[jax.Array, Metrics]:
     """clean * CE(clean) + ablated * CE(ablated) + reconstruction * R (docs/papers.md, Losses), and regularisers.
 
     The mask is 1 where a target counts; None counts all. Mask and targets are as in `linear_cross_entropy`.
-    Regularisers are over all positions. ``gates`` are given to the model instead of its own. The derivative is for
-    reverse mode (`jax.grad`), and forward mode over that.
+    Regularisers are over all positions. ``gates`` are given to the model instead of its own. ``batch_axes`` are axes of
+    a `jax.shard_map` over which the rows of a batch are split: the results are those of the whole batch. The derivative
+    is for reverse mode (`jax.grad`), and forward mode over that.
 
     Returns:
       The loss, and scalar metrics: `loss`, `loss_clean`; with an ablated stream also `loss_ablated`,
@@ -53,20 +55,23 @@ def language_model_loss(
         tuple(s.astype(dtype) for s in streams), embedding, targets_BT, mask_BT, vocabulary=model.config.vocab_size,
         chunk=objective.ce_chunk,
     )
+    counted = weights(mask_BT, jnp.shape(targets_BT), jnp.float32, of="the targets").sum()
+    losses = mean_over_axes(losses, batch_axes, counted)
     metrics = {"loss_clean": losses[0]}
     if out.final_ablated is None:
         loss = losses[0]
     else:
         loss = objective.clean * losses[0] + objective.ablated * losses[1]
         rebuilt = [layer.reconstruction for layer in out.layers] + [reconstruction(out.final_clean, out.final_ablated)]
-        metrics["reconstruction"] = jnp.asarray(sum(rebuilt)) / len(rebuilt)
+        metrics["reconstruction"] = mean_over_axes(jnp.asarray(sum(rebuilt)) / len(rebuilt), batch_axes)
         if objective.reconstruction:  # a zero coefficient would still pay for the term's backward pass
             loss += objective.reconstruction * metrics["reconstruction"]
         metrics["loss_ablated"] = losses[1]
         for kind in UNIT_KINDS:
-            metrics[f"live_{kind}"] = jnp.mean(jnp.stack([x.live[kind] for x in out.layers]), dtype=jnp.float32)
-    loss, terms = _regularized(loss, objective, {name: [x for layer in out.layers for x in layer.terms[name]]
-                                                 for name in _wanted(objective)})
+            live = jnp.stack([x.live[kind] for x in out.layers])
+            metrics[f"live_{kind}"] = jnp.mean(any_over_axes(live, batch_axes), dtype=jnp.float32)
+    terms = {name: [x for layer in out.layers for x in layer.terms[name]] for name in _wanted(objective)}
+    loss, terms = _regularized(loss, objective, mean_over_axes(terms, batch_axes))
     return loss, {"loss": loss} | metrics | terms
 
 

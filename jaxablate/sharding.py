@@ -2,11 +2,10 @@
 
 The mesh always has the three axes ``data``, ``fsdp`` and ``tensor``; an axis of size 1 costs nothing. The batch is
 split over ``data`` and ``fsdp`` together. Parameters, and with them both Adam moments, are stored split over ``fsdp``
-and ``tensor``; a training step gathers the ``fsdp`` part where it uses a parameter (`gathered_shardings`), so that
-the model itself only ever meets whole or tensor-split weights and every activation keeps its batch split.
+and ``tensor``; a training step gathers the ``fsdp`` part where it uses a parameter (`gather`), so that the model itself
+only ever meets whole or tensor-split weights and every activation keeps its batch split.
 """
 
-import functools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxablate.config import MeshConfig
 from jaxablate.config.checks import divisors, require
 from jaxablate.errors import ConfigError
+from jaxablate.ops.varying import varying_axes
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -100,27 +100,49 @@ def param_shardings(mesh: Mesh, abstract_tree: Any) -> Any:
 
 
 def gather(mesh: Mesh, params: Any) -> Any:
-    """Parameters, or a part of them, gathered over ``fsdp`` to be used; their gradient is split over it again.
+    """Parameters, or a part of them, gathered over ``fsdp`` to be used.
 
-    Left alone, the partitioner is free to split activations over D, where the stored parameter is split, and to gather
-    the batch instead. Gathering the parameters by hand settles it: activations follow the batch.
+    Within `by_device` the gradient of the gathered ones is summed over the devices and split again in one
+    reduce-scatter. Elsewhere the partitioner, left alone, would be free to split activations over D, where the stored
+    parameter is split, and to gather the batch instead: gathering by hand settles it.
     """
-    return params if mesh.shape["fsdp"] == 1 else _gather(mesh, params)
+    if mesh.shape["fsdp"] == 1:
+        return params
+    if "fsdp" not in jax.sharding.get_abstract_mesh().manual_axes:
+        return jax.lax.with_sharding_constraint(params, gathered_shardings(mesh, params))
+
+    def one(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        spec = partition_spec(path_name(path))
+        if "fsdp" not in spec or "fsdp" not in varying_axes(x):  # which it does where its size could be divided
+            return x
+        return jax.lax.all_gather(x, "fsdp", axis=spec.index("fsdp"), tiled=True)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gather(mesh: Mesh, params: Any) -> Any:
-    return jax.lax.with_sharding_constraint(params, gathered_shardings(mesh, params))
+def by_device(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """``function(params, rows)`` of what each device has: its part of the parameters, and of the rows of a batch.
 
+    A `jax.shard_map` over the axes of the batch, which the function is to sum over until all devices have the same
+    results. Gradients are summed where a parameter is gathered (`gather`), and over ``data`` once, at the end. A
+    ``tensor`` axis is left to the partitioner.
+    """
+    manual = set(AXES) if mesh.shape["tensor"] == 1 else set(BATCH_AXES)
 
-def _scatter(mesh: Mesh, _: None, gradient: Any) -> tuple[Any]:
-    # First as the parameters were used: else the split would reach back into the products, and gather activations. The
-    # compiler makes one reduce-scatter of the sum and the split.
-    whole = jax.lax.with_sharding_constraint(gradient, gathered_shardings(mesh, gradient))
-    return (jax.lax.with_sharding_constraint(whole, param_shardings(mesh, gradient)),)
+    def local(params: Any, rows: Any) -> Any:
+        def varying(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+            once = ("data",) if "fsdp" in partition_spec(path_name(path)) else BATCH_AXES
+            return jax.lax.pcast(x, tuple(axis for axis in once if axis not in varying_axes(x)), to="varying")
 
+        return function(jax.tree_util.tree_map_with_path(varying, params), rows)
 
-_gather.defvjp(lambda mesh, params: (_gather(mesh, params), None), _scatter)
+    def run(params: Any, rows: Any) -> Any:
+        specs = jax.tree.map(lambda place: P(*(axis if axis in manual else None for axis in place.spec)),
+                             param_shardings(mesh, params))
+        return jax.shard_map(local, mesh=mesh, in_specs=(specs, P(BATCH_AXES)), out_specs=P(), axis_names=manual)(
+            params, rows)
+
+    return run
 
 
 def gathered_shardings(mesh: Mesh, abstract_tree: Any) -> Any:
@@ -138,6 +160,9 @@ def over_whole_rows(mesh: Mesh, function: Callable[[jax.Array], jax.Array]) -> C
         return function
 
     def split(x: jax.Array, *axes: str | None) -> jax.Array:
+        here = jax.sharding.get_abstract_mesh()
+        if here.manual_axes:  # the batch's are
+            return jax.lax.with_sharding_constraint(x, NamedSharding(here, P(None, *axes)))
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(BATCH_AXES, *axes)))
 
     def whole(x: jax.Array) -> jax.Array:

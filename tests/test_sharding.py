@@ -1,5 +1,6 @@
 """Partition rules, meshes, and the same numbers on one, two and eight devices."""
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -14,11 +15,11 @@ from jax.sharding import PartitionSpec as P
 from jaxablate.config import Config, MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from jaxablate.errors import ConfigError
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.objectives import language_model_loss
-from jaxablate.sharding import batch_sharding, check_batch, gather, make_mesh, param_shardings, partition_spec
+from jaxablate.sharding import batch_sharding, check_batch, make_mesh, param_shardings, partition_spec
+from jaxablate.training.language import language_learner
 from jaxablate.training.loop import make_program
 from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxablate.training.program import Learner, compile_program
+from jaxablate.training.program import compile_program
 
 COMPILATIONS = []
 """Durations of the backend's compilations (or reads of the compilation cache) so far."""
@@ -45,18 +46,12 @@ GATED = tiny("both", param_dtype="float64", compute_dtype="float64")
 @functools.cache
 def program(config, mesh_config, accumulation_steps=1):
     """The compiled functions of a tiny model on a mesh."""
-    model, settings = SelfAblatingTransformer(config), OptimizerConfig(learning_rate=1e-2)
-
-    def loss(params, batch, key):
-        del key
-        objective = ObjectiveConfig(reconstruction=0.1)
-        params = gather(mesh, params)
-        return language_model_loss(model, params, batch["inputs"], batch["targets"], objective)
-
-    mesh = make_mesh(mesh_config)
-    learner = Learner(init_params=lambda key: model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], train_loss=loss,
-                      eval_loss=loss, counted="mask", parts=lambda batch: accumulation_steps)
-    return compile_program(learner, make_optimizer(settings, 10), learning_rate_schedule(settings, 10), mesh)
+    mesh, settings = make_mesh(mesh_config), OptimizerConfig(learning_rate=1e-2)
+    whole = Config(model=config, objective=ObjectiveConfig(reconstruction=0.1), optimizer=settings,
+                   mesh=dataclasses.replace(mesh_config, vocab_multiple=1),
+                   train=TrainConfig(batch_size=16, sequence_length=8, accumulation_steps=accumulation_steps))
+    return compile_program(language_learner(whole, mesh), make_optimizer(settings, 10),
+                           learning_rate_schedule(settings, 10), mesh)
 
 
 @functools.cache

@@ -21,8 +21,9 @@ from jaxablate.ops import masks
 from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
-# Tokens whose logits are held at once: on CPU 256 to 512 were fastest (the chunk's logits still fit the caches).
-_CPU_CHUNK, _CHUNK = 512, 4096
+# Tokens whose logits a device holds at once: on CPU 256 to 512 were fastest (the chunk's logits still fit the caches);
+# each chunk reads and writes the matrix's gradient, and on GPUs starts kernels.
+_CPU_CHUNK, _TPU_CHUNK, _CHUNK = 512, 1024, 4096
 
 
 def linear_cross_entropy(
@@ -215,9 +216,9 @@ def _in_chunks(function: Callable[..., Any], chunk: int, shape: tuple[int, ...],
         parts = max(1, -(-math.prod(shape) // tokens))
         return max(1, -(-shape[1] // parts))
 
-    on_cpu, elsewhere = (functools.partial(function, size=positions(chunk or most), on_cpu=most == _CPU_CHUNK)
-                         for most in (_CPU_CHUNK, _CHUNK))
-    return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=elsewhere)
+    on_cpu, on_tpu, elsewhere = (functools.partial(function, size=positions(chunk or most), on_cpu=most == _CPU_CHUNK)
+                                 for most in (_CPU_CHUNK, _TPU_CHUNK, _CHUNK))
+    return jax.lax.platform_dependent(*arrays, cpu=on_cpu, tpu=on_tpu, default=elsewhere)
 
 
 def _chunks(arrays: tuple[Array, ...], size: int) -> tuple[Array, ...]:

@@ -1,8 +1,9 @@
 """Kernels for NVIDIA GPUs, in Pallas: what XLA would make of a row-wise function or of attention is many small ones.
 
 At the shape of the paper a training step waits for its kernels to start, not for arithmetic: a gate was 22 of them, an
-attention of two streams 69. They are taken where a program is made for one GPU (`on_one_gpu`); everywhere else, and for
-shapes that they do not fit, the plain code runs, of which each is a transcription (tests/test_triton.py runs both).
+attention of two streams 69. They are taken where a program is made for one GPU (`on_one_gpu`), or for what one of
+several has (`jax.shard_map`, all of whose axes are manual); everywhere else, and for shapes that they do not fit, the
+plain code runs, of which each is a transcription (tests/test_triton.py runs both).
 """
 
 import contextlib
@@ -15,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from jaxablate.ops.varying import result_like
+
 _GPUS = ("cuda", "gpu")
 # A block's numbers: larger ones leave the registers.
 _BLOCK_SIZE, _WIDEST = 8192, 8192
 _POSITIONS = 64
 
 
-def is_one_gpu(mesh: Mesh) -> bool:
-    """Whether a program for this mesh has the kernels of this file."""
-    return mesh.size == 1 and mesh.devices.flat[0].platform in _GPUS
+def is_gpu(mesh: Mesh) -> bool:
+    """Whether a mesh is of GPUs."""
+    return mesh.devices.flat[0].platform in _GPUS
 
 
 @contextlib.contextmanager
@@ -32,14 +35,16 @@ def on_one_gpu(mesh: Mesh) -> Iterator[None]:
 
     JAX keeps what was traced under one mesh apart from what was traced under another.
     """
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if is_one_gpu(mesh) else contextlib.nullcontext():
+    alone = mesh.size == 1 and is_gpu(mesh)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if alone else contextlib.nullcontext():
         yield
 
 
 def _enabled() -> bool:
     mesh = jax.sharding.get_abstract_mesh()
-    return (mesh.size == 1 and all(kind == AxisType.Auto for kind in mesh.axis_types)
-            and getattr(mesh.abstract_device, "platform", None) in _GPUS)
+    kinds = set(mesh.axis_types)
+    of_one = kinds == {AxisType.Manual} or (mesh.size == 1 and kinds == {AxisType.Auto})
+    return of_one and getattr(mesh.abstract_device, "platform", None) in _GPUS
 
 
 def fits_rows(x: jax.Array) -> bool:
@@ -95,8 +100,8 @@ def by_rows(
         in_specs=[block(x.shape[-1], size, every) for x in rows] + [block(x.size, 1, lambda i: (0, 0)) for x in shared],
         out_specs=[block(x.shape[-1], size, every) for x in outputs[:split]] + [
             pl.BlockSpec((totals, 1, _power(x.shape[-1])), lambda i: (0, i, 0)) for x in outputs[split:][:1]],
-        out_shape=[jax.ShapeDtypeStruct((n, x.shape[-1]), x.dtype) for x in outputs[:split]] + [
-            jax.ShapeDtypeStruct((totals, blocks, x.shape[-1]), x.dtype) for x in outputs[split:][:1]],
+        out_shape=[result_like(rows[0], (n, x.shape[-1]), x.dtype) for x in outputs[:split]] + [
+            result_like(rows[0], (totals, blocks, x.shape[-1]), x.dtype) for x in outputs[split:][:1]],
     )(*(x.reshape(n, x.shape[-1]) for x in rows), *(x.reshape(1, x.size) for x in shared))
     of_rows = [x.reshape(out.shape) for x, out in zip(found, outputs[:split], strict=False)]
     return of_rows + (list(jnp.sum(found[-1], axis=1)) if totals else [])
@@ -125,7 +130,7 @@ def _unstack(x: jax.Array) -> tuple[jax.Array, ...]:
     rows = pl.pallas_call(
         kernel, grid=(size // width,), **_options(warps=4),
         in_specs=[pl.BlockSpec((n, width), lambda i: (0, i))], out_specs=[pl.BlockSpec((width,), lambda i: (i,))] * n,
-        out_shape=[jax.ShapeDtypeStruct((size,), x.dtype)] * n,
+        out_shape=[result_like(x, (size,), x.dtype)] * n,
     )(x)
     return tuple(rows)
 
@@ -220,8 +225,8 @@ def attention_forward(qkv: jax.Array, window: int | None, scale: float) -> tuple
         in_specs=[head(streams, None, time, 3, None, padded, place=lambda b, n: (0, b, 0, 0, n, 0))],
         out_specs=[head(streams, None, time, None, padded, place=lambda b, n: (0, b, 0, n, 0)),
                    head(None, None, streams, time, place=lambda b, n: (b, n, 0, 0))],
-        out_shape=[jax.ShapeDtypeStruct((streams, batch, time, heads, width), qkv.dtype),
-                   jax.ShapeDtypeStruct((batch, heads, streams, time), jnp.float32)],
+        out_shape=[result_like(qkv, (streams, batch, time, heads, width), qkv.dtype),
+                   result_like(qkv, (batch, heads, streams, time), jnp.float32)],
     )(qkv)
     return out, log_sum
 
@@ -301,7 +306,7 @@ def attention_backward(qkv: jax.Array, out: jax.Array, log_sum: jax.Array, d_out
     return pl.pallas_call(
         kernel, grid=(batch, heads, time // _POSITIONS), **_options(warps=4),
         in_specs=[qkv_spec, out_spec, head(None, None, streams, time, place=lambda b, n: (b, n, 0, 0)), out_spec],
-        out_specs=qkv_spec, out_shape=jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
+        out_specs=qkv_spec, out_shape=result_like(qkv, qkv.shape, qkv.dtype),
     )(qkv, out, log_sum, d_out)
 
 

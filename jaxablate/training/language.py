@@ -16,8 +16,8 @@ from jaxablate.data.progress import progress_report
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.models.stacking import Columns, layer_groups, stack_layers, unstack_layers
 from jaxablate.objectives import check_regularizers, language_model_loss
-from jaxablate.ops.triton import is_one_gpu
-from jaxablate.sharding import fitting_parts, gather
+from jaxablate.ops.triton import is_gpu
+from jaxablate.sharding import BATCH_AXES, batch_parts, by_device, fitting_parts, gather
 from jaxablate.training.program import Learner, Metrics
 from jaxablate.training.task import Pace, Task
 from jaxablate.training.throughput import train_flops_per_token
@@ -75,17 +75,22 @@ def language_learner(config: Config, mesh: Mesh) -> Learner:
     multiple = math.lcm(config.mesh.vocab_multiple, mesh.shape["tensor"])
     rows = -(-config.model.vocab_size // multiple) * multiple
     groups = _layer_groups(config) if mesh.devices.flat[0].platform != "cpu" else None
+    whole = mesh.shape["fsdp"] == mesh.shape["tensor"] == 1  # only a scan gathers parameters a layer at a time
     packed = SelfAblatingTransformer(config.model, vocab_rows=rows, groups=groups, mesh=mesh,
-                                     unroll=is_one_gpu(mesh) and config.model.n_layers <= _MOST_UNROLLED)
+                                     unroll=is_gpu(mesh) and whole and config.model.n_layers <= _MOST_UNROLLED)
+    shared_out = batch_parts(mesh) > 1
     tokens = jnp.zeros((1, min(8, config.model.context_length)), jnp.int32)  # parameters do not depend on them
 
-    def loss(params: Params, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
-        del key  # this objective draws nothing
+    def loss_of_rows(params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Metrics]:
         # A scan gathers those of its layers, one after another.
         scanned = {name: value for name, value in params.items() if groups and re.match(r"layers_\d+$", name)}
         params = gather(mesh, {name: value for name, value in params.items() if name not in scanned}) | scanned
         return language_model_loss(packed, params, batch["inputs"], batch["targets"], config.objective,
-                                   mask_BT=batch.get("mask"))
+                                   mask_BT=batch.get("mask"), batch_axes=BATCH_AXES if shared_out else ())
+
+    def loss(params: Params, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
+        del key  # this objective draws nothing
+        return (by_device(mesh, loss_of_rows) if shared_out else loss_of_rows)(params, batch)
 
     def pack(params: Params) -> Params:
         return _with_vocabulary(params if groups is None else stack_layers(params, groups), rows)
