@@ -327,6 +327,8 @@ def test_every_buffered_activation_is_one_of_the_model(whole):
          {"settings": dataclasses.replace(DATA, buffer_batches=6)}),
         (ConfigError, "architecture='jumprelu' can be used but not trained",
          {"config": small(architecture="jumprelu")}),
+        (ConfigError, "normalize='layer_norm' can be used but not trained; normalise the vectors first",
+         {"config": small(normalize="layer_norm")}),
         (ConfigError, "no runs to train", {"runs": ()}),
     ],
 )

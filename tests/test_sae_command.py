@@ -320,7 +320,10 @@ def test_other_peoples_autoencoders_are_passed_over(stored, workdir):
     settings = json.loads((third / "cfg.json").read_text())
     del settings["jaxablate"]  # as SAELens would have written it
     (third / "cfg.json").write_text(json.dumps(settings))
-    score.score(SaeSettings(workdir=workdir, batch_size=64).score())
+    said = []
+    score.score(SaeSettings(workdir=workdir, batch_size=64).score(), said.append)
+    assert [line.split(": ")[1] for line in said if "passed over" in line] == [
+        f"{first.name} is passed over", f"{second.name} is passed over"]
     record = files.read(workdir).suites["sae"]
     assert [row["name"] for row in record.details["autoencoders"]] == [third.name, fourth.name]
     why = dict(record.details["passed_over"])

@@ -93,6 +93,8 @@ def test_headline_names_what_tells_autoencoders_apart():
     assert "L0 at L1 5, bbbbbbbb" in [f.name for f in result(same).headline()]
     alike = [dataclasses.replace(row(f"{letter}-samesame", 4.0), group=letter) for letter in "ab"]
     assert "L0 at L1 5, b-samesame" in [f.name for f in result(alike).headline()]
+    theirs = [dataclasses.replace(row(name, 4.0), group=name) for name in ("jumprelu_train_inf", "batchtopk_inf")]
+    assert "L0 at L1 5, jumprelu_train_inf" in [f.name for f in result(theirs).headline()]
 
 
 def test_panels_survive_json_and_can_be_drawn():

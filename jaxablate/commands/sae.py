@@ -39,7 +39,7 @@ from jaxablate.errors import CheckpointError, ConfigError, DataError, FileError,
 from jaxablate.features import AutoencoderConfig, SaeRun, SaeTrainConfig, find_site
 from jaxablate.features.config import PRESETS, Preset
 from jaxablate.features.files import CONFIG, FOLDER, identity_digest
-from jaxablate.features.sae import ARCHITECTURES, Architecture
+from jaxablate.features.sae import ARCHITECTURES, Architecture, plain
 from jaxablate.features.sites import Activations, random_params
 from jaxablate.features.training import TokenBatches, sites_of
 from jaxablate.provenance import provenance
@@ -187,7 +187,7 @@ class Job:
 
     def identity(self, run: SaeRun) -> dict[str, Any]:
         """All that decides one autoencoder's weights, for its cfg.json."""
-        return {"run": dataclasses.asdict(run), "config": dataclasses.asdict(self.config),
+        return {"run": dataclasses.asdict(run), "config": plain(self.config),
                 "settings": dataclasses.asdict(self.settings), "windows": list(self.windows), **self.origin}
 
     def name(self, run: SaeRun) -> str:

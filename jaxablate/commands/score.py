@@ -89,6 +89,8 @@ def score(settings: ScoreSettings | str | Path, say: Say = lambda line: None, **
                 raise
             say(f"{suite.name} is left out: {e}")
             continue
+        for what, reason in record.details.get("passed_over", ()):
+            say(f"{suite.name}: {what} is passed over: {reason}")
         results = with_record(results, record)
         files.write(settings.workdir, results)
     write_report(settings.workdir, results)

@@ -3,7 +3,8 @@
 A folder holds ``sae_weights.safetensors`` (W_enc [D, S], b_enc, W_dec [S, D], b_dec, and threshold of a jumprelu),
 ``cfg.json`` and, where densities are known, ``sparsity.safetensors`` (log10 of each latent's density). cfg.json is
 flat, as SAELens up to version 5 writes it and later versions still read it. What SAELens has no word for is under the
-key ``jaxablate``, which it passes over. batchtopk becomes a jumprelu, as in SAELens.
+key ``jaxablate``, which it passes over. batchtopk becomes a jumprelu, as in SAELens. `jaxablate.features.saelens` says
+what folders that SAELens wrote mean here.
 """
 
 import dataclasses
@@ -23,9 +24,10 @@ import numpy as np
 from jaxablate import files
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError, FileError
+from jaxablate.features import saelens
 from jaxablate.features.config import SaeRun, SaeTrainConfig
-from jaxablate.features.sae import ARCHITECTURES, AutoencoderConfig, SparseAutoencoder
-from jaxablate.features.sites import Moments, Site, find_site
+from jaxablate.features.sae import AutoencoderConfig, SparseAutoencoder, plain
+from jaxablate.features.sites import Moments, find_site
 from jaxablate.features.training import TrainState, abstract_state
 from jaxablate.types import Params
 
@@ -35,12 +37,6 @@ FOLDER = "autoencoders"
 """Folder of a run's working directory that its autoencoders lie in."""
 _EMPTY = 1e-10
 """Added to densities before the logarithm, as in SAELens."""
-_HOOKS = {
-    "resid_pre": "hook_resid_pre", "head_out": "attn.hook_z", "attn_out": "hook_attn_out",
-    "resid_mid": "hook_resid_mid", "mlp_pre": "mlp.hook_pre", "mlp_post": "mlp.hook_post",
-    "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post",
-}
-"""Field -> its name in TransformerLens within a block."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +85,6 @@ def without_seed(identity: Mapping[str, Any]) -> str:
     return identity_digest({**identity, "run": run})
 
 
-def hook_name(site: Site) -> str:
-    """TransformerLens's name of a site, ``ablated.`` before it in the stream that it does not know."""
-    prefix = "" if site.stream == "clean" else f"{site.stream}."
-    return f"{prefix}blocks.{site.layer}.{_HOOKS[site.field]}"
-
-
 def save(
     folder: str | os.PathLike[str], sae: SparseAutoencoder, name: str, *, model: ModelConfig | None = None,
     params: Params = None, density: np.ndarray | None = None, model_name: str = "self-ablating-transformer",
@@ -116,7 +106,7 @@ def save(
 
     folder, config = Path(folder), sae.config
     site = None if model is None else find_site(model, name, config.d_in, f"{folder}: the autoencoder")
-    weights = {name: np.asarray(getattr(sae, name), order="C") for name in _weight_shapes(config)}
+    weights = {name: np.asarray(getattr(sae, name), order="C") for name in saelens.weight_shapes(config)}
     if wrong := [name for name, array in weights.items() if not np.all(np.isfinite(array))]:
         raise DataError(f"{', '.join(wrong)} of the autoencoder at {name} are NaN or infinite; nothing was written")
     contents = {WEIGHTS: safetensors.numpy.save(weights)}
@@ -128,26 +118,16 @@ def save(
         contents[MOMENTS] = safetensors.numpy.save(arrays)
     for name_of_file, content in contents.items():
         files.write(folder / name_of_file, content)
-    topk = config.architecture == "topk"
-    settings = {  # all that SAELens asks for
-        "architecture": config.kind.saelens or config.architecture, "d_in": config.d_in, "d_sae": config.d_sae,
-        "dtype": config.dtype, "device": "cpu", "hook_name": hook_name(site) if site else name,
-        "hook_layer": site.layer if site else 0, "hook_head_index": None,
-        "activation_fn_str": "topk" if topk else "relu", "activation_fn_kwargs": {"k": int(config.k)} if topk else {},
-        "apply_b_dec_to_input": config.center, "finetuning_scaling_factor": False, "normalize_activations": "none",
-        "context_size": model.context_length if model else None, "prepend_bos": False,
-        "dataset_trust_remote_code": False, "sae_lens_training_version": None, "neuronpedia_id": None,
-        "model_from_pretrained_kwargs": {}, "model_name": model_name, "dataset_path": dataset,
-        "jaxablate": {"site": name, "config": dataclasses.asdict(config), "details": dict(details or {}),
-                      "model": None if params is None else fingerprint(params),
-                      "crc": {name_of_file: zlib.crc32(content) for name_of_file, content in contents.items()}},
-    }
+    own = {"site": name, "config": plain(config), "details": dict(details or {}),
+           "model": None if params is None else fingerprint(params),
+           "crc": {name_of_file: zlib.crc32(content) for name_of_file, content in contents.items()}}
+    settings = saelens.settings_of(config, name, site, model, model_name, dataset) | {"jaxablate": own}
     files.write_json(folder / CONFIG, settings, indent=1)
     return folder
 
 
 def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, params: Params = None) -> SavedAutoencoder:
-    """Reads an autoencoder that this package or SAELens wrote.
+    """Reads an autoencoder that this package or SAELens wrote (`jaxablate.features.saelens` says of what kinds).
 
     It is checked against ``model`` and ``params`` of the decoder it is to be used with, where these are given: its
     site and width, and the fingerprint where one was saved.
@@ -159,13 +139,12 @@ def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, param
     folder = Path(folder)
     settings = _read_settings(folder)
     own = settings.get("jaxablate") or _Own()
-    config, name = _config(folder, settings, own), own.get("site") or _name(settings)
-    shapes = _weight_shapes(config)
-    weights = _read_finite(folder / WEIGHTS, shapes)
+    config, weights = _opened(folder, settings, own)
+    name = own.get("site") or saelens.site_name(settings)
     density, moments = _density(folder, config), _moments(folder, config)
     _check_unchanged(folder, own.get("crc") or {})
     arrays = {"threshold": jnp.zeros(config.d_sae, config.dtype)}
-    arrays |= {weight: jnp.asarray(weights[weight], config.dtype) for weight in shapes}
+    arrays |= {weight: jnp.asarray(array, config.dtype) for weight, array in weights.items()}
     sae = SparseAutoencoder(**arrays, config=config)
     if model is not None:
         find_site(model, name, config.d_in, f"{folder}: the autoencoder")
@@ -227,13 +206,6 @@ def _crc(arrays: Mapping[str, np.ndarray]) -> str:
     return str(value)
 
 
-def _weight_shapes(config: AutoencoderConfig) -> dict[str, tuple[int, ...]]:
-    """Weights that belong into the file, by name."""
-    shapes = {"W_enc": (config.d_in, config.d_sae), "b_enc": (config.d_sae,), "W_dec": (config.d_sae, config.d_in),
-              "b_dec": (config.d_in,)}
-    return shapes | ({"threshold": (config.d_sae,)} if config.kind.has_threshold else {})
-
-
 class _Own(TypedDict, total=False):
     """What this package keeps in cfg.json."""
 
@@ -245,28 +217,16 @@ class _Own(TypedDict, total=False):
     """CRC-32 of the other files, by name; the format has none."""
 
 
-class _Metadata(TypedDict, total=False):
-    hook_name: str | None
-
-
-class _Kwargs(TypedDict, total=False):
-    k: float | None
-
-
-class _Settings(TypedDict, total=False):
-    """What is read of cfg.json; the types of what SAELens leaves open are those of JSON."""
+class _Settings(saelens.Settings, total=False):
+    """What is read of cfg.json."""
 
     jaxablate: _Own | None
-    metadata: _Metadata | None
-    activation_fn_kwargs: _Kwargs | None
-    architecture: str
-    d_in: int
-    d_sae: int
-    k: float | None
-    apply_b_dec_to_input: bool
-    hook_name: str | None
-    normalize_activations: Any
-    rescale_acts_by_decoder_norm: Any
+
+
+class _Scaler(TypedDict):
+    """What is read of the file of a training run's scale."""
+
+    scaling_factor: float | None
 
 
 def _read_settings(folder: Path) -> _Settings:
@@ -297,13 +257,8 @@ def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def _read_finite(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Arrays of these shapes whose numbers are all finite."""
     arrays, _ = _read_tensors(path)
-    for name, shape in shapes.items():
-        if name not in arrays or arrays[name].shape != shape:
-            found = arrays[name].shape if name in arrays else None
-            raise DataError(f"{path}: {name} has shape {found}, {CONFIG} says {shape}")
-        if not np.all(np.isfinite(arrays[name])):
-            raise DataError(f"{path}: {name} has values that are NaN or infinite; the file is damaged")
-    return arrays
+    saelens.check_weights(path, arrays, shapes)
+    return {name: arrays[name] for name in shapes}
 
 
 def _density(folder: Path, config: AutoencoderConfig) -> np.ndarray | None:
@@ -323,38 +278,32 @@ def _moments(folder: Path, config: AutoencoderConfig) -> Moments | None:
     return Moments(jnp.asarray(arrays["mean"]), jnp.asarray(arrays["root"]))
 
 
-def _config(folder: Path, settings: _Settings, own: _Own) -> AutoencoderConfig:
-    """This package's settings where they are there, else what SAELens's mean."""
-    scaling = settings.get("normalize_activations", "none")
-    if scaling not in ("none", None, False):
-        raise DataError(f"{folder / CONFIG}: normalize_activations={scaling!r} is not folded into the weights; fold it")
-    if settings.get("rescale_acts_by_decoder_norm"):
-        raise DataError(f"{folder / CONFIG}: rescale_acts_by_decoder_norm=true is not folded into the weights; fold it")
+def _opened(folder: Path, settings: _Settings, own: _Own) -> tuple[AutoencoderConfig, dict[str, np.ndarray]]:
+    """Config and weights: this package's where it wrote the folder, else what SAELens's mean."""
     try:
         if config := own.get("config"):
             msgspec.convert(config, AutoencoderConfig)
-            return AutoencoderConfig(**config)
-        architecture, kwargs = settings.get("architecture", "standard"), settings.get("activation_fn_kwargs") or {}
-        k: dict[str, Any] = {"k": settings.get("k", kwargs.get("k"))} if architecture == "topk" else {}
-        readable = [kind.name for kind in ARCHITECTURES if kind.saelens in (None, kind.name)]
-        if architecture not in readable:
-            raise DataError(f"{folder / CONFIG}: architecture={architecture!r} cannot be read; {', '.join(readable)} "
-                            "can")
-        d_in, d_sae = settings.get("d_in"), settings.get("d_sae")
-        if d_in is None or d_sae is None:
-            raise KeyError("d_in" if d_in is None else "d_sae")
-        return AutoencoderConfig(d_in=d_in, d_sae=d_sae, architecture=architecture,
-                                 center=settings.get("apply_b_dec_to_input", True), decoder="free", **k)
+            ours = AutoencoderConfig(**config)
+            return ours, _read_finite(folder / WEIGHTS, saelens.weight_shapes(ours))
+        theirs = saelens.config_of(folder / CONFIG, settings)
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise DataError(f"{folder / CONFIG} lacks a setting or has an unknown one: {error}") from error
+    arrays, _ = _read_tensors(folder / WEIGHTS)
+    return theirs, saelens.weights_of(folder / WEIGHTS, settings, theirs, arrays, _scale(folder))
 
 
-def _name(settings: _Settings) -> str:
-    """This package's name of a hook within a block, else TransformerLens's; newer SAELens keeps it in `metadata`."""
-    hook = str(settings.get("hook_name") or (settings.get("metadata") or {}).get("hook_name") or "unnamed")
-    block, _, rest = hook.removeprefix("blocks.").partition(".")
-    field = {name: field for field, name in _HOOKS.items()}.get(rest)
-    return f"clean.layer_{block}.{field}" if hook.startswith("blocks.") and block.isdigit() and field else hook
+def _scale(folder: Path) -> float | None:
+    """Factor by which a training run of SAELens multiplied activations; None where there is no file of it."""
+    if not (folder / saelens.SCALER).is_file():
+        return None
+    try:
+        values = files.read_json(folder / saelens.SCALER, _Scaler, what="a scale of activations", fix="restore it")
+    except (OSError, FileError) as error:
+        raise DataError(f"{folder / saelens.SCALER} cannot be read ({error})") from error
+    factor = values["scaling_factor"]
+    if factor is not None and not 0 < factor < float("inf"):
+        raise DataError(f"{folder / saelens.SCALER}: scaling_factor={factor} must be a number above 0")
+    return factor
 
 
 def _leaves(state: TrainState) -> dict[str, Any]:
@@ -362,7 +311,7 @@ def _leaves(state: TrainState) -> dict[str, Any]:
 
 
 def _identity(runs: Sequence[SaeRun], config: AutoencoderConfig, settings: SaeTrainConfig) -> str:
-    parts = {"runs": [dataclasses.asdict(run) for run in runs], "config": dataclasses.asdict(config),
+    parts = {"runs": [dataclasses.asdict(run) for run in runs], "config": plain(config),
              "settings": dataclasses.asdict(settings)}
     return json.dumps(parts, sort_keys=True)
 

@@ -243,9 +243,10 @@ def _reconstructions(saes: SparseAutoencoder, x: jax.Array, mean: jax.Array, mas
     counted = (mask > 0)[..., None]
 
     def one(sae: SparseAutoencoder):
-        latents = sae.encode(x.astype(sae.config.dtype))
+        own = x.astype(sae.config.dtype)
+        latents = sae.encode(own)
         masked = jnp.where(counted, latents, 0)
-        return sae.decode(latents), {
+        return sae.decode(latents, own), {
             "l0": jnp.sum(latents > 0, axis=-1), "l1": jnp.sum(latents, axis=-1),
             "active": jnp.sum(masked > 0, axis=(0, 1)), "total": jnp.sum(masked, axis=(0, 1)),
         }

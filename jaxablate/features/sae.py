@@ -12,7 +12,7 @@ The latents of a token are
     topk        ReLU(h) where h is among the k largest of its token      Gao et al. 2024, equation 3
     batchtopk   ReLU(h) where h is among the k M largest of a batch of M tokens; at inference where it is above a
                 threshold, the running mean of the smallest latent kept  Bussmann et al. 2024, equation 4
-    jumprelu    h where h is above a threshold of its latent             Rajamanoharan et al. 2024
+    jumprelu    ReLU(h) where h is above a threshold of its latent       Rajamanoharan et al. 2024
 
 The loss of standard has the L1 penalty, that of topk and batchtopk the auxiliary loss that revives dead latents; see
 `jaxablate.features.step`. An architecture of one's own is an `Architecture`, registered by
@@ -103,6 +103,10 @@ class AutoencoderConfig:
     threshold_rate: float = 0.01
     """batchtopk: rate of the running mean of the smallest active latent, the threshold at inference."""
     dtype: Literal["float32", "float64"] = "float32"
+    normalize: Literal["none", "layer_norm", "constant_norm"] = "none"
+    """What is done to each vector first, and undone to its reconstruction (SAELens: normalize_activations). layer_norm:
+    less its mean, over its standard deviation (of D - 1, plus 1e-5). constant_norm: times what gives it the norm
+    sqrt(D). Such an autoencoder can be used, not trained."""
 
     def __post_init__(self):
         for name in ("d_in", "d_sae"):
@@ -146,7 +150,7 @@ class SparseAutoencoder:
 
     def __call__(self, x: Float[Array | np.ndarray, "*n d"]) -> Float[Array, "*n d"]:
         """Reconstructions y of activations x."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
     def encode(self, x: Float[Array | np.ndarray, "*n d"]) -> Float[Array, "*n s"]:
         """Latents f at inference, of raw activations for all that `fit`, `train` and `load` return.
@@ -156,18 +160,27 @@ class SparseAutoencoder:
         """
         return self.config.kind.inference(self.pre_activations(x), self.threshold, self.config)
 
-    def decode(self, latents: Float[Array | np.ndarray, "*n s"]) -> Float[Array, "*n d"]:
-        """Reconstructions y from latents f.
+    def decode(self, latents: Float[Array | np.ndarray, "*n s"], x: Float[Array | np.ndarray, "*n d"] | None = None
+               ) -> Float[Array, "*n d"]:
+        """Reconstructions y from latents f; where `AutoencoderConfig.normalize` is not none, of activations ``x``.
 
         Raises:
-          ConfigError: there are more or fewer latents than the autoencoder has.
+          ConfigError: there are more or fewer latents than the autoencoder has, or x is needed and missing.
         """
         _check_last_axis(latents, self.config.d_sae, "latents")
-        return latents @ self.W_dec + self.b_dec
+        y = latents @ self.W_dec + self.b_dec
+        if self.config.normalize == "none":
+            return y
+        if x is None:
+            raise ConfigError(f"normalize={self.config.normalize!r}: each vector has a scale of its own, which latents "
+                              "do not tell; give the activations too, decode(latents, x)")
+        _, shift, scale = _normalized(x, self.config.normalize)
+        return y * scale + shift
 
     def pre_activations(self, x: Float[Array | np.ndarray, "*n d"]) -> Float[Array, "*n s"]:
         """h of the module's docstring."""
         _check_last_axis(x, self.config.d_in, "activations")
+        x = _normalized(x, self.config.normalize)[0]
         return (x - self.b_dec if self.config.center else x) @ self.W_enc + self.b_enc
 
     def penalty_weights(self) -> Float[Array, " s"]:
@@ -195,8 +208,21 @@ class SparseAutoencoder:
 
         (scale x) W_enc = x (scale W_enc) and y / scale = f (W_dec / scale) + b_dec / scale, as SAELens folds it. With
         `center`, (scale x - b_dec) W_enc = (x - b_dec / scale) (scale W_enc): the same rule.
+
+        Raises:
+          ConfigError: vectors are normalised first, so that no scale of theirs matters.
         """
+        if self.config.normalize != "none":
+            raise ConfigError(f"normalize={self.config.normalize!r} takes every scale of the activations away; there "
+                              "is none to fold")
         return dataclasses.replace(self, W_enc=self.W_enc * scale, W_dec=self.W_dec / scale, b_dec=self.b_dec / scale)
+
+
+def plain(config: AutoencoderConfig) -> dict[str, Any]:
+    """Its fields as JSON has them. Files and digests leave out ``normalize`` where it is none, which earlier versions
+    did not know."""
+    fields = dataclasses.asdict(config)
+    return {name: value for name, value in fields.items() if (name, value) != ("normalize", "none")}
 
 
 def init(key: jax.Array, config: AutoencoderConfig) -> SparseAutoencoder:
@@ -246,6 +272,18 @@ def over_all(one: Callable[[Any], Any]) -> Callable[[Any], Any]:
                              default=jax.vmap(one))
 
 
+def _normalized(x: Any, kind: str) -> tuple[Any, Any, Any]:
+    """(z, shift, scale) with z = what `AutoencoderConfig.normalize` makes of x, and z scale + shift the way back."""
+    if kind == "none":
+        return x, 0, 1
+    if kind == "constant_norm":
+        scale = norms(x)[..., None] / x.shape[-1] ** 0.5
+        return x / scale, 0, scale
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    deviation = jnp.sqrt(jnp.sum((x - mean) ** 2, axis=-1, keepdims=True) / (x.shape[-1] - 1))
+    return (x - mean) / (deviation + 1e-5), mean, deviation  # SAELens adds 1e-5 one way only
+
+
 def _check_last_axis(x: Any, size: int, what: str) -> None:
     if x.ndim == 0 or x.shape[-1] != size:
         raise ConfigError(f"{what} have shape {tuple(x.shape)}; this autoencoder takes [..., {size}]; give the vectors "
@@ -267,8 +305,8 @@ def top_k(pre: Float[Array, "*n s"], k: int) -> Float[Array, "*n s"]:
 
 
 def _above(pre: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Entries above the threshold, 0 elsewhere; NaN stays NaN."""
-    return jnp.where(pre <= threshold, 0, pre)
+    """ReLU of entries above the threshold, 0 elsewhere; NaN stays NaN."""
+    return jnp.where(pre <= threshold, 0, jax.nn.relu(pre))
 
 
 def batch_threshold(pre: Float[Array, "*n s"], count: int) -> Float[Array, ""]:

@@ -110,7 +110,10 @@ def gradient(sae: SparseAutoencoder, x: Float[Array, "m d"], l1: Any = 0.0, dead
 
 
 def check_trainable(config: AutoencoderConfig) -> None:
-    """Raises ConfigError for an architecture that has no training here."""
+    """Raises ConfigError for an autoencoder that has no training here."""
+    if config.normalize != "none":
+        raise ConfigError(f"normalize={config.normalize!r} can be used but not trained; normalise the vectors first, "
+                          "and train on those")
     if config.kind.training is None:
         raise ConfigError(f"architecture={config.architecture!r} can be used but not trained; train standard, topk or "
                           "batchtopk")

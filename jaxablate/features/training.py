@@ -172,7 +172,7 @@ def _reconstruction(sae: SparseAutoencoder, x: jax.Array) -> tuple[jax.Array, ja
 
     def sums(x: jax.Array) -> tuple[jax.Array, ...]:
         latents = sae.encode(x)
-        squares = jnp.sum((x - sae.decode(latents)) ** 2)
+        squares = jnp.sum((x - sae.decode(latents, x)) ** 2)
         return squares, jnp.sum(variances(x, mean)), jnp.sum(latents > 0, axis=0)
 
     whole = len(x) // 1024 * 1024

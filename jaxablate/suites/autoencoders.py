@@ -300,8 +300,10 @@ def _labels(rows: Sequence[StoredAutoencoder], paper_site: str) -> list[str]:
     short = [row.kind if row.site == paper_site else f"{row.kind}, {row.site}" for row in rows]
     longer = [f"{label}, {row.latents:,} latents, {number(row.steps)} steps, rate {number(row.learning_rate)}"
               for label, row in zip(short, rows, strict=True)]
-    digests, folders = ([f"{label}, {row.name[start:]}" for label, row in zip(short, rows, strict=True)]
-                        for start in (-8, 0))
+    folders = [f"{label}, {row.name}" for label, row in zip(short, rows, strict=True)]
+    # Another program's folder, whose group is its own name, does not end with a digest.
+    digests = [folder if row.group == row.name else f"{label}, {row.name[-8:]}"
+               for folder, label, row in zip(folders, short, rows, strict=True)]
     return [next(names[i] for names in (short, longer, digests, folders) if names is folders
                  or names.count(names[i]) == 1) for i in range(len(rows))]
 

@@ -1,0 +1,190 @@
+"""Autoencoders that SAELens wrote: its latents and reconstructions, or a refusal that says what is missing.
+
+Figures of SAELens 6.54.12: tests/golden/saelens.npz, and the folders under ``saelens6`` in JAXABLATE_FIXTURES.
+"""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from helpers.tolerance import assert_close
+
+from jaxablate.errors import ConfigError, DataError
+from jaxablate.features import evaluate, load, reconstruction, save
+from jaxablate.features.saelens import FOREIGN
+
+pytestmark = pytest.mark.parity
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "saelens.npz"
+KINDS = sorted({name.split("/")[0] for name in np.load(GOLDEN).files} - {"x"})
+FOLDERS = sorted(pathlib.Path(os.environ.get("JAXABLATE_FIXTURES", "nowhere")).glob("saelens6/*/cfg.json"))
+ALL = [*KINDS, *(pytest.param(path.parent, id=f"saelens6-{path.parent.name}") for path in FOLDERS)]
+
+
+def opened(where, folder):
+    """Folder of an autoencoder, vectors [n, D], SAELens's latents [n, S] and reconstructions [n, D]."""
+    if isinstance(where, pathlib.Path):
+        with np.load(where / "expected.npz") as expected:
+            return where, expected["x"], expected["z"], expected["y"]
+    with np.load(GOLDEN) as stored:
+        own = {name.removeprefix(f"{where}/"): stored[name] for name in stored.files if name.startswith(f"{where}/")}
+        x = stored["x"]
+    weights = {name.removeprefix("weights/"): value for name, value in own.items() if name.startswith("weights/")}
+    safetensors.numpy.save_file(weights, folder / "sae_weights.safetensors")
+    for name in ("cfg", "scaler"):
+        if f"{name}_json" in own:
+            (folder / {"scaler": "activation_scaler"}.get(name, name)).with_suffix(".json").write_text(
+                str(own[f"{name}_json"]))
+    return folder, x, own["latents"], own["out"]
+
+
+def edited(folder, **changes):
+    settings = json.loads((folder / "cfg.json").read_text()) | changes
+    (folder / "cfg.json").write_text(json.dumps({name: value for name, value in settings.items() if value is not ...}))
+
+
+@pytest.mark.parametrize("where", ALL)
+def test_latents_and_reconstructions_are_saelenss(where, tmp_path):
+    folder, x, latents, out = opened(where, tmp_path)
+    settings = json.loads((folder / "cfg.json").read_text())
+    if (name := settings["architecture"]) in FOREIGN:
+        with pytest.raises(DataError, match=f"architecture='{name}' cannot be read: it"):
+            load(folder)
+        return
+    sae = load(folder).sae
+    found = sae.encode(x)
+    np.testing.assert_array_equal(np.asarray(found) > 0, latents > 0)
+    assert_close(found, latents, atol=1e-5)
+    assert_close(sae(x), out, atol=1e-5)
+    assert_close(sae.decode(found, x), out, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ALL)
+def test_what_was_opened_is_written_as_the_same_function(where, tmp_path):
+    """Without our own key, so that it is read as SAELens reads it."""
+    folder, x, _, _ = opened(where, tmp_path)
+    first = load(folder)
+    again = save(tmp_path / "again", first.sae, first.name, density=np.full(first.sae.config.d_sae, 0.5))
+    edited(again, jaxablate=...)
+    second = load(again)
+    assert (second.name, second.density is None) == (first.name, False)
+    np.testing.assert_array_equal(second.sae.encode(x), first.sae.encode(x))
+    np.testing.assert_array_equal(second.sae(x), first.sae(x))
+
+
+def test_a_gated_autoencoder_and_a_jumprelu_are_the_same_kind_here(tmp_path):
+    folder, *_ = opened("gated", tmp_path)
+    assert load(folder).sae.config.architecture == "jumprelu"
+    assert json.loads((save(tmp_path / "ours", load(folder).sae, "x") / "cfg.json").read_text())["architecture"] == (
+        "jumprelu")
+
+
+def test_norms_of_a_rescaled_topk_are_in_the_encoder(tmp_path):
+    """Ranks are those of norm-scaled values: without them other latents win."""
+    folder, x, latents, _ = opened("topk_rescaled", tmp_path)
+    np.testing.assert_allclose(np.linalg.norm(load(folder).sae.W_dec, axis=1), 1, rtol=1e-6)
+    edited(folder, rescale_acts_by_decoder_norm=False)
+    assert ((np.asarray(load(folder).sae.encode(x)) > 0) != (latents > 0)).any()
+
+
+def test_a_training_run_without_its_scale_is_refused(tmp_path):
+    folder, *_ = opened("training_topk_scaled", tmp_path)
+    scaler = folder / "activation_scaler.json"
+    for wrong in ({"scaling_factor": 0.0}, {"scaling_factor": "x"}):
+        scaler.write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match="activation_scaler.json"):
+            load(folder)
+    scaler.unlink()
+    with pytest.raises(DataError, match="the folder has no activation_scaler.json with it; add it, or fold it in SAEL"):
+        load(folder)
+
+
+@pytest.mark.parametrize(("kind", "changes", "message"), [
+    *(("standard", {"architecture": name}, f"architecture='{name}' cannot be read: it.*; standard, topk, .*gated") for
+      name in FOREIGN),
+    ("standard", {"architecture": "crosscoder"}, "architecture='crosscoder' cannot be read; standard"),
+    ("standard", {"normalize_activations": "covariance_whitening"}, "fold_activation_whitening in SAELens puts it th"),
+    ("standard", {"normalize_activations": "other"}, "normalize_activations='other' cannot be read; none, layer_norm"),
+    ("standard", {"activation_fn_str": "tanh-relu"}, "the activation function 'tanh-relu' of a standard autoencoder"),
+    ("jumprelu_layer_norm", {"activation_fn": "topk"}, "the activation function 'topk' of a jumprelu autoencoder"),
+    ("jumprelu_layer_norm", {"architecture": "standard"}, "a standard autoencoder has no use for 'threshold'; it has"),
+    ("gated", {"architecture": "jumprelu"}, "no use for 'b_gate', 'b_mag', 'r_mag'"),
+    ("standard", {"architecture": "gated"}, "no use for 'b_enc'"),
+    ("topk", {"k": ...}, "lacks a setting or has an unknown one: 'k'"),
+    ("standard", {"reshape_activations": "other"}, "reshape_activations='other' cannot be read"),
+])
+def test_what_cannot_be_opened_is_refused_by_its_name(kind, changes, message, tmp_path):
+    folder, *_ = opened(kind, tmp_path)
+    edited(folder, **changes)
+    with pytest.raises(DataError, match=message) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_flat_settings_of_earlier_versions(tmp_path):
+    """Version 2 has hook_point, its topk is a standard autoencoder of another activation function."""
+    folder, x, latents, _ = opened("topk", tmp_path)
+    edited(folder, architecture=..., k=..., metadata=..., hook_point="blocks.1.hook_resid_pre",
+           activation_fn_str="topk", activation_fn_kwargs={"k": 3}, normalize_activations=False)
+    found = load(folder)
+    assert (found.name, found.sae.config.architecture) == ("clean.layer_1.resid_pre", "topk")
+    assert_close(found.sae.encode(x), latents, atol=1e-5)
+
+
+def test_factors_of_a_fine_tuning_multiply_latents(tmp_path):
+    folder, x, latents, out = opened("standard", tmp_path)
+    path = folder / "sae_weights.safetensors"
+    weights = safetensors.numpy.load_file(path)
+    for name in ("scaling_factor", "finetuning_scaling_factor"):
+        safetensors.numpy.save_file(weights | {name: np.ones(20, np.float32)}, path)
+        assert_close(load(folder).sae(x), out, atol=1e-5)
+        factor = np.linspace(0.5, 2, 20, dtype=np.float32)
+        safetensors.numpy.save_file(weights | {name: factor}, path)
+        with pytest.raises(DataError, match="factors of a fine-tuning, but cfg.json says that there was none"):
+            load(folder)
+        edited(folder, finetuning_scaling_factor=True)
+        assert_close(load(folder).sae(x), (latents * factor) @ weights["W_dec"] + weights["b_dec"], atol=1e-5)
+        edited(folder, finetuning_scaling_factor=...)
+
+
+def test_a_logarithm_of_thresholds(tmp_path):
+    folder, x, latents, _ = opened("training_jumprelu", tmp_path)
+    path = folder / "sae_weights.safetensors"
+    weights = safetensors.numpy.load_file(path)
+    weights["log_threshold"] = np.log(weights.pop("threshold"))
+    safetensors.numpy.save_file(weights, path)
+    assert_close(load(folder).sae.encode(x), latents, atol=1e-5)
+
+
+def test_latents_below_a_negative_threshold_stay_at_zero(tmp_path):
+    folder, x, _, _ = opened("jumprelu_layer_norm", tmp_path)
+    path = folder / "sae_weights.safetensors"
+    weights = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(weights | {"threshold": np.full(20, -1, np.float32)}, path)
+    assert np.min(load(folder).sae.encode(x)) == 0
+
+
+def test_normalised_vectors_need_their_own_scale_back(tmp_path):
+    folder, x, latents, out = opened("standard_layer_norm", tmp_path)
+    sae = load(folder).sae
+    with pytest.raises(ConfigError, match="normalize='layer_norm': each vector has a scale .*decode.latents, x"):
+        sae.decode(latents)
+    with pytest.raises(ConfigError, match="takes every scale of the activations away"):
+        sae.fold_scale(2.0)
+    folded = sae.fold_decoder_norm()
+    np.testing.assert_allclose(np.linalg.norm(folded.W_dec, axis=1), 1, rtol=1e-6)
+    assert_close(folded(x), out, atol=1e-5)
+
+
+def test_measures_of_an_autoencoder_of_normalised_vectors(tmp_path):
+    folder, x, latents, out = opened("standard_layer_norm", tmp_path)
+    sae = load(folder).sae
+    variance = ((x - x.mean(0)) ** 2).sum()
+    expected = 1 - ((x - out) ** 2).sum() / variance
+    assert reconstruction(sae, x).explained_variance == pytest.approx(expected, rel=1e-5)
+    batch = {"inputs": np.arange(len(x))[None], "mask": np.ones((1, len(x)), np.float32)}
+    measures, = evaluate(lambda table, rows: table[rows][:, :, None], x, lambda: [batch], [("mine", sae)], min_tokens=1)
+    assert measures.estimates["explained_variance"].value == pytest.approx(expected, rel=1e-5)
+    assert measures.estimates["l0"].value == pytest.approx((latents > 0).sum(1).mean())
