@@ -9,6 +9,7 @@ Example:
   True
 """
 
+from jaxablate.circuits import sites
 from jaxablate.circuits.acdc import AcdcResult, AcdcRun, acdc, shuffled_order
 from jaxablate.circuits.attribution import eap, eap_ig, mask_gradient, neuron_eap, node_eap, random_scores
 from jaxablate.circuits.blocks import Decoder, Inputs
@@ -20,6 +21,7 @@ from jaxablate.circuits.formats import load_circuit, load_mib, save_circuit, sav
 from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.ioi import ioi
 from jaxablate.circuits.known import known_model
+from jaxablate.circuits.linen import from_linen
 from jaxablate.circuits.methods import METHODS, Method
 from jaxablate.circuits.metrics import importance
 from jaxablate.circuits.problem import Problem, problem
@@ -29,8 +31,8 @@ from jaxablate.circuits.tasks import PromptText, load_prompts, load_task, save_p
 __all__ = [
     "METHODS", "AcdcResult", "AcdcRun", "Circuit", "Decoder", "Graph", "Inputs", "Method", "Problem", "PromptPairs",
     "PromptText", "acdc", "competence", "completeness", "eap", "eap_ig", "edge_order", "effects", "faithfulness",
-    "first_edges", "importance", "ioi", "known_model", "load_circuit", "load_mib", "load_prompts", "load_task",
-    "mask_gradient", "measure", "metric_values", "minimality", "neuron_eap", "node_eap", "problem", "prompt_draws",
-    "random_scores", "roc", "save_circuit", "save_mib", "save_prompts", "shuffled_order", "tokenise",
-    "without_dangling",
+    "first_edges", "from_linen", "importance", "ioi", "known_model", "load_circuit", "load_mib", "load_prompts",
+    "load_task", "mask_gradient", "measure", "metric_values", "minimality", "neuron_eap", "node_eap", "problem",
+    "prompt_draws", "random_scores", "roc", "save_circuit", "save_mib", "save_prompts", "shuffled_order", "sites",
+    "tokenise", "without_dangling",
 ]

@@ -12,11 +12,13 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxablate import stats
 from jaxablate.circuits.circuit import Search, edge_order, first_edges
 from jaxablate.circuits.metrics import importance
 from jaxablate.circuits.patching import patched_final
 from jaxablate.circuits.problem import Batch, Problem, takes_problem
 from jaxablate.errors import ConfigError, DataError
+from jaxablate.stats import Estimate
 
 PERCENTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 """Sizes of circuits, in percent of all edges, as MIB takes them."""
@@ -83,6 +85,14 @@ class Faithfulness(_Brief):
     def cmd(self, rows: Rows = None) -> float:
         """Mean distance of the absolute curve from the model, 0 at best."""
         return self.absolute.distance(rows)
+
+    def estimates(self, *, draws: int = 1000, seed: int = 0) -> tuple[Estimate, Estimate]:
+        """CPR and CMD with bootstrap intervals over prompts, both on the same draws."""
+        n = len(self.signed.model)
+        drawn = np.array([(self.cpr(rows), self.cmd(rows)) for rows in prompt_draws(n, draws=draws, seed=seed)])
+        cpr, cmd = (stats.from_draws(value, part, n=n)
+                    for value, part in zip((self.cpr(), self.cmd()), drawn.T, strict=True))
+        return cpr, cmd
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -182,8 +192,7 @@ def faithfulness(problem: Problem, scores: Float[np.ndarray, " edges"], *, searc
       DataError: scores are not one number for each edge, or patching everything changes nothing: f is 0 / 0.
     """
     graph = problem.graph
-    if not percents or list(percents) != sorted(set(percents)) or percents[0] < 0 or percents[-1] > 100:
-        raise ConfigError(f"percents={tuple(percents)} must ascend within 0 .. 100")
+    check_percents(percents)
     orders = [edge_order(graph, importance(problem.target, scores), search=search, absolute=a) for a in (False, True)]
     counts = [int(q * graph.n_edges / 100 + 1e-6) for q in percents]
     circuits = [first_edges(graph, order, count) for order in orders for count in counts]
@@ -274,6 +283,19 @@ def roc(scores: Float[np.ndarray, " edges"], truth: Bool[np.ndarray, " edges"]) 
                auc=float(np.trapezoid(true_positive, false_positive)))
 
 
+def check_percents(percents: Sequence[float]) -> None:
+    """Raises ConfigError unless sizes of circuits ascend within 0 .. 100."""
+    if not percents or list(percents) != sorted(set(percents)) or percents[0] < 0 or percents[-1] > 100:
+        raise ConfigError(f"percents={tuple(percents)} must ascend within 0 .. 100")
+
+
+def require_difference(model: np.ndarray, empty: np.ndarray) -> None:
+    """Raises DataError where the mean metric [n] of the model is that with everything patched: f would be 0 / 0."""
+    if model.mean() == empty.mean():
+        raise DataError(f"the metric is {model.mean():g} in the model and with everything patched alike, so a circuit "
+                        "has nothing to explain; take other corrupt prompts or another ablation")
+
+
 def prompt_draws(n: int, *, draws: int = 1000, seed: int = 0) -> Iterator[np.ndarray]:
     """Bootstrap draws of n prompts, each [n] int with replacement: ``rows`` for the results of this file."""
     rng = np.random.default_rng(seed)
@@ -291,9 +313,7 @@ def _with_ends(problem: Problem, circuits: np.ndarray) -> tuple[np.ndarray, np.n
     """Metric [n] of the model, [n] with everything patched, and [k, n] of circuits [k, E]."""
     ends = np.stack([np.ones(problem.graph.n_edges, bool), np.zeros(problem.graph.n_edges, bool)])
     model, empty, *values = metric_values(problem, np.concatenate([ends, circuits]))
-    if model.mean() == empty.mean():
-        raise DataError(f"the metric is {model.mean():g} in the model and with everything patched alike, so a circuit "
-                        "has nothing to explain; take other corrupt prompts or another ablation")
+    require_difference(model, empty)
     return model, empty, np.array(values)
 
 

@@ -122,6 +122,36 @@ class Divergence:
         return _divergence_rows(self, rows)
 
 
+@flax.struct.dataclass
+class LogitDivergence:
+    """`Divergence` from logits themselves, [..., n, V], for models whose last stream is not known."""
+
+    logits: jax.Array
+    """[n, V] of the clean run."""
+    log_probs: jax.Array
+    """[n, V] of the clean run."""
+    higher_is_better: bool = flax.struct.field(pytree_node=False, default=False)
+    flat_at_model: bool = flax.struct.field(pytree_node=False, default=True)
+
+    @classmethod
+    def of(cls, logits: jax.Array) -> "LogitDivergence":
+        """The divergence from a run of these logits [n, V]."""
+        return cls(logits, jax.nn.log_softmax(logits, axis=-1))
+
+    def values(self, final: jax.Array) -> jax.Array:
+        """[..., n] of runs of logits ``final`` [..., n, V]."""
+        runs = final.reshape(-1, *final.shape[-2:])
+        change = runs - self.logits[None]
+        mean = jnp.einsum("mnv,nv->mn", change, jnp.exp(self.log_probs))
+        total = jax.nn.logsumexp(self.log_probs[None] + change - mean[..., None], axis=-1)
+        rounding = jax.nn.logsumexp(self.log_probs, axis=-1)[None]  # of the sum of the probabilities, 1
+        return (total - rounding).reshape(final.shape[:-1])
+
+    def take(self, rows: np.ndarray) -> "LogitDivergence":
+        """The metric of the prompts ``rows`` [m] int."""
+        return take_rows(self, rows)
+
+
 def importance(target: Target | Metric, scores: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """How much the answer suffers when an edge is patched, by scores that say how the metric changes.
 

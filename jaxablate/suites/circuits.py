@@ -8,7 +8,7 @@ beside whether the model can do the task at all, and for both streams.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from jaxablate import stats
 from jaxablate.circuits.acdc import TAU, AcdcResult, acdc, shuffled_order
 from jaxablate.circuits.competence import Competence, competence, share_of_difference
-from jaxablate.circuits.faithfulness import completeness, faithfulness, metric_values, minimality, prompt_draws
+from jaxablate.circuits.faithfulness import completeness, faithfulness, metric_values, minimality
 from jaxablate.circuits.methods import METHODS
 from jaxablate.circuits.metrics import importance
 from jaxablate.circuits.problem import Problem, problem
@@ -271,15 +271,9 @@ def _counts(varied: str, tau: float, results: Sequence[AcdcResult], n_edges: int
 
 def _ranking(method: str, task: Problem, scores: np.ndarray, seed: int) -> Ranking:
     result = faithfulness(task, scores, search="greedy")
-    curve = result.absolute
-
-    def estimate(measure: Callable[..., float]) -> Estimate:
-        n = len(task.pairs)
-        draws = np.array([measure(rows) for rows in prompt_draws(n, draws=DRAWS, seed=seed)])
-        return stats.from_draws(measure(), draws, n=n)
-
-    return Ranking(method=method, cpr=estimate(result.cpr), cmd=estimate(result.cmd), percents=curve.percents,
-                   faithfulness=tuple(curve.faithfulness().tolist()))
+    cpr, cmd = result.estimates(draws=DRAWS, seed=seed)
+    return Ranking(method=method, cpr=cpr, cmd=cmd, percents=result.absolute.percents,
+                   faithfulness=tuple(result.absolute.faithfulness().tolist()))
 
 
 def _quality(tau: float, kept: np.ndarray, task: Problem, seed: int) -> CircuitQuality:
