@@ -157,7 +157,7 @@ def test_our_file_is_json_that_any_reader_takes(tmp_path):
 
     values = json.loads(save_circuit(some(), tmp_path / "c.json").read_text(), parse_constant=refuse)
     assert (values["format"], values["version"]) == ("jaxablate circuit", 1)
-    assert values["graph"] == {"n_layers": 2, "n_heads": 2, "n_edges": GRAPH.n_edges}
+    assert values["graph"] == {"n_layers": 2, "n_heads": 2, "kv_heads": 2, "parallel": False, "n_edges": GRAPH.n_edges}
     assert len(values["kept"]) + len(values["cut"]) == GRAPH.n_edges
     scores = values["kept"] | values["cut"]
     assert [scores[name] for name in GRAPH.edge_names[:3]] == ["inf", "-inf", None]
@@ -426,7 +426,7 @@ def test_a_mib_file_of_scores_alone_is_a_circuit_to_choose_from(tmp_path):
 
 
 @pytest.mark.parametrize(("values", "complaint"), [
-    ({"cfg": {"parallel_attn_mlp": True}}, "attention and MLP in parallel"), ({"cfg": {"n_heads": "x"}}, "n_heads"),
+    ({"cfg": {"parallel_attn_mlp": "x"}}, "parallel is no flag"), ({"cfg": {"n_heads": "x"}}, "n_heads"),
     ({"m9->logits": {"score": 1, "in_graph": True}}, "'m9->logits', which a graph of 2 layers of 2 heads has not"),
     ({"input->a0.h0": {"score": 1, "in_graph": True}}, "'input->a0.h0'"),
     ({"m0->logits": 1.0}, "'m0->logits' has no score and in_graph"),

@@ -32,7 +32,7 @@ def rotate(x, positions):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rotary:
+class Rotary(circuits.Decoder):
     """The steps of `circuits.Decoder`."""
 
     dtype: str = "float32"
@@ -63,7 +63,7 @@ class Rotary:
             x = jnp.einsum("...d,ndh->n...h" if one else "n...d,ndh->n...h", normed[0] if one else normed, kernel)
         else:
             x = normed @ kernel[head]
-        return jnp.where(jnp.asarray(port) < 2, rotate(x, positions), x)
+        return rotate(x, positions) if port < 2 else x
 
     def attend(self, q, k, v, visible):
         scores = jnp.where(visible, q @ k.swapaxes(-1, -2) / H**0.5, -1e30)

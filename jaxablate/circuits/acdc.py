@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxablate.circuits.blocks import Inputs
+from jaxablate.circuits.blocks import Inputs, logits
 from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.live import Follower, LiveGraph, Values, prepare
@@ -230,7 +230,7 @@ class Branch:
         edges = graph.n_edges
         removed = np.zeros(edges, bool)
         return cls(taus, removed, np.zeros(edges), np.zeros(edges), LiveGraph(graph, removed),
-                   [Values({}, {}, {})] * batches, 2 * graph.n_layers + 1)
+                   [Values.none()] * batches, 2 * graph.n_layers + 1)
 
     def split(self, taus: tuple[float, ...]) -> "Branch":
         """A copy for some of the thresholds that shares no array."""
@@ -431,7 +431,7 @@ class ExactDivergence:
             self._prepared.append((clean.take(rows), take_prompts(other, rows), self._log_probs(final)))
 
     def _log_probs(self, final: jax.Array) -> jax.Array:
-        return jax.nn.log_softmax(final @ self._decoder.unembedding(self._params).T, axis=-1)
+        return jax.nn.log_softmax(logits(self._decoder, self._params, final), axis=-1)
 
 
 def _wide(x: jax.Array) -> jax.Array:

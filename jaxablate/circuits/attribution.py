@@ -6,6 +6,8 @@ exactly). Its sign is the change's: an edge that matters lowers the logit differ
 
 In the clean run all copies of the residual stream within a layer are equal, so nothing needs 3 N copies of it: the pass
 back stops at queries, keys and values, and the way from there to a head's own input is a small linear map for each.
+Where a norm follows attention, all destinations read the same sum of heads there, so what patching changes in a head
+goes through the derivative of that norm once, for all of them.
 
 Scores of edges, nodes and units are consistent. The derivative with respect to what a node writes is the sum of those
 with respect to what its readers read, so a node's score is the sum of EAP over its outgoing edges; and as output
@@ -204,35 +206,54 @@ def _gradients(batch: Batch, start: jax.Array) -> tuple[Edits, Activations]:
 def _edge_scores(batch: Batch, start: jax.Array, change: jax.Array) -> jax.Array:
     """[E]: changes [S, m, T, D] of sources times derivatives of what destinations read, at a run from ``start``."""
     decoder, graph = batch.decoder, batch.decoder.graph
-    grads, clean = _gradients(batch, start)
+    of_prompts = blocks(decoder, batch.params, batch.inputs)
+    grads, run = _gradients(batch, start)
+    change = _through_post_norms(of_prompts, run, change)
     scores = [jnp.einsum("sbd,bd->s", change[:, :, -1], grads.streams[-1][:, -1])]
-    for i, block in reversed(list(enumerate(blocks(decoder, batch.params, batch.inputs)))):
-        scores.append(jnp.einsum("sbtd,btd->s", change[: graph.mlp(i)], grads.mlp_inputs[i]))
-        heads = _products(_read_gradients(block, clean.streams[2 * i], grads.ports[i]), change[: graph.head(i, 0)])
-        scores.append(heads.reshape(3, graph.n_heads, -1).swapaxes(0, 1).reshape(-1))
+    for i, block in reversed(list(enumerate(of_prompts))):
+        before = change[: graph.destination(f"MLP {i}").fan_in]
+        scores.append(jnp.einsum("sbtd,btd->s", before, grads.mlp_inputs[i]))
+        heads = _products(_read_gradients(block, run.streams[2 * i], grads.ports[i]), change[: graph.head(i, 0)])
+        scores.append(graph.by_edge(heads))
     return jnp.concatenate(scores)
 
 
+def _through_post_norms(of_prompts: Sequence[Block], run: Activations, change: jax.Array) -> jax.Array:
+    """What small changes of sources [S, n, T, D] come to in the stream: those of heads pass the norm that follows."""
+    decoder = of_prompts[0].decoder
+    if not decoder.post_norms:
+        return change
+    parts = [change[:1]]
+    for i, (block, total) in enumerate(zip(of_prompts, run.totals, strict=True)):
+        pull = jax.vjp(block.post_norm, total)[1]  # linear, and its own transpose is the derivative forwards
+        push = jax.linear_transpose(lambda d, pull=pull: pull(d)[0], total)
+        first, mlp = decoder.graph.head(i, 0), decoder.graph.mlp(i)
+        parts += [jax.vmap(lambda c, push=push: push(c)[0])(change[first:mlp]), change[mlp : mlp + 1]]
+    return jnp.concatenate(parts)
+
+
 def _read_gradients(block: Block, stream: jax.Array, ports: Sequence[jax.Array]) -> jax.Array:
-    """[3, N, n, T, D] derivatives with respect to what each head's ports read, before their norm.
+    """[N + 2 K, n, T, D] derivatives with respect to what queries, keys and values read, before their norm.
 
     Args:
       block: the block of the heads.
       stream: [n, T, D] residual stream that enters it.
-      ports: derivatives [N, n, T, H] with respect to queries, keys and values.
+      ports: derivatives with respect to queries [N, n, T, H], keys and values [K, n, T, H].
     """
-    decoder = block.decoder
-    normed, pull_norm = jax.vjp(lambda x: decoder.read(block.weights, x), stream)
-    # Each head reads a stream of its own, all equal here; projections are linear, so this keeps nothing.
-    own = jnp.broadcast_to(normed, (decoder.graph.n_heads, *normed.shape))
-    pulls = [jax.vjp(functools.partial(block.project, port), own)[1] for port in range(3)]
-    # Ports are stacked after the norm: stacked before, XLA's CPU code takes twice the time.
+    normed, pull_norm = jax.vjp(lambda x: block.decoder.read(block.weights, x), stream)
     through_norm = jax.vmap(lambda d: pull_norm(d)[0])
-    return jnp.stack([through_norm(pull(d)[0]) for pull, d in zip(pulls, ports, strict=True)])
+
+    def pulled(port: int, d: jax.Array) -> jax.Array:
+        # Each head reads a stream of its own, all equal here; projections are linear, so this keeps nothing.
+        own = jnp.broadcast_to(normed, (d.shape[0], *normed.shape))
+        return through_norm(jax.vjp(functools.partial(block.project, port), own)[1](d)[0])
+
+    # Ports are put together after the norm: before it, XLA's CPU code takes twice the time.
+    return jnp.concatenate([pulled(port, d) for port, d in enumerate(ports)])
 
 
 def _products(ports: jax.Array, change: jax.Array) -> jax.Array:
-    """[3 N, S] from [3, N, n, T, D] and [S, n, T, D]: the bulk of the arithmetic, as one plain product of matrices.
+    """[R, S] from [R, n, T, D] and [S, n, T, D]: the bulk of the arithmetic, as one plain product of matrices.
 
     In this order XLA's CPU product is up to twice as fast as what it makes of the sum written by letters.
     """
@@ -242,9 +263,10 @@ def _products(ports: jax.Array, change: jax.Array) -> jax.Array:
 @jax.jit
 @exact
 def _node_scores(batch: Batch, start: jax.Array, change: jax.Array) -> jax.Array:
-    """[S]; a source of layer j of the graph writes into the stream that enters layer j + 1."""
-    grads, _ = _gradients(batch, start)
-    entered = batch.decoder.graph.source_layers + 1
+    """[S]: changes of sources times the derivative with respect to the stream where it is first read with them."""
+    grads, run = _gradients(batch, start)
+    change = _through_post_norms(blocks(batch.decoder, batch.params, batch.inputs), run, change)
+    entered = batch.decoder.graph.written_into
     return jnp.concatenate([jnp.einsum("sbtd,btd->s", change[entered == i], g) for i, g in enumerate(grads.streams)])
 
 

@@ -78,10 +78,10 @@ def take_rows(values: T, rows: jax.typing.ArrayLike) -> T:
 class Decoder(Protocol):
     """Steps of a family of decoders. An instance is hashable: compiled functions take it as a static argument.
 
-    D is the width of the residual stream, N the number of heads, H their width, F the number of neurons of a block.
-    Weights of a block are a pytree whose structure and shapes are those of every other block, so that blocks can be
-    stacked and indexed within a compiled function. A family whose heads share keys and values returns fewer of those
-    than queries, and `attend` repeats them. `positions` [n, T or 1] are for rotary embeddings.
+    D is the width of the residual stream, N the number of query heads, K that of key and value heads, H their width, F
+    the number of neurons of a block. Weights of a block are a pytree whose structure and shapes are those of every
+    other block, so that blocks can be stacked and indexed within a compiled function. What a class that derives from
+    this one may leave out is what most families do not have: a norm after attention, a cap of the logits.
     """
 
     @property
@@ -114,12 +114,12 @@ class Decoder(Protocol):
         """Streams [..., D] after the norm before attention."""
         ...
 
-    def project(self, weights: Params, port: int | jax.Array, normed: jax.Array, positions: jax.Array,
+    def project(self, weights: Params, port: int, normed: jax.Array, positions: jax.Array,
                 head: int | jax.Array | None = None) -> jax.Array:
-        """Queries, keys or values (port 0, 1, 2) of normed streams.
+        """Queries, keys or values (port 0, 1, 2) of normed streams; positions [n, T or 1] are for rotary embeddings.
 
-        With a ``head``, [..., T, H] of that head from [..., T, D]; port and head may then be traced. Without, of all
-        heads [N, ..., T, H], from streams of their own [N, ..., T, D] or from one [1, ..., T, D].
+        With a ``head``, which may be traced, [..., T, H] of that query head, or key and value head, from [..., T, D].
+        Without, of all heads [N or K, ..., T, H], from streams of their own [N or K, ..., T, D] or one [1, ..., T, D].
         """
         ...
 
@@ -136,15 +136,25 @@ class Decoder(Protocol):
         ...
 
     def combine(self, weights: Params, channels: jax.Array) -> jax.Array:
-        """[..., D] what all heads [N, ..., H] and the bias add to the stream together."""
+        """[..., D] what all heads [N, ..., H] write, and the bias, together."""
         ...
+
+    @property
+    def post_norms(self) -> bool:
+        """Whether `post_norm` changes anything: then heads do not add to the stream one by one."""
+        return False
+
+    def post_norm(self, weights: Params, total: jax.Array) -> jax.Array:
+        """What attention adds to the stream [..., D], from what all heads and the bias write together."""
+        del weights
+        return total
 
     def neurons(self, weights: Params, x: jax.Array) -> jax.Array:
         """Activated neurons [..., F] of an MLP from the stream [..., D] before its norm."""
         ...
 
     def write_neurons(self, weights: Params, neurons: jax.Array) -> jax.Array:
-        """What an MLP adds to the stream [..., D], its bias included, from neurons [..., F]."""
+        """What an MLP adds to the stream [..., D], its bias and a norm after it included, from neurons [..., F]."""
         ...
 
     def final_norm(self, params: Params, x: jax.Array) -> jax.Array:
@@ -152,8 +162,13 @@ class Decoder(Protocol):
         ...
 
     def unembedding(self, params: Params) -> jax.Array:
-        """[V, D] rows of the output matrix: logits are their products with the normed stream."""
+        """[V, D] rows of the output matrix: logits are their products with the normed stream, capped."""
         ...
+
+    @property
+    def logit_cap(self) -> float | None:
+        """Logits are cap * tanh(products / cap); None leaves the products as they are."""
+        return None
 
     def last_gates(self, params: Params, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         """Gates of the ablated stream at the last position, [n, L, N, H] and [n, L, F].
@@ -165,7 +180,7 @@ class Decoder(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfAblatingDecoder:
+class SelfAblatingDecoder(Decoder):
     """The `Decoder` of `jaxablate.models.decoder.SelfAblatingTransformer`: pre-norm blocks with learned positions."""
 
     config: ModelConfig
@@ -195,16 +210,15 @@ class SelfAblatingDecoder:
     def read(self, weights: Params, x: jax.Array) -> jax.Array:
         return self._norm(weights["ln_1"], x)
 
-    def project(self, weights: Params, port: int | jax.Array, normed: jax.Array, positions: jax.Array,
+    def project(self, weights: Params, port: int, normed: jax.Array, positions: jax.Array,
                 head: int | jax.Array | None = None) -> jax.Array:
         del positions  # they are in the embedding
-        kernels = [weights["attention"][name]["kernel"] for name in ("query", "key", "value")]
+        kernel = weights["attention"][("query", "key", "value")[port]]["kernel"]
         if head is not None:
-            one = kernels[port][:, head] if isinstance(port, int) else jnp.stack(kernels)[port, :, head]
-            return normed @ one
+            return normed @ kernel[:, head]
         if normed.shape[0] == 1:
-            return jnp.einsum("...d,dnh->n...h", normed[0], kernels[port])
-        return jnp.einsum("n...d,dnh->n...h", normed, kernels[port])
+            return jnp.einsum("...d,dnh->n...h", normed[0], kernel)
+        return jnp.einsum("n...d,dnh->n...h", normed, kernel)
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
         return masked_attention(q, k, v, visible, scale=self.config.attention_scale)
@@ -280,18 +294,24 @@ class Block:
     """[n, T, F] factors of neurons."""
 
     def ports(self, x: jax.Array, at_end: bool = False) -> tuple[jax.Array, ...]:
-        """Queries, keys and values [N, ..., n, T, H] of all heads from one stream; at the end queries [..., 1, H]."""
+        """Queries [N, ..., n, T, H], keys and values [K, ..., n, T, H] of all heads from one stream; at the end queries
+        [..., 1, H]."""
         normed = self.decoder.read(self.weights, x)[None]
         queries = normed[..., -1:, :] if at_end else normed
         return tuple(self.project(port, queries if port == 0 else normed) for port in range(3))
 
-    def project(self, port: int | jax.Array, normed: jax.Array, head: int | jax.Array | None = None) -> jax.Array:
+    def project(self, port: int, normed: jax.Array, head: int | jax.Array | None = None) -> jax.Array:
         """`Decoder.project` of this block at the last positions, as many as there are."""
         return self.decoder.project(self.weights, port, normed, self.positions[:, -normed.shape[-2] :], head)
 
     def channels(self, q: jax.Array, k: jax.Array, v: jax.Array, head: int | jax.Array | None = None) -> jax.Array:
-        """Head outputs as the output matrix reads them: [N, ..., n, Q, H], or [..., n, Q, H] of one head."""
-        count = q.shape[-2]
+        """Head outputs as the output matrix reads them: [N, ..., n, Q, H], or [..., n, Q, H] of one head.
+
+        Keys and values are those of the query heads, [N, ...], or of the heads that share them, [K, ...].
+        """
+        count, group = q.shape[-2], self.decoder.graph.group
+        if head is None and group > 1:
+            k, v = (jnp.repeat(x, group, axis=0) if x.shape[0] < q.shape[0] else x for x in (k, v))
         out = self.decoder.attend(q, k, v, self.visible[:, -count:])
         if self.head_gate is None:
             return out
@@ -300,7 +320,20 @@ class Block:
 
     def attention(self, x: jax.Array, at_end: bool = False) -> jax.Array:
         """What attention adds to a stream; at the end to its last position alone."""
-        return self.decoder.combine(self.weights, self.channels(*self.ports(x, at_end)))
+        return self.post_norm(self.decoder.combine(self.weights, self.channels(*self.ports(x, at_end))))
+
+    def post_norm(self, total: jax.Array) -> jax.Array:
+        """`Decoder.post_norm` of this block."""
+        return self.decoder.post_norm(self.weights, total)
+
+    def after(self, x: jax.Array, at_end: bool = False) -> jax.Array:
+        """The stream after the block, from the stream that enters it; at the end at its last position alone."""
+        before = x[..., -1:, :] if at_end else x
+        return self.after_attention(before, before + self.attention(x, at_end))
+
+    def after_attention(self, x: jax.Array, with_attention: jax.Array) -> jax.Array:
+        """The stream after the block, from the stream that enters it and the same with what attention adds."""
+        return with_attention + self.mlp(x if self.decoder.graph.parallel else with_attention)
 
     def neurons(self, x: jax.Array) -> jax.Array:
         """Neurons [..., n, T or 1, F] as the down-projection reads them."""
@@ -351,3 +384,13 @@ def _spread_gate(gate: jax.Array, positions: int) -> jax.Array:
 def _spread_axes(gate: jax.Array, ndim: int) -> jax.Array:
     """[N, n, T, H] with axes of size 1 after the heads, up to ``ndim`` axes."""
     return gate.reshape(gate.shape[0], *(1,) * (ndim - gate.ndim), *gate.shape[1:])
+
+
+def logits(decoder: Decoder, params: Params, final: jax.Array) -> jax.Array:
+    """Logits [..., V] from the stream [..., D] after the final norm."""
+    return capped(final @ decoder.unembedding(params).T, decoder.logit_cap)
+
+
+def capped(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap); x itself without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)

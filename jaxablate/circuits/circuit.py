@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jaxablate.circuits.graph import Graph
+from jaxablate.circuits.graph import Destination, Graph
 from jaxablate.errors import ConfigError, DataError
 
 Search = Literal["top", "greedy"]
@@ -105,7 +105,7 @@ class Circuit:
         leads_on = np.zeros(self.graph.n_sources, bool)
         out = np.zeros_like(self.kept)
         for d in self.graph.destinations:  # later layers come first: what a node leads to is known when it is asked
-            if d.source is None or leads_on[d.source]:
+            if not d.nodes or leads_on[list(d.nodes)].any():
                 out[d.edges] = self.kept[d.edges]
                 leads_on[: d.fan_in] |= self.kept[d.edges]
         return out
@@ -123,8 +123,7 @@ class Circuit:
         out = np.zeros_like(self.kept)
         for d in reversed(self.graph.destinations):
             out[d.edges] = self.kept[d.edges] & fed[: d.fan_in]
-            if d.source is not None:
-                fed[d.source] |= out[d.edges].any()
+            fed[list(d.nodes)] |= out[d.edges].any()
         return out
 
     @functools.cached_property
@@ -134,8 +133,7 @@ class Circuit:
         into[0] = True
         out_of[graph.edge_source[self.kept]] = True
         for d in graph.destinations:
-            if d.source is not None:
-                into[d.source] |= self.kept[d.edges].any()
+            into[list(d.nodes)] |= self.kept[d.edges].any()
         return into & out_of
 
     def connected(self, side: Side = "both") -> "Circuit":
@@ -214,17 +212,22 @@ def edge_order(graph: Graph, importance: np.ndarray, *, search: Search = "top",
         return np.argsort(-values, kind="stable")
     if search != "greedy":
         raise ConfigError(f"search={search!r} is unknown; choose among {', '.join(SEARCHES)}")
-    into: dict[int | None, list[int]] = {}
+    into: dict[int, list[Destination]] = {}
     for d in graph.destinations:
-        into.setdefault(d.source, []).extend(range(d.offset, d.offset + d.fan_in))
-    at_hand = [(-values[e], e) for e in into.pop(None)]
+        for node in d.nodes:
+            into.setdefault(node, []).append(d)
+    end = graph.destinations[0]
+    met, at_hand = {end.name}, [(-values[e], e) for e in range(end.fan_in)]
     heapq.heapify(at_hand)
     order = []
     while at_hand:
         _, edge = heapq.heappop(at_hand)
         order.append(edge)
-        for e in into.pop(int(graph.edge_source[edge]), ()):
-            heapq.heappush(at_hand, (-values[e], e))
+        for d in into.pop(int(graph.edge_source[edge]), ()):
+            if d.name not in met:  # shared keys and values are at hand with the first of their heads
+                met.add(d.name)
+                for e in range(d.offset, d.offset + d.fan_in):
+                    heapq.heappush(at_hand, (-values[e], e))
     return np.array(order)
 
 

@@ -34,7 +34,7 @@ def checked_decoder(decoder: Decoder, params: Params, pairs: PromptPairs, stream
     name = type(decoder).__name__
     if missing := [step for step in STEPS if not hasattr(decoder, step)]:
         raise ConfigError(f"{name} lacks {', '.join(missing)} of the Decoder protocol (jaxablate.circuits.Decoder); "
-                          "add what is missing")
+                          "add what is missing, or derive from it, which adds what most models do not have")
     try:
         hash(decoder)
     except TypeError:
@@ -90,9 +90,9 @@ def _both_ways(decoder: Decoder, params: Params, inputs: Inputs) -> dict[str, tu
         ports = [block.project(port, normed[None]) for port in range(3)]
         for port, (name, all_heads) in enumerate(zip(("queries", "keys", "values"), ports, strict=True)):
             index = jnp.arange(all_heads.shape[0])
-            one_by_one = jax.vmap(lambda h, port=port, b=block, x=normed: b.project(jnp.asarray(port), x, h))(index)
+            one_by_one = jax.vmap(lambda h, port=port, b=block, x=normed: b.project(port, x, h))(index)
             out[f"project: {name} of all heads of block {i} and of each head"] = all_heads, one_by_one
-            own = jnp.broadcast_to(normed, (decoder.graph.n_heads, *normed.shape))
+            own = jnp.broadcast_to(normed, (all_heads.shape[0], *normed.shape))
             apart = block.project(port, own)
             out[f"project: {name} of block {i} from one stream and from one a head"] = all_heads, apart
         channels = block.channels(*ports)

@@ -32,11 +32,15 @@ class _Clean:
 
     batch: Batch
     change: jax.Array
-    """[S, m, T, D] replacement minus clean."""
+    """[S, m, T, D] what patching each source alone changes in a stream that reads it."""
     streams: jax.Array
     """[2 L + 1, m, T, D]."""
-    ports: jax.Array
-    """[L, 3, N, m, T, H] queries, keys and values."""
+    totals: jax.Array
+    """[L, m, T, D] what all heads of a block and the bias write together."""
+    mlps: jax.Array
+    """[L, m, T, D] what MLPs add."""
+    ports: tuple[jax.Array, ...]
+    """Queries [L, N, m, T, H], keys and values [L, K, m, T, H]."""
     blocks: Block
     """Stacked."""
 
@@ -117,11 +121,18 @@ def _by_layer(graph: Graph, clean: _Clean, edges: np.ndarray, count: int) -> Ite
 @exact
 def _clean_run(batch: Batch) -> tuple[_Clean, jax.Array]:
     """The clean run of a batch, and its metric []."""
-    run = source_run(batch.decoder, batch.params, batch.inputs)
-    ports = ordinary_run(batch.decoder, batch.params, batch.inputs).ports
-    clean = _Clean(batch=batch, change=batch.replacement - run.sources, streams=run.streams,
-                   ports=jnp.stack([jnp.stack(p) for p in ports]),
-                   blocks=stack(blocks(batch.decoder, batch.params, batch.inputs)))
+    decoder, graph = batch.decoder, batch.decoder.graph
+    of_prompts = blocks(decoder, batch.params, batch.inputs)
+    run = source_run(decoder, batch.params, batch.inputs)
+    ports = ordinary_run(decoder, batch.params, batch.inputs).ports
+    change = batch.replacement - run.sources
+    if decoder.post_norms:
+        for i, block in enumerate(of_prompts):
+            heads, total = slice(graph.head(i, 0), graph.mlp(i)), run.totals[i]
+            change = change.at[heads].set(block.post_norm(total + change[heads]) - block.post_norm(total))
+    mlps = run.sources[np.array([graph.mlp(i) for i in range(graph.n_layers)])]
+    clean = _Clean(batch=batch, change=change, streams=run.streams, totals=run.totals, mlps=mlps,
+                   ports=tuple(jnp.stack(p) for p in zip(*ports, strict=True)), blocks=stack(of_prompts))
     return clean, batch.target.values(run.final) @ batch.weight
 
 
@@ -136,50 +147,62 @@ def _into_end(clean: _Clean, source: jax.Array) -> jax.Array:
 @exact
 def _into_mlp(clean: _Clean, index: jax.Array, source: jax.Array) -> jax.Array:
     """Metric [b] with edges patched from sources [b] to the MLP of a block."""
-    stream, block = clean.streams[2 * index + 1], clean.blocks.take(index)
+    graph, stream, block = clean.batch.decoder.graph, clean.streams[2 * index + 1], clean.blocks.take(index)
+    # What the MLP adds to: the stream that it reads, and in a parallel block what attention adds.
+    before = clean.streams[2 * index + 2] - clean.mlps[index] if graph.parallel else stream
 
     def last() -> jax.Array:
-        end = stream[:, -1:]
-        return (end + block.mlp(end + clean.change[:, :, -1:][source]))[:, :, 0]
+        return (before[:, -1:] + block.mlp(stream[:, -1:] + clean.change[:, :, -1:][source]))[:, :, 0]
 
     def earlier() -> jax.Array:
-        return _blocks_from(clean, stream + block.mlp(stream + clean.change[source]), index + 1)
+        return _blocks_from(clean, before + block.mlp(stream + clean.change[source]), index + 1)
 
-    return clean.metric(jax.lax.cond(index == clean.batch.decoder.graph.n_layers - 1, last, earlier))
+    return clean.metric(jax.lax.cond(index == graph.n_layers - 1, last, earlier))
 
 
 @jax.jit
 @exact
 def _into_heads(clean: _Clean, index: jax.Array, source: jax.Array, head: jax.Array, port: jax.Array) -> jax.Array:
-    """Metric [b] with edges patched from sources [b] to the ports [b] of heads [b] of a block."""
+    """Metric [b] with edges patched from sources [b] to the ports [b] of heads [b] of a block.
+
+    A head is a query head where the port is the queries', and one of keys and values, for all that share it, elsewhere.
+    """
     block, decoder = clean.blocks.take(index), clean.batch.decoder
+    graph = decoder.graph
     normed = decoder.read(block.weights, clean.streams[2 * index] + clean.change[source])
-    read = jax.vmap(block.project)(port, normed, head)
-    before = clean.ports[index][:, head]
-    q, k, v = (jnp.where((port == i)[:, None, None, None], read, before[i]) for i in range(3))
-    change = block.channels(q, k, v, head) - block.channels(before[0], before[1], before[2], head)
-    written = jax.vmap(lambda x, h: decoder.write(block.weights, x, h))(change, head)
-    x = clean.streams[2 * index + 1] + written
+
+    def change(normed: jax.Array, head: jax.Array, port: jax.Array) -> jax.Array:
+        """What the heads that read one of the edges then write, less what they write in the clean run, [m, T, D]."""
+        shared = jnp.where(port == 0, head // graph.group, head)
+        members = shared * graph.group + jnp.arange(graph.group)
+        now, before = [], []
+        for i, heads in enumerate((members, shared[None], shared[None])):
+            old = clean.ports[i][index][heads]
+            new = jnp.stack([block.project(i, normed, h) for h in heads])
+            read = (port == i) & ((i > 0) | (heads == head))
+            now.append(jnp.where(read[:, None, None, None], new, old))
+            before.append(old)
+        of_group = jax.vmap(block.channels, in_axes=(0, None, None, 0))
+        moved = (of_group(now[0], now[1][0], now[2][0], members)
+                 - of_group(before[0], before[1][0], before[2][0], members))
+        return jax.vmap(lambda x, h: decoder.write(block.weights, x, h))(moved, members).sum(0)
+
+    total = clean.totals[index]
+    written = jax.vmap(change)(normed, head, port)
+    stream = clean.streams[2 * index]
 
     def last() -> jax.Array:
-        return (x[:, :, -1:] + block.mlp(x[:, :, -1:]))[:, :, 0]
+        end = stream[:, -1:]
+        return block.after_attention(end, end + block.post_norm((total + written)[:, :, -1:]))[:, :, 0]
 
     def earlier() -> jax.Array:
-        return _blocks_from(clean, x + block.mlp(x), index + 1)
+        return _blocks_from(clean, block.after_attention(stream, stream + block.post_norm(total + written)), index + 1)
 
-    return clean.metric(jax.lax.cond(index == decoder.graph.n_layers - 1, last, earlier))
+    return clean.metric(jax.lax.cond(index == graph.n_layers - 1, last, earlier))
 
 
 def _blocks_from(clean: _Clean, x: jax.Array, first: jax.Array) -> jax.Array:
     """[b, m, D] stream of the last position at the end, from the stream [b, m, T, D] that enters block ``first``."""
     last = clean.batch.decoder.graph.n_layers - 1
-
-    def step(i: jax.Array, x: jax.Array) -> jax.Array:
-        block = clean.blocks.take(i)
-        x = x + block.attention(x)
-        return x + block.mlp(x)
-
-    x = jax.lax.fori_loop(first, last, step, x)
-    block = clean.blocks.take(last)
-    x = x[:, :, -1:] + block.attention(x, at_end=True)
-    return (x + block.mlp(x))[:, :, 0]
+    x = jax.lax.fori_loop(first, last, lambda i, x: clean.blocks.take(i).after(x), x)
+    return clean.blocks.take(last).after(x, at_end=True)[:, :, 0]

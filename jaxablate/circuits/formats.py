@@ -4,6 +4,7 @@ Both are written whole or not at all, and read with every check that can be made
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -51,7 +52,7 @@ def save_circuit(circuit: Circuit, path: str | os.PathLike[str]) -> Path:
     kept, cut = ({name: score for name, score, k in edges if k == part} for part in (True, False))
     return _write(path, {
         "format": FORMAT, "version": VERSION,
-        "graph": {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "n_edges": graph.n_edges},
+        "graph": {**dataclasses.asdict(graph), "n_edges": graph.n_edges},
         "about": _plain_about(circuit.about),
         "kept": kept, "cut": cut,
     })
@@ -113,8 +114,10 @@ def save_mib(circuit: Circuit, path: str | os.PathLike[str], *, d_model: int, me
     It is what ``Graph.to_json`` of EAP-IG (hannamw/EAP-IG, ``src/eap/graph.py`` at commit 8fd10d9) writes and what the
     benchmark's evaluation reads: ``cfg`` (``n_layers``, ``n_heads``, ``parallel_attn_mlp``, ``d_model``), ``nodes``
     (name -> ``in_graph``) and ``edges`` (name -> ``score``, ``in_graph``) with every edge of the graph. That graph is
-    ours: queries, keys and values of each head, and attention before MLP. A node is in it when kept edges lead both
-    into and out of it. The names differ: see `mib_edge_names`. `about` stands beside, and is passed over there.
+    `Graph.split`: each query head has queries, keys and values of its own, also where heads share them. An edge into
+    shared keys or values is written once for each head, with an equal part of its score, as their derivatives add up. A
+    node is in the graph when kept edges lead both into and out of it. The names differ: see `mib_edge_names`. `about`
+    stands beside, and is passed over there.
 
     A score of ours says how the metric changes when the edge is patched. MIB attributes with the metric as a loss
     (``run_attribution.py``) and takes edges of the greatest signed score first, so what is written is the `importance`:
@@ -137,14 +140,17 @@ def save_mib(circuit: Circuit, path: str | os.PathLike[str], *, d_model: int, me
         raise DataError(f"d_model={d_model} of a MIB circuit must be positive; give the width of the model")
     metric = _metric(circuit.about, metric)
     graph, values = circuit.graph, importance(metric, circuit.scores)
+    times = np.bincount(graph.of_split)
     most = max(1.0, 2.0 * float(np.abs(values[np.isfinite(values)]).max(initial=0.0)))
-    scores = np.nan_to_num(values, nan=0.0, posinf=most, neginf=-most).tolist()
+    scores = np.nan_to_num(values, nan=0.0, posinf=most, neginf=-most) / times
     nodes = dict(zip(map(_mib_name, graph.source_names), circuit.nodes.tolist(), strict=True)) | {_mib_name(END): True}
     return _write(path, {
-        "cfg": {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": False, "d_model": d_model},
+        "cfg": {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": graph.parallel,
+                "d_model": d_model},
         "nodes": {name: {"in_graph": within} for name, within in nodes.items()},
         "edges": {name: {"score": score, "in_graph": within} for name, score, within in zip(
-            mib_edge_names(graph), scores, circuit.kept.tolist(), strict=True)},
+            mib_edge_names(graph.split), scores[graph.of_split].tolist(), circuit.kept[graph.of_split].tolist(),
+            strict=True)},
         "about": _plain_about({**circuit.about, "metric": metric}),
     })
 
@@ -162,12 +168,14 @@ def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None, metric
 
     Args:
       path: the JSON file (not ``.pt``).
-      graph: graph of the model that it is to be used on; None takes any.
+      graph: graph of the model that it is to be used on; None takes any. One whose heads share keys and values takes
+        the file's edges into them together, with the sum of their scores; without a graph they stay apart
+        (`Graph.split`), which a problem of ``split=True`` takes.
       metric: what the scores are to be changes of; by default what a file of ours says, else ``logit_difference``.
 
     Raises:
-      DataError: the file is missing, damaged or no such file, its model runs attention and MLP in parallel, it keeps
-        single neurons of a node, has an edge that its graph lacks, or is of another model.
+      DataError: the file is missing, damaged or no such file, it keeps single neurons of a node, or an edge for some
+        only of the heads that share what it leads into, has an edge that its graph lacks, or is of another model.
     """
     path = Path(path)
     values = _read(path, strict=False)
@@ -176,13 +184,10 @@ def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None, metric
         raise DataError(f"{path} is no circuit of the MIB benchmark: it has no {lacking[0]!r}; "
                         f"such a file has {', '.join(_MIB_KEYS)}")
     cfg = values["cfg"]
-    if cfg.get("parallel_attn_mlp"):
-        raise DataError(f"{path} is of a model with attention and MLP in parallel (parallel_attn_mlp); "
-                        f"only graphs where the MLP follows attention can be read")
     if not isinstance(width := cfg.get("d_model"), int | None):
         raise _damaged(path, f"d_model is {_kind(width)}, not a number")
-    stored = _graph(path, cfg)
-    _check_model(path, stored, graph)
+    stored = _graph(path, cfg | {"kv_heads": cfg.get("n_heads"), "parallel": cfg.get("parallel_attn_mlp")})
+    _check_model(path, stored, graph and graph.split)
     _check_whole_nodes(path, values)
     kept, scores = np.zeros(stored.n_edges, bool), np.zeros(stored.n_edges)
     places = {name: i for i, name in enumerate(mib_edge_names(stored))}
@@ -198,7 +203,18 @@ def load_mib(path: str | os.PathLike[str], *, graph: Graph | None = None, metric
     metric = _metric(about, metric)
     about = {"method": "MIB file"} | about | {"file": path.name, "metric": metric}
     about |= {"d_model": width} if isinstance(width, int) else {}
-    return Circuit(graph=stored, kept=kept, scores=importance(metric, scores), about=about)
+    if graph is not None:
+        kept, scores = _together(path, graph, kept, scores)
+    return Circuit(graph=graph or stored, kept=kept, scores=importance(metric, scores), about=about)
+
+
+def _together(path: Path, graph: Graph, kept: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Kept edges and scores of a graph, from those of the same graph with keys and values apart."""
+    times, count = (np.bincount(graph.of_split, x) for x in (kept, None))
+    if (partly := np.flatnonzero((times > 0) & (times < count))).size:
+        raise DataError(f"{path} keeps {graph.edge_names[partly[0]]!r} for {int(times[partly[0]])} of the "
+                        f"{count[partly[0]]} heads that share it; load it without a graph, for a problem of split=True")
+    return times > 0, np.bincount(graph.of_split, scores)
 
 
 def mib_edge_names(graph: Graph) -> tuple[str, ...]:
@@ -248,21 +264,27 @@ def _check_model(path: Path, stored: Graph, graph: Graph | None) -> None:
 
 
 def _graph(path: Path, shape: Any) -> Graph:
-    """The graph of a file's ``n_layers`` and ``n_heads``."""
-    given = [shape.get(name) for name in ("n_layers", "n_heads")] if isinstance(shape, dict) else []
-    sizes = [size for size in given if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1000]
-    if len(sizes) != 2:
+    """The graph of a file's ``n_layers``, ``n_heads`` and, where they are there, ``kv_heads`` and ``parallel``."""
+    shape = shape if isinstance(shape, dict) else {}
+    heads = shape.get("n_heads")
+    sizes = [shape.get("n_layers"), heads, shape.get("kv_heads", heads)]
+    if not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1000 for size in sizes):
         raise _damaged(path, "n_layers and n_heads are not numbers from 1 to 1000")
-    layers, heads = sizes
-    edges = 1 + layers * (heads + 1) + sum((3 * heads + 1) * (1 + i * (heads + 1)) + heads for i in range(layers))
+    layers, heads, kv_heads = sizes
+    parallel = shape.get("parallel") or False
+    if heads % kv_heads or not isinstance(parallel, bool):
+        raise _damaged(path, f"kv_heads is {kv_heads} for {heads} heads, or parallel is no flag")
+    before = [1 + i * (heads + 1) for i in range(layers + 1)]
+    edges = before[-1] + sum((heads + 2 * kv_heads + 1) * b + heads * (not parallel) for b in before[:-1])
     if edges > MOST_EDGES:
         raise DataError(f"{path} is of {layers} layers of {heads} heads, whose graph has {edges:,} edges; at most "
                         f"{MOST_EDGES:,} can be read")
-    return Graph(layers, heads)
+    return Graph(layers, heads, kv_heads, parallel)
 
 
 def _shape(graph: Graph) -> str:
-    return f"{graph.n_layers} layers of {graph.n_heads} heads"
+    shared = "" if graph.group == 1 else f" that share keys and values by {graph.group}"
+    return f"{graph.n_layers} {'parallel ' if graph.parallel else ''}layers of {graph.n_heads} heads{shared}"
 
 
 def _place(path: Path, places: Mapping[str, int], graph: Graph, name: str) -> int:

@@ -10,13 +10,16 @@ So the state is what the live nodes of the later layers read and write now. To t
 they make to what their destinations read are followed along surviving edges to the end. Many nested sets are followed
 at once. A node that only the last position of anything reads is computed at its last position alone.
 
+Where a norm follows attention, each destination has a sum of its own of what the heads of each earlier block write
+(`jaxablate.circuits.patching`); those that differ from the clean run's are part of the state.
+
 This is the one forward pass that does not loop over blocks; `tests/test_acdc.py` holds it against `patching`.
 """
 
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -31,6 +34,7 @@ from jaxablate.types import Params
 
 Arrays = dict[int, jax.Array]
 Rows = dict[int, np.ndarray]
+Totals = dict[tuple[int, int], jax.Array]
 _MOST_TERMS = 4  # arrays added in one compiled call
 
 
@@ -50,6 +54,8 @@ class Prepared:
     """[S, n, 1, D] the same at the last position."""
     streams: jax.Array
     """[2 L + 1, n, T, D] of the clean run."""
+    totals: jax.Array | None
+    """[L, n, T, D] what all heads of a block and the bias write together in the clean run, if a norm follows."""
     divergence: Divergence
     """KL from the clean run."""
 
@@ -61,7 +67,8 @@ def prepare(decoder: Decoder, params: Params, inputs: Inputs, clean: Run, replac
     return Prepared(
         decoder=decoder, params=params, blocks=stack(blocks(decoder, params, inputs)), sources=clean.sources,
         change=change, change_at_end=change[:, :, -1:], streams=clean.streams,
-        divergence=Divergence.of(decoder.unembedding(params), clean.final))
+        totals=clean.totals if decoder.post_norms else None,
+        divergence=Divergence.of(decoder.unembedding(params), clean.final, decoder.logit_cap))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +81,19 @@ class Values:
     """index of a head's destination -> [1, n, T or 1, H] queries, keys or values."""
     writes: Arrays
     """source index -> [1, n, T or 1, D]."""
+    totals: Totals
+    """(destination index, block) -> [1, n, T or 1, D] what the heads of that block write together as the destination
+    reads it, where a norm follows and it is not what it is in the clean run."""
+
+    @classmethod
+    def none(cls) -> "Values":
+        """Those of no node."""
+        return cls({}, {}, {}, {})
+
+    def updated(self, by: "Values") -> "Values":
+        """These values, with others in place of those that others have."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return Values(**{name: {**getattr(self, name), **getattr(by, name)} for name in names})
 
 
 class LiveGraph:
@@ -105,20 +125,21 @@ class LiveGraph:
     def enter(self, layer: int) -> None:
         """Says which nodes of a layer are alive, once all edges into later layers are decided."""
         for d in (self.graph.destinations[i] for i in self.graph.by_layer[layer]):
-            if d.source is None or d.port in ("K", "V"):
+            if d.port in ("K", "V"):
                 continue
-            readers = [r for r in np.flatnonzero(self.kept[:, d.source])
-                       if self.graph.destinations[r].layer > layer and self.reads(self.graph.destinations[r])]
-            self.live[d.source] = bool(readers)
-            self.read_everywhere[d.source] = any(self.everywhere(self.graph.destinations[r]) for r in readers)
+            for node in d.nodes:
+                readers = [r for r in np.flatnonzero(self.kept[:, node])
+                           if self.graph.destinations[r].layer > layer and self.reads(self.graph.destinations[r])]
+                self.live[node] = bool(readers)
+                self.read_everywhere[node] = any(self.everywhere(self.graph.destinations[r]) for r in readers)
 
     def reads(self, d: Destination) -> bool:
         """Whether what a destination reads can matter."""
-        return d.source is None or bool(self.live[d.source])
+        return not d.nodes or any(self.live[node] for node in d.nodes)
 
     def everywhere(self, d: Destination) -> bool:
         """Whether it matters at every position; at the last alone otherwise."""
-        return d.port in ("K", "V") or (d.source is not None and bool(self.read_everywhere[d.source]))
+        return d.port in ("K", "V") or any(self.read_everywhere[node] for node in d.nodes)
 
 
 class Follower:
@@ -129,18 +150,17 @@ class Follower:
 
     def enter(self, values: Values, live: LiveGraph, layer: int) -> Values:
         """Adds the live nodes of a layer as they are in the clean run."""
-        reads, ports, writes = dict(values.reads), dict(values.ports), dict(values.writes)
+        entered = Values.none()
         for index in self.graph.by_layer[layer]:
             d = self.graph.destinations[index]
             if not live.reads(d):
                 continue
-            reads[index] = _one_of(self.prepared.streams, layer, live.everywhere(d))
-            if d.source is not None and d.port in (None, "Q"):
-                everywhere = bool(live.read_everywhere[d.source])
-                writes[d.source] = _one_of(self.prepared.sources, d.source, everywhere)
+            entered.reads[index] = _one_of(self.prepared.streams, layer, live.everywhere(d))
+            for node in d.nodes if d.port in (None, "Q") else ():
+                entered.writes[node] = _one_of(self.prepared.sources, node, bool(live.read_everywhere[node]))
             if d.port is not None:
-                ports[index] = self._project(d, reads[index])
-        return Values(reads, ports, writes)
+                entered.ports[index] = self._project(d, entered.reads[index])
+        return values.updated(entered)
 
     def divergences(self, values: Values, live: LiveGraph, edges: np.ndarray, width: int) -> jax.Array:
         """[width] sums over prompts of the divergence with edges[: i + 1] patched besides; beyond the edges, any.
@@ -152,16 +172,14 @@ class Follower:
         reads = {i: self._nested(values, live, i, edges[at], width if alone else None) for i, at in touched.items()}
         position = np.arange(width)
         rows = {} if alone else {i: np.searchsorted(at, position, side="right") for i, at in touched.items()}
-        end = self._follow(values, live, reads, rows, None)
-        return _divergences(self.prepared, end)
+        return _divergences(self.prepared, self._follow(values, live, reads, rows, None))
 
     def patch(self, values: Values, live: LiveGraph, edges: np.ndarray) -> Values:
         """Values with edges patched for good; they may lead into any layers that are in ``values``."""
-        reads = {i: self._together(values, live, i, edges[at]) for i, at in self._touched(edges).items()}
-        changed = Values({}, {}, {})
+        changed = Values.none()
+        reads = {i: self._together(values, live, i, edges[at], changed) for i, at in self._touched(edges).items()}
         self._follow(values, live, reads, {}, changed)
-        return Values({**values.reads, **changed.reads}, {**values.ports, **changed.ports},
-                      {**values.writes, **changed.writes})
+        return values.updated(changed)
 
     def _touched(self, edges: np.ndarray) -> dict[int, np.ndarray]:
         """destination index -> positions in ``edges`` of its edges."""
@@ -176,18 +194,39 @@ class Follower:
         sources = self.graph.edge_source[edges]
         filled = np.resize(sources, width or _power_of_two(len(sources)))
         everywhere = live.everywhere(self.graph.destinations[index])
-        return _nested_reads(self._change(everywhere), values.reads[index], filled, width is None)
+        change, read = self._change(everywhere), values.reads[index]
+        if self.prepared.totals is None:
+            return _nested_reads(change, read, filled, width is None)
+        totals = self._totals(values, index, everywhere)
+        return _nested_reads_through_norms(self.prepared.blocks, change, read, totals, filled, width is None)
 
-    def _together(self, values: Values, live: LiveGraph, index: int, edges: np.ndarray) -> jax.Array:
-        """What a destination reads with all these edges patched, [1, n, T or 1, D]."""
+    def _together(self, values: Values, live: LiveGraph, index: int, edges: np.ndarray, changed: Values) -> jax.Array:
+        """What a destination reads with all these edges patched, [1, n, T or 1, D]; new totals go to ``changed``."""
         sources = self.graph.edge_source[edges]
         room = _power_of_two(len(sources))
         weights = (np.arange(room) < len(sources)).astype(np.float32)
         everywhere = live.everywhere(self.graph.destinations[index])
-        return _patched_read(self._change(everywhere), values.reads[index], np.resize(sources, room), weights)
+        change, read, filled = self._change(everywhere), values.reads[index], np.resize(sources, room)
+        if self.prepared.totals is None:
+            return _patched_read(change, read, filled, weights)
+        totals = self._totals(values, index, everywhere)
+        read, totals = _patched_read_through_norms(self.prepared.blocks, change, read, totals, filled, weights)
+        blocks = (self.graph.block_of(source) for source in sources.tolist())
+        changed.totals.update({(index, block): _one_of(totals, block, True) for block in blocks if block is not None})
+        return read
 
     def _change(self, everywhere: bool) -> jax.Array:
         return self.prepared.change if everywhere else self.prepared.change_at_end
+
+    def _total(self, values: Values, index: int, block: int, everywhere: bool) -> jax.Array:
+        """What the heads of a block write together as a destination reads it, [1, n, T or 1, D]."""
+        if (index, block) in values.totals:
+            return values.totals[index, block]
+        return _one_of(self.prepared.totals, block, everywhere)
+
+    def _totals(self, values: Values, index: int, everywhere: bool) -> jax.Array:
+        """The same of all blocks, [L, n, T or 1, D]."""
+        return jnp.concatenate([self._total(values, index, i, everywhere) for i in range(self.graph.n_layers)])
 
     def _follow(self, values: Values, live: LiveGraph, reads: Arrays, rows: Rows, changed: Values | None
                 ) -> jax.Array:
@@ -204,58 +243,71 @@ class Follower:
         # Source index, or None for the end, -> what the node changes in what it writes, [m, n, T or 1, D].
         changes: dict[int | None, jax.Array] = {}
         for layer in range(first, 2 * self.graph.n_layers + 1):
-            for node, ports in self._nodes_of(layer, live):
-                # First the changes of earlier nodes arrive at this node's destinations over surviving edges ...
-                for index in ports:
-                    coming = [s for s in changes if live.kept[index, s]]
-                    if coming:
-                        reads[index] = _add(reads.get(index, values.reads[index]), [changes[s] for s in coming])
-                # ... then, where any of them has changed, the node is computed anew.
-                if any(index in reads for index in ports):
-                    changes[node] = self._node(values, node, ports, reads, rows, changed)
+            nodes, ports = self._nodes_of(layer, live), {}
+            # First the changes of earlier nodes arrive at this layer's destinations over surviving edges ...
+            for index in dict.fromkeys(index for of_node in nodes.values() for index in of_node):
+                coming = [s for s in changes if s is not None and live.kept[index, s]]
+                if coming:
+                    read = reads.get(index, values.reads[index])
+                    reads[index] = self._arrive(values, index, read, {s: changes[s] for s in coming}, changed)
+                if index in reads and self.graph.destinations[index].port is not None:
+                    ports[index] = self._project(self.graph.destinations[index], reads[index])
+            # ... then each node with a destination that has changed is computed anew.
+            for node, of_node in nodes.items():
+                if any(index in reads for index in of_node):
+                    changes[node] = self._node(values, node, of_node, reads, ports, rows, changed)
+            if changed is not None:
+                changed.reads.update({i: reads[i] for of_node in nodes.values() for i in of_node if i in reads})
+                changed.ports.update(ports)
         return changes[None] if None in changes else jnp.zeros(())
 
-    def _nodes_of(self, layer: int, live: LiveGraph) -> Iterable[tuple[int | None, list[int]]]:
-        """(source index or None for the end, indices of its destinations) of a layer's live nodes."""
+    def _arrive(self, values: Values, index: int, read: jax.Array, changes: dict[int, jax.Array],
+                changed: Values | None) -> jax.Array:
+        """What a destination reads when sources write what they wrote and these changes."""
+        if self.prepared.totals is None:
+            return _add(read, list(changes.values()))
+        by_block: dict[int | None, list[jax.Array]] = {}
+        for source, change in changes.items():
+            by_block.setdefault(self.graph.block_of(source), []).append(change)
+        for block, terms in by_block.items():
+            if block is None:
+                read = _add(read, terms)
+                continue
+            known = values if changed is None or (index, block) not in changed.totals else changed
+            before = self._total(known, index, block, read.shape[-2] == self.prepared.change.shape[-2])
+            total = _add(before, terms)
+            read = _exchanged(self.prepared.blocks, block, read, before, total)
+            if changed is not None:
+                changed.totals[index, block] = total
+        return read
+
+    def _nodes_of(self, layer: int, live: LiveGraph) -> dict[int | None, list[int]]:
+        """Source index, or None for the end, -> indices of its destinations, of a layer's live nodes."""
         by_node: dict[int | None, list[int]] = {}
         for index in self.graph.by_layer[layer]:
             d = self.graph.destinations[index]
-            if live.reads(d):
-                by_node.setdefault(d.source, []).append(index)
-        return by_node.items()
+            for node in d.nodes or (None,):
+                if node is None or live.live[node]:
+                    by_node.setdefault(node, []).append(index)
+        return by_node
 
-    def _node(self, values: Values, node: int | None, ports: Sequence[int], reads: Arrays, rows: Rows,
+    def _node(self, values: Values, node: int | None, of_node: Sequence[int], reads: Arrays, ports: Arrays, rows: Rows,
               changed: Values | None) -> jax.Array:
         """What a node changes in what it writes, [m, n, T or 1, D]; for the end what it reads."""
-        if changed is not None:
-            changed.reads.update({index: reads[index] for index in ports if index in reads})
         if node is None:
-            return reads[ports[0]]
-        d = self.graph.destinations[ports[0]]
+            return reads[of_node[0]]
+        d = self.graph.destinations[of_node[0]]
         if d.port is None:  # the only destination of its layer, so each run has a read of its own
-            change = _mlp_change(self.prepared.blocks, d.block, reads[ports[0]], values.writes[node])
+            change = _mlp_change(self.prepared.blocks, d.block, reads[of_node[0]], values.writes[node])
         else:
-            change = self._head(values, d, ports, reads, rows, changed)
+            now = [jnp.take(ports[i], rows[i], axis=0) if i in ports and i in rows else ports.get(i, values.ports[i])
+                   for i in of_node]
+            runs = max(x.shape[0] for x in now)
+            q, k, v = (jnp.broadcast_to(x, (runs, *x.shape[1:])) for x in now)
+            change = _head_change(self.prepared.blocks, d.block, d.head, q, k, v, values.writes[node])
         if changed is not None:
             changed.writes[node] = values.writes[node] + change
         return change
-
-    def _head(self, values: Values, d: Destination, ports: Sequence[int], reads: Arrays, rows: Rows,
-              changed: Values | None) -> jax.Array:
-        projected = []
-        for index in ports:
-            now = values.ports[index]
-            if index in reads:
-                now = self._project(self.graph.destinations[index], reads[index])
-                if changed is not None:
-                    changed.ports[index] = now
-                if index in rows:
-                    now = jnp.take(now, rows[index], axis=0)
-            projected.append(now)
-        runs = max(x.shape[0] for x in projected)
-        q, k, v = (jnp.broadcast_to(x, (runs, *x.shape[1:])) for x in projected)
-        assert d.source is not None  # a head writes
-        return _head_change(self.prepared.blocks, d.block, d.head, q, k, v, values.writes[d.source])
 
     def _project(self, d: Destination, read: jax.Array) -> jax.Array:
         assert d.port is not None  # only heads project
@@ -305,6 +357,57 @@ def _patched_read(change: jax.Array, read: jax.Array, sources: jax.Array, weight
         return read + weight.astype(read.dtype) * change[source], None
 
     return jax.lax.scan(step, read[0], (sources, weights))[0][None]
+
+
+@functools.partial(jax.jit, static_argnums=5)
+@exact
+def _nested_reads_through_norms(blocks: Block, change: jax.Array, read: jax.Array, totals: jax.Array,
+                                sources: jax.Array, with_none: bool) -> jax.Array:
+    nested = _through_norms(blocks, change, read, totals, sources, jnp.ones(len(sources), read.dtype))[2]
+    return jnp.concatenate([read, nested]) if with_none else nested
+
+
+@jax.jit
+@exact
+def _patched_read_through_norms(blocks: Block, change: jax.Array, read: jax.Array, totals: jax.Array,
+                                sources: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    read, totals, _ = _through_norms(blocks, change, read, totals, sources, weights)
+    return read, totals
+
+
+def _through_norms(blocks: Block, change: jax.Array, read: jax.Array, totals: jax.Array, sources: jax.Array,
+                   weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A read [1, n, T or 1, D] with changes of sources [m] added one after another, where heads pass a norm together.
+
+    Returns:
+      The last read, the totals [L, n, T or 1, D] that go with it, and all reads [m, n, T or 1, D].
+    """
+    graph = blocks.decoder.graph
+    block_of = jnp.array([-1 if (i := graph.block_of(s)) is None else i for s in range(graph.n_sources)])
+
+    def step(state: tuple[jax.Array, jax.Array], term: tuple[jax.Array, jax.Array]
+             ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        (read, totals), (source, weight) = state, term
+        moved, block = weight.astype(read.dtype) * change[source], block_of[source]
+
+        def of_head() -> tuple[jax.Array, jax.Array]:
+            total = totals[block] + moved
+            norm = blocks.take(block).post_norm
+            return read + (norm(total) - norm(totals[block])), totals.at[block].set(total)
+
+        state = jax.lax.cond(block < 0, lambda: (read + moved, totals), of_head)
+        return state, state[0]
+
+    (last, totals), nested = jax.lax.scan(step, (read[0], totals), (sources, weights))
+    return last[None], totals, nested
+
+
+@jax.jit
+@exact
+def _exchanged(blocks: Block, index: int, read: jax.Array, before: jax.Array, total: jax.Array) -> jax.Array:
+    """A read with another total of the heads of a block in it."""
+    norm = blocks.take(index).post_norm
+    return read + (norm(total) - norm(before))
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -8,10 +8,13 @@ stream, logits change by d W^T, so
 
     KL = log sum_v p_v exp(d . W_v - d . mean),        p the clean distribution, mean = sum_v p_v W_v.
 
-All exponents vanish with d, so nothing cancels. The vocabulary is gone through in parts: [runs, n, V] is never held.
+All exponents vanish with d, so nothing cancels. With capped logits (`Decoder.logit_cap`) their change is no product,
+and mean is what d comes to at the slope of the cap; what the mean change differs from it is subtracted. The vocabulary
+is gone through in parts: [runs, n, V] is never held.
 """
 
 import dataclasses
+import functools
 from typing import Literal, Protocol, Self
 
 import flax.struct
@@ -20,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxablate.circuits.blocks import exact, take_rows
+from jaxablate.circuits.blocks import capped, exact, take_rows
 from jaxablate.circuits.prompts import NO_ANSWER, PromptPairs
 from jaxablate.ops.varying import match_varying
 
@@ -80,6 +83,35 @@ class LogitDifference:
 
 
 @flax.struct.dataclass
+class CappedDifference:
+    """The same of a model whose logits are cap * tanh(product / cap): each answer's is capped before the mean."""
+
+    rows: jax.Array
+    """[n, A, D] output rows of the answers and of the wrong answers."""
+    weight: jax.Array
+    """[n, A] share of each in the difference: positive for answers, negative for wrong answers, 0 to fill up."""
+    cap: float = flax.struct.field(pytree_node=False)
+    higher_is_better: bool = flax.struct.field(pytree_node=False, default=True)
+    flat_at_model: bool = flax.struct.field(pytree_node=False, default=False)
+
+    @classmethod
+    def of(cls, table: jax.Array, pairs: PromptPairs, cap: float) -> "CappedDifference":
+        """The metric of pairs for a model of output rows ``table`` [V, D]."""
+        parts = [_rows(table, tokens) for tokens in (pairs.answers, pairs.wrong_answers)]
+        (rows, weight), (wrong, wrong_weight) = parts
+        return cls(jnp.concatenate([rows, wrong], axis=1), jnp.concatenate([weight, -wrong_weight], axis=1), cap)
+
+    def values(self, final: jax.Array) -> jax.Array:
+        """[..., n] of runs that end in ``final`` [..., n, D]."""
+        logits = capped(jnp.einsum("...nd,nad->...na", final, self.rows), self.cap)
+        return jnp.einsum("...na,na->...n", logits, self.weight)
+
+    def take(self, rows: np.ndarray) -> "CappedDifference":
+        """The metric of the prompts ``rows`` [m] int."""
+        return take_rows(self, rows)
+
+
+@flax.struct.dataclass
 class Divergence:
     """KL(clean || patched) in nats, from the next-token distribution of the model itself."""
 
@@ -90,16 +122,18 @@ class Divergence:
     table: jax.Array
     """[parts, V / parts, D] output matrix; zeros fill up."""
     mean_row: jax.Array
-    """[n, D] expected row of the output matrix."""
+    """[n, D] expected row of the output matrix; with a cap, of its slope at the clean run."""
     log_total: jax.Array
     """[n] log of the sum of the probabilities as it is computed here: 0 but for rounding."""
+    cap: float | None = flax.struct.field(pytree_node=False, default=None)
+    """Logits are cap * tanh(product / cap)."""
     higher_is_better: bool = flax.struct.field(pytree_node=False, default=False)
     flat_at_model: bool = flax.struct.field(pytree_node=False, default=True)
 
     @classmethod
-    def of(cls, table: jax.Array, final: jax.Array) -> "Divergence":
+    def of(cls, table: jax.Array, final: jax.Array, cap: float | None = None) -> "Divergence":
         """The divergence from a run that ends in ``final`` [n, D], in a model of output rows ``table`` [V, D]."""
-        return _divergence_from(table, final)
+        return _divergence_from(table, final, cap)
 
     def values(self, final: jax.Array) -> jax.Array:
         """[..., n] of runs that end in ``final`` [..., n, D]."""
@@ -108,14 +142,22 @@ class Divergence:
         rows = change.reshape(-1, *change.shape[-2:])
         offset = mean.reshape(rows.shape[:-1])[..., None]
 
-        def part(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            log_probs, table = chunk
-            logits = jnp.einsum("mnd,vd->mnv", rows, table) - offset
-            return total + jnp.exp(jnp.minimum(log_probs + logits, _LARGEST_EXPONENT)).sum(-1), None
+        def part(totals: tuple[jax.Array, jax.Array], chunk: tuple[jax.Array, jax.Array]
+                 ) -> tuple[tuple[jax.Array, jax.Array], None]:
+            (total, rest), (log_probs, table) = totals, chunk
+            logits = jnp.einsum("mnd,vd->mnv", rows, table)
+            if self.cap is not None:
+                clean = self.final @ table.T
+                logits = capped(clean + logits, self.cap) - capped(clean, self.cap)
+            logits = logits - offset
+            if self.cap is not None:  # the offset is the mean to first order; this is the rest of it
+                rest = rest + (jnp.exp(log_probs) * logits).sum(-1)
+            return (total + jnp.exp(jnp.minimum(log_probs + logits, _LARGEST_EXPONENT)).sum(-1), rest), None
 
         start = match_varying(jnp.zeros(rows.shape[:-1], final.dtype), like=(rows, offset, self.log_probs, self.table))
-        total, _ = jax.lax.scan(part, start, (self.log_probs, self.table))
-        return jnp.log(total).reshape(mean.shape) - self.log_total
+        (total, rest), _ = jax.lax.scan(part, (start, start), (self.log_probs, self.table))
+        value = jnp.log(total).reshape(mean.shape) - self.log_total
+        return value if self.cap is None else value - rest.reshape(mean.shape)
 
     def take(self, rows: np.ndarray) -> "Divergence":
         """The metric of the prompts ``rows`` [m] int."""
@@ -163,10 +205,13 @@ def importance(target: Target | Metric, scores: Float[np.ndarray, "..."]) -> Flo
     return 0.0 - np.asarray(scores) if higher else np.asarray(scores)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=2)
 @exact
-def _divergence_from(table: Float[Array, "vocab width"], final: Float[Array, "n width"]) -> Divergence:
-    log_probs = jax.nn.log_softmax(final @ table.T, axis=-1)
+def _divergence_from(table: Float[Array, "vocab width"], final: Float[Array, "n width"], cap: float | None
+                     ) -> Divergence:
+    products = final @ table.T
+    log_probs = jax.nn.log_softmax(capped(products, cap), axis=-1)
+    slopes = 1.0 if cap is None else 1 - jnp.tanh(products / cap) ** 2
     parts = -(-table.shape[0] // _CHUNK)
     width = -(-table.shape[0] // parts)
     fill = parts * width - table.shape[0]
@@ -175,8 +220,8 @@ def _divergence_from(table: Float[Array, "vocab width"], final: Float[Array, "n 
         final=final,
         log_probs=cut.reshape(final.shape[0], parts, width).swapaxes(0, 1),
         table=jnp.pad(table, ((0, fill), (0, 0))).reshape(parts, width, -1),
-        mean_row=jnp.exp(log_probs) @ table,
-        log_total=jax.nn.logsumexp(log_probs, axis=-1),
+        mean_row=jnp.exp(log_probs) * slopes @ table,
+        log_total=jax.nn.logsumexp(log_probs, axis=-1), cap=cap,
     )
 
 
@@ -188,6 +233,12 @@ def _divergence_rows(of: Divergence, rows: jax.Array) -> Divergence:
 
 def _mean_rows(table: jax.Array, tokens: np.ndarray) -> jax.Array:
     """[n, D] mean of the rows of the table [V, D] that tokens [n, A] name; -1 names none."""
+    rows, weight = _rows(table, tokens)
+    return jnp.einsum("na,nad->nd", weight, rows)
+
+
+def _rows(table: jax.Array, tokens: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Rows [n, A, D] of the table [V, D] that tokens [n, A] name, and the weight [n, A] of each in their mean."""
     given = tokens != NO_ANSWER
     weight = (given / given.sum(-1, keepdims=True)).astype(table.dtype)
-    return jnp.einsum("na,nad->nd", weight, jnp.asarray(table)[np.where(given, tokens, 0)])
+    return jnp.asarray(table)[np.where(given, tokens, 0)], jnp.asarray(weight, table.dtype)

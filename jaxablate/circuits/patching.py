@@ -3,8 +3,14 @@
 A destination's input is the sum over its sources of what the source writes now, or, over a patched edge, of its
 replacement, plus the output biases (docs/papers.md, ACDC). All positions of a source are patched together. Results are
 read at the last position.
+
+Where a norm follows attention (`Decoder.post_norms`, Gemma 2), a head's value is what it writes before that norm, and a
+destination takes the norm of its own sum: of what the block's heads write now or, over patched edges, of their
+replacements. So patching nothing is the clean run and patching everything the corrupt one, exactly, and a head that no
+edge is read over does not matter. It is how EAP-IG evaluates circuits of such models (``evaluate_graph``).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -12,10 +18,10 @@ from typing import Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxablate.circuits.blocks import Decoder, Inputs, blocks, exact
-from jaxablate.circuits.graph import Graph
+from jaxablate.circuits.blocks import Block, Decoder, Inputs, blocks, exact
 from jaxablate.types import Params
 
 Ablation = Literal["resample", "zero", "mean", "mean_per_position"]
@@ -27,7 +33,7 @@ class Edits:
     """Additions to an ordinary run; derivatives with respect to them are derivatives with respect to what they edit."""
 
     ports: tuple[tuple[jax.Array, ...], ...]
-    """L times 3 times [N, n, T, H], to queries, keys and values."""
+    """L times [N, n, T, H], to queries, and twice [K, n, T, H], to keys and values."""
     channels: tuple[jax.Array, ...]
     """L times [N, n, T, H], to head outputs after their gates."""
     mlp_inputs: tuple[jax.Array, ...]
@@ -36,7 +42,8 @@ class Edits:
     """L times [n, T, F], to neurons after their gates."""
     streams: tuple[jax.Array, ...]
     """2 L + 1 times [n, T, D], to the residual stream that enters each layer of the graph, for all who read it. So it
-    is also the derivative with respect to what the nodes of the layer before write."""
+    is also the derivative with respect to what the nodes add whose first readers are there (`Graph.written_into`). The
+    MLP of a parallel block, whose stream is that of its heads, has an edit of its own in ``mlp_inputs`` alone."""
 
 
 @flax.struct.dataclass
@@ -46,9 +53,11 @@ class Activations:
     streams: tuple[jax.Array, ...]
     """2 L + 1 times [n, T, D]: what enters each layer of the graph."""
     ports: tuple[tuple[jax.Array, ...], ...]
-    """L times 3 times [N, n, T, H]: queries, keys and values."""
+    """L times queries [N, n, T, H], keys and values [K, n, T, H]."""
     channels: tuple[jax.Array, ...]
     """L times [N, n, T, H]: head outputs as the output matrix reads them, gates applied."""
+    totals: tuple[jax.Array, ...]
+    """L times [n, T, D]: what all heads and the bias write together, before a norm that follows."""
     neurons: tuple[jax.Array, ...]
     """L times [n, T, F]: neurons as the down-projection reads them, gates applied."""
     final: jax.Array
@@ -60,19 +69,21 @@ class Run:
     """One ordinary run, source by source."""
 
     sources: jax.Array
-    """[S, n, T, D] what each source adds to the residual stream."""
+    """[S, n, T, D] what each source adds to the residual stream; heads before a norm that follows attention."""
     streams: jax.Array
     """[2 L + 1, n, T, D] the residual stream that enters each layer of the graph."""
+    totals: jax.Array
+    """[L, n, T, D] what all heads of a block and the bias write together."""
     final: jax.Array
     """[n, D] after the final norm, last position."""
 
 
 def no_edits(decoder: Decoder, inputs: Inputs, dtype: jnp.dtype) -> Edits:
     """Zeros for every field."""
-    (n, t), (width, neurons, head) = inputs.tokens.shape, decoder.sizes
-    layers, heads = decoder.graph.n_layers, jnp.zeros((decoder.graph.n_heads, n, t, head), dtype)
-    stream = jnp.zeros((n, t, width), dtype)
-    return Edits(ports=((heads,) * 3,) * layers, channels=(heads,) * layers, mlp_inputs=(stream,) * layers,
+    (n, t), (width, neurons, head), graph = inputs.tokens.shape, decoder.sizes, decoder.graph
+    queries, keys = (jnp.zeros((heads, n, t, head), dtype) for heads in (graph.n_heads, graph.kv_heads))
+    layers, stream = graph.n_layers, jnp.zeros((n, t, width), dtype)
+    return Edits(ports=((queries, keys, keys),) * layers, channels=(queries,) * layers, mlp_inputs=(stream,) * layers,
                  neurons=(jnp.zeros((n, t, neurons), dtype),) * layers, streams=(stream,) * (2 * layers + 1))
 
 
@@ -90,39 +101,58 @@ def ordinary_run(decoder: Decoder, params: Params, inputs: Inputs, start: jax.Ar
     x = decoder.embed(params, inputs) if start is None else start
     edits = edits or no_edits(decoder, inputs, x.dtype)
     x = x + edits.streams[0]
-    streams, ports, channels, neurons = [x], [], [], []
+    streams, ports, channels, totals, neurons = [x], [], [], [], []
     for i, block in enumerate(blocks(decoder, params, inputs)):
         ports.append(tuple(p + e for p, e in zip(block.ports(x), edits.ports[i], strict=True)))
         channels.append(block.channels(*ports[i]) + edits.channels[i])
-        x = x + decoder.combine(block.weights, channels[i]) + edits.streams[2 * i + 1]
+        totals.append(decoder.combine(block.weights, channels[i]))
+        added = x + block.post_norm(totals[i])
+        if not decoder.graph.parallel:
+            added = x = added + edits.streams[2 * i + 1]
         streams.append(x)
         neurons.append(block.neurons(x + edits.mlp_inputs[i]) + edits.neurons[i])
-        x = x + decoder.write_neurons(block.weights, neurons[i]) + edits.streams[2 * i + 2]
+        x = added + decoder.write_neurons(block.weights, neurons[i]) + edits.streams[2 * i + 2]
         streams.append(x)
     final = decoder.final_norm(params, x[:, -1])
-    return Activations(tuple(streams), tuple(ports), tuple(channels), tuple(neurons), final)
+    return Activations(tuple(streams), tuple(ports), tuple(channels), tuple(totals), tuple(neurons), final)
 
 
-Read = Callable[[int, jax.Array, Sequence[jax.Array]], jax.Array]
-"""(layer of the graph, residual stream [n, T, D] that enters it, sources written so far, some [s, n, T, D] a layer) ->
-what its destinations read: [3, N, n, T, D] by the ports of a block's heads, [n, T, D] by an MLP and by the end."""
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What the sources before a layer of the graph write, in a run that is under way."""
+
+    blocks: Sequence[Block]
+    """Those of which all heads have written."""
+    sources: Sequence[jax.Array]
+    """Some [s, n, T, D] a layer."""
+    totals: Sequence[jax.Array]
+    """[n, T, D] a block: its heads and its bias together."""
+
+
+Read = Callable[[int, jax.Array, Written], jax.Array]
+"""(layer of the graph, residual stream [n, T, D] that enters it, what is written so far) -> what its destinations read:
+[N + 2 K, n, T, D] by the queries of a block's heads, by keys and by values, [n, T, D] by an MLP and by the end."""
 
 
 def _by_source(decoder: Decoder, params: Params, inputs: Inputs, read: Read) -> Run:
     """A run in which every destination reads what ``read`` gives it, source by source."""
-    written = [decoder.embed(params, inputs)[None]]
-    streams = [written[0][0]]
+    graph, parallel = decoder.graph, decoder.graph.parallel
+    start = decoder.embed(params, inputs)
+    streams, before = [start], Written([], [start[None]], [])
     for i, block in enumerate(blocks(decoder, params, inputs)):
-        ports = read(2 * i, streams[-1], written)
-        projected = (block.project(p, decoder.read(block.weights, ports[p])) for p in range(3))
+        ports = jnp.split(read(2 * i, streams[-1], before), [graph.n_heads, graph.n_heads + graph.kv_heads])
+        projected = (block.project(p, decoder.read(block.weights, x)) for p, x in enumerate(ports))
         heads = decoder.write(block.weights, block.channels(*projected))
-        streams.append(streams[-1] + heads.sum(0) + decoder.bias(block.weights))
-        written.append(heads)
-        out = block.mlp(read(2 * i + 1, streams[-1], written))
-        streams.append(streams[-1] + out)
-        written.append(out[None])
-    end = read(2 * decoder.graph.n_layers, streams[-1], written)
-    return Run(jnp.concatenate(written), jnp.stack(streams), decoder.final_norm(params, end[:, -1]))
+        total = heads.sum(0) + decoder.bias(block.weights)
+        after = Written([*before.blocks, block], [*before.sources, heads], [*before.totals, total])
+        stream = streams[-1] + block.post_norm(total)
+        streams.append(streams[-1] if parallel else stream)
+        out = block.mlp(read(2 * i + 1, streams[-1], before if parallel else after))
+        streams.append(stream + out)
+        before = dataclasses.replace(after, sources=[*after.sources, out[None]])
+    end = read(2 * graph.n_layers, streams[-1], before)
+    return Run(jnp.concatenate(before.sources), jnp.stack(streams), jnp.stack(before.totals),
+               decoder.final_norm(params, end[:, -1]))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -131,9 +161,9 @@ def source_run(decoder: Decoder, params: Params, inputs: Inputs) -> Run:
     """An ordinary run, source by source: to the last bit the patched run in which no edge is patched."""
     graph = decoder.graph
 
-    def read(layer: int, stream: jax.Array, _: Sequence[jax.Array]) -> jax.Array:
+    def read(layer: int, stream: jax.Array, _: Written) -> jax.Array:
         of_heads = layer % 2 == 0 and layer < 2 * graph.n_layers
-        return jnp.broadcast_to(stream, (3, graph.n_heads, *stream.shape)) if of_heads else stream
+        return jnp.broadcast_to(stream, (graph.n_ports, *stream.shape)) if of_heads else stream
 
     return _by_source(decoder, params, inputs, read)
 
@@ -151,32 +181,39 @@ def patched_final(decoder: Decoder, params: Params, inputs: Inputs, patched: Flo
       inputs: n prompts.
       patched: 1 where an edge carries the replacement, 0 where it does not; between, a mixture.
       replacement: what patched edges carry; prompts and time may be 1.
-      edits: 2 L + 1 arrays, added to the inputs of the destinations of each layer of the graph: [3, N, n, T, D] for
-        attention, [n, T, D] for an MLP and for the end. Derivatives with respect to them are derivatives with respect
-        to what the destinations read.
+      edits: 2 L + 1 arrays, added to the inputs of the destinations of each layer of the graph: [N + 2 K, n, T, D] for
+        attention (queries, keys, values), [n, T, D] for an MLP and for the end. Derivatives with respect to them are
+        derivatives with respect to what the destinations read.
     """
     graph = decoder.graph
 
-    def read(layer: int, stream: jax.Array, written: Sequence[jax.Array]) -> jax.Array:
+    def read(layer: int, stream: jax.Array, written: Written) -> jax.Array:
         if layer == 2 * graph.n_layers:
             mask = patched[graph.destinations[0].edges]
         elif layer % 2:
             mask = patched[graph.destination(f"MLP {layer // 2}").edges]
         else:
-            mask = _attention_mask(graph, patched, layer // 2)
-        sources = jnp.concatenate(written)
-        change = replacement[: len(sources)] - sources
-        x = stream + jnp.einsum("...s,sntd->...ntd", mask.astype(stream.dtype), change)
+            mask = graph.by_port(layer // 2, patched)
+        x = _patched(decoder, stream, mask.astype(stream.dtype), written, replacement)
         return x if edits is None else x + edits[layer]
 
     return _by_source(decoder, params, inputs, read).final
 
 
-def _attention_mask(graph: Graph, patched: jax.Array, block: int) -> jax.Array:
-    """[3, N, sources] of the edges into a block's heads."""
-    first, width = graph.destination(f"A{block}.0.Q"), 3 * graph.n_heads
-    edges = patched[first.offset : first.offset + width * first.fan_in]
-    return edges.reshape(graph.n_heads, 3, first.fan_in).swapaxes(0, 1)
+def _patched(decoder: Decoder, stream: jax.Array, mask: jax.Array, written: Written, replacement: jax.Array
+             ) -> jax.Array:
+    """What destinations read [..., n, T, D] with their edges [..., sources] patched by the mask."""
+    graph, sources = decoder.graph, jnp.concatenate(written.sources)
+    change = replacement[: len(sources)] - sources
+    if not decoder.post_norms:
+        return stream + jnp.einsum("...s,sntd->...ntd", mask, change)
+    direct = np.flatnonzero(graph.source_layers[: len(sources)] % 2)  # the embedding and MLPs
+    x = stream + jnp.einsum("...s,sntd->...ntd", mask[..., direct], change[direct])
+    for i, (block, total) in enumerate(zip(written.blocks, written.totals, strict=True)):
+        heads = slice(graph.head(i, 0), graph.mlp(i))
+        mixed = total + jnp.einsum("...s,sntd->...ntd", mask[..., heads], change[heads])
+        x = x + (block.post_norm(mixed) - block.post_norm(total))
+    return x
 
 
 def ablated_values(kind: Ablation, values: Float[Array, "units n time width"], valid: Bool[Array, "n time"],

@@ -25,10 +25,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxablate.circuits.blocks import Decoder, Inputs, decoder_for
+from jaxablate.circuits.blocks import Decoder, Inputs, decoder_for, logits
 from jaxablate.circuits.decoder_check import STEPS, checked_decoder
 from jaxablate.circuits.graph import Graph
-from jaxablate.circuits.metrics import METRICS, Divergence, LogitDifference, Metric, Target
+from jaxablate.circuits.metrics import METRICS, CappedDifference, Divergence, LogitDifference, Metric, Target
 from jaxablate.circuits.patching import ABLATIONS, Ablation, ablated_values, source_run
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.circuits.tasks import PromptText, tokenise
@@ -161,13 +161,15 @@ class Problem:
     @property
     def logits(self) -> Float[Array, "n vocab"]:
         """Logits of the next token on the clean prompts."""
-        return self.final @ self.decoder.unembedding(self.params).T
+        return logits(self.decoder, self.params, self.final)
 
     @_once
     def target(self) -> Target:
         """The metric of these prompts."""
-        table = self.decoder.unembedding(self.params)
-        return Divergence.of(table, self.final) if self.metric == "kl" else LogitDifference.of(table, self.pairs)
+        table, cap = self.decoder.unembedding(self.params), self.decoder.logit_cap
+        if self.metric == "kl":
+            return Divergence.of(table, self.final, cap)
+        return LogitDifference.of(table, self.pairs) if cap is None else CappedDifference.of(table, self.pairs, cap)
 
     def parts(self) -> list[np.ndarray]:
         """Rows of all prompts, at most `batch_size` at a time."""
