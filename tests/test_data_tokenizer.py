@@ -144,6 +144,74 @@ def test_corpus_tokenizer_saved_and_loaded(tmp_path):
     assert isinstance(tok.load_tokenizer(tmp_path), CorpusTokenizer)
 
 
+def opened_by_tokenizers(tokenizer, folder):
+    """What the library makes of the folder of a saved tokenizer."""
+    import tokenizers
+
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert config["eos_token"] == config["bos_token"] == "<|endoftext|>"
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert theirs.get_vocab_size() == tokenizer.vocab_size
+    assert theirs.token_to_id("<|endoftext|>") == tokenizer.eot_id
+    return theirs
+
+
+MANY = [*TEXTS, *(text for text in ODD if "endoftext" not in text), "don't we'll 'S it's\u00a0x",
+        "aaaaa aaaaaaaaaaaa\n\n\n", " 1234567890 12,345.67 \u0661\u00b2\u2155",
+        "\u0130\u0131 \ufb01 \u0e33 \u1e9e \U0001f468\u200d\U0001f469 \ud7ff \ue000"]
+
+
+@pytest.mark.parametrize("size", [257, 290, 320])
+def test_the_library_tokenizers_opens_a_saved_bpe(tmp_path, size):
+    ours = tok.train_bpe([*TEXTS, "aaaaa aaaa aaaaaaa aaa aaaaaaaaa aaaaaaaaa", *MANY], size)
+    ours.save(tmp_path)
+    theirs = opened_by_tokenizers(ours, tmp_path)
+    for text in MANY:
+        assert theirs.encode(text).ids == ours.encode(text)
+        assert theirs.decode(ours.encode(text)) == text
+    # Ordinary text here, the special token there, as with GPT-2's own files.
+    assert theirs.encode("a<|endoftext|>").ids == [*ours.encode("a"), ours.eot_id] != ours.encode("a<|endoftext|>")
+
+
+@pytest.fixture(scope="module")
+def gpt2_folder(gpt2, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpt2")
+    gpt2.save(folder)
+    return folder
+
+
+def test_the_library_tokenizers_opens_a_saved_gpt2(gpt2, gpt2_folder):
+    theirs = opened_by_tokenizers(gpt2, gpt2_folder)
+    assert [encoding.ids for encoding in theirs.encode_batch(MANY)] == gpt2.encode_batch(MANY)
+    merges = json.loads((gpt2_folder / "tokenizer.json").read_text())["model"]["merges"]
+    assert merges[:3] == [["\u0120", "t"], ["\u0120", "a"], ["h", "e"]] and len(merges) == 50000
+
+
+def test_the_library_tokenizers_opens_the_corpuss_words(tmp_path):
+    from jaxablate.data.corpus import CorpusTokenizer, story
+
+    ours = CorpusTokenizer()
+    ours.save(tmp_path)
+    theirs = opened_by_tokenizers(ours, tmp_path)
+    for text in ("", *(story(0, i).text for i in range(50))):
+        assert theirs.encode(text).ids == ours.encode(text)
+        assert theirs.decode(ours.encode(text)) == text
+    for unknown in ("Then, Zebulon", "Then; Rob", "Then  Rob"):
+        with pytest.raises(Exception, match="Missing .UNK. token"):
+            theirs.encode(unknown)
+
+
+def test_merges_are_those_that_were_learned():
+    assert tok.train_bpe(["abab abab"], 259).merges() == [(b"a", b"b"), (b"ab", b"ab")]
+
+
+def test_ranks_that_no_merging_makes_are_refused(tmp_path):
+    ranks = {bytes([i]): i for i in range(256)} | {b"abc": 256}
+    with pytest.raises(DataError, match="token 256 of tokenizer odd, b'abc', is not made of two earlier ones"):
+        tok.BytePairTokenizer("odd", ranks).save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def _swap_ranks(folder):
     path = folder / tok.RANKS_FILE
     lines = path.read_text().splitlines()
@@ -208,10 +276,9 @@ def test_gpt2_agrees_with_tiktoken(gpt2):
     assert gpt2.encode("Then, Rob and Sue") == [6423, 11, 3851, 290, 26089]
 
 
-def test_gpt2_is_loaded_back_without_the_cache(gpt2, tmp_path, monkeypatch):
-    gpt2.save(tmp_path)
+def test_gpt2_is_loaded_back_without_the_cache(gpt2, gpt2_folder, monkeypatch):
     monkeypatch.setattr("tiktoken.get_encoding", lambda name: pytest.fail("the folder is enough"))
-    assert tok.load_tokenizer(tmp_path).fingerprint() == gpt2.fingerprint()
+    assert tok.load_tokenizer(gpt2_folder).fingerprint() == gpt2.fingerprint()
 
 
 def test_missing_gpt2_files_name_the_variable(monkeypatch):

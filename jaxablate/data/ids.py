@@ -3,15 +3,20 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, runtime_checkable
 
 from jaxablate import files
 from jaxablate.errors import DataError, FileError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
 """Text form of the token that follows every story, in files and in decoded text."""
 
 META_FILE = "tokenizer_meta.json"
+TOKENIZERS_FILE, TRANSFORMERS_FILE = "tokenizer.json", "tokenizer_config.json"
+"""What the libraries `tokenizers` and transformers open."""
 Kind = Literal["gpt2", "bpe", "corpus", "words"]
 
 
@@ -68,6 +73,20 @@ def write_meta(folder: str | os.PathLike[str], tokenizer: Tokenizer, kind: Kind)
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
         "fingerprint": tokenizer.fingerprint(),
+    })
+
+
+def write_for_others(folder: str | os.PathLike[str], same: "tokenizers.Tokenizer") -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``: `tokenizers` and transformers open the folder, too.
+
+    ``same`` gives any text the ids of the tokenizer that is saved. Only a ``<|endoftext|>`` inside a text differs:
+    there it is the special token, as with GPT-2's own files, and here ordinary text.
+    """
+    same.add_special_tokens([END_OF_TEXT])
+    files.write(Path(folder) / TOKENIZERS_FILE, same.to_str())
+    files.write_json(Path(folder) / TRANSFORMERS_FILE, {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
     })
 
 

@@ -3,7 +3,8 @@
 GPT-2's vocabulary and a BPE trained here are the same kind of thing, byte-level merge ranks, and tiktoken encodes both
 (four times as fast as the library that trains). Text classifiers may also have the white-space words of their training
 texts. A tokenizer's folder holds ``tokenizer_meta.json`` (kind, size, fingerprint) and the ranks or words, so it can be
-read back without a network; the embedded corpus's words are in the package.
+read back without a network; the embedded corpus's words are in the package. For the libraries `tokenizers` and
+transformers there is ``tokenizer.json`` beside.
 """
 
 import base64
@@ -14,12 +15,24 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jaxablate import files
 from jaxablate.data.corpus.tokenizer import CorpusTokenizer
-from jaxablate.data.ids import END_OF_TEXT, META_FILE, Kind, Tokenizer, check_ids, read_meta, write_meta
+from jaxablate.data.ids import (
+    END_OF_TEXT,
+    META_FILE,
+    Kind,
+    Tokenizer,
+    check_ids,
+    read_meta,
+    write_for_others,
+    write_meta,
+)
 from jaxablate.errors import DataError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 RANKS_FILE = "ranks.tiktoken"
 WORDS_FILE = "words.txt"
@@ -92,8 +105,53 @@ class BytePairTokenizer:
         ranks = sorted(self._ranks.items(), key=lambda item: item[1])
         return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks)
 
+    def merges(self) -> list[tuple[bytes, bytes]]:
+        """The pair of tokens that each longer token is made of, in the order of merging.
+
+        A byte-level BPE is given by either: the two parts of a token are what the merges before its own make of it.
+
+        Raises:
+          DataError: a token is not made of two earlier ones, so that no merging makes it.
+        """
+        pairs = []
+        for token, rank in sorted(self._ranks.items(), key=lambda item: item[1]):
+            if len(token) > 1:
+                parts = _merged(token, self._ranks, below=rank)
+                if len(parts) != 2:
+                    raise DataError(f"token {rank} of tokenizer {self.name}, {token!r}, is not made of two earlier "
+                                    "ones")
+                pairs.append((parts[0], parts[1]))
+        return pairs
+
+    def for_tokenizers(self) -> "tokenizers.Tokenizer":
+        """The same tokenizer of the library `tokenizers`.
+
+        Raises:
+          DataError: as `merges`.
+        """
+        import tokenizers
+
+        character_of = {byte: character for character, byte in _byte_of_character().items()}
+
+        def text(token: bytes) -> str:
+            return "".join(character_of[byte] for byte in token)
+
+        same = tokenizers.Tokenizer(tokenizers.models.BPE(
+            {text(token): rank for token, rank in self._ranks.items()}, [(text(a), text(b)) for a, b in self.merges()]))
+        same.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        same.decoder = tokenizers.decoders.ByteLevel()
+        return same
+
     def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the ranks, and ``tokenizer.json`` for other libraries (`write_for_others`).
+
+        Raises:
+          DataError: as `merges`; nothing is written.
+          FileError: a file cannot be written.
+        """
+        same = self.for_tokenizers()
         files.write(Path(folder) / RANKS_FILE, self.ranks_text())
+        write_for_others(folder, same)
         write_meta(folder, self, self._kind)
 
 
@@ -254,6 +312,17 @@ def _parts(text: str) -> list[str]:
     for space in _SPACE.finditer(text):
         cuts += range(space.start() + _LONGEST_SPACE, space.end(), _LONGEST_SPACE)
     return [text[start:end] for start, end in itertools.pairwise([*cuts, len(text)])]
+
+
+def _merged(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
+    """What merges of ranks below a limit make of a token's bytes, the lowest rank first, of equal ones the leftmost."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while True:
+        joined = [ranks.get(a + b, below) for a, b in itertools.pairwise(parts)]
+        if min(joined, default=below) >= below:
+            return parts
+        i = joined.index(min(joined))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -4,10 +4,14 @@ import difflib
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jaxablate.data.corpus.grammar import TOKEN_IDS, TOKEN_PATTERN, VOCABULARY
-from jaxablate.data.ids import END_OF_TEXT, Tokenizer, check_ids, write_meta
+from jaxablate.data.ids import END_OF_TEXT, Tokenizer, check_ids, write_for_others, write_meta
 from jaxablate.errors import DataError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class CorpusTokenizer(Tokenizer):
@@ -45,8 +49,21 @@ class CorpusTokenizer(Tokenizer):
         """SHA-256 of the vocabulary in its order."""
         return hashlib.sha256("\0".join(VOCABULARY).encode()).hexdigest()
 
+    def for_tokenizers(self) -> "tokenizers.Tokenizer":
+        """The same tokenizer of the library `tokenizers`, which raises an exception of its own at an unknown word."""
+        import tokenizers
+
+        same = tokenizers.Tokenizer(tokenizers.models.WordLevel(dict(TOKEN_IDS)))
+        same.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(TOKEN_PATTERN.pattern), "isolated")
+        same.decoder = tokenizers.decoders.Fuse()
+        return same
+
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the metadata; the words are part of the package, the fingerprint tells whether they changed."""
+        """Write the metadata, and ``tokenizer.json`` for other libraries.
+
+        The words are part of the package; the fingerprint tells whether they changed.
+        """
+        write_for_others(folder, self.for_tokenizers())
         write_meta(folder, self, "corpus")
 
 
