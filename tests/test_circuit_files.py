@@ -281,22 +281,61 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         save_circuit(some(), path / "c.json")
 
 
-def theirs(n_layers, n_heads):
-    """Edge names of the benchmark, built up as its graph is: sources so far -> heads by q, k, v; then -> the MLP."""
+def theirs(n_layers, n_heads, parallel=False):
+    """Edge names of the benchmark, built up as its graph is: sources so far -> heads by q, k, v; then -> the MLP, which
+    in a parallel block reads what the heads read."""
     names, stream = [], ["input"]
     for i in range(n_layers):
         heads = [f"a{i}.h{h}" for h in range(n_heads)]
         names += [f"{s}->{head}<{port}>" for s in stream for head in heads for port in "qkv"]
-        stream += heads
-        names += [f"{s}->m{i}" for s in stream]
-        stream.append(f"m{i}")
+        names += [f"{s}->m{i}" for s in (stream if parallel else stream + heads)]
+        stream += [*heads, f"m{i}"]
     return names + [f"{s}->logits" for s in stream]
 
 
+@pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (8, 16)])
-def test_mib_has_the_same_edges_under_other_names(shape):
-    names = mib_edge_names(Graph(*shape))
-    assert sorted(names) == sorted(theirs(*shape)) and len(set(names)) == Graph(*shape).n_edges
+def test_mib_has_the_same_edges_under_other_names(shape, parallel):
+    graph = Graph(*shape, parallel=parallel)
+    names = mib_edge_names(graph)
+    assert sorted(names) == sorted(theirs(*shape, parallel)) and len(set(names)) == graph.n_edges
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_mib_file_has_shared_keys_and_values_for_each_head(tmp_path, parallel):
+    """EAP-IG gives every query head keys and values of its own, with a part of the score each; they add up again."""
+    graph = Graph(2, 4, kv_heads=2, parallel=parallel)
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=graph.n_edges)
+    circuit = Circuit(graph=graph, kept=rng.random(graph.n_edges) < 0.5, scores=scores, about={"metric": "kl"})
+    path = save_mib(circuit, tmp_path / "m.json", d_model=8)
+    values = json.loads(path.read_text())
+    assert values["cfg"] == {"n_layers": 2, "n_heads": 4, "parallel_attn_mlp": parallel, "d_model": 8}
+    assert set(values["edges"]) == set(theirs(2, 4, parallel))
+    i = graph.edge("A0.1->A1.2-3.K")
+    for head in (2, 3):
+        assert values["edges"][f"a0.h1->a1.h{head}<k>"] == {"score": scores[i] / 2, "in_graph": bool(circuit.kept[i])}
+    assert values["edges"]["a0.h1->a1.h2<q>"]["score"] == scores[graph.edge("A0.1->A1.2.Q")]
+    back, apart = load_mib(path, graph=graph), load_mib(path)
+    np.testing.assert_allclose(back.scores, scores, rtol=1e-15)
+    assert (back.kept == circuit.kept).all() and back.graph == graph and apart.graph == graph.split
+    assert save_mib(apart, tmp_path / "again.json", d_model=8).read_text().split('"about"')[0] == (
+        path.read_text().split('"about"')[0])
+    edge = "a0.h1->a1.h3<k>"
+    edited(path, edges=values["edges"] | {edge: {"score": 1.0, "in_graph": not circuit.kept[i]}})
+    with pytest.raises(DataError, match="keeps 'A0.1->A1.2-3.K' for 1 of the 2 heads that share it"):
+        load_mib(path, graph=graph)
+    with pytest.raises(DataError, match="another model: its graph has 2 .*layers of 4 heads"):
+        load_mib(path, graph=Graph(2, 4, kv_heads=2, parallel=not parallel))
+
+
+def test_an_edge_that_nothing_removes_stays_first_where_keys_are_shared(tmp_path):
+    graph = Graph(1, 4, kv_heads=1)
+    scores = np.where(np.arange(graph.n_edges) == graph.edge("Resid Start->A0.0-3.K"), np.inf, 1.0)
+    path = save_mib(Circuit(graph=graph, kept=scores > 0, scores=scores, about={"metric": "kl"}), tmp_path / "m.json",
+                    d_model=8)
+    edges = json.loads(path.read_text())["edges"]
+    assert {name for name, edge in edges.items() if edge["score"] > 1} == {f"input->a0.h{h}<k>" for h in range(4)}
 
 
 def test_names_in_both_formats():

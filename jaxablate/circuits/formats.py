@@ -139,10 +139,10 @@ def save_mib(circuit: Circuit, path: str | os.PathLike[str], *, d_model: int, me
     if d_model < 1:
         raise DataError(f"d_model={d_model} of a MIB circuit must be positive; give the width of the model")
     metric = _metric(circuit.about, metric)
-    graph, values = circuit.graph, importance(metric, circuit.scores)
-    times = np.bincount(graph.of_split)
+    graph = circuit.graph
+    values = importance(metric, circuit.scores) / np.bincount(graph.of_split)
     most = max(1.0, 2.0 * float(np.abs(values[np.isfinite(values)]).max(initial=0.0)))
-    scores = np.nan_to_num(values, nan=0.0, posinf=most, neginf=-most) / times
+    scores = np.nan_to_num(values, nan=0.0, posinf=most, neginf=-most)
     nodes = dict(zip(map(_mib_name, graph.source_names), circuit.nodes.tolist(), strict=True)) | {_mib_name(END): True}
     return _write(path, {
         "cfg": {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": graph.parallel,
