@@ -32,6 +32,9 @@ from jaxablate.types import STREAMS, Params
 
 Activations = Callable[[Params, jax.Array], jax.Array]
 """(model parameters, tokens [W, T]) -> [W, T, sites, D]; `reader` makes one."""
+ByName = Callable[[Params, jax.Array], Mapping[str, jax.Array]]
+"""(model parameters, tokens [W, T]) -> {site: activation [W, T, ...]} of anybody's model; `StackedSites` makes
+`Activations` of it."""
 FIELDS = ("resid_pre", "head_out", "attn_out", "resid_mid", "mlp_pre", "mlp_post", "mlp_out", "resid_post")
 """In the order of computation. head_out is the concatenated heads before gate and output projection, mlp_post the
 activated neurons before their gate, attn_out and mlp_out what is added to the residual stream."""
@@ -128,6 +131,39 @@ def reader(model: SelfAblatingTransformer, names: Sequence[str]) -> Reader:
             raise ConfigError(f"{first.name} has width {first.width}, {site.name} {site.width}; sites read together "
                               "need one width, so take them in calls of their own")
     return Reader(unrolled(model), tuple(names))
+
+
+@dataclasses.dataclass(frozen=True)
+class StackedSites:
+    """(params, tokens [W, T]) -> activations [W, T, sites, D] from a function that gives them by name.
+
+    Axes after the first two are taken together: [W, T, N, H] has D = N H.
+    """
+
+    read: ByName
+    names: tuple[str, ...]
+
+    def __call__(self, params: Params, tokens_WT: jax.Array) -> jax.Array:
+        """Under `jax.jit` no activation of another site is computed for itself.
+
+        Raises:
+          ConfigError: the function has no such site, or those asked for do not fit the tokens or each other.
+        """
+        by_name, shape = self.read(params, tokens_WT), tuple(tokens_WT.shape[:2])
+        for name in self.names:
+            if name not in by_name:
+                near = " and ".join(difflib.get_close_matches(name, by_name, n=2, cutoff=0.0))
+                raise ConfigError(f"site {name!r} is none of the {len(by_name):,} that the function gives"
+                                  + (f"; nearest: {near}" if near else ""))
+            if by_name[name].shape[:2] != shape or by_name[name].ndim < 3:
+                raise ConfigError(f"activations of {name} have shape {by_name[name].shape} for tokens {shape}; they "
+                                  "must be [W, T, ...], a vector for each token")
+        found = [by_name[name].reshape(*shape, -1) for name in self.names]
+        for name, x in zip(self.names, found, strict=True):
+            if x.shape != found[0].shape:
+                raise ConfigError(f"{self.names[0]} has width {found[0].shape[-1]}, {name} {x.shape[-1]}; sites read "
+                                  "together need one width, so take them in calls of their own")
+        return jnp.stack(found, axis=2)
 
 
 def forward(

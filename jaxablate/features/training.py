@@ -18,7 +18,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -39,7 +39,7 @@ from jaxablate.features.sae import (
     require,
     variances,
 )
-from jaxablate.features.sites import Activations
+from jaxablate.features.sites import Activations, ByName, StackedSites
 from jaxablate.features.step import SaeState, StepMetrics, check_trainable, first_state, init_state, train_step
 from jaxablate.types import Params
 
@@ -105,7 +105,7 @@ def sites_of(runs: Sequence[SaeRun]) -> tuple[str, ...]:
 
 
 def train(
-    activations: Activations,
+    activations: Activations | ByName,
     params: Params,
     tokens: TokenBatches,
     runs: Sequence[SaeRun],
@@ -118,7 +118,8 @@ def train(
 ) -> TrainResult:
     """Trains all runs to the end, or from a saved state to the end; `fit` is simpler for arrays.
 
-    ``activations`` gives the runs' sites, each once, in the order in which they first occur. `settings.tokens` tokens
+    ``activations`` gives the runs' sites, each once, in the order in which they first occur, or all sites of somebody's
+    own model by name (`ByName`), of which those of the runs are taken. `settings.tokens` tokens
     of the shuffled text are taken in all. A ``state`` is of an earlier call with the same arguments, and it is used up.
     ``stop`` is asked after each round; a true answer ends training there, and `TrainResult.state` can be gone on from.
     Warns where an autoencoder ends with a negative explained variance.
@@ -195,10 +196,10 @@ def abstract_state(runs: Sequence[SaeRun], config: AutoencoderConfig, settings: 
 class _Source:
     """Reads half a buffer's worth of batches at a time and puts their activations into the buffer."""
 
-    def __init__(self, activations: Activations, params: Params, tokens: TokenBatches, taken: int,
+    def __init__(self, activations: Activations | ByName, params: Params, tokens: TokenBatches, taken: int,
                  sites: tuple[str, ...], width: int, settings: SaeTrainConfig):
         self.taken, self.params, self.sites = taken, params, sites
-        self._activations, self._settings = activations, settings
+        self._settings = settings
         self._half = settings.round_steps * settings.batch_tokens
         self._batches = iter(tokens(taken))
         self._next: np.ndarray | None = self._read()
@@ -206,7 +207,12 @@ class _Source:
         require(len(self._shape) >= 2 and self._half % math.prod(self._shape[:2]) == 0,
                 f"a token batch of shape {self._shape} does not divide half the buffer, {self._half:,} tokens "
                 "(buffer_batches / 2 * batch_tokens); choose sizes [W, T] whose product does")
-        shape = jax.eval_shape(activations, params, jax.ShapeDtypeStruct(self._shape, self._next.dtype)).shape
+        given = jax.eval_shape(activations, params, jax.ShapeDtypeStruct(self._shape, self._next.dtype))
+        self._activations: Activations = activations  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(given, Mapping):
+            self._activations = StackedSites(activations, sites)  # pyright: ignore[reportArgumentType]
+            given = jax.eval_shape(self._activations, params, jax.ShapeDtypeStruct(self._shape, self._next.dtype))
+        shape = given.shape
         expected = (*self._shape[:2], len(sites), width)
         require(shape == expected,
                 f"activations of {', '.join(sites)} have shape {shape}, not [W, T, sites, D] = {expected}; give those "

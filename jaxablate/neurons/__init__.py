@@ -1,7 +1,7 @@
 """Neurons, attention channels and gates: what fires them, what they tell, and whether gates tell too much.
 
 ====================  =================================================================================================
-``specialisation``    `measure` of a decoder over a split, `measure_arrays` of activations of any model; `summarise`
+``specialisation``    `measure` of a decoder, `measure_sites` of any model, `measure_arrays` of arrays; `summarise`
 ``measures``          formulas of docs/papers.md, Neuron measures, and their nulls
 ``firing_counts``     the pass of a model over a split: thresholds, power sums, tables of firings
 ``units``             the units of a decoder, and random directions of their spaces
@@ -37,6 +37,7 @@ from jaxablate.neurons.specialisation import (
     UnitGroup,
     measure,
     measure_arrays,
+    measure_sites,
     summarise,
 )
 
@@ -45,5 +46,5 @@ __all__ = [
     "GroupSummary", "MeasureSummary", "Neighbours", "NeuronMeasures", "Pattern", "ProbeLosses", "Shape",
     "ShortRuns", "TokenSelectivity", "TopExamples", "UnitGraph", "UnitGroup", "UnitInformation", "UnitReader",
     "audit_gates", "build_graphs", "count_hits", "firings", "frequent_tokens", "measure", "measure_arrays",
-    "ngram_losses", "probe_gates", "summarise", "summarise_graphs", "top_examples", "unit_information",
+    "measure_sites", "ngram_losses", "probe_gates", "summarise", "summarise_graphs", "top_examples", "unit_information",
 ]

@@ -7,7 +7,7 @@ the ablated stream its activation is what its gate lets through. Units are calle
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 import jax
@@ -20,9 +20,9 @@ from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.neurons.units import decoder_output, layer_values
 from jaxablate.types import Batch, Params, Stream
 
-Read = Callable[[Params, jax.Array], jax.Array | Sequence[jax.Array]]
-"""(params, tokens int32 [B, T]) -> activations [B, T, U], of one layer or a sequence of layers; causal, hashable and
-pure."""
+Read = Callable[[Params, jax.Array], jax.Array | Sequence[jax.Array] | Mapping[str, jax.Array]]
+"""(params, tokens int32 [B, T]) -> activations [B, T, U], of one layer, of a sequence of layers, or by name, in the order
+of the names; causal, hashable and pure."""
 
 NOTHING = -1
 """Stands where a context has no token: before the start of its story or of its window."""
@@ -55,6 +55,7 @@ def read_layers(read: Read, params: Params, tokens_BT: jax.Array) -> tuple[jax.A
       ConfigError: it gives something else.
     """
     result = read(params, tokens_BT)
+    result = tuple(result.values()) if isinstance(result, Mapping) else result
     layers: tuple[jax.Array, ...] = tuple(result) if isinstance(result, tuple | list) else (cast(jax.Array, result),)
     shapes = [getattr(x, "shape", type(x).__name__) for x in layers]
     if not layers or any(not isinstance(s, tuple) or len(s) != 3 or s[:2] != tokens_BT.shape or s != shapes[0]

@@ -1,12 +1,16 @@
 """How specialised units are: every measure of every unit, beside what it is by chance.
 
-`measure` reads a decoder over a split, `measure_arrays` takes activations of any model, `summarise` averages units.
+`measure` reads a decoder over a split, `measure_sites` any other model, `measure_arrays` takes activations as arrays,
+`summarise` averages units.
 """
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Integer, Num
 
@@ -24,6 +28,7 @@ from jaxablate.neurons.firing_counts import (
     calibration,
     classify_tokens,
     count_firings,
+    pieces,
 )
 from jaxablate.neurons.measures import (
     LEAST_OF_CLASS,
@@ -50,6 +55,9 @@ ARRAY_SAMPLE = 65_536
 """Tokens from which `measure_arrays` takes thresholds and Gini indices; of fewer it takes all."""
 DIRECTION_RESAMPLES = 200
 """Bootstrap draws of the random directions."""
+
+BySite = Callable[[Params, jax.Array], Mapping[str, jax.Array]]
+"""(params, tokens int32 [B, T]) -> {site: activation [B, T, ...]}."""
 
 MEASURES = (*(f.name for f in dataclasses.fields(TokenSelectivity)), *(f.name for f in dataclasses.fields(Shape)))
 """Names of all measures."""
@@ -235,11 +243,85 @@ def measure_arrays(
     ids = np.asarray(tokens)
     layers = [np.asarray(x) for x in (activations if isinstance(activations, list | tuple) else [activations])]
     _check_arrays(layers, ids, rate)
-    ids = ids.reshape(-1)
-    layers = [x.reshape(len(ids), -1) for x in layers]
+    flat = (x.reshape(ids.size, -1) for x in layers)
+    return _measure_layers(((name, signed, x) for x in flat), ids.reshape(-1), rate=rate, threshold=threshold,
+                           facts=facts, directions=max(directions // len(layers), 2), shuffles=shuffles, seed=seed)
+
+
+def measure_sites(
+    read: BySite, params: Params, batches: Batches, *, sites: Sequence[str] | None = None, rate: float = 0.02,
+    threshold: float | None = None, signed: Collection[str] = (), facts: Facts | None = None,
+    directions: int = DIRECTIONS, shuffles: int = SHUFFLES, seed: int = 0,
+) -> NeuronMeasures:
+    """Measures every unit of a model that is not of this package, site by site, as `measure_arrays` does.
+
+    The activations of one site on all tokens are held at a time, and the model reads the split once a site.
+
+    Args:
+      read: (params, tokens int32 [B, T]) -> {site: activation [B, T, ...]}; axes after the first two are units. Pure
+        and hashable.
+      params: its parameters.
+      batches: starts the split.
+      sites: which of the sites are measured; all by default.
+      rate: as in `measure_arrays`.
+      threshold: as in `measure_arrays`.
+      signed: sites whose units have no preferred sign.
+      facts: as in `measure_arrays`, of the tokens that count.
+      directions: random directions for each site.
+      shuffles: as in `measure`.
+      seed: as in `measure`.
+
+    Returns:
+      Each site is a kind of units, of one layer.
+
+    Raises:
+      ConfigError: there is no such site, or one has no units for each token; rate is out of range.
+      DataError: as `measure_arrays`.
+    """
+    inputs, masks = [], []
+    for batch in batches():
+        inputs.append(np.asarray(batch["inputs"]))
+        masks.append(np.asarray(batch["mask"]) > 0)
+    ids = np.concatenate([x[mask] for x, mask in zip(inputs, masks, strict=True)]) if inputs else np.zeros(0, np.int32)
+    if not ids.size:
+        raise DataError("the split has no tokens; give one that has")
+    names = _check_sites(jax.eval_shape(read, params, jax.ShapeDtypeStruct(inputs[0].shape, jnp.int32)),
+                         inputs[0].shape, sites, signed)
+
+    def values(name: str) -> np.ndarray:
+        one = jax.jit(lambda params, tokens: read(params, tokens)[name])
+        parts = [np.asarray(one(params, piece["inputs"]))[np.asarray(piece["mask"]) > 0] for piece in pieces(batches())]
+        x = np.concatenate(parts).reshape(len(ids), -1)
+        x = x if x.dtype == bool else x.astype(np.float32)
+        _check_arrays([x], ids, rate, name)
+        return x
+
+    return _measure_layers(((name, name in signed, values(name)) for name in names), ids, rate=rate,
+                           threshold=threshold, facts=facts, directions=directions, shuffles=shuffles, seed=seed)
+
+
+def _check_sites(found: Mapping[str, jax.ShapeDtypeStruct], shape: tuple[int, ...], sites: Sequence[str] | None,
+                 signed: Collection[str]) -> tuple[str, ...]:
+    """Names of the sites asked for; ``found`` are all, on tokens of a shape."""
+    if not isinstance(found, Mapping) or not found:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"the function that reads sites gives {type(found).__name__}; it must give "
+                          "{site: activation [batch, time, ...]}, at least one")
+    for name in (*(sites or ()), *signed):
+        if name not in found:
+            near = " and ".join(difflib.get_close_matches(name, found, n=2, cutoff=0.0))
+            raise ConfigError(f"site {name!r} is none of the {len(found):,} that the function gives; nearest: {near}")
+    for name in found if sites is None else sites:
+        if found[name].shape[:2] != shape or len(found[name].shape) < 3:
+            raise ConfigError(f"activations of {name} have shape {found[name].shape} for tokens {shape}; they must be "
+                              "[batch, time, ...], a row of units for each token")
+    return tuple(found if sites is None else sites)
+
+
+def _measure_layers(layers: Iterable[tuple[str, bool, np.ndarray]], ids: np.ndarray, *, rate: float,
+                    threshold: float | None, facts: Facts | None, directions: int, shuffles: int, seed: int
+                    ) -> NeuronMeasures:
+    """Measures of layers (kind, whether signed, values [n, units]), one at a time, on tokens [n]."""
     classes = classify_tokens([{"inputs": ids[None], "mask": np.ones((1, len(ids)))}], int(ids.max()) + 1)
-    if threshold is None and layers[0].dtype != bool:
-        _check_enough(len(ids), rate)
     rows = None if facts is None else fact_rows(facts, ids)
     row_ids = classes.class_of[ids][:, None]
     if rows is not None:
@@ -247,14 +329,20 @@ def measure_arrays(
     n_rows = len(classes.counts) + (0 if rows is None else len(rows.counts))
     rng, sampled = np.random.default_rng(seed), min(len(ids), ARRAY_SAMPLE)
     sample = np.arange(sampled) * len(ids) // sampled
-    counts = FiringCounts(units={name: []}, directions={name: []}, sums={name: []})
-    calibrations: dict[str, list[Calibration]] = {name: []}
-    for i, layer in enumerate(layers):
+    counts, kinds_of = FiringCounts(units={}, directions={}, sums={}), dict[str, Kind]()
+    calibrations: dict[str, list[Calibration]] = {}
+    for name, signed, layer in layers:
         binary = layer.dtype == bool
+        if threshold is None and not binary:
+            _check_enough(len(ids), rate)
+        for table in (counts.units, counts.directions, counts.sums, calibrations):
+            table.setdefault(name, [])
+        i = len(calibrations[name])
         kind = Kind(name=name, width=layer.shape[1], signed=signed, binary=binary,
                     threshold=FIRES_ABOVE if binary else threshold)
+        kinds_of.setdefault(name, kind)
         values = layer.astype(np.float32)
-        random = values @ rotation(kind.width, max(directions // len(layers), 2), rng)
+        random = values @ rotation(kind.width, directions, rng)
         at = calibration(kind, np.ascontiguousarray(values[sample].T), np.ascontiguousarray(random[sample].T), rate, i)
         calibrations[name].append(at)
         counts.units[name].append(_tables(fires(values, at.threshold, signed), row_ids, n_rows))
@@ -263,10 +351,10 @@ def measure_arrays(
         counts.sums[name].append(np.concatenate(
             [power_sums(values[:, u][None].astype(np.float64), at.pilot[u : u + 1].astype(np.float64))
              for u in range(kind.width)], axis=1))
-    return _result([kind], classes, calibrations, counts, rows, sampled, shuffles, seed, match_k={})
+    return _result(list(kinds_of.values()), classes, calibrations, counts, rows, sampled, shuffles, seed, match_k={})
 
 
-def _check_arrays(layers: Sequence[np.ndarray], tokens: np.ndarray, rate: float) -> None:
+def _check_arrays(layers: Sequence[np.ndarray], tokens: np.ndarray, rate: float, name: str | None = None) -> None:
     if not 0 < rate < 1:
         raise ConfigError(f"rate={rate:g} must be between 0 and 1")
     if not np.issubdtype(tokens.dtype, np.integer) or tokens.size == 0 or tokens.min() < 0:
@@ -275,11 +363,12 @@ def _check_arrays(layers: Sequence[np.ndarray], tokens: np.ndarray, rate: float)
     if not layers:
         raise DataError("there is no layer; give an array of activations, or one for each layer")
     for i, x in enumerate(layers):
+        where = name or f"layer {i}"
         if x.ndim != tokens.ndim + 1 or x.shape[:-1] != tokens.shape or x.shape[-1] == 0:
-            raise DataError(f"activations of layer {i} have shape {x.shape}, the tokens {tokens.shape}; give "
+            raise DataError(f"activations of {where} have shape {x.shape}, the tokens {tokens.shape}; give "
                             "[tokens, units], one row for each token")
         if not np.isfinite(x).all():
-            raise DataError(f"activations of layer {i} are NaN or infinite in {(~np.isfinite(x)).sum():,} places; "
+            raise DataError(f"activations of {where} are NaN or infinite in {(~np.isfinite(x)).sum():,} places; "
                             "leave these tokens out or mend them")
 
 
