@@ -6,6 +6,7 @@ and ``tensor``; a training step gathers the ``fsdp`` part where it uses a parame
 only ever meets whole or tensor-split weights and every activation keeps its batch split.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -63,6 +64,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"{len(devices)}; lower one of the sizes")
     shape = (data, config.fsdp, config.tensor)
     return jax.make_mesh(shape, AXES, devices=devices[:needed], axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def data_mesh(*counts: int) -> Mesh | None:
+    """A mesh that splits rows over as many devices as divide all these numbers of rows; None where that is one."""
+    size = math.gcd(len(jax.devices()), *counts) if jax.process_count() == 1 else 1
+    return None if size == 1 else make_mesh(MeshConfig(data=size))
 
 
 def path_name(path: tuple[Any, ...]) -> str:

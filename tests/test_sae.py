@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from jaxablate import features
+from jaxablate.config import MeshConfig
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.features import AutoencoderConfig, SaeRun, SaeTrainConfig, SparseAutoencoder, train
 from jaxablate.features import step as steps
 from jaxablate.features.sae import batch_threshold
 from jaxablate.features.training import sites_of
+from jaxablate.sharding import make_mesh
 
 
 def small(**changes) -> AutoencoderConfig:
@@ -291,6 +293,16 @@ def test_a_run_is_the_same_whatever_else_is_trained(whole):
     for i, place in ((0, 0), (1, 2)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
                      whole.autoencoders[i], others.autoencoders[place])
+
+
+def test_the_devices_of_a_mesh_make_the_same_numbers_together(whole):
+    mesh = make_mesh(MeshConfig(data=4))
+    shared = trained(mesh=mesh)
+    assert shared.state.buffer.sharding.shard_shape(shared.state.buffer.shape)[0] == DATA.buffer_batches * 16 // 4
+    for got, expected in zip(shared.autoencoders, whole.autoencoders, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
+    with pytest.raises(ConfigError, match="16 rows .batch_tokens. must be a multiple of 3"):
+        trained(mesh=make_mesh(MeshConfig(data=3)))
 
 
 @pytest.mark.parametrize("rounds", [1, 2])

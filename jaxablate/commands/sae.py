@@ -48,7 +48,7 @@ from jaxablate.reports.panels import Grid
 from jaxablate.reports.results import Results
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.run import Run, require_language_model
-from jaxablate.sharding import require_room
+from jaxablate.sharding import data_mesh, require_room
 from jaxablate.terminal import text_column
 from jaxablate.types import Params
 
@@ -303,7 +303,7 @@ def _source(job: Job, run: Run) -> tuple[Params, tuple[Activations, Any, TokenBa
     """Parameters of the decoder; and what `features.train` takes: activations, their parameters, and the text."""
     if job.origin["control"] == "random-weights":
         params = random_params(run.model, job.origin["control_seed"])
-    else:  # on one device, where the run's are on all of them
+    else:  # on one device, where the run's are on all of them; training takes them to those that share it
         params = jax.device_put(jax.device_get(run.params))
     names, seed = sites_of(job.runs), job.settings.seed
     reader = features.reader(run.model, names)
@@ -340,6 +340,7 @@ def _train_job(job: Job, run: Run, settings: SaeSettings, folder: Path, console:
                 Interruption()) as interruption, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             result = features.train(*source, job.runs, job.config, job.settings, state=state, progress=rounds,
+                                    mesh=data_mesh(job.windows[0], job.settings.batch_tokens),
                                     stop=lambda: interruption.name is not None)
             if int(result.state.step) < job.settings.steps:
                 rounds.save(result.state)

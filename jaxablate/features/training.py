@@ -25,6 +25,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxablate.errors import DataError
@@ -41,6 +43,7 @@ from jaxablate.features.sae import (
 )
 from jaxablate.features.sites import Activations, ByName, StackedSites
 from jaxablate.features.step import SaeState, StepMetrics, check_trainable, first_state, init_state, train_step
+from jaxablate.sharding import BATCH_AXES, batch_parts, batch_sharding, check_batch, replicated
 from jaxablate.types import Params
 
 Vectors = Float[Array | np.ndarray, "_ _"]
@@ -113,6 +116,7 @@ def train(
     settings: SaeTrainConfig,
     *,
     state: TrainState | None = None,
+    mesh: Mesh | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
@@ -121,31 +125,36 @@ def train(
     ``activations`` gives the runs' sites, each once, in the order in which they first occur, or all sites of somebody's
     own model by name (`ByName`), of which those of the runs are taken. `settings.tokens` tokens
     of the shuffled text are taken in all. A ``state`` is of an earlier call with the same arguments, and it is used up.
+    The devices of a ``mesh`` share the windows, the buffer and the vectors of each step, and have all weights; without
+    one everything is where the parameters are.
     ``stop`` is asked after each round; a true answer ends training there, and `TrainResult.state` can be gone on from.
     Warns where an autoencoder ends with a negative explained variance.
 
     Raises:
-      ConfigError: settings do not fit each other or the activations.
+      ConfigError: settings do not fit each other, the activations or the mesh.
       DataError: the text ends too soon, or an activation is not finite.
     """
     runs = tuple(runs)
     require(bool(runs), "no runs to train; give at least one SaeRun with a site")
+    if mesh is not None:
+        params = jax.device_put(params, replicated(mesh))
+        check_batch(mesh, settings.batch_tokens, "batch_tokens")
     check_trainable(config)
     site_index = np.array([sites_of(runs).index(run.site) for run in runs], np.int32)
     l1 = np.array([run.l1 for run in runs], config.dtype)
     if state is not None and int(state.step) >= settings.steps:
         return _finished(runs, site_index, config, state)
     taken = 0 if state is None else int(state.batches)
-    source = _Source(activations, params, tokens, taken, sites_of(runs), config.d_in, settings)
+    source = _Source(activations, params, tokens, taken, sites_of(runs), config.d_in, settings, mesh)
     now = _first_state(source, runs, config, settings) if state is None else state
     while (done := int(now.step)) < settings.steps:
         if done > 0:
             used = _slots(settings, done // settings.round_steps - 1, len(now.buffer))
             buffer = source.fill(now.buffer, used)
             now = dataclasses.replace(now, buffer=buffer, batches=jnp.asarray(source.taken, jnp.int32))
-        now = jax.tree.map(functools.partial(_beside, params), now)
+        now = _placed(now, params, mesh)
         count = min(settings.round_steps, settings.steps - done)
-        now, metrics = _round(now, site_index, l1, count, settings)
+        now, metrics = _round(now, site_index, l1, count, settings, mesh)
         if progress is not None:
             progress(now, jax.device_get(metrics))
         if int(now.step) >= settings.steps:
@@ -197,8 +206,8 @@ class _Source:
     """Reads half a buffer's worth of batches at a time and puts their activations into the buffer."""
 
     def __init__(self, activations: Activations | ByName, params: Params, tokens: TokenBatches, taken: int,
-                 sites: tuple[str, ...], width: int, settings: SaeTrainConfig):
-        self.taken, self.params, self.sites = taken, params, sites
+                 sites: tuple[str, ...], width: int, settings: SaeTrainConfig, mesh: Mesh | None):
+        self.taken, self.params, self.sites, self.mesh = taken, params, sites, mesh
         self._settings = settings
         self._half = settings.round_steps * settings.batch_tokens
         self._batches = iter(tokens(taken))
@@ -207,6 +216,8 @@ class _Source:
         require(len(self._shape) >= 2 and self._half % math.prod(self._shape[:2]) == 0,
                 f"a token batch of shape {self._shape} does not divide half the buffer, {self._half:,} tokens "
                 "(buffer_batches / 2 * batch_tokens); choose sizes [W, T] whose product does")
+        if mesh is not None:
+            check_batch(mesh, self._shape[0], "windows of a token batch")
         given = jax.eval_shape(activations, params, jax.ShapeDtypeStruct(self._shape, self._next.dtype))
         self._activations: Activations = activations  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(given, Mapping):
@@ -227,7 +238,10 @@ class _Source:
                     f"token batch {self.taken} has shape {batch.shape}, the first one {self._shape}")
             batches.append(batch)
             self.taken += 1
-        buffer, finite = _fill(self._activations, self.params, np.stack(batches), buffer, slots)
+        windows: Any = np.stack(batches)
+        if self.mesh is not None:
+            windows = jax.device_put(windows, NamedSharding(self.mesh, P(None, BATCH_AXES)))
+        buffer, finite = _fill(self._activations, self.params, windows, buffer, slots, self.mesh)
         if not np.all(finite):
             wrong = [site for site, good in zip(self.sites, np.asarray(finite), strict=True) if not good]
             raise DataError(
@@ -251,7 +265,8 @@ class _Source:
 def _first_state(source: _Source, runs: Sequence[SaeRun], config: AutoencoderConfig, settings: SaeTrainConfig
                  ) -> TrainState:
     size = settings.buffer_batches * settings.batch_tokens
-    buffer = _beside(source.params, jnp.zeros((size, len(source.sites), config.d_in), config.dtype))
+    buffer = _bound(jnp.zeros((size, len(source.sites), config.d_in), config.dtype), source.params)
+    buffer = buffer if source.mesh is None else jax.device_put(buffer, batch_sharding(source.mesh))
     for slots in np.split(np.arange(size, dtype=np.int32), 2):
         buffer = source.fill(buffer, slots)
     scale = activation_scale(jnp.moveaxis(buffer, 1, 0))
@@ -270,13 +285,29 @@ def _before_training(saes: SparseAutoencoder, settings: SaeTrainConfig) -> SaeSt
     return jax.vmap(lambda sae: first_state(sae, settings))(saes)
 
 
-def _beside(params: Params, x: jax.Array) -> jax.Array:
+def _placed(state: TrainState, params: Params, mesh: Mesh | None) -> TrainState:
+    """The state where its arrays live between two rounds."""
+    if mesh is None:
+        return jax.tree.map(lambda x: _bound(x, params), state)
+    everywhere, rows = replicated(mesh), batch_sharding(mesh)
+    places = dataclasses.replace(jax.tree.map(lambda _: everywhere, state), buffer=rows)
+    return jax.device_put(state, places)
+
+
+def _bound(x: jax.Array, params: Params) -> jax.Array:
     """The array bound to the parameters' devices where these are bound: otherwise the first call, whose state is not
     bound yet, would be compiled for itself."""
     leaf = next(iter(jax.tree.leaves(params)), None)
     if isinstance(leaf, jax.Array) and leaf.committed and leaf.sharding.is_fully_replicated:
         return jax.device_put(x, leaf.sharding)
     return x
+
+
+def _rows(x: jax.Array, mesh: Mesh | None, axis: int) -> jax.Array:
+    """The array with an axis split over the devices of a mesh."""
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*(None,) * axis, BATCH_AXES)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
@@ -286,30 +317,30 @@ def _slots(settings: SaeTrainConfig, round_number: int | jax.Array, size: int) -
     return jax.random.permutation(key, size)[: size // 2]
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _fill(activations: Activations, params: Params, tokens: jax.Array, buffer: jax.Array, slots: jax.Array
-          ) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=3)
+def _fill(activations: Activations, params: Params, tokens: jax.Array, buffer: jax.Array, slots: jax.Array,
+          mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
     """Puts the activations of tokens [n, W, T] into slots [n W T]; also whether each site's are finite."""
 
     def body(buffer: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         batch, slots = part
         new = activations(params, batch).reshape(-1, *buffer.shape[1:]).astype(buffer.dtype)
-        return buffer.at[slots].set(new, unique_indices=True), jnp.isfinite(new).all(axis=(0, 2))
+        return _rows(buffer.at[slots].set(new, unique_indices=True), mesh, 0), jnp.isfinite(new).all(axis=(0, 2))
 
     buffer, finite = jax.lax.scan(body, buffer, (tokens, slots.reshape(len(tokens), -1)))
     return buffer, finite.all(axis=0)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), donate_argnums=0)
 def _round(state: TrainState, site_index: jax.Array | np.ndarray, l1: jax.Array | np.ndarray, count: int,
-           settings: SaeTrainConfig) -> tuple[TrainState, StepMetrics]:
+           settings: SaeTrainConfig, mesh: Mesh | None) -> tuple[TrainState, StepMetrics]:
     """`count` steps of all runs on this round's half of the buffer."""
     order = _slots(settings, state.step // settings.round_steps, len(state.buffer))
     batches = order[: count * settings.batch_tokens].reshape(count, settings.batch_tokens)
 
     def body(runs: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, StepMetrics]:
         slots, step = part
-        xs = jnp.moveaxis(state.buffer[slots], 1, 0) * state.scale[:, None, None]  # [C, M, D]
+        xs = _rows(jnp.moveaxis(state.buffer[slots], 1, 0) * state.scale[:, None, None], mesh, 1)  # [C, M, D]
 
         def one(part: Any) -> tuple[Any, StepMetrics]:
             run, site, l1 = part
@@ -319,6 +350,8 @@ def _round(state: TrainState, site_index: jax.Array | np.ndarray, l1: jax.Array 
 
     steps = state.step + jnp.arange(count, dtype=jnp.int32)
     runs, metrics = jax.lax.scan(body, state.runs, (batches, steps))
+    if mesh is not None:
+        runs = jax.lax.with_sharding_constraint(runs, replicated(mesh))
     return dataclasses.replace(state, step=state.step + count, runs=runs), metrics
 
 
@@ -378,6 +411,7 @@ def fit(
     width: int = 16,
     l1: float = 5.0,
     seed: int = 0,
+    mesh: Mesh | None = None,
     progress: Callable[[int, StepMetrics], None] = lambda step, metrics: None,
 ) -> Fit:
     """Trains a sparse autoencoder on activation vectors of any model.
@@ -403,6 +437,7 @@ def fit(
       width: latents as a multiple of d.
       l1: L1 coefficient; without effect on topk and batchtopk.
       seed: decides the weights at the start and the order of an array's vectors.
+      mesh: its devices share the vectors of each step; by default the first device has all of them.
       progress: called after each half buffer with the steps made and their figures, arrays [steps of it].
 
     Raises:
@@ -424,15 +459,20 @@ def fit(
         config = AutoencoderConfig(d_in=d, d_sae=width * d, project_gradient=chosen["project_gradient"])
     history: list[StepMetrics] = []
 
+    windows = 1
+    if mesh is not None:
+        check_batch(mesh, settings.batch_tokens, "batch_tokens")
+        windows = batch_parts(mesh)
+
     def stream(_start: int) -> Iterator[np.ndarray]:
-        return (batch[None] for batch in itertools.chain([first], batches))
+        return (batch.reshape(windows, -1, batch.shape[-1]) for batch in itertools.chain([first], batches))
 
     def round_ended(state: Any, metrics: StepMetrics) -> None:
         history.append(jax.tree.map(lambda x: np.asarray(x)[:, 0], metrics))
         progress(int(state.step), history[-1])
 
     run = SaeRun("the given vectors", l1=l1, seed=seed)
-    done = train(_one_site, (), stream, [run], config, settings, progress=round_ended)
+    done = train(_one_site, (), stream, [run], config, settings, mesh=mesh, progress=round_ended)
     sae, = done.autoencoders
     final = reconstruction(sae, done.vectors(run))
     return Fit(autoencoder=sae, settings=settings, history=jax.tree.map(lambda *parts: np.concatenate(parts), *history),
