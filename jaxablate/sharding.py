@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -67,8 +68,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def data_mesh(*counts: int) -> Mesh | None:
-    """A mesh that splits rows over as many devices as divide all these numbers of rows; None where that is one."""
-    size = math.gcd(len(jax.devices()), *counts) if jax.process_count() == 1 else 1
+    """A mesh that splits rows over as many accelerators as divide all these numbers of rows; None where that is one.
+
+    CPU devices share their cores: there is nothing to gain.
+    """
+    devices = jax.devices()
+    alone = jax.process_count() > 1 or devices[0].platform == "cpu"
+    size = 1 if alone else math.gcd(len(devices), *counts)
     return None if size == 1 else make_mesh(MeshConfig(data=size))
 
 
@@ -122,7 +128,9 @@ def gather(mesh: Mesh, params: Any) -> Any:
         spec = partition_spec(path_name(path))
         if "fsdp" not in spec or "fsdp" not in varying_axes(x):  # which it does where its size could be divided
             return x
-        return jax.lax.all_gather(x, "fsdp", axis=spec.index("fsdp"), tiled=True)
+        # TPUs reduce and scatter along the outermost axis only.
+        axis = spec.index("fsdp")
+        return jnp.moveaxis(jax.lax.all_gather(jnp.moveaxis(x, axis, 0), "fsdp", axis=0, tiled=True), 0, axis)
 
     return jax.tree_util.tree_map_with_path(one, params)
 

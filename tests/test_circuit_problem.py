@@ -7,12 +7,13 @@ import pytest
 from helpers.toy_circuits import model, pairs
 
 from jaxablate import circuits
-from jaxablate.circuits import METHODS, Method, PromptText, acdc, eap, problem
+from jaxablate.circuits import METHODS, Method, PromptText, acdc, eap, mask_gradient, problem
 from jaxablate.circuits.patching import patched_final
-from jaxablate.config import ModelConfig
+from jaxablate.config import MeshConfig, ModelConfig
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.runs.run import open_run
+from jaxablate.sharding import make_mesh
 
 
 @pytest.mark.parametrize("stream", ["clean", "ablated"])
@@ -32,6 +33,16 @@ def test_nothing_depends_on_the_batch_size(ablation):
     np.testing.assert_allclose(one.final, many.final, atol=1e-6)
     if ablation == "resample":  # of the others the replacement is the same for all prompts
         np.testing.assert_allclose(eap(one), eap(many), atol=2e-6)
+
+
+def test_the_devices_of_a_mesh_share_the_prompts():
+    one = problem(*model(), pairs(), metric="kl")
+    shared = problem(*model(), pairs(), metric="kl", mesh=make_mesh(MeshConfig(data=3)))
+    tokens = shared.taken(shared.inputs, np.arange(3)).tokens
+    assert tokens.sharding.shard_shape(tokens.shape)[0] == 1
+    np.testing.assert_allclose(mask_gradient(shared, masks=(0.5,)), mask_gradient(one, masks=(0.5,)), atol=2e-6)
+    found, expected = acdc(shared, taus=(0.01,)), acdc(one, taus=(0.01,))
+    np.testing.assert_array_equal(found.runs[0.01].kept, expected.runs[0.01].kept)
 
 
 def test_another_metric_shares_the_runs():

@@ -293,7 +293,7 @@ class Search:
         self.layers = self.graph.edge_layer[order]
         self.followers: list[Follower] = []
         for rows in problem.parts():
-            inputs = problem.inputs.take(rows)
+            inputs = problem.taken(problem.inputs, rows)
             clean = source_run(problem.decoder, problem.params, inputs)
             other = take_prompts(problem.replacement, rows)
             self.followers.append(Follower(prepare(problem.decoder, problem.params, inputs, clean, other)))

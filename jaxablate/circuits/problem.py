@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxablate.circuits.blocks import Decoder, Inputs, decoder_for, logits
@@ -34,6 +35,7 @@ from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.circuits.tasks import PromptText, tokenise
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError
+from jaxablate.sharding import batch_parts, batch_sharding, data_mesh, replicated
 from jaxablate.types import STREAMS, Params, Stream
 
 _HOW = ("circuits.problem(config, params, pairs), or circuits.problem(run, task='ioi') with run = ja.open_run(workdir)")
@@ -81,7 +83,7 @@ class Problem:
     config: ModelConfig | Decoder
     """Config of the model, or the steps of a model of your own. All arithmetic becomes float32 whatever it says."""
     params: Params
-    """Weights; kept in float32 on one device."""
+    """Weights; kept in float32, on the devices of the mesh, or on one."""
     pairs: PromptPairs
     stream: Stream = "clean"
     """Stream whose output counts. ``ablated`` takes the gates of the clean prompt as part of the nodes."""
@@ -90,6 +92,8 @@ class Problem:
     metric: Metric = "logit_difference"
     batch_size: int = 64
     """Prompts computed at once."""
+    mesh: Mesh | None = None
+    """Its devices share the prompts that are computed at once, where they divide them, and have all weights."""
 
     def __post_init__(self):
         for name, choices in (("stream", STREAMS), ("ablation", ABLATIONS), ("metric", METRICS)):
@@ -100,7 +104,7 @@ class Problem:
                               "at once")
         config = self.config
         if not isinstance(config, ModelConfig):
-            object.__setattr__(self, "params", in_type(self.params, np.float32))
+            object.__setattr__(self, "params", self._placed(in_type(self.params, np.float32)))
             object.__setattr__(self, "config", checked_decoder(config, self.params, self.pairs, self.stream))
             return
         if self.stream == "ablated" and not config.gated:
@@ -108,7 +112,7 @@ class Problem:
         self.pairs.check_fits(context_length=config.context_length, vocab_size=config.vocab_size)
         same = dataclasses.replace(config, compute_dtype="float32", param_dtype="float32")
         object.__setattr__(self, "config", same)
-        object.__setattr__(self, "params", in_type(self.params, np.float32))
+        object.__setattr__(self, "params", self._placed(in_type(self.params, np.float32)))
 
     def __repr__(self) -> str:
         return (f"Problem({self.pairs.name!r}: {self.pairs.describe()}, {self.stream} stream, {self.ablation} "
@@ -155,7 +159,7 @@ class Problem:
     @_once
     def final(self) -> Float[Array, "n width"]:
         """Last position of the model's own run on the clean prompts, after the final norm."""
-        parts = [source_run(self.decoder, self.params, self.inputs.take(rows)).final for rows in self.parts()]
+        parts = [source_run(self.decoder, self.params, self.taken(self.inputs, rows)).final for rows in self.parts()]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     @property
@@ -175,9 +179,15 @@ class Problem:
         """Rows of all prompts, at most `batch_size` at a time."""
         return np.split(np.arange(len(self.pairs)), range(self.batch_size, len(self.pairs), self.batch_size))
 
+    def taken(self, inputs: Inputs, rows: np.ndarray) -> Inputs:
+        """The prompts ``rows`` [m] int of these inputs, shared out over the mesh."""
+        part = inputs.take(rows)
+        shares = self.mesh is not None and len(rows) % batch_parts(self.mesh) == 0
+        return jax.device_put(part, batch_sharding(self.mesh)) if self.mesh is not None and shares else part
+
     def replaced(self, decoder: Decoder, params: Params, corrupt: Inputs) -> jax.Array:
         """What patched edges carry, [S, n or 1, T or 1, D], by a run of the corrupt prompts in any floating type."""
-        parts = [source_run(decoder, params, corrupt.take(rows)).sources for rows in self.parts()]
+        parts = [source_run(decoder, params, self.taken(corrupt, rows)).sources for rows in self.parts()]
         sources = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
         return ablated_values(self.ablation, sources, corrupt.valid, self.stream == "ablated")
 
@@ -204,8 +214,11 @@ class Problem:
             rows, real = np.minimum(np.arange(start, start + size), n - 1), min(size, n - start)
             weight = jnp.asarray(((np.arange(size) < real) / n).astype(carried.dtype), carried.dtype)
             target = self.target if size == n else self.target.take(rows)
-            yield Batch(self.decoder, self.params, self.inputs.take(rows), take_prompts(carried, rows), target,
+            yield Batch(self.decoder, self.params, self.taken(self.inputs, rows), take_prompts(carried, rows), target,
                         weight), real
+
+    def _placed(self, params: Params) -> Params:
+        return params if self.mesh is None else jax.device_put(params, replicated(self.mesh))
 
     def _inputs(self, tokens: np.ndarray) -> Inputs:
         inputs = Inputs(tokens=jnp.asarray(tokens, tokens.dtype), valid=jnp.asarray(self.pairs.valid, bool))
@@ -218,7 +231,7 @@ class Problem:
 def problem(
     model: Any, params: Any = None, prompts: PromptPairs | Sequence[PromptText] | int = 64, *, task: str = "ioi",
     seed: int = 0, stream: Stream = "clean", ablation: Ablation = "resample", metric: Metric = "logit_difference",
-    batch_size: int = 64,
+    batch_size: int = 64, mesh: Mesh | None = None,
 ) -> Problem:
     """A problem from a config, parameters and prompts, or from an opened run.
 
@@ -236,12 +249,13 @@ def problem(
       ablation: what patched edges carry.
       metric: what is measured.
       batch_size: prompts computed at once.
+      mesh: its devices share them; by default a run's problem is shared by all accelerators of this machine.
 
     Raises:
       ConfigError: the arguments are not of these kinds, the run has no such task, or as `Problem`.
       DataError: the model or its tokenizer cannot take the prompts.
     """
-    options = {"stream": stream, "ablation": ablation, "metric": metric, "batch_size": batch_size}
+    options = {"stream": stream, "ablation": ablation, "metric": metric, "batch_size": batch_size, "mesh": mesh}
     if isinstance(model, ModelConfig) or _is_decoder(model):
         if not isinstance(prompts, PromptPairs) or not hasattr(params, "keys"):
             raise ConfigError(f"a problem takes parameters (a mapping) and PromptPairs after the model, not "
@@ -254,14 +268,18 @@ def problem(
     if not isinstance(getattr(model.config, "model", None), ModelConfig):
         raise ConfigError("circuits are found in language models, and this run is not one of them; open another")
     if isinstance(chosen, PromptPairs):
-        return Problem(config=model.config.model, params=model.params, pairs=chosen, **options)
+        return _of_run(model, chosen, options)
     name, length = "task", model.config.model.context_length
     if isinstance(chosen, int):
         if task not in model.tasks:
             raise ConfigError(f"task={task!r} is unknown; the run has {', '.join(model.tasks) or 'none'}")
         chosen, name = model.tasks[task](seed, chosen), task_title(task)
-    pairs = tokenise(chosen, model.tokenizer, name=name, context_length=length)
-    return Problem(config=model.config.model, params=model.params, pairs=pairs, **options)
+    return _of_run(model, tokenise(chosen, model.tokenizer, name=name, context_length=length), options)
+
+
+def _of_run(run: Any, pairs: PromptPairs, options: dict[str, Any]) -> Problem:
+    mesh = options["mesh"] or data_mesh(min(options["batch_size"], len(pairs)))
+    return Problem(config=run.config.model, params=run.params, pairs=pairs, **options | {"mesh": mesh})
 
 
 def _is_decoder(model: Any) -> bool:
