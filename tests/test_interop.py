@@ -46,7 +46,8 @@ def state_dict():
 def test_the_models_own_tree_goes_there_and_back(ablation, dtype):
     made = config(ablation=ablation)
     params = parameters(made, dtype)
-    read, back = transformer_from_reference(transformer_to_reference(made, params), **HEADS)
+    state_dict = transformer_to_reference(made, params)
+    read, back = transformer_from_reference(state_dict, attention_layers=("global",), **HEADS)
     assert (read.ablation, read.param_dtype, read.compute_dtype) == (ablation, dtype, dtype)
     assert (read.vocab_size, read.context_length, read.d_model, read.d_mlp, read.n_layers) == (7, 5, 4, 6, 2)
     jax.tree.map(np.testing.assert_array_equal, back, params)
@@ -206,8 +207,40 @@ def test_what_no_shape_shows_must_be_given(state_dict, absent):
 
 def test_a_baseline_needs_heads_only():
     made = config(ablation="none", d_model=12, d_mlp=None)
-    read, _ = transformer_from_reference(transformer_to_reference(made, parameters(made)), n_heads=2)
-    assert (read.ablation, read.gated) == ("none", False)
+    state_dict = transformer_to_reference(made, parameters(made))
+    read, _ = transformer_from_reference(state_dict, n_heads=2, attention_layers=("global", "local"))
+    assert (read.ablation, read.gated, read.attention_layers) == ("none", False, ("global", "local"))
+
+
+def test_the_windows_of_what_may_be_any_gpt_neo_must_be_given():
+    """Its arrays are the same whatever its layers see; layers said to be global were off by 0.97 of the logits."""
+    made = config(ablation="none")
+    state_dict = transformer_to_reference(made, parameters(made))
+    with pytest.raises(ConfigError, match="attention_layers cannot be read off the arrays; give attention_layers="):
+        transformer_from_reference(state_dict, n_heads=2)
+
+
+def test_settings_of_a_gpt_neo_that_change_what_it_computes():
+    made = config(ablation="none")
+    state_dict = transformer_to_reference(made, parameters(made))
+    theirs = {"num_heads": 2, "attention_layers": ["global", "local"], "window_size": 3, "layer_norm_epsilon": 1e-3,
+              "activation_function": "relu"}
+    read, _ = transformer_from_reference(state_dict, reference_config=theirs)
+    assert (read.layer_norm_eps, read.activation, read.window_size) == (1e-3, "relu", 3)
+    read, _ = transformer_from_reference(state_dict, reference_config=theirs | {"activation_function": "gelu_new"})
+    assert read.activation == "gelu_tanh"
+    for unknown in ("quick_gelu", ["relu"], 3):
+        with pytest.raises(ConfigError, match="activation_function=.* is unknown; choose one of 'gelu_new', "):
+            transformer_from_reference(state_dict, reference_config=theirs | {"activation_function": unknown})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(state_dict, value):
+    name = "transformer.h.0.mlp.c_fc.weight"
+    state_dict[name] = np.where(np.arange(state_dict[name].size).reshape(state_dict[name].shape) == 3, value,
+                                state_dict[name])
+    with pytest.raises(CheckpointError, match=f"numbers are NaN or infinite in {name}; the weights are damaged"):
+        transformer_from_reference(state_dict, **HEADS)
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,7 @@ def _normalized(x: Any, kind: str) -> tuple[Any, Any, Any]:
         scale = norms(x)[..., None] / x.shape[-1] ** 0.5
         return x / scale, 0, scale
     mean = jnp.mean(x, axis=-1, keepdims=True)
-    deviation = jnp.sqrt(jnp.sum((x - mean) ** 2, axis=-1, keepdims=True) / (x.shape[-1] - 1))
+    deviation = norms(x - mean)[..., None] / (x.shape[-1] - 1) ** 0.5
     return (x - mean) / (deviation + 1e-5), mean, deviation  # SAELens adds 1e-5 one way only
 
 

@@ -127,7 +127,15 @@ def linear(name: str, path: str, inputs: int, outputs: int) -> Iterator[Entry]:
 
 
 def to_tree(entries: Iterable[Entry], arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
-    """Our parameter tree from a state dict that was checked."""
+    """Our parameter tree from a state dict whose names and shapes were checked.
+
+    Raises:
+      CheckpointError: numbers of an array are NaN or infinite (named).
+    """
+    entries = list(entries)
+    if wrong := [e.name for e in entries if not np.isfinite(arrays[e.name]).all()]:
+        raise CheckpointError(f"numbers are NaN or infinite in {_listed(wrong)}; the weights are damaged, or their "
+                              "training diverged")
     flat = {e.path: np.array(e.to_ours(arrays[e.name]), dtype, order="C") for e in entries}
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 

@@ -39,7 +39,11 @@ _NAMES = {
     "temperature_attention": "temperature_attention",
     "temperature_neurons": "temperature_neurons",
     "top_k_epsilon": "gate_eps",
+    "layer_norm_epsilon": "layer_norm_eps",
 }
+_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu",
+                "relu": "relu", "silu": "silu", "swish": "silu"}
+"""GPT-Neo's activation_function, which is gelu_new in the papers' code."""
 _GATES = {"soft-top-K-version-1": "soft", "hard-top-K-with-soft-gradient": "hard"}
 _LEVELS = {None: "none", "layer-by-layer": "local", "overall": "global", "both": "both"}
 _FLAGS = ("has_layer_by_layer_ablation_mask", "has_overall_ablation_mask")
@@ -52,9 +56,10 @@ def transformer_from_reference(
     """Read a self-ablating transformer of the papers' code.
 
     Sizes and the kind of ablation are read off the arrays. What is not in them (the number of heads; k,
-    temperatures and gate; attention windows) comes from `overrides`, else from `reference_config`, else from
-    the settings in the file, else it is `ModelConfig`'s default. The number of heads, and k of a model with
-    ablation heads, must be given in one of these ways.
+    temperatures and gate; attention windows, eps of the norms, activation function) comes from `overrides`, else from
+    `reference_config`, else from the settings in the file, else it is `ModelConfig`'s default. The number of heads
+    must be given in one of these ways, and k of a model with ablation heads. So must `attention_layers` of one
+    without, whose arrays are those of any GPT-Neo: a window that is not known of would change what it computes.
 
     Args:
       source: a state dict (names to NumPy, JAX or PyTorch arrays), or the path of a `.npz`, `.safetensors`,
@@ -68,7 +73,7 @@ def transformer_from_reference(
       float64 stays float64, and `param_dtype` and `compute_dtype` say so; anything less becomes float32.
 
     Raises:
-      CheckpointError: the file is unreadable; arrays are missing, unexpected or of another shape (named);
+      CheckpointError: the file is unreadable; arrays are missing, unexpected, of another shape or not finite (named);
         the two copies of the tied matrix differ.
       ConfigError: a setting is missing, unknown, out of range, or contradicts the arrays.
     """
@@ -77,7 +82,7 @@ def transformer_from_reference(
     given = _model_fields({**stored, **(reference_config or {})}) | overrides
     local, overall = (any(map(pattern.match, arrays)) for pattern in (_LOCAL_HEADS, _GLOBAL_HEADS))
     given.setdefault("ablation", _ABLATIONS[local, overall])
-    needed = ("n_heads",) if given["ablation"] == "none" else ("n_heads", "k_attention", "k_neurons")
+    needed = ("n_heads", *(("attention_layers",) if given["ablation"] == "none" else ("k_attention", "k_neurons")))
     config = config_of(ModelConfig, _WHAT, arrays, given, axes=_AXES, layer=r"transformer\.h\.(\d+)\.", needed=needed,
                        entries=_entries)
     return config, to_tree(_entries(config), arrays, config.param_dtype)
@@ -166,6 +171,8 @@ def _tie(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _model_fields(reference: Mapping[str, Any]) -> dict[str, Any]:
     """The reference's settings as fields of `ModelConfig`; None is a setting not made."""
     fields = {ours: reference.get(name) for name, ours in _NAMES.items()}
+    if reference.get("activation_function") is not None:
+        fields["activation"] = _choice(reference, "activation_function", _ACTIVATIONS)
     if "ablation_processing" in reference:
         fields["gate"] = _choice(reference, "ablation_processing", _GATES)
     if _FLAGS[0] in reference and _FLAGS[1] in reference:

@@ -49,8 +49,8 @@ def classifier_from_reference(
       (config, params): params are NumPy arrays in the tree that `SafrClassifier(config)` takes.
 
     Raises:
-      CheckpointError: the file is unreadable; arrays are missing, unexpected or of another shape (named); the
-        position table is not the sinusoidal one.
+      CheckpointError: the file is unreadable; arrays are missing, unexpected, of another shape or not finite (named);
+        the position table is not the sinusoidal one.
       ConfigError: a setting is missing, unknown, out of range, or contradicts the arrays.
     """
     arrays, stored = read_arrays(source)
