@@ -14,8 +14,14 @@ from jaxablate.config.checks import require
 from jaxablate.config.gated import UNIT_KINDS
 from jaxablate.errors import ConfigError
 from jaxablate.models.classifier import ClassifierOutput, SafrClassifier
-from jaxablate.models.decoder import DecoderOutput, Gates, LayerActivations, SelfAblatingTransformer
-from jaxablate.ops.attention import attention_weights
+from jaxablate.models.decoder import (
+    DecoderOutput,
+    Gates,
+    LayerActivations,
+    SelfAblatingTransformer,
+    output_matrix,
+)
+from jaxablate.ops.attention import attention_weights, repeat_heads
 from jaxablate.ops.cross_entropy import linear_cross_entropy
 from jaxablate.ops.masks import nonzero_sum, valid_targets, weights
 from jaxablate.ops.varying import any_over_axes, mean_over_axes
@@ -49,11 +55,11 @@ def language_model_loss(
     keep = functools.partial(_layer_terms, model.config, objective)
     out = cast(DecoderOutput, model.apply({"params": params}, inputs_BT, gates=gates, keep=keep))
     dtype = jnp.dtype(model.config.compute_dtype)
-    embedding = jnp.asarray(params["embed"]["embedding"]).astype(dtype)
+    matrix = jnp.asarray(output_matrix(model.config, params)).astype(dtype)
     streams = [out.final_clean] + ([] if out.final_ablated is None else [out.final_ablated])
     losses = linear_cross_entropy(
-        tuple(s.astype(dtype) for s in streams), embedding, targets_BT, mask_BT, vocabulary=model.config.vocab_size,
-        chunk=objective.ce_chunk,
+        tuple(s.astype(dtype) for s in streams), matrix, targets_BT, mask_BT, vocabulary=model.config.vocab_size,
+        chunk=objective.ce_chunk, cap=model.config.logit_cap,
     )
     counted = weights(mask_BT, jnp.shape(targets_BT), jnp.float32, of="the targets").sum()
     losses = mean_over_axes(losses, batch_axes, counted)
@@ -136,14 +142,14 @@ def _layer_arrays(config: ModelConfig, objective: ObjectiveConfig, layer: int, x
     site, arrays = REGULARIZERS[name].reads, []
     if layer not in (objective.regularized_layers or range(config.n_layers)):
         return arrays
-    options = {"window": config.layer_window(layer), "scale": config.attention_scale}
+    options = {"window": config.layer_window(layer), "scale": config.attention_scale, "cap": config.attention_cap}
     for kind in STREAMS if objective.regularized_stream == "both" else (objective.regularized_stream,):
         stream = getattr(x, kind)
         if stream is not None and site == "vectors":
             arrays.append(x.neurons(kind))
         elif stream is not None and site == "attention":
-            own_key = None if kind == "clean" else stream.key
-            arrays.append(attention_weights(stream.query, x.clean.key, own_key, **options))
+            keys = [x.clean.key] if kind == "clean" else [x.clean.key, stream.key]
+            arrays.append(attention_weights(stream.query, *(repeat_heads(k, config.n_heads) for k in keys), **options))
     return arrays
 
 

@@ -27,18 +27,20 @@ BATCH_AXES = ("data", "fsdp")
 
 PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"embed/embedding", P("tensor", "fsdp")),  # [V, D]: the tied output is vocabulary-parallel
+    (r"unembed/kernel", P("tensor", "fsdp")),  # [V, D]: the same where it is not tied
     (r"pos_embed/embedding", P(None, "fsdp")),  # [P, D]
     (r"attention/(query|key|value)/kernel", P("fsdp", "tensor", None)),  # [D, N, H]: heads
-    (r"attention/qkv/kernel", P("fsdp", None, "tensor", None)),  # [D, 3, N, H]: the same, joined where stacked
+    (r"attention/(qkv|kv)/kernel", P("fsdp", None, "tensor", None)),  # [D, 3, N, H]: the same, joined where stacked
     (r"attention/out/kernel", P("tensor", None, "fsdp")),  # [N, H, D]
     (r"attention/(query|key|value)/bias", P("tensor", None)),  # [N, H]
-    (r"mlp/up/kernel", P("fsdp", "tensor")),  # [D, F]: neurons
-    (r"mlp/up/bias", P("tensor")),
+    (r"attention/(qkv|kv)/bias", P(None, "tensor", None)),  # [3, N, H]
+    (r"mlp/(up|gate)/kernel", P("fsdp", "tensor")),  # [D, F]: neurons
+    (r"mlp/(up|gate)/bias", P("tensor")),
     (r"mlp/down/kernel", P("tensor", "fsdp")),  # [F, D]
     (r"(attention|neuron)_scores/kernel", P("fsdp", "tensor")),  # [D, U] or [D, L*U]: gated units
     (r"(attention|neuron)_scores/bias", P("tensor")),
     (r"(attention/out|mlp/down)/bias", P()),  # [D]: added after the tensor-parallel sum
-    (r"ln_(1|2|f)/(scale|bias)", P()),
+    (r"ln_(1|2|f|1_post|2_post)/(scale|bias)", P()),
     (r"vectors", P()),  # [6, D]: those of the two lines above, joined where stacked
     (r"(vmask/(hidden|out)|classes)/(kernel|bias)", P()),  # small
 )

@@ -23,7 +23,7 @@ from jaxablate.circuits.graph import Graph
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError
 from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.models.layers import Mlp
+from jaxablate.models.layers import activated
 from jaxablate.ops.attention import masked_attention, visible_keys
 from jaxablate.ops.normalization import layer_norm
 from jaxablate.types import Params
@@ -235,7 +235,7 @@ class SelfAblatingDecoder(Decoder):
 
     def neurons(self, weights: Params, x: jax.Array) -> jax.Array:
         up = weights["mlp"]["up"]
-        return Mlp.activation(self._norm(weights["ln_2"], x) @ up["kernel"] + up["bias"])
+        return activated("gelu_tanh", self._norm(weights["ln_2"], x) @ up["kernel"] + up["bias"])
 
     def write_neurons(self, weights: Params, neurons: jax.Array) -> jax.Array:
         down = weights["mlp"]["down"]

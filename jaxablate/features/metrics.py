@@ -27,10 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate import stats
+from jaxablate.config import ModelConfig
 from jaxablate.errors import DataError, TooLittleDataError
 from jaxablate.features.sae import AutoencoderConfig, SparseAutoencoder, explained, norms, over_all, variances
 from jaxablate.features.sites import find_site, forward, unrolled
-from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.models.decoder import SelfAblatingTransformer, output_matrix
+from jaxablate.ops.cap import capped
 from jaxablate.stats import Estimate
 from jaxablate.types import Batch, Params, at_least_float32
 
@@ -191,8 +193,8 @@ def _measured(model: Any, sites: tuple[str, ...], params: Params, batch: dict[st
         values = jnp.concatenate([*(out for out, _ in here), ablated])  # [K, B, T, D], every replacement at the site
         edited = over_all(lambda value, name=name, stream=stream:
                           forward(model, params, batch["inputs"], (), {name: value})[1][stream])(values)
-        ce, ce_edited, kl = _edit_losses(params["embed"]["embedding"], model.config.compute_dtype, final[stream],
-                                         edited, batch["targets"])
+        ce, ce_edited, kl = _edit_losses(model.config, output_matrix(model.config, params), final[stream], edited,
+                                         batch["targets"])
         start = 0
         for out, figures in here:
             chosen, start = slice(start, start + len(out)), start + len(out)
@@ -203,23 +205,25 @@ def _measured(model: Any, sites: tuple[str, ...], params: Params, batch: dict[st
     return [figures for _, figures in pairs]
 
 
-def _edit_losses(table: jax.Array, dtype: str, base: jax.Array, edited: jax.Array, targets: jax.Array
+def _edit_losses(config: ModelConfig, matrix: jax.Array, base: jax.Array, edited: jax.Array, targets: jax.Array
                 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cross-entropies and KL of next-token distributions before and after edits, logits of few tokens at a time.
 
-    ``table`` [V, D] is the output matrix, ``dtype`` the type of the product's inputs, ``base`` [B, T, D] the final
-    states, and ``edited`` [K, B, T, D] those after each of K edits.
+    ``matrix`` [V, D] is the output matrix, ``base`` [B, T, D] are the final states, and ``edited`` [K, B, T, D] those
+    after each of K edits.
 
     Returns:
       CE [B, T] of the base, CE [K, B, T] of each edit, KL(base || edit) [K, B, T].
     """
-    table, wide = table.astype(dtype), at_least_float32(dtype)
+    dtype, wide = jnp.dtype(config.compute_dtype), at_least_float32(config.compute_dtype)
+    matrix = matrix.astype(dtype)
 
     def token(part: tuple[jax.Array, jax.Array, jax.Array]):
         base, edited, target = part
 
         def log_p(h: jax.Array) -> jax.Array:
-            return jax.nn.log_softmax(jnp.einsum("d,vd->v", h.astype(dtype), table, preferred_element_type=wide))
+            logits = jnp.einsum("d,vd->v", h.astype(dtype), matrix, preferred_element_type=wide)
+            return jax.nn.log_softmax(capped(logits, config.logit_cap))
 
         p = log_p(base)
 

@@ -56,7 +56,8 @@ class Site:
 
 def sites(config: ModelConfig) -> tuple[Site, ...]:
     """All sites of a model, clean stream first, then by layer, in the order of computation."""
-    width = {field: config.mlp_width if field in ("mlp_pre", "mlp_post") else config.d_model for field in FIELDS}
+    width = dict.fromkeys(FIELDS, config.d_model) | {
+        "head_out": config.attention_width, "mlp_pre": config.mlp_width, "mlp_post": config.mlp_width}
     return tuple(Site(f"{stream}.layer_{layer}.{field}", stream, layer, field, width[field])
                  for stream in STREAMS[: 1 + config.gated] for layer in range(config.n_layers) for field in FIELDS)
 

@@ -12,7 +12,7 @@ from jaxablate.config import ClassifierConfig
 from jaxablate.config.checks import require
 from jaxablate.errors import ConfigError
 from jaxablate.gating import gate
-from jaxablate.models.layers import LayerNorm, Mlp, ScoreHead, torch_dense, torch_linear_init
+from jaxablate.models.layers import HeadProjection, Mlp, Norm, ScoreHead, torch_dense, torch_linear_init
 from jaxablate.ops.masks import nonzero_sum
 from jaxablate.types import at_least_float32
 
@@ -118,20 +118,6 @@ class BlockGates(NamedTuple):
     neurons: jax.Array
 
 
-class HeadProjection(nn.Module):
-    """Kernel [D, N, H] and bias [N, H] of a projection to heads, as a module that returns them."""
-
-    config: ClassifierConfig
-
-    @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array]:
-        """Kernel and bias."""
-        c, init = self.config, torch_linear_init(self.config.d_model)
-        heads = (c.n_heads, c.head_width)
-        return (self.param("kernel", init, (c.d_model, *heads), c.param_dtype),
-                self.param("bias", init, heads, c.param_dtype))
-
-
 class Attention(nn.Module):
     """Multi-head attention of every token to every real token, with biases and scaled scores."""
 
@@ -139,7 +125,7 @@ class Attention(nn.Module):
 
     def setup(self):
         c = self.config
-        self.query, self.key, self.value = (HeadProjection(c) for _ in range(3))
+        self.query, self.key, self.value = (HeadProjection(c, c.n_heads) for _ in range(3))
         init = torch_linear_init(c.d_model)
         self.out = nn.DenseGeneral(c.d_model, axis=(-2, -1), kernel_init=init, bias_init=init, dtype=c.compute_dtype,
                                    param_dtype=c.param_dtype)
@@ -148,7 +134,8 @@ class Attention(nn.Module):
         """Queries, keys and values, each [B, N, L, H]."""
         dtype = jnp.dtype(self.config.compute_dtype)
         kernels, biases = zip(self.query(), self.key(), self.value(), strict=True)
-        kernel, bias = jnp.stack(kernels, 1).astype(dtype), jnp.stack(biases).astype(dtype)  # one product for all
+        kernel = jnp.stack(kernels, 1).astype(dtype)  # one product for all
+        bias = jnp.stack([bias for bias in biases if bias is not None]).astype(dtype)
         qkv = jnp.einsum("bld,dcnh->cbnlh", x_BLD.astype(dtype), kernel) + bias[:, None, :, None, :]
         return qkv[0], qkv[1], qkv[2]
 
@@ -179,8 +166,8 @@ class Block(nn.Module):
 
     def setup(self):
         c = self.config
-        self.ln_1, self.ln_2 = LayerNorm(c), LayerNorm(c)
-        self.attention, self.mlp = Attention(c), Mlp(c, nn.relu)
+        self.ln_1, self.ln_2 = Norm(c), Norm(c)
+        self.attention, self.mlp = Attention(c), Mlp(c, "relu")
         if c.gated:
             self.attention_scores = ScoreHead(c.d_model, c)
             self.neuron_scores = ScoreHead(c.mlp_width, c)

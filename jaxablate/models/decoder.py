@@ -1,4 +1,5 @@
-"""The self-ablating transformer (Ferrao et al. 2025): a GPT-Neo style decoder with a gated second stream."""
+"""The self-ablating transformer (Ferrao et al. 2025): a decoder with a gated second stream, GPT-Neo's or another one
+(`jaxablate.config.FAMILIES`)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
-from jaxablate.config import ModelConfig, family
+from jaxablate.config import ModelConfig
 from jaxablate.config.checks import require
 from jaxablate.config.gated import UNIT_KINDS
 from jaxablate.errors import ConfigError
@@ -19,15 +20,18 @@ from jaxablate.models.layers import (
     Attention,
     CachedAttention,
     FieldEdit,
-    LayerNorm,
     Mlp,
+    Norm,
+    Projections,
     ScoreHead,
+    packed,
     torch_linear_init,
     unchanged,
     unpacked,
 )
 from jaxablate.models.stacking import Columns, over_layers
-from jaxablate.ops.attention import KEPT_OF_ATTENTION, packed_attention, two_stream_attention
+from jaxablate.ops.attention import KEPT_OF_ATTENTION, packed_attention, repeat_heads, two_stream_attention
+from jaxablate.ops.cap import capped
 from jaxablate.sharding import gather, over_whole_rows
 from jaxablate.types import Params, Stream, at_least_float32
 
@@ -48,19 +52,19 @@ class StreamActivations:
     resid_pre: jax.Array
     """[B, T, D] residual stream that enters the block."""
     query: jax.Array
-    """[B, T, N, H]."""
+    """[B, T, N, H] as attention takes them: with rotary positions they are turned, as the keys are."""
     key: jax.Array
-    """[B, T, N, H] keys of this stream; the ablated stream uses its own at its own position only."""
+    """[B, T, K, H] keys of this stream; the ablated stream uses its own at its own position only."""
     value: jax.Array
-    """[B, T, N, H] values of this stream, used as its keys are."""
+    """[B, T, K, H] values of this stream, used as its keys are."""
     head_out: jax.Array
     """[B, T, N, H] output of each head, before the gate and the output projection."""
     resid_mid: jax.Array
-    """[B, T, D] residual stream between attention and MLP."""
+    """[B, T, D] residual stream between attention and MLP. In parallel blocks the MLP does not read it."""
     mlp_pre: jax.Array
-    """[B, T, F] neurons before the activation function."""
+    """[B, T, F] what the neurons' activation function takes."""
     mlp_post: jax.Array
-    """[B, T, F] activated neurons, before the gate."""
+    """[B, T, F] activated neurons, before the gate; in a gated MLP times its other projection."""
     resid_post: jax.Array
     """[B, T, D] residual stream that leaves the block."""
 
@@ -70,7 +74,7 @@ class Gates:
     """Gates of all layers, in [0, 1] for hard ones; the layer is axis 2."""
 
     attention: jax.Array
-    """[B, T, L, D], one for each channel of the concatenated heads."""
+    """[B, T, L, U], one for each channel of the concatenated heads, U = N H."""
     neuron: jax.Array
     """[B, T, L, F], one for each neuron."""
 
@@ -82,11 +86,11 @@ class LayerActivations:
     clean: StreamActivations
     ablated: StreamActivations | None = None
     attention_scores: jax.Array | None = None
-    """[B, T, D] relevance scores of the attention channels, before top-k."""
+    """[B, T, U] relevance scores of the attention channels, U = N H, before top-k."""
     neuron_scores: jax.Array | None = None
     """[B, T, F] relevance scores of the neurons, before top-k."""
     attention_gates: jax.Array | None = None
-    """[B, T, D]."""
+    """[B, T, U]."""
     neuron_gates: jax.Array | None = None
     """[B, T, F]."""
 
@@ -125,7 +129,7 @@ class DecoderOutput:
 
     @property
     def attention_gates(self) -> jax.Array | None:
-        """[B, T, L, D], or None without an ablated stream."""
+        """[B, T, L, U], or None without an ablated stream."""
         return None if self.gates is None else self.gates.attention
 
     @property
@@ -142,12 +146,12 @@ class DecoderOutput:
 
 
 Attend = Callable[..., jax.Array]
-"""Queries, keys and values [B, T, N, H] -> head outputs."""
+"""Queries [B, T, N, H], keys and values [B, T, K, H] -> head outputs [B, T, N, H]."""
 
 Scores = tuple[jax.Array, jax.Array]
-"""Relevance scores of a layer before top-k: attention channels [B, T, D], neurons [B, T, F]."""
+"""Relevance scores of a layer before top-k: attention channels [B, T, U], neurons [B, T, F]."""
 
-KEPT = ("qkv", "resid_mid", "mlp_pre", "scores")
+KEPT = ("qkv", "resid_mid", "mlp_pre", "mlp_up", "scores")
 """Activations that a scan over layers keeps for its backward pass, beside those of gates and attention."""
 
 GatePair = tuple[jax.Array, jax.Array]
@@ -163,7 +167,7 @@ def keep_all(_layer: int, activations: LayerActivations) -> LayerActivations:
 
 
 KeyValueCache = tuple[tuple[jax.Array, jax.Array], ...]
-"""For each layer the clean stream's keys and values, [B, S, N, H] with room for S positions."""
+"""For each layer the clean stream's keys and values, [B, S, K, H] with room for S positions."""
 
 
 class Block(nn.Module):
@@ -175,21 +179,25 @@ class Block(nn.Module):
 
     def setup(self):
         c = self.config
-        self.ln_1, self.ln_2 = LayerNorm(c), LayerNorm(c)
-        self.attention, self.mlp = Attention(c), Mlp(c)
+        self.ln_1, self.ln_2 = Norm(c, c.norm), Norm(c, c.norm)
+        if c.post_norms:
+            self.ln_1_post, self.ln_2_post = Norm(c, c.norm), Norm(c, c.norm)
+        self.attention, self.mlp = Attention(c), Mlp(c, c.activation, c.mlp == "gated", c.mlp_bias)
         if c.ablation in ("local", "both"):
-            self.attention_scores = ScoreHead(c.d_model, c)
+            self.attention_scores = ScoreHead(c.attention_width, c)
             self.neuron_scores = ScoreHead(c.mlp_width, c)
 
-    def clean(self, x_BTD: jax.Array, attend: Attend | None = None, edit: FieldEdit = unchanged) -> StreamActivations:
+    def clean(self, x_BTD: jax.Array, attend: Attend | None = None, edit: FieldEdit = unchanged,
+              positions: jax.Array | None = None) -> StreamActivations:
         """The ordinary stream, whose keys and values the ablated stream reads.
 
-        ``attend`` makes head outputs of q, k and v; None attends causally over this very sequence.
+        ``attend`` makes head outputs of q, k and v; None attends causally over this very sequence. ``positions``, int
+        [T], are 0, 1, ... by default.
         """
         x_BTD = edit("resid_pre", x_BTD)
-        qkv = checkpoint_name(self.attention.project(self.ln_1(x_BTD)), "qkv")
+        qkv = self._projected(x_BTD, positions)
         if attend is None:
-            head_out = packed_attention(qkv[None], **self._attention_options())[0]
+            head_out = packed_attention(packed(qkv)[None], **self._attention_options())[0]
         else:
             head_out = attend(*unpacked(qkv))
         return self._finish(x_BTD, qkv, head_out, (None, None), edit)
@@ -202,17 +210,19 @@ class Block(nn.Module):
         gates: GatePair,
         attend: Attend | None = None,
         edit: FieldEdit = unchanged,
+        positions: jax.Array | None = None,
     ) -> StreamActivations:
         """The gated stream; earlier positions are seen through the clean stream's keys k and values v.
 
-        ``gates`` are those of attention channels [B, T, D] and of neurons [B, T, F]. ``attend`` makes head outputs of
-        q, k, v, k_self and v_self; None attends over this very sequence.
+        ``gates`` are those of attention channels [B, T, U] and of neurons [B, T, F]. ``attend`` makes head outputs of
+        q, k, v, k_self and v_self; None attends over this very sequence. ``positions`` are as in `clean`.
         """
         x_BTD = edit("resid_pre", x_BTD)
-        qkv = checkpoint_name(self.attention.project(self.ln_1(x_BTD)), "qkv")
+        qkv = self._projected(x_BTD, positions)
         q, k_self, v_self = unpacked(qkv)
         if attend is None:
-            head_out = two_stream_attention(q, k, v, k_self, v_self, **self._attention_options())
+            others = (repeat_heads(x, self.config.n_heads) for x in (k, v, k_self, v_self))
+            head_out = two_stream_attention(q, *others, **self._attention_options())
         else:
             head_out = attend(q, k, v, k_self, v_self)
         return self._finish(x_BTD, qkv, head_out, gates, edit)
@@ -225,15 +235,15 @@ class Block(nn.Module):
         """
         scores = self.scores(x_SBTD[0])
         pair = self.gates(scores) if gates is None else gates
-        qkv = checkpoint_name(self.attention.project(self.ln_1(x_SBTD)), "qkv")
-        head_out = packed_attention(qkv, **self._attention_options())
+        qkv = self._projected(x_SBTD)
+        head_out = packed_attention(packed(qkv), **self._attention_options())
         attention, neurons = (jnp.stack([jnp.ones_like(gate), gate]) for gate in pair)
         both = self._finish(x_SBTD, qkv, head_out, (attention, neurons), unchanged)
         clean, ablated = (jax.tree.map(lambda x, s=s: x[s], both) for s in range(2))
         return both.resid_post, LayerActivations(clean, ablated, *scores, *pair)
 
     def gates(self, scores: tuple[Any, Any]) -> GatePair:
-        """Gates of the layer's attention channels [B, T, D] and neurons [B, T, F] from their scores."""
+        """Gates of the layer's attention channels [B, T, U] and neurons [B, T, F] from their scores."""
         attention, neurons = (gate(self.config, kind, self.layer) for kind in UNIT_KINDS)
         if self.mesh is not None:
             attention, neurons = (over_whole_rows(self.mesh, function) for function in (attention, neurons))
@@ -247,27 +257,57 @@ class Block(nn.Module):
         local = tuple(checkpoint_name(head(x_BTD), "scores") for head in (self.attention_scores, self.neuron_scores))
         return local if overall is None else (local[0] + overall[0], local[1] + overall[1])
 
+    def _projected(self, x: jax.Array, positions: jax.Array | None = None) -> Projections:
+        return jax.tree.map(lambda x: checkpoint_name(x, "qkv"), self.attention.project(self.ln_1(x), positions))
+
     def _attention_options(self) -> dict[str, Any]:
-        return {"window": self.config.layer_window(self.layer), "scale": self.config.attention_scale}
+        c = self.config
+        return {"window": c.layer_window(self.layer), "scale": c.attention_scale, "cap": c.attention_cap}
 
     def _finish(
         self,
         x: jax.Array,
-        qkv: jax.Array,
+        qkv: Projections,
         head_out: jax.Array,
         gates: tuple[jax.Array | None, jax.Array | None],
         edit: FieldEdit,
     ) -> StreamActivations:
         """The block after its heads: gate and output projection, MLP, both residual sums."""
-        attention_gate, neuron_gate = gates
+        (attention_gate, neuron_gate), c = gates, self.config
         head_out = edit("head_out", head_out)
-        mid = x + edit("attn_out", self.attention.output(head_out, attention_gate)).astype(x.dtype)
-        mid = checkpoint_name(edit("resid_mid", mid), "resid_mid")
-        pre, post, out = self.mlp(self.ln_2(mid), neuron_gate, edit)
+        out = self.attention.output(head_out, attention_gate)
+        out = edit("attn_out", self.ln_1_post(out) if c.post_norms else out)
+        mid = checkpoint_name(edit("resid_mid", x + out.astype(x.dtype)), "resid_mid")
+        pre, post, out = self.mlp(self.ln_2(x if c.parallel else mid), neuron_gate, edit)
+        out = edit("mlp_out", self.ln_2_post(out) if c.post_norms else out)
         after = edit("resid_post", mid + out.astype(x.dtype))
         query, key, value = unpacked(qkv)
         return StreamActivations(resid_pre=x, query=query, key=key, value=value, head_out=head_out, resid_mid=mid,
                                  mlp_pre=pre, mlp_post=post, resid_post=after)
+
+
+class OutputMatrix(nn.Module):
+    """The matrix [V, D] of a model whose logits are not products with its embedding, as a module that returns it."""
+
+    config: ModelConfig
+    rows: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """[V, D]."""
+        c = self.config
+        return self.param("kernel", torch_linear_init(c.d_model), (self.rows, c.d_model), c.param_dtype)
+
+
+def output_matrix(config: ModelConfig, params: Params) -> jax.Array:
+    """[V, D]: logits are its products with the final stream, then capped by `ModelConfig.logit_cap`."""
+    return params["embed"]["embedding"] if config.tied else params["unembed"]["kernel"]
+
+
+def token_logits(config: ModelConfig, params: Params, final: jax.Array) -> jax.Array:
+    """[..., V] of the final stream [..., D], products in the output matrix's own type."""
+    matrix = output_matrix(config, params)
+    return capped(final.astype(matrix.dtype) @ matrix.T, config.logit_cap)
 
 
 class SelfAblatingTransformer(nn.Module):
@@ -303,22 +343,19 @@ class SelfAblatingTransformer(nn.Module):
 
     def setup(self):
         c = self.config
-        paper = family("gpt_neo")
-        for name in ("tied", "scale_embedding", "logit_cap", "positions", "norm", "post_norms", "parallel", "head_dim",
-                     "kv_heads", "attention_scale_width", "attention_cap", "qkv_bias", "out_bias", "mlp", "activation",
-                     "mlp_bias"):
-            value = getattr(c, name)
-            require(value == getattr(paper, name), f"{name}={value!r} is not implemented in this model yet")
         types = {"dtype": at_least_float32(c.compute_dtype), "param_dtype": c.param_dtype}
         rows = self.vocab_rows or c.vocab_size
         self.embed = nn.Embed(rows, c.d_model, embedding_init=torch_linear_init(c.d_model), **types)
-        positions = nn.initializers.normal(c.position_std)
-        self.pos_embed = nn.Embed(c.context_length, c.d_model, embedding_init=positions, **types)
+        if c.positions == "learned":
+            positions = nn.initializers.normal(c.position_std)
+            self.pos_embed = nn.Embed(c.context_length, c.d_model, embedding_init=positions, **types)
+        if not c.tied:
+            self.unembed = OutputMatrix(c, rows)
         block = nn.remat(Block, methods=["clean", "ablated"]) if c.remat == "blocks" else Block
         self.blocks = [block(c, i, self.mesh, name=f"layer_{i}") for i in range(c.n_layers)]
-        self.ln_f = LayerNorm(c)
+        self.ln_f = Norm(c, c.norm)
         if c.ablation in ("global", "both"):
-            self.attention_scores = ScoreHead(c.n_layers * c.d_model, c)
+            self.attention_scores = ScoreHead(c.n_layers * c.attention_width, c)
             self.neuron_scores = ScoreHead(c.n_layers * c.mlp_width, c)
 
     def __call__(self, tokens_BT: jax.Array, *, gates: Gates | None = None, edit: Edit | None = None,
@@ -360,7 +397,7 @@ class SelfAblatingTransformer(nn.Module):
         """Clean keys and values of a prompt, with room for `length` positions; the prompt may be empty (T = 0)."""
         c, (batch, filled) = self.config, tokens_BT.shape
         if filled == 0:
-            empty = jnp.zeros((batch, length, c.n_heads, c.head_width), c.compute_dtype)
+            empty = jnp.zeros((batch, length, c.key_heads, c.head_width), c.compute_dtype)
             return ((empty, empty),) * c.n_layers
         pad = ((0, 0), (0, length - filled), (0, 0), (0, 0))
         layers, _ = self._clean_stream(self._embedded(tokens_BT))
@@ -373,25 +410,32 @@ class SelfAblatingTransformer(nn.Module):
 
         The cache, from `prefill` and earlier calls, is the clean stream's also where the logits are the ablated one's.
         """
-        x = y = self.embed(tokens_B)[:, None] + self.pos_embed(position)[None, None]
+        positions = jnp.asarray(position)[None]
+        x = y = self._embedded(tokens_B[:, None], positions)
         attends = [CachedAttention(self.config, i, position, *kv) for i, kv in enumerate(cache)]
-        layers, final = self._clean_stream(x, [a.clean for a in attends])
+        layers, final = self._clean_stream(x, [a.clean for a in attends], positions=positions)
         clean = [layer.clean for layer in layers]
         cache = tuple(a.written(layer.key, layer.value) for a, layer in zip(attends, clean, strict=True))
         if not ablated:
             return self._logits(final)[:, 0], cache
         for block, attend, layer, overall in zip(self.blocks, attends, clean, self._overall_scores(final), strict=True):
             gates = block.gates(block.scores(layer.resid_pre, overall))
-            y = block.ablated(y, layer.key, layer.value, gates, attend.ablated).resid_post
+            y = block.ablated(y, layer.key, layer.value, gates, attend.ablated, positions=positions).resid_post
         return self._logits(self.ln_f(y))[:, 0], cache
 
-    def _embedded(self, tokens_BT: jax.Array) -> jax.Array:
-        shape, limit = jnp.shape(tokens_BT), self.config.context_length
+    def _embedded(self, tokens_BT: jax.Array, positions_T: jax.Array | None = None) -> jax.Array:
+        """What enters the first block; positions are 0, 1, ... by default."""
+        c, shape, limit = self.config, jnp.shape(tokens_BT), self.config.context_length
         require(len(shape) == 2, f"tokens have the shape {shape}; give [batch, time], a single text as tokens[None]")
         require(shape[1] <= limit, f"{shape[1]} tokens exceed the model's context_length={limit}; shorten the input")
-        return self.embed(tokens_BT) + self.pos_embed(jnp.arange(shape[1]))[None]
+        x = self.embed(tokens_BT)
+        if c.scale_embedding:
+            x = x * c.d_model**0.5
+        if c.positions == "rotary":
+            return x
+        return x + self.pos_embed(jnp.arange(shape[1]) if positions_T is None else positions_T)[None]
 
-    def _edits(self, edit: Edit | None, block: str) -> dict[str, FieldEdit]:
+    def _edits(self, edit: Edit | None, block: str) -> dict[str, Any]:
         """The keyword argument that edits one block; none without an edit, for `jax.checkpoint` takes no functions."""
         if edit is None:
             return {}
@@ -400,12 +444,14 @@ class SelfAblatingTransformer(nn.Module):
         return {"edit": lambda field, x: edit(f"{block}.{field}", x)}
 
     def _clean_stream(
-        self, x_BTD: jax.Array, attends: Sequence[Attend] | None = None, edit: Edit | None = None, keep: Keep = keep_all
+        self, x_BTD: jax.Array, attends: Sequence[Attend] | None = None, edit: Edit | None = None,
+        keep: Keep = keep_all, positions: jax.Array | None = None
     ) -> tuple[tuple[Any, ...], jax.Array]:
         """Every layer's activations, and the final norm's output."""
 
         def body(block: Block, x: jax.Array, attend: Attend | None) -> tuple[jax.Array, Any]:
-            clean = block.clean(x, attend, **self._edits(edit, f"clean.layer_{block.layer}"))
+            edits = self._edits(edit, f"clean.layer_{block.layer}")
+            clean = block.clean(x, attend, positions=positions, **edits)
             return clean.resid_post, keep(block.layer, LayerActivations(clean))
 
         x_BTD, layers = self._over_layers(body, x_BTD, attends or [None] * self.config.n_layers)
@@ -478,6 +524,6 @@ class SelfAblatingTransformer(nn.Module):
     def _logits(self, final_BTD: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.config.compute_dtype)
         wide = at_least_float32(dtype)
-        embedding = self.embed.embedding.astype(dtype)
-        logits = jnp.einsum("btd,vd->btv", final_BTD.astype(dtype), embedding, preferred_element_type=wide)
-        return logits[..., : self.config.vocab_size]
+        matrix = (self.embed.embedding if self.config.tied else self.unembed()).astype(dtype)
+        logits = jnp.einsum("btd,vd->btv", final_BTD.astype(dtype), matrix, preferred_element_type=wide)
+        return capped(logits[..., : self.config.vocab_size], self.config.logit_cap)

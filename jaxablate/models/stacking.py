@@ -63,23 +63,42 @@ def unstack_layers(params: Params, groups: Sequence[Columns]) -> Params:
 
 
 def _joined(layer: Params) -> Params:
-    """A layer with its arrays of the same kind as one: the kernels of queries, keys and values [D, 3, N, H], and all
-    vectors [D] that no device has a part of, [6, D]."""
+    """A layer with its arrays of the same kind as one: the kernels of queries, keys and values [D, 3, N, H], or where
+    K heads share them those of keys and values [D, 2, K, H], their biases likewise, and, where a layer has all of them,
+    the vectors [D] that no device has a part of, [6, D]."""
     layer = {name: dict(value) for name, value in layer.items()}
+    attention = layer["attention"]
+    alike = attention["query"]["kernel"].shape == attention["key"]["kernel"].shape
+    joined, names = ("qkv", _PROJECTIONS) if alike else ("kv", _PROJECTIONS[1:])
+    parts = [attention.pop(name) for name in names]
+    attention[joined] = {name: jnp.stack([part[name] for part in parts], axis=x.ndim - 2)
+                         for name, x in parts[0].items()}
+    if not all(_has(layer, path) for path in _VECTORS):
+        return layer
     vectors = [_place(layer, path).pop(path[-1]) for path in _VECTORS]
-    kernels = [layer["attention"].pop(name)["kernel"] for name in _PROJECTIONS]
-    layer["attention"]["qkv"] = {"kernel": jnp.stack(kernels, axis=1)}
     return {name: value for name, value in layer.items() if value} | {"vectors": jnp.stack(vectors)}
 
 
 def _apart(layer: Params) -> Params:
     """The inverse of `_joined`; the vectors may also be a list."""
     layer = {name: dict(value) if isinstance(value, Mapping) else value for name, value in layer.items()}
-    vectors, kernel = layer.pop("vectors"), layer["attention"].pop("qkv")["kernel"]
-    layer["attention"] |= {name: {"kernel": kernel[:, i]} for i, name in enumerate(_PROJECTIONS)}
-    for i, path in enumerate(_VECTORS):
-        _place(layer, path)[path[-1]] = vectors[i]
+    for joined, names in (("qkv", _PROJECTIONS), ("kv", _PROJECTIONS[1:])):
+        for name, x in layer["attention"].pop(joined, {}).items():
+            for i, projection in enumerate(names):
+                _place(layer, ("attention", projection, name))[name] = x[:, i] if name == "kernel" else x[i]
+    if "vectors" in layer:
+        vectors = layer.pop("vectors")
+        for i, path in enumerate(_VECTORS):
+            _place(layer, path)[path[-1]] = vectors[i]
     return layer
+
+
+def _has(layer: Params, path: Sequence[str]) -> bool:
+    for name in path:
+        if name not in layer:
+            return False
+        layer = layer[name]
+    return True
 
 
 def _place(layer: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
@@ -125,7 +144,8 @@ def over_layers(
             return carry, out
 
         if unroll:
-            by_column = [jax.tree.map(list, x) | {"vectors": triton.vectors(x["vectors"])} for x in stacked]
+            by_column = [jax.tree.map(list, x) | ({"vectors": triton.vectors(x["vectors"])} if "vectors" in x else {})
+                         for x in stacked]
             for t, layers in enumerate(zip(*columns, strict=True)):
                 own = [jax.tree.map(lambda x, parts, t=t: parts[t], x, parts)
                        for x, parts in zip(stacked, by_column, strict=True)]

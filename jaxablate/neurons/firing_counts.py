@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from jaxablate.errors import DataError
 from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.models.layers import activated
 from jaxablate.neurons.facts import FactRows
 from jaxablate.neurons.measures import Shape, binary_shape, gini_of, power_sums, shape
 from jaxablate.neurons.units import Kind, decoder_output, direction_values, fires, kinds, unit_values
@@ -164,8 +165,8 @@ def calibration(kind: Kind, values: Float[np.ndarray, "units tokens"], random: F
     if kind.directions == "scores":
         directions = binary_shape((random_sizes > direction_threshold[:, None]).sum(-1), n)
     else:
-        gelu = kind.directions == "pre-activations"
-        active = np.asarray(jax.nn.gelu(random, approximate=True) if gelu else random, np.float64)
+        before = kind.directions == "pre-activations"
+        active = np.asarray(activated(kind.activation, jnp.asarray(random)) if before else random, np.float64)
         pilot = active.mean(-1)
         directions = shape(power_sums(active, pilot), pilot, n, gini_of(np.sort(np.abs(active), axis=-1)))
     return Calibration(

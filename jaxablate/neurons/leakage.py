@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Integer
 from jaxablate.config import UnitKind
 from jaxablate.errors import DataError, TooLittleDataError
 from jaxablate.gating import GATES, hard_top_k
-from jaxablate.models.decoder import Gates, SelfAblatingTransformer
+from jaxablate.models.decoder import Gates, SelfAblatingTransformer, output_matrix
 from jaxablate.neurons.firing_counts import Batches
 from jaxablate.neurons.units import FIRES_ABOVE, decoder_output
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
@@ -128,7 +128,7 @@ def audit_gates(model: SelfAblatingTransformer, params: Params, batches: Batches
     current, following, story = np.concatenate(pairs, axis=1).astype(np.int32)
     story = np.unique(story, return_inverse=True)[1].astype(np.int32)
     _check_enough(tokens, int(story.max()) + 1)
-    units = {"attention": model.config.d_model, "neurons": model.config.mlp_width}
+    units = {"attention": model.config.attention_width, "neurons": model.config.mlp_width}
     sums = (np.bincount(story, weights=x) for x in np.concatenate(columns, axis=1))
     return Audit(
         story_sums=dict(zip(COLUMNS, sums, strict=True)),
@@ -218,9 +218,9 @@ def replaced_losses(model: SelfAblatingTransformer, params: Params, batch: Batch
                               ("mask_random", random, at_means)):
         finals[name] = decoder_output(model, params, batch["inputs"], gates=gates, edit=edit).final_ablated
     dtype = jnp.dtype(model.config.compute_dtype)
-    table = params["embed"]["embedding"].astype(dtype)
-    targets = jnp.asarray(batch["targets"])
-    losses = {name: per_token_cross_entropy(x.astype(dtype), table, targets) for name, x in finals.items()}
+    matrix = output_matrix(model.config, params).astype(dtype)
+    targets, cap = jnp.asarray(batch["targets"]), model.config.logit_cap
+    losses = {name: per_token_cross_entropy(x.astype(dtype), matrix, targets, cap=cap) for name, x in finals.items()}
     return losses, {"attention": jnp.packbits(own.attention > FIRES_ABOVE, axis=-1),
                     "neurons": jnp.packbits(own.neuron > FIRES_ABOVE, axis=-1)}
 

@@ -385,7 +385,7 @@ def _tables(fired: np.ndarray, row_ids: np.ndarray, rows: int) -> np.ndarray:
 def _winners(model: SelfAblatingTransformer, match_k: int | None) -> dict[str, list[int]]:
     """k of the rate of activations, by part and layer."""
     config, result = model.config, {}
-    for part, width in zip(PARTS, (config.mlp_width, config.d_model), strict=True):
+    for part, width in zip(PARTS, (config.mlp_width, config.attention_width), strict=True):
         result[part] = [config.layer_k(part, i) if match_k is None else match_k for i in range(config.n_layers)]
         for k in result[part]:
             if not 1 <= k < width:

@@ -17,7 +17,7 @@ from jaxablate.config import ModelConfig, UnitKind
 from jaxablate.errors import ConfigError
 from jaxablate.gating import GATES, gate
 from jaxablate.models.decoder import DecoderOutput, LayerActivations, SelfAblatingTransformer, StreamActivations
-from jaxablate.ops.normalization import layer_norm
+from jaxablate.models.layers import activated, normalised
 from jaxablate.types import Params
 
 FIRES_ABOVE = 0.5
@@ -46,15 +46,18 @@ class Kind:
     directions: Literal["values", "scores", "pre-activations"] = "values"
     """What is read of a random direction: a value like that of a unit, the score of a gate, or a neuron *before* the
     activation function, which is not monotone and would blur the order of its values."""
+    activation: str = "gelu_tanh"
+    """The activation function that pre-activations go through, a name of `jaxablate.models.layers.ACTIVATIONS`."""
 
 
 def kinds(config: ModelConfig) -> tuple[Kind, ...]:
     """The kinds of units a model has; without gates, those of the clean stream."""
     result = []
-    for part, width in (("neurons", config.mlp_width), ("attention", config.d_model)):
-        signed = part == "attention"
-        result.append(Kind(name=f"{part} clean", width=width, signed=signed,
-                           directions="values" if signed else "pre-activations"))
+    for part, width in (("neurons", config.mlp_width), ("attention", config.attention_width)):
+        # Of a gated MLP's neuron no single number comes before its activation function.
+        signed, values = part == "attention", part == "attention" or config.mlp == "gated"
+        result.append(Kind(name=f"{part} clean", width=width, signed=signed, activation=config.activation,
+                           directions="values" if values else "pre-activations"))
         if config.gated:
             result += [Kind(name=f"{part} ablated", width=width, signed=signed),
                        Kind(name=f"{part} gates", width=width, threshold=FIRES_ABOVE, binary=GATES[config.gate].binary,
@@ -92,12 +95,13 @@ def draw_directions(config: ModelConfig, params: Params, count: int, seed: int) 
     """Random units of each layer: they read what trained units read, but nothing in particular.
 
     A random neuron has the length of in-weights and the bias of a neuron of its layer, drawn at random, and a uniformly
-    random direction. A random gate is a random score likewise, of the stream (or both streams) that score heads read.
-    A random channel is a column of a random rotation of the layer's D channels. There are R of each sort and layer.
+    random direction, or two of a gated MLP. A random gate is a random score likewise, of the stream (or both streams)
+    that score heads read. A random channel is a column of a random rotation of the layer's N H channels. There are R of
+    each sort and layer.
 
     Returns:
-      For each layer ``up`` [D, R], ``bias`` [R], ``rotation`` [D, R], and ``neurons gates``, ``attention gates`` by
-      what is read, [D, R]; float32.
+      For each layer ``up`` [D, R], ``bias`` [R], of a gated MLP also ``gate`` and ``gate_bias``, ``rotation``
+      [N H, R], and ``neurons gates``, ``attention gates`` by what is read, [D, R]; float32.
 
     Raises:
       ConfigError: it is not known what the model's score heads read.
@@ -105,11 +109,13 @@ def draw_directions(config: ModelConfig, params: Params, count: int, seed: int) 
     rng = np.random.default_rng(seed)
     drawn = []
     for i in range(config.n_layers):
-        up = params[f"layer_{i}"]["mlp"]["up"]
+        mlp = params[f"layer_{i}"]["mlp"]
         neurons = rng.integers(0, config.mlp_width, count)
-        layer: dict[str, Any] = {"up": _turned(up["kernel"], neurons, rng),
-                                 "rotation": rotation(config.d_model, count, rng),
-                                 "bias": np.asarray(up["bias"], np.float32)[neurons]}
+        layer: dict[str, Any] = {"up": _turned(mlp["up"]["kernel"], neurons, rng),
+                                 "rotation": rotation(config.attention_width, count, rng),
+                                 "bias": _biases(mlp["up"], neurons)}
+        if config.mlp == "gated":
+            layer |= {"gate": _turned(mlp["gate"]["kernel"], neurons, rng), "gate_bias": _biases(mlp["gate"], neurons)}
         for part in PARTS if config.gated else ():
             heads = _score_kernels(config, params, part, i)
             units = rng.integers(0, next(iter(heads.values())).shape[1], count)
@@ -129,6 +135,10 @@ def _score_kernels(config: ModelConfig, params: Params, part: UnitKind, layer: i
         raise ConfigError(f"ablation={config.ablation!r}: what its score heads read is not known, so no random gates "
                           "can be drawn beside them; measure a model with local, global, both or none")
     return kernels
+
+
+def _biases(linear: Params, units: np.ndarray) -> np.ndarray:
+    return np.asarray(linear["bias"], np.float32)[units] if "bias" in linear else np.zeros(len(units), np.float32)
 
 
 def _turned(kernel: jax.typing.ArrayLike, columns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -157,7 +167,8 @@ def direction_values(config: ModelConfig, params: Params, out: DecoderOutput, dr
         values = {"neurons clean": neurons, "attention clean": attention}
         if layer.ablated is not None:
             neurons, attention = _random_units(config, norm, random, layer.ablated)
-            for part, active in zip(PARTS, (jax.nn.gelu(neurons, approximate=True), attention), strict=True):
+            neurons = neurons if config.mlp == "gated" else activated(config.activation, neurons)
+            for part, active in zip(PARTS, (neurons, attention), strict=True):
                 scores = jnp.asarray(sum(_rows(states[read]) @ kernel
                                          for read, kernel in random[f"{part} gates"].items()))
                 values |= {f"{part} gates": scores, f"{part} ablated": active * _winners(config, part, i, scores)}
@@ -168,14 +179,18 @@ def direction_values(config: ModelConfig, params: Params, out: DecoderOutput, dr
 
 def _random_units(config: ModelConfig, norm: Params, random: Mapping[str, jax.Array], stream: StreamActivations
                   ) -> tuple[jax.Array, jax.Array]:
-    """Random neurons before the activation function, and random channels, of one stream, [n, R]."""
-    read = layer_norm(_rows(stream.resid_mid), norm["scale"], norm["bias"], config.layer_norm_eps)
-    return read.astype(jnp.float32) @ random["up"] + random["bias"], _rows(stream.head_out) @ random["rotation"]
+    """Random neurons, in a plain MLP before the activation function, and random channels, of one stream, [n, R]."""
+    x = stream.resid_pre if config.parallel else stream.resid_mid
+    read = normalised(config.norm, norm, _rows(x), config.layer_norm_eps).astype(jnp.float32)
+    neurons = read @ random["up"] + random["bias"][None]
+    if config.mlp == "gated":
+        neurons = activated(config.activation, read @ random["gate"] + random["gate_bias"][None], neurons)
+    return neurons, _rows(stream.head_out) @ random["rotation"]
 
 
 def _winners(config: ModelConfig, part: UnitKind, layer: int, scores: jax.Array) -> jax.Array:
     """Gates [n, R] that let about the same share of random units pass as of trained ones."""
-    units, count = config.mlp_width if part == "neurons" else config.d_model, scores.shape[-1]
+    units, count = config.mlp_width if part == "neurons" else config.attention_width, scores.shape[-1]
     k = min(max(round(count * config.layer_k(part, layer) / units), 1), count - 1)
     return gate(config, part, layer)(scores, k=k)
 

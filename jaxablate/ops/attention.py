@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from jaxablate.config.checks import require
 from jaxablate.ops import triton
+from jaxablate.ops.cap import cap_slope, capped
 from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
@@ -35,21 +36,35 @@ KEPT_OF_ATTENTION = ("attention",)
 _CPU_BLOCK, _BLOCK, _MOST_BLOCKS = 64, 512, 8
 
 
-def causal_attention(q: Heads, k: Heads, v: Heads, *, window: int | None = None, scale: Scale = 1.0) -> HeadOutputs:
+class _Options(NamedTuple):
+    """What becomes of q k^T before the softmax; compiled functions are made for it."""
+
+    window: int | None
+    cap: float | None
+    scale: float = 1.0
+
+
+def causal_attention(
+    q: Heads, k: Heads, v: Heads, *, window: int | None = None, scale: Scale = 1.0, cap: float | None = None
+) -> HeadOutputs:
     """softmax(scale * q k^T) v over j <= i, and i - j < window where one is given; GPT-Neo and the paper take scale 1.
 
-    Outputs of the heads are of v's type, scores and softmax at least float32. The scale may be traced or learned: then
-    it multiplies the queries. The derivative is for reverse mode, as that of `linear_cross_entropy`.
+    With a cap, scores are cap * tanh(scale * q k^T / cap), as in Gemma 2. Outputs of the heads are of v's type, scores
+    and softmax at least float32. The scale may be traced or learned: then it multiplies the queries. The derivative is
+    for reverse mode, as that of `linear_cross_entropy`. Heads that share keys and values take them repeated
+    (`repeat_heads`).
 
     Raises:
-      ConfigError: the arrays are not of one shape [batch, time, heads, width], or the window is not an int above 0.
+      ConfigError: the arrays are not of one shape [batch, time, heads, width], the window is not an int above 0, or
+        the cap is not a number above 0.
     """
-    q, k, v = _checked(window, q=q, k=k, v=v)
-    return _attention(q, (k, v), None, window, scale)
+    q, k, v = _checked(window, cap, q=q, k=k, v=v)
+    return _attention(q, (k, v), None, _Options(window, cap), scale)
 
 
 def two_stream_attention(
-    q: Heads, k: Heads, v: Heads, k_self: Heads, v_self: Heads, *, window: int | None = None, scale: Scale = 1.0
+    q: Heads, k: Heads, v: Heads, k_self: Heads, v_self: Heads, *, window: int | None = None, scale: Scale = 1.0,
+    cap: float | None = None,
 ) -> HeadOutputs:
     """Attention of the ablated stream: earlier positions from the clean stream, the own position from itself.
 
@@ -57,12 +72,13 @@ def two_stream_attention(
     clean stream's, used where j < i; k_self and v_self the ablated stream's, used where j = i. All else is as in
     `causal_attention`.
     """
-    q, k, v, k_self, v_self = _checked(window, q=q, k=k, v=v, k_self=k_self, v_self=v_self)
-    return _attention(q, (k, v), (k_self, v_self), window, scale)
+    q, k, v, k_self, v_self = _checked(window, cap, q=q, k=k, v=v, k_self=k_self, v_self=v_self)
+    return _attention(q, (k, v), (k_self, v_self), _Options(window, cap), scale)
 
 
 def packed_attention(
-    qkv: Float[ArrayLike, "streams batch time 3 heads width"], *, window: int | None = None, scale: Scale = 1.0
+    qkv: Float[ArrayLike, "streams batch time 3 heads width"], *, window: int | None = None, scale: Scale = 1.0,
+    cap: float | None = None,
 ) -> Float[Array, "streams batch time heads width"]:
     """`causal_attention` of the clean stream, and with a second stream `two_stream_attention` of it, in one.
 
@@ -70,16 +86,16 @@ def packed_attention(
     makes them. All else is as in `causal_attention`.
     """
     qkv = jnp.asarray(qkv)
-    _check_window(window)
+    _check_options(window, cap)
     require(qkv.ndim == 6 and qkv.shape[0] in (1, 2) and qkv.shape[3] == 3,
             f"qkv has the shape {qkv.shape}; give one or two streams, [streams, batch, time, 3, heads, width]")
-    if triton.fits_attention(qkv) and not isinstance(scale, Tracer):
+    if triton.fits_attention(qkv) and cap is None and not isinstance(scale, Tracer):
         return _on_gpu(qkv, window, float(scale))
     streams, batch, time, _, heads, width = qkv.shape
     clean = _heads_first(qkv[0, :, :, 1]), _heads_first(qkv[0, :, :, 2])
     # Queries of both streams at a position lie one after another.
     q, *own = (qkv[:, :, :, i].transpose(1, 3, 2, 0, 4).reshape(batch, heads, streams * time, width) for i in range(3))
-    out = _attention(q, clean, (own[0], own[1]) if streams == 2 else None, window, scale)
+    out = _attention(q, clean, (own[0], own[1]) if streams == 2 else None, _Options(window, cap), scale)
     return out.reshape(batch, time, streams, heads, width).transpose(2, 0, 1, 3, 4)
 
 
@@ -101,20 +117,22 @@ _on_gpu.defvjp(_on_gpu_fwd, _on_gpu_bwd)
 
 
 def attention_weights(
-    q: Heads, k: Heads, k_self: Heads | None = None, *, window: int | None = None, scale: Scale = 1.0
+    q: Heads, k: Heads, k_self: Heads | None = None, *, window: int | None = None, scale: Scale = 1.0,
+    cap: float | None = None,
 ) -> Float[Array, "batch heads time time"]:
     """The weights that `causal_attention`, or with k_self `two_stream_attention`, gives to every position.
 
     For measures and losses that look at attention itself; costs B N T^2 numbers, which the other two never hold. They
     are at least float32; rows sum to 1, later positions have 0.
     """
-    q, k, *own_key = _checked(window, q=q, k=k, **{} if k_self is None else {"k_self": k_self})
+    q, k, *own_key = _checked(window, cap, q=q, k=k, **{} if k_self is None else {"k_self": k_self})
     scores = _dot("bnth,bnsh->bnts", q, k, q)
     scale = jnp.asarray(scale, scores.dtype)
     scores = scores * scale
     if own_key:
         own = _own_scores(q, own_key[0], scale)
         scores = jnp.where(jnp.eye(q.shape[2], dtype=bool), own, scores)
+    scores = capped(scores, cap)
     all_queries = _Block(0, q.shape[2], 0)
     return jax.nn.softmax(jnp.where(_hidden(all_queries, window, strict=False), -jnp.inf, scores), axis=-1)
 
@@ -132,23 +150,29 @@ def masked_attention(
     visible: Bool[ArrayLike, "..."],
     *,
     scale: Scale = 1.0,
+    cap: float | None = None,
 ) -> Float[Array, "*batch queries width"]:
     """softmax(scale * q k^T) v over the visible keys, any number of heads, with queries of their own number.
 
     For prompts with padding and for a few queries; it holds all weights. ``visible`` is broadcast to [..., queries,
-    keys]; a query that sees no key (padding) gives 0. Types are as in `causal_attention`.
+    keys]; a query that sees no key (padding) gives 0. Types and cap are as in `causal_attention`.
     """
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
     scores = _dot("...qh,...sh->...qs", q, k, q)
-    scores = scores * jnp.asarray(scale, scores.dtype)
+    scores = capped(scores * jnp.asarray(scale, scores.dtype), cap)
     scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0)
     return _dot("...qs,...sh->...qh", weights, v, v).astype(v.dtype)
 
 
-def _checked(window: int | None, **arrays: ArrayLike) -> list[Array]:
+def repeat_heads(x: Float[Array, "*lead kv_heads width"], heads: int) -> Float[Array, "*lead heads width"]:
+    """Keys or values of as many heads as there are queries: each serves heads / kv_heads that follow one another."""
+    return x if x.shape[-2] == heads else jnp.repeat(x, heads // x.shape[-2], axis=-2)
+
+
+def _checked(window: int | None, cap: float | None, **arrays: ArrayLike) -> list[Array]:
     """Arrays of one shape [batch, time, heads, width] with the heads first."""
-    _check_window(window)
+    _check_options(window, cap)
     found = {name: jnp.asarray(x) for name, x in arrays.items()}
     shapes = [x.shape for x in found.values()]
     require(len(set(shapes)) == 1 and len(shapes[0]) == 4,
@@ -157,12 +181,14 @@ def _checked(window: int | None, **arrays: ArrayLike) -> list[Array]:
     return [_heads_first(x) for x in found.values()]
 
 
-def _check_window(window: int | None) -> None:
+def _check_options(window: int | None, cap: float | None) -> None:
     require(not isinstance(window, Tracer), "window is traced by JAX, but it decides what is compiled; give an int")
     require(window is None or window > 0, f"window={window} must be positive, or None for all earlier positions")
+    require(not isinstance(cap, Tracer), "cap is traced by JAX, but it decides what is compiled; give a number")
+    require(cap is None or cap > 0, f"cap={cap} must be positive, or None for scores without one")
 
 
-def _attention(q: Array, clean: Pair, own: Pair | None, window: int | None, scale: Scale) -> Array:
+def _attention(q: Array, clean: Pair, own: Pair | None, options: _Options, scale: Scale) -> Array:
     """`_attend` with the heads in their place; a traced scale, which may be learned, multiplies the queries."""
     require(jnp.ndim(scale) == 0, f"scale has the shape {jnp.shape(scale)}; give a number")
     if q.size == 0:
@@ -170,7 +196,7 @@ def _attention(q: Array, clean: Pair, own: Pair | None, window: int | None, scal
     if isinstance(scale, Tracer):
         wide = _wide(q)
         q, scale = (q.astype(wide) * scale.astype(wide)).astype(q.dtype), 1.0
-    return _heads_first(_attend(*match_varying((q, clean, own)), window, float(scale)))
+    return _heads_first(_attend(*match_varying((q, clean, own)), options._replace(scale=float(scale))))
 
 
 def _kept(arrays: Any) -> Any:
@@ -228,37 +254,40 @@ def _dot(spec: str, a: Array, b: Array, like: Array) -> Array:
     return jnp.einsum(spec, a.astype(like.dtype), b.astype(like.dtype), preferred_element_type=_wide(like))
 
 
-def _scores(q: Array, k: Array, block: _Block, window: int | None, scale: float, strict: bool) -> Array:
-    scores = _dot("bnth,bnsh->bnts", q, k, q) * scale
-    return jnp.where(_hidden(block, window, strict), -jnp.inf, scores)
+def _scores(q: Array, k: Array, options: _Options) -> Array:
+    """[B, N, queries, keys], hidden keys among them."""
+    return capped(_dot("bnth,bnsh->bnts", q, k, q) * options.scale, options.cap)
+
+
+def _seen(scores: Array, block: _Block, options: _Options, strict: bool) -> Array:
+    return jnp.where(_hidden(block, options.window, strict), -jnp.inf, scores)
 
 
 def _own_scores(q: Array, k_self: Array, scale: Scale) -> Array:
     return jnp.sum(q.astype(_wide(q)) * k_self.astype(_wide(q)), axis=-1, keepdims=True) * scale
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attend(q: Array, clean: Pair, own: Pair | None, window: int | None, scale: float) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attend(q: Array, clean: Pair, own: Pair | None, options: _Options) -> Array:
     """Heads first. clean = (k, v); own = (k_self, v_self), or None where the own position is the clean one too.
 
     q and own may have several queries a position (`_Block`).
     """
-    on_cpu, elsewhere = (lambda q, clean, own, size=size: _forward(q, clean, own, window, scale, size)[0]
+    on_cpu, elsewhere = (lambda q, clean, own, size=size: _forward(q, clean, own, options, size)[0]
                          for size in (_CPU_BLOCK, _BLOCK))
     return jax.lax.platform_dependent(q, clean, own, cpu=on_cpu, default=elsewhere)
 
 
-def _attend_fwd(q: Array, clean: Pair, own: Pair | None, window: int | None, scale: float
-                ) -> tuple[Array, tuple[Any, ...]]:
+def _attend_fwd(q: Array, clean: Pair, own: Pair | None, options: _Options) -> tuple[Array, tuple[Any, ...]]:
     # On CPU the exponentials stay for the backward pass: memory there is large and arithmetic slow. Elsewhere zeros
     # that nothing reads stand for them, since both must be of one type; the compiler drops those.
     def on_cpu(q: Array, clean: Pair, own: Pair | None) -> tuple[Array, Array, list[Pair]]:
-        return _forward(q, clean, own, window, scale, _CPU_BLOCK)
+        return _forward(q, clean, own, options, _CPU_BLOCK)
 
     kept_on_cpu = jax.eval_shape(on_cpu, q, clean, own)[2]
 
     def elsewhere(q: Array, clean: Pair, own: Pair | None) -> tuple[Array, Array, list[Pair]]:
-        out, log_sum, _ = _forward(q, clean, own, window, scale, _BLOCK)
+        out, log_sum, _ = _forward(q, clean, own, options, _BLOCK)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept_on_cpu)
         return out, log_sum, match_varying(zeros, like=(q, clean, own))
 
@@ -266,18 +295,18 @@ def _attend_fwd(q: Array, clean: Pair, own: Pair | None, window: int | None, sca
     return out, (q, clean, own, out, log_sum, kept)
 
 
-def _forward(q: Array, clean: Pair, own: Pair | None, window: int | None, scale: float, size: int
+def _forward(q: Array, clean: Pair, own: Pair | None, options: _Options, size: int
              ) -> tuple[Array, Array, list[Pair]]:
     """Head outputs, log-sum-exp of the scores [B, N, queries, 1], and each block's probabilities and their sum."""
     outs, log_sums, exponentials = [], [], []
-    for block in _blocks(q, clean[0], window, size):
+    for block in _blocks(q, clean[0], options.window, size):
         k, v = (x[:, :, block.keys] for x in clean)
         queries = q[:, :, block.queries]
-        scores = _scores(queries, k, block, window, scale, own is not None)
+        scores = _seen(_scores(queries, k, options), block, options, own is not None)
         top = jnp.max(scores, axis=-1, keepdims=True)
         if own is not None:
             k_self, v_self = (x[:, :, block.queries] for x in own)
-            own_scores = _own_scores(queries, k_self, scale)
+            own_scores = capped(_own_scores(queries, k_self, options.scale), options.cap)
             top = jnp.maximum(top, own_scores)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -295,18 +324,17 @@ def _joined(blocks: list[Array]) -> Array:
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=2)
 
 
-def _attend_bwd(window: int | None, scale: float, residuals: tuple[Any, ...], d_out: Array
-                ) -> tuple[Array, Pair, Pair | None]:
+def _attend_bwd(options: _Options, residuals: tuple[Any, ...], d_out: Array) -> tuple[Array, Pair, Pair | None]:
     def elsewhere(d_out: Array, residuals: tuple[Any, ...]) -> tuple[Array, Pair, Pair | None]:
-        return _backward(d_out, (*residuals[:-1], None), window, scale, _BLOCK)
+        return _backward(d_out, (*residuals[:-1], None), options, _BLOCK)
 
     def on_cpu(d_out: Array, residuals: tuple[Any, ...]) -> tuple[Array, Pair, Pair | None]:
-        return _backward(d_out, residuals, window, scale, _CPU_BLOCK)
+        return _backward(d_out, residuals, options, _CPU_BLOCK)
 
     return jax.lax.platform_dependent(d_out, residuals, cpu=on_cpu, default=elsewhere)
 
 
-def _backward(d_out: Array, residuals: tuple[Any, ...], window: int | None, scale: float, size: int
+def _backward(d_out: Array, residuals: tuple[Any, ...], options: _Options, size: int
               ) -> tuple[Array, Pair, Pair | None]:
     """Derivatives with respect to q, clean and own; without the exponentials they are computed again."""
     q, (k, v), own, out, log_sum, exponentials = residuals
@@ -315,24 +343,26 @@ def _backward(d_out: Array, residuals: tuple[Any, ...], window: int | None, scal
     # [B, N, H, T]: XLA's CPU product over the queries is five times faster with the keys last.
     d_k = d_v = None
     d_q = []
-    for i, block in enumerate(_blocks(q, k, window, size)):
+    for i, block in enumerate(_blocks(q, k, options.window, size)):
         queries, keys, values = q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys]
-        if exponentials is None:
-            weights, total = _recomputed(queries, keys, log_sum[:, :, block.queries], block=block, window=window,
-                                         scale=scale, strict=own is not None)
-        else:
-            weights, total = exponentials[i]
+        kept = exponentials[i] if exponentials is not None else None
+        weights, total, slope = _probabilities(queries, keys, log_sum[:, :, block.queries], kept, block, options,
+                                               own is not None)
         scaled = d_out[:, :, block.queries].astype(wide) / total
         d_weights = _dot("bnth,bnsh->bnts", scaled, values, v) - delta[:, :, block.queries] / total
-        d_scores = weights * d_weights * scale
+        d_scores = weights * d_weights * options.scale
+        d_scores = d_scores if slope is None else d_scores * slope
         d_q.append(_dot("bnts,bnsh->bnth", d_scores, keys, k))
         d_k = _added(d_k, _dot("bnts,bnth->bnhs", d_scores, queries, q), block, k)
         d_v = _added(d_v, _dot("bnts,bnth->bnhs", weights, scaled, v), block, v)
     d_q, d_own = _joined(d_q), None
     if own is not None:
         k_self, v_self = own
-        prob = jnp.exp(_own_scores(q, k_self, scale) - log_sum)
-        d_score = prob * (_own_scores(d_out, v_self, 1.0) - delta) * scale
+        own_scores = capped(_own_scores(q, k_self, options.scale), options.cap)
+        prob = jnp.exp(own_scores - log_sum)
+        d_score = prob * (_own_scores(d_out, v_self, 1.0) - delta) * options.scale
+        if options.cap is not None:
+            d_score = d_score * cap_slope(own_scores, options.cap)
         d_q = d_q + d_score * k_self.astype(wide)
         d_own = (d_score * q.astype(wide)).astype(k_self.dtype), (prob * d_out.astype(wide)).astype(v_self.dtype)
     d_clean = tuple(jnp.asarray(d).swapaxes(2, 3).astype(x.dtype) for d, x in ((d_k, k), (d_v, v)))
@@ -348,12 +378,19 @@ def _added(total: Array | None, part: Array, block: _Block, like: Array) -> Arra
     return so_far.at[..., block.keys].add(part)
 
 
-def _recomputed(q: Array, k: Array, log_sum: Array, **options: Any) -> Pair:
-    """Probabilities of a block, and the total by which they are yet to be divided, which is 1."""
-    # Without a barrier the compiler would merge them with those of the forward pass.
-    q, k, log_sum = jax.lax.optimization_barrier((q, k, log_sum))
-    weights = jnp.exp(_scores(q, k, **options) - log_sum)
-    return weights, jnp.ones_like(log_sum)
+def _probabilities(q: Array, k: Array, log_sum: Array, kept: Pair | None, block: _Block, options: _Options,
+                   strict: bool) -> tuple[Array, Array, Array | None]:
+    """Probabilities of a block, the total by which they are yet to be divided, and the slope of the scores' cap."""
+    scores = None
+    if kept is None:
+        # Without a barrier the compiler would merge them with those of the forward pass.
+        q, k, log_sum = jax.lax.optimization_barrier((q, k, log_sum))
+        scores = _scores(q, k, options)
+        kept = jnp.exp(_seen(scores, block, options, strict) - log_sum), jnp.ones_like(log_sum)
+    if options.cap is None:
+        return *kept, None
+    # Where exponentials were kept, scores are computed again: a cap cannot be read off those that are 0.
+    return *kept, cap_slope(_scores(q, k, options) if scores is None else scores, options.cap)
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

@@ -10,7 +10,7 @@ may be sharded.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from jaxablate.config.checks import require
 from jaxablate.ops import masks
+from jaxablate.ops.cap import cap_slope, capped
 from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
@@ -34,6 +35,7 @@ def linear_cross_entropy(
     *,
     vocabulary: int | None = None,
     chunk: int = 0,
+    cap: float | None = None,
 ) -> tuple[Float[Array, ""], ...]:
     """Mean cross-entropy over unmasked targets, for one or several streams after the final norm that share the head.
 
@@ -41,8 +43,9 @@ def linear_cross_entropy(
     respect to them. It is broadcast to [batch, time]. With no target at all, or where all weigh 0, the loss is 0. It is
     NaN where a target that counts is not in [0, vocabulary). ``vocabulary`` is the number of rows of the embedding, all
     by default, that stand for a token; those after them are padding, with neither probability nor gradient. ``chunk``
-    is the number of tokens whose logits are held at once, static; with 0 the platform decides. The derivative is for
-    reverse mode: `jax.jvp` of it is refused, that of its gradient is not.
+    is the number of tokens whose logits are held at once, static; with 0 the platform decides. With a ``cap``, static,
+    logits are cap * tanh(logits / cap). The derivative is for reverse mode: `jax.jvp` of it is refused, that of its
+    gradient is not.
 
     Returns:
       One scalar a stream, in nats a token, at least float32.
@@ -60,7 +63,8 @@ def linear_cross_entropy(
     count = masks.nonzero_sum(weights)
     if not streams:
         return ()
-    sums: Any = _weighted_losses(*match_varying((jnp.stack(streams), embedding, targets, weights)), rows, chunk)
+    sums: Any = _weighted_losses(*match_varying((jnp.stack(streams), embedding, targets, weights)),
+                                 _Head(rows, cap), chunk)
     return tuple(sums[i] / count for i in range(len(streams)))
 
 
@@ -71,6 +75,7 @@ def per_token_cross_entropy(
     *,
     vocabulary: int | None = None,
     chunk: int = 0,
+    cap: float | None = None,
 ) -> Float[Array, "batch time"]:
     """-log softmax(hidden @ embedding.T)[target] for each token, with the same bound on memory; not for training.
 
@@ -80,7 +85,15 @@ def per_token_cross_entropy(
     _check_shapes(hidden, embedding, targets)
     rows = _vocabulary(vocabulary, embedding)
     targets, weights = masks.valid_targets(targets, jnp.ones(targets.shape, _wide(embedding)), rows)
-    return _token_losses(hidden, embedding, targets, rows, chunk) * weights
+    return _token_losses(hidden, embedding, targets, _Head(rows, cap), chunk) * weights
+
+
+class _Head(NamedTuple):
+    """What becomes of the products with the matrix."""
+
+    vocabulary: int
+    """Rows of the matrix that stand for a token."""
+    cap: float | None = None
 
 
 def _vocabulary(given: int | None, embedding: Array) -> int:
@@ -89,7 +102,7 @@ def _vocabulary(given: int | None, embedding: Array) -> int:
     return rows if given is None else given
 
 
-def _token_losses(hidden: Array, embedding: Array, targets: Array, vocabulary: int, chunk: int) -> Array:
+def _token_losses(hidden: Array, embedding: Array, targets: Array, head: _Head, chunk: int) -> Array:
     """[B, T] losses of targets that exist."""
 
     def all_losses(hidden: Array, embedding: Array, targets: Array, *, size: int, on_cpu: bool) -> Array:
@@ -97,8 +110,8 @@ def _token_losses(hidden: Array, embedding: Array, targets: Array, vocabulary: i
 
         def losses(part: tuple[Array, ...]) -> Array:
             h, t = part
-            _, total, top = _exponentials(h, embedding, vocabulary)
-            return _losses(h, embedding, t, total, top)
+            _, total, top, _ = _exponentials(h, embedding, head)
+            return _losses(h, embedding, t, total, top, head)
 
         return _joined(jax.lax.map(losses, _chunks((hidden, targets), size)), targets.shape[1])
 
@@ -107,44 +120,45 @@ def _token_losses(hidden: Array, embedding: Array, targets: Array, vocabulary: i
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _weighted_losses(
-    hidden: Array, embedding: Array, targets: Array, weights: Array, vocabulary: int, chunk: int
+    hidden: Array, embedding: Array, targets: Array, weights: Array, head: _Head, chunk: int
 ) -> Array:
     """[S] sums over tokens of weight * loss, of streams [S, B, T, D]."""
-    losses = [_token_losses(stream, embedding, targets, vocabulary, chunk) for stream in hidden]
+    losses = [_token_losses(stream, embedding, targets, head, chunk) for stream in hidden]
     return jnp.stack([jnp.sum(weights * of_stream) for of_stream in losses])
 
 
 def _weighted_losses_fwd(
-    hidden: Array, embedding: Array, targets: Array, weights: Array, vocabulary: int, chunk: int
+    hidden: Array, embedding: Array, targets: Array, weights: Array, head: _Head, chunk: int
 ) -> tuple[Array, tuple[Array, list[Array], Array]]:
-    gradients = functools.partial(_losses_and_gradients, vocabulary=vocabulary)
+    gradients = functools.partial(_losses_and_gradients, head=head)
     sums, *residuals = _in_chunks(gradients, chunk, targets.shape, hidden, embedding, targets, weights)
     return sums, tuple(residuals)
 
 
-def _losses_and_gradients(hidden: Array, embedding: Array, targets: Array, weights: Array, *, vocabulary: int,
+def _losses_and_gradients(hidden: Array, embedding: Array, targets: Array, weights: Array, *, head: _Head,
                           size: int, on_cpu: bool) -> tuple[Array, Array, list[Array], Array]:
     """The weighted sums of losses [S], their gradients with respect to hidden and embedding (one [D, V] a stream), and
     the losses [S, B, T]."""
     # One loop over the chunks of one stream after another is compiled once. On CPU a loop of few steps is slower.
     groups = [[stream] for stream in hidden] if on_cpu else [list(hidden)]
-    loops = [_loop(group, embedding, targets, weights, vocabulary, size) for group in groups]
+    loops = [_loop(group, embedding, targets, weights, head, size) for group in groups]
     d_hidden, losses = jnp.concatenate([x for x, _, _ in loops]), jnp.concatenate([x for _, _, x in loops])
     return (jnp.sum(weights[None] * losses, axis=(1, 2)), d_hidden, [d for loop in loops for d in loop[1]], losses)
 
 
-def _loop(hidden: list[Array], embedding: Array, targets: Array, weights: Array, vocabulary: int, size: int
+def _loop(hidden: list[Array], embedding: Array, targets: Array, weights: Array, head: _Head, size: int
           ) -> tuple[Array, list[Array], Array]:
     """Gradients with respect to hidden and embedding, and the losses [S, B, T]."""
     wide, streams, length = _wide(embedding), len(hidden), targets.shape[1]
 
     def body(d_embedding: Array, part: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
         stream, h, t, w = part
-        exps, total, top = _exponentials(h, embedding, vocabulary)
-        losses = _losses(h, embedding, t, total, top)
+        exps, total, top, slope = _exponentials(h, embedding, head)
+        losses = _losses(h, embedding, t, total, top, head)
         # total * (softmax - one-hot): the target's entry is changed in place.
         rows = jnp.indices(t.shape, sparse=True)
-        exps = exps.at[(*rows, t)].add(-total, unique_indices=True, indices_are_sorted=True).astype(embedding.dtype)
+        exps = exps.at[(*rows, t)].add(-total, unique_indices=True, indices_are_sorted=True)
+        exps = (exps if slope is None else exps * slope).astype(embedding.dtype)
         scale = (w / total)[..., None]
         d_hidden = jnp.einsum("btv,vd->btd", exps, embedding, preferred_element_type=wide) * scale
         scaled = (h.astype(wide) * scale).astype(embedding.dtype)
@@ -168,7 +182,7 @@ def _loop(hidden: list[Array], embedding: Array, targets: Array, weights: Array,
 
 
 def _weighted_losses_bwd(
-    _vocabulary: int, _chunk: int, residuals: tuple[Array, list[Array], Array], cotangent: Array
+    _head: _Head, _chunk: int, residuals: tuple[Array, list[Array], Array], cotangent: Array
 ) -> tuple[Array, Array, None, Array]:
     d_hidden, d_embedding, losses = residuals
     of_tokens = cotangent[:, None, None]
@@ -189,21 +203,23 @@ def _wide(x: Array) -> jnp.dtype:
     return at_least_float32(x.dtype)
 
 
-def _exponentials(hidden: Array, embedding: Array, vocabulary: int) -> tuple[Array, Array, Array]:
-    """exp(logits - top) [b, t, V], 0 from ``vocabulary`` on, its sum and the row maximum, both [b, t]."""
+def _exponentials(hidden: Array, embedding: Array, head: _Head) -> tuple[Array, Array, Array, Array | None]:
+    """exp(logits - top) [b, t, V], 0 from the end of the vocabulary on, its sum and the row maximum, both [b, t], and
+    the slope of the logits' cap [b, t, V] where there is one."""
     hidden = hidden.astype(embedding.dtype)
-    logits = jnp.einsum("btd,vd->btv", hidden, embedding, preferred_element_type=_wide(embedding))
-    if vocabulary < embedding.shape[0]:
-        logits = jnp.where(jnp.arange(embedding.shape[0]) < vocabulary, logits, -jnp.inf)
+    logits = capped(jnp.einsum("btd,vd->btv", hidden, embedding, preferred_element_type=_wide(embedding)), head.cap)
+    slope = None if head.cap is None else cap_slope(logits, head.cap)
+    if head.vocabulary < embedding.shape[0]:
+        logits = jnp.where(jnp.arange(embedding.shape[0]) < head.vocabulary, logits, -jnp.inf)
     top = jnp.max(logits, axis=-1)
     exps = jnp.exp(logits - top[..., None])
-    return exps, jnp.sum(exps, axis=-1), top
+    return exps, jnp.sum(exps, axis=-1), top, slope
 
 
-def _losses(hidden: Array, embedding: Array, targets: Array, total: Array, top: Array) -> Array:
+def _losses(hidden: Array, embedding: Array, targets: Array, total: Array, top: Array, head: _Head) -> Array:
     """[b, t] losses; the target's logit is a product of its own, so that the logits are read no further time."""
     target = jnp.sum(hidden.astype(total.dtype) * embedding[targets].astype(total.dtype), axis=-1)
-    return top + jnp.log(total) - target
+    return top + jnp.log(total) - capped(target, head.cap)
 
 
 def _in_chunks(function: Callable[..., Any], chunk: int, shape: tuple[int, ...], *arrays: Array) -> Any:

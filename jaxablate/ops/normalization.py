@@ -1,6 +1,8 @@
-"""Layer normalisation with a derivative of its own, which keeps x and two numbers a row.
+"""Layer normalisation with a derivative of its own, which keeps x and two numbers a row; division by the root mean
+square.
 
-With JAX's derivative a training step of a small decoder took 183 ms and 92 MB, with this one 177 ms and 86 MB (CPU).
+With JAX's derivative of layer normalisation a training step of a small decoder took 183 ms and 92 MB, with this one
+177 ms and 86 MB (CPU).
 """
 
 import functools
@@ -38,6 +40,27 @@ def layer_norm(
             f"shapes are x {x.shape}, scale {scale.shape}, bias {bias.shape}; give [..., d], [d] and [d]")
     require(not isinstance(eps, Tracer), "eps is traced by JAX; give a number")
     return _layer_norm(*match_varying((x, scale, bias)), float(eps))
+
+
+def rms_norm(
+    x: Float[ArrayLike, "*rows d"], scale: Float[ArrayLike, " d"], eps: float = 1e-6, *, offset: bool = False
+) -> Float[Array, "*rows d"]:
+    """x / sqrt(mean of x^2 + eps) * scale over the last axis (Zhang and Sennrich 2019); with an offset * (1 + scale).
+
+    The result is at least float32, as is all arithmetic inside.
+
+    Raises:
+      ConfigError: the shapes do not fit each other.
+
+    Example:
+      >>> rms_norm(jnp.array([3., -3.]), jnp.zeros(2), offset=True).round(3).tolist()
+      [1.0, -1.0]
+    """
+    x, scale = jnp.asarray(x), jnp.asarray(scale)
+    require(x.shape[-1:] == scale.shape, f"shapes are x {x.shape}, scale {scale.shape}; give [..., d] and [d]")
+    x = x.astype(at_least_float32(x.dtype))
+    factor = _row(scale.astype(x.dtype), x)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * (factor + 1 if offset else factor)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -17,6 +17,7 @@ from jaxablate.circuits.competence import Competence, competence
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.circuits.tasks import tokenise
 from jaxablate.config import Config
+from jaxablate.models.decoder import token_logits
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
@@ -93,8 +94,7 @@ def evaluate(model: Any, params: Params, pairs: PromptPairs, *, batch_size: int 
 @functools.partial(jax.jit, static_argnames="model")
 def last_logits(model: Any, params: Params, tokens: jax.Array, last: jax.Array) -> dict[str, jax.Array]:
     """By stream, [B, V]: logits after the last token of prompts [B, T], which is at ``last`` [B]."""
-    table = params["embed"]["embedding"]
-    return {name: x[jnp.arange(x.shape[0]), last].astype(table.dtype) @ table.T
+    return {name: token_logits(model.config, params, x[jnp.arange(x.shape[0]), last])
             for name, x in final_states(model.apply({"params": params}, tokens)).items()}
 
 

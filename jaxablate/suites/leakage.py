@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxablate import stats
+from jaxablate.models.decoder import output_matrix
 from jaxablate.neurons import gate_information
 from jaxablate.neurons.gate_information import frequent_tokens, probe_gates, unit_information
 from jaxablate.neurons.leakage import KINDS, OF_ALL, Audit, GateSample, audit_gates, ngram_losses
@@ -264,7 +265,7 @@ def _probe(sample: GateSample, table: np.ndarray, seed: int) -> Probe:
 
 def _run(run: Run) -> tuple[LeakageResult, dict[str, Any]]:
     audit = audit_gates(run.model, run.params, run.splits["valid"].batches, seed=run.seed)
-    result = evaluate(audit, np.asarray(run.params["embed"]["embedding"]),
+    result = evaluate(audit, np.asarray(output_matrix(run.model.config, run.params)),
                       vocab_size=run.config.model.vocab_size, seed=run.seed)
     return result, {"seed": run.seed, "bootstrap_resamples": stats.RESAMPLES, "tokens": len(audit.story),
                     "sampled_tokens": result.bits.sampled_tokens,

@@ -194,7 +194,8 @@ def weight_capacities(params: Params, layers: int, seed: int) -> tuple[WeightCap
     result = []
     for layer in range(layers):
         mlp = params[f"layer_{layer}"]["mlp"]
-        for name, kernel in (("in", np.asarray(mlp["up"]["kernel"]).T), ("out", np.asarray(mlp["down"]["kernel"]))):
+        reads = mlp.get("gate", mlp["up"])  # what the activation function takes
+        for name, kernel in (("in", np.asarray(reads["kernel"]).T), ("out", np.asarray(mlp["down"]["kernel"]))):
             random = rng.standard_normal(kernel.shape)
             random *= np.linalg.norm(kernel, axis=1, keepdims=True) / np.linalg.norm(random, axis=1, keepdims=True)
             result.append(WeightCapacity(

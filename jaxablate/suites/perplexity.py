@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxablate import stats
+from jaxablate.models.decoder import output_matrix
 from jaxablate.ops.cross_entropy import per_token_cross_entropy
 from jaxablate.reports.panels import Bar, Bars, Grid, Panel
 from jaxablate.reports.results import Figure
@@ -118,8 +119,9 @@ def token_losses(model: Any, params: Params, batch: Batch) -> dict[str, Float[Ar
     """Cross-entropy of each target in nats, float32, by stream: ``clean`` and, for gated models, ``ablated``."""
     out = model.apply({"params": params}, batch["inputs"])
     dtype = jnp.dtype(model.config.compute_dtype)
-    table = params["embed"]["embedding"].astype(dtype)
-    return {name: per_token_cross_entropy(x.astype(dtype), table, jnp.asarray(batch["targets"]))
+    matrix = output_matrix(model.config, params).astype(dtype)
+    targets, cap = jnp.asarray(batch["targets"]), model.config.logit_cap
+    return {name: per_token_cross_entropy(x.astype(dtype), matrix, targets, cap=cap)
             for name, x in final_states(out).items()}
 
 

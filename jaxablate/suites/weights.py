@@ -18,9 +18,11 @@ from jaxablate.reports.results import Figure
 from jaxablate.suites.suite import Suite
 from jaxablate.types import Params
 
+_OF_MODEL = {"embed": "token embedding", "pos_embed": "position embedding", "unembed": "unembedding"}
+OF_SOME_FAMILIES = ("unembedding", "MLP gate")
 KINDS = (
-    "token embedding", "position embedding", "query", "key", "value", "attention output", "MLP up", "MLP down",
-    "layer norm", "bias", "ablation heads",
+    "token embedding", "position embedding", "unembedding", "query", "key", "value", "attention output", "MLP gate",
+    "MLP up", "MLP down", "layer norm", "bias", "ablation heads",
 )
 EMBEDDINGS = KINDS[:2]
 
@@ -83,7 +85,7 @@ def evaluate(params: Params) -> WeightsResult:
     kinds = {path: kind_of(path) for path in leaves}
     heads = [p for p in leaves if kinds[p] == "ablation heads"]
     rest = [p for p in leaves if kinds[p] != "ablation heads"]
-    inner = [p for p in rest if kinds[p] not in EMBEDDINGS]
+    inner = [p for p in rest if kinds[p] not in (*EMBEDDINGS, "unembedding")]
     by_layer: dict[tuple[int, str], list[np.ndarray]] = {}
     for path, x in leaves.items():
         if path[0].startswith("layer_") and path[-1] == "kernel":
@@ -93,7 +95,8 @@ def evaluate(params: Params) -> WeightsResult:
         without_embeddings=_group("without embeddings", (leaves[p] for p in inner)),
         released=_group("as released", released_weights(leaves)),
         ablation_heads=_group("ablation heads", (leaves[p] for p in heads)),
-        kinds=tuple(_group(kind, (leaves[p] for p in leaves if kinds[p] == kind)) for kind in KINDS),
+        kinds=tuple(_group(kind, (leaves[p] for p in leaves if kinds[p] == kind)) for kind in KINDS
+                    if kind not in OF_SOME_FAMILIES or kind in kinds.values()),
         by_layer=tuple((layer, kind, _group(kind, arrays).mean_abs or 0.0)
                        for (layer, kind), arrays in sorted(by_layer.items())),
     )
@@ -107,14 +110,14 @@ def kind_of(path: tuple[str, ...]) -> str:
     """
     if "attention_scores" in path or "neuron_scores" in path:
         return "ablation heads"
-    if path[0] in ("embed", "pos_embed"):
-        return "token embedding" if path[0] == "embed" else "position embedding"
+    if path[0] in _OF_MODEL:
+        return _OF_MODEL[path[0]]
     if any(part.startswith("ln_") for part in path):
         return "layer norm"
     if path[-1] == "bias":
         return "bias"
-    names = {"query": "query", "key": "key", "value": "value", "out": "attention output", "up": "MLP up",
-             "down": "MLP down"}
+    names = {"query": "query", "key": "key", "value": "value", "out": "attention output", "gate": "MLP gate",
+             "up": "MLP up", "down": "MLP down"}
     return names[path[-2]]
 
 
@@ -133,9 +136,9 @@ def released_weights(leaves: Mapping[tuple[str, ...], np.ndarray]) -> Iterable[n
         writing_bias = path[-2:] in (("out", "bias"), ("down", "bias"))
         writes = writing_bias or kind in (*EMBEDDINGS, "attention output", "MLP down")
         yield x - x.mean(-1, keepdims=True) if writes else x
-        if kind in ("query", "key", "value"):
+        if kind in ("query", "key", "value") and (*path[:-1], "bias") not in leaves:
             yield np.zeros(x.shape[1:])
-        if kind == "token embedding":
+        if kind == "token embedding" and ("unembed", "kernel") not in leaves:
             yield x - x.mean(0, keepdims=True)
             yield np.zeros(x.shape[0])
 

@@ -105,10 +105,12 @@ def language_learner(config: Config, mesh: Mesh) -> Learner:
 
 
 def _with_vocabulary(params: Params, rows: int) -> Params:
-    """Parameters with so many rows of the embedding: rows of zeros are added at the end, or the last ones removed."""
-    table = params["embed"]["embedding"]
-    table = jnp.pad(table, [(0, max(0, rows - table.shape[0])), (0, 0)])[:rows]
-    return {**params, "embed": {**params["embed"], "embedding": table}}
+    """Parameters with so many rows of the embedding, and of the output matrix where it is another one: rows of zeros
+    are added at the end, or the last ones removed."""
+    def sized(table: jax.Array) -> jax.Array:
+        return jnp.pad(table, [(0, max(0, rows - table.shape[0])), (0, 0)])[:rows]
+
+    return {**params, **{name: jax.tree.map(sized, params[name]) for name in ("embed", "unembed") if name in params}}
 
 
 def _layer_groups(config: Config) -> tuple[Columns, ...]:

@@ -70,8 +70,10 @@ def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     d, f, layers, t = config.d_model, config.mlp_width, config.n_layers, sequence_length
     seen = [min(t, config.layer_window(layer) or t) for layer in range(layers)]
     pairs = sum(w * (2 * t - w + 1) / (2 * t) for w in seen)  # mean number of keys that a query sees, over all layers
-    stream = layers * (4 * d * d + 2 * d * f) + 2 * d * pairs + d * config.vocab_size
-    heads = {"none": 0, "local": 1, "global": 1, "both": 2}[config.ablation] * layers * (d * d + d * f)
+    units, shared = config.attention_width, config.key_heads * config.head_width
+    block = 2 * d * units + 2 * d * shared + (3 if config.mlp == "gated" else 2) * d * f
+    stream = layers * block + 2 * units * pairs + d * config.vocab_size
+    heads = {"none": 0, "local": 1, "global": 1, "both": 2}[config.ablation] * layers * (d * units + d * f)
     return 6.0 * (stream * (2 if config.gated else 1) + heads)
 
 
