@@ -133,9 +133,9 @@ class Attention(nn.Module):
     def project(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, each [B, N, L, H]."""
         dtype = jnp.dtype(self.config.compute_dtype)
-        kernels, biases = zip(self.query(), self.key(), self.value(), strict=True)
-        kernel = jnp.stack(kernels, 1).astype(dtype)  # one product for all
-        bias = jnp.stack([bias for bias in biases if bias is not None]).astype(dtype)
+        parts = self.query(), self.key(), self.value()
+        kernel = jnp.stack([kernel for kernel, _ in parts], 1).astype(dtype)  # one product for all
+        bias = jnp.stack([bias for _, bias in parts if bias is not None]).astype(dtype)
         qkv = jnp.einsum("bld,dcnh->cbnlh", x_BLD.astype(dtype), kernel) + bias[:, None, :, None, :]
         return qkv[0], qkv[1], qkv[2]
 
