@@ -106,6 +106,9 @@ def test_methods_that_score_edges(workdir, tmp_path, method, capsys):
     said, of = capsys.readouterr().out, stored(out)
     assert sorted(p.name for p in out.iterdir()) == FILES and of.n_kept <= 20 and of.about["edges_asked"] == 20
     assert np.isfinite(of.scores).all() and (of.scores != 0).sum() > 20
+    written = json.loads((out / "circuit.mib.json").read_text())["edges"].values()
+    np.testing.assert_array_equal([edge["score"] for edge in written], -of.scores)  # greater where an edge matters
+    np.testing.assert_array_equal(load_mib(out / "circuit.mib.json", graph=GRAPH).scores, of.scores)
     if method == "eap-ig":
         assert of.n_kept > 0 and of.about["search"] == "greedy" and "eap-ig, greedy 20 edges" in said
 

@@ -124,6 +124,16 @@ def test_an_edge_of_score_minus_infinity_comes_before_one_without_score():
     assert circuit.strongest(1, "signed").edge_names() == ("MLP 0->Resid End",)
 
 
+def test_signed_ranking_takes_edges_that_matter_first():
+    """What lowers the logit difference when patched helps the answer."""
+    scores = {"Resid Start->Resid End": 1.0, "MLP 0->Resid End": -3.0, "MLP 1->Resid End": -2.0}
+    circuit = Circuit.of_edges(GRAPH, scores, {"metric": "logit_difference"})
+    assert circuit.strongest(2, "signed").edge_names() == ("MLP 0->Resid End", "MLP 1->Resid End")
+    assert circuit.above(2.5, "signed").edge_names() == ("MLP 0->Resid End",)
+    rise = Circuit.of_edges(GRAPH, scores, {"metric": "kl"})
+    assert rise.strongest(1, "signed").edge_names() == ("Resid Start->Resid End",)
+
+
 def test_of_equal_scores_the_first_edges_stay():
     circuit = Circuit(graph=GRAPH, kept=np.ones(GRAPH.n_edges, bool), scores=np.ones(GRAPH.n_edges))
     assert circuit.strongest(3).edge_names() == GRAPH.edge_names[:3]

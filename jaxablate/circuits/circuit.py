@@ -152,8 +152,16 @@ class Circuit:
         """The circuit of those kept edges that are also in a mask [E] of bool; scores stay."""
         return dataclasses.replace(self, kept=self.kept & np.asarray(mask, bool))
 
+    @property
+    def importance(self) -> np.ndarray:
+        """[E] greater where an edge matters more: the scores, with their sign turned where `about` says that they are
+        changes of a logit difference, which falls when an edge that matters is patched."""
+        return 0.0 - self.scores if self.about.get("metric") == "logit_difference" else self.scores
+
     def above(self, threshold: float, ranking: Ranking = "magnitude") -> "Circuit":
-        """The circuit of the kept edges whose score, or its size, is at least a threshold; those without are left out.
+        """The circuit of the kept edges whose size of score, or `importance` if signed, is at least a threshold.
+
+        Edges without score are left out.
 
         Raises:
           DataError: the threshold is not a number.
@@ -163,9 +171,9 @@ class Circuit:
         return self.restrict(self._ranked(ranking) >= threshold)
 
     def strongest(self, n: int, ranking: Ranking = "magnitude") -> "Circuit":
-        """The circuit of at most ``n`` kept edges of greatest score, or size of it; of equal ones the first ones.
+        """The circuit of at most ``n`` kept edges, those of greatest size of score, or `importance` if signed.
 
-        Edges without score (NaN) come last.
+        Of equal ones the first ones; edges without score (NaN) come last.
 
         Raises:
           DataError: ``n`` is negative.
@@ -179,7 +187,7 @@ class Circuit:
         return self.restrict(chosen)
 
     def _ranked(self, ranking: Ranking) -> np.ndarray:
-        return np.abs(self.scores) if ranking == "magnitude" else self.scores
+        return np.abs(self.scores) if ranking == "magnitude" else self.importance
 
 
 def edge_order(graph: Graph, importance: np.ndarray, *, search: Search = "top",
