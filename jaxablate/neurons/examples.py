@@ -21,8 +21,8 @@ from jaxablate.neurons.units import decoder_output, layer_values
 from jaxablate.types import Batch, Params, Stream
 
 Read = Callable[[Params, jax.Array], jax.Array | Sequence[jax.Array] | Mapping[str, jax.Array]]
-"""(params, tokens int32 [B, T]) -> activations [B, T, U], of one layer, of a sequence of layers, or by name, in the order
-of the names; causal, hashable and pure."""
+"""(params, tokens int32 [B, T]) -> activations [B, T, U], of one layer, of a sequence of layers, or by name in their
+order; causal, hashable and pure."""
 
 NOTHING = -1
 """Stands where a context has no token: before the start of its story or of its window."""
