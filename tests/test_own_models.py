@@ -1,4 +1,7 @@
-"""Activations by name of anybody's model: autoencoders and measures of neurons take them as they are."""
+"""Activations by name of anybody's model: autoencoders and measures of neurons take them; docs/own_models.md runs."""
+
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -98,3 +101,21 @@ def test_sites_without_units_for_each_token_are_refused(table):
         neurons.measure_sites(by_name, table * jnp.nan, text, sites=["mlp"])
     with pytest.raises(DataError, match="the split has no tokens"):
         neurons.measure_sites(by_name, table, lambda: iter(()))
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "own_models.md"
+
+
+@pytest.mark.parametrize("title", ["A Linen module", "An Equinox model", "The SAFR classifier of this package"])
+def test_a_model_of_somebody_elses_is_scored_in_under_forty_lines(title, capsys):
+    if "Equinox" in title:
+        pytest.importorskip("equinox", reason="the extra `test` has it; it is no part of this environment")
+    code = re.search(rf"^## {title}\n.*?^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) < 40
+    exec(compile(code, str(PAGE), "exec"), {"__name__": "page"})
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    nodes = {row[0]: float(row[1]) for row in rows if len(row) == 2 or row[-1] == "exactly"}
+    assert len(nodes) >= 5 and "embed" in nodes and all(np.isfinite(list(nodes.values())))
+    exact = {row[0]: float(row[3]) for row in rows if row[-1] == "exactly"}
+    if exact:  # a trained model: what is patched lowers the answer, and the estimate says so
+        assert exact["embed"] < -5 and nodes["embed"] == pytest.approx(exact["embed"], rel=0.3)
