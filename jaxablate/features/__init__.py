@@ -45,6 +45,6 @@ __all__ = [
     "ARCHITECTURES", "Architecture", "AutoencoderConfig", "Fit", "GaussianActivations", "LossTerms", "Moments",
     "Reader", "Reconstruction", "SaeMeasures", "SaeRun", "SaeState", "SaeTrainConfig", "SavedAutoencoder", "Site",
     "SparseAutoencoder", "StackedSites", "StepMetrics", "TrainResult", "TrainState", "evaluate", "find_site",
-    "fingerprint", "fit", "forward", "gradient", "init_state", "load", "load_state", "losses", "moments", "paper_site", "reader",
-    "reconstruction", "save", "save_state", "train", "train_step",
+    "fingerprint", "fit", "forward", "gradient", "init_state", "load", "load_state", "losses", "moments", "paper_site",
+    "reader", "reconstruction", "save", "save_state", "train", "train_step",
 ]
