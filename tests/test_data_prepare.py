@@ -1,6 +1,7 @@
 """Preparation: made once, used again, made anew when anything changed, safe against kills and company."""
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -144,6 +145,18 @@ def test_a_damaged_stored_tokenizer_is_trained_anew(config, written, content):
     stored.write_bytes(content)
     assert prepare(config).tokenizer.fingerprint() == good
     assert written == ["train", "valid"]
+
+
+@pytest.mark.parametrize("field", ["format", "name", "fingerprint", "ranks", "source"])
+def test_every_field_of_a_stored_tokenizer_is_checked(config, written, field):
+    """Found by `make torture`: another name was taken as it was."""
+    prepare(config)
+    stored = next(Path(config.cache_dir).glob("bpe-*.json"))
+    whole = json.loads(stored.read_text())
+    other = {"format": 2, "source": whole["source"] | {"size": 1}}.get(field, "another")
+    stored.write_text(json.dumps(whole | {field: other}))
+    assert prepare(config).tokenizer.name == whole["name"]
+    assert json.loads(stored.read_text()) == whole
 
 
 def test_without_the_text_its_token_files_serve(config):

@@ -14,7 +14,7 @@ from jaxablate.data.ids import Tokenizer
 from jaxablate.data.progress import OTHERWISE, Report, silent, sole_builder
 from jaxablate.data.stories import EmbeddedSource, StorySource, TextSource, batched_by_length
 from jaxablate.data.token_file import SourceRecord, TokenFile, open_token_file, write_token_file
-from jaxablate.data.tokenizer import BytePairTokenizer, gpt2_tokenizer, parse_ranks, train_bpe
+from jaxablate.data.tokenizer import BytePairTokenizer, bpe_name, gpt2_tokenizer, parse_ranks, train_bpe
 from jaxablate.errors import DataError, FileError
 
 BPE_TRAINING_CHARACTERS = 1 << 27
@@ -122,10 +122,12 @@ def _stored_bpe(path: Path, train: StorySource) -> BytePairTokenizer | None:
     """The stored tokenizer, if it is undamaged and of this text, or if the text is gone."""
     try:
         stored = files.read_json(path, _StoredBpe, what="a stored tokenizer", fix="it is made anew")
-        tokenizer = BytePairTokenizer(stored["name"], parse_ranks(stored["ranks"]))
+        ranks = parse_ranks(stored["ranks"])
+        tokenizer = BytePairTokenizer(bpe_name(ranks), ranks)
     except (FileNotFoundError, FileError, DataError):
         return None  # whatever is wrong with it, it can be trained anew
-    if stored["format"] != _BPE_FORMAT or stored["fingerprint"] != tokenizer.fingerprint():
+    names = (stored["format"], stored["name"], stored["fingerprint"])
+    if names != (_BPE_FORMAT, tokenizer.name, tokenizer.fingerprint()):
         return None
     return tokenizer if not train.available() or train.unchanged(stored["source"]) else None
 

@@ -254,7 +254,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
     trained.train_from_iterator(texts, trainer)
     byte_of = _byte_of_character()
     ranks = {bytes(byte_of[c] for c in token): rank for token, rank in trained.get_vocab().items()}
-    return BytePairTokenizer(f"bpe-{len(ranks) + 1}", ranks)
+    return BytePairTokenizer(bpe_name(ranks), ranks)
+
+
+def bpe_name(ranks: Mapping[bytes, int]) -> str:
+    """What a BPE that `train_bpe` trained is called."""
+    return f"bpe-{len(ranks) + 1}"
 
 
 def parse_ranks(text: str) -> dict[bytes, int]:
