@@ -24,6 +24,7 @@ Several at once, on a model's activations as it computes them:
 
 from jaxablate.features.config import SaeRun, SaeTrainConfig
 from jaxablate.features.files import SavedAutoencoder, fingerprint, load, load_state, save, save_state
+from jaxablate.features.latents import LatentReader, promoted
 from jaxablate.features.metrics import SaeMeasures, evaluate
 from jaxablate.features.sae import ARCHITECTURES, Architecture, AutoencoderConfig, SparseAutoencoder
 from jaxablate.features.sites import (
@@ -42,9 +43,10 @@ from jaxablate.features.step import LossTerms, SaeState, StepMetrics, gradient, 
 from jaxablate.features.training import Fit, Reconstruction, TrainResult, TrainState, fit, reconstruction, train
 
 __all__ = [
-    "ARCHITECTURES", "Architecture", "AutoencoderConfig", "Fit", "GaussianActivations", "LossTerms", "Moments",
-    "Reader", "Reconstruction", "SaeMeasures", "SaeRun", "SaeState", "SaeTrainConfig", "SavedAutoencoder", "Site",
-    "SparseAutoencoder", "StackedSites", "StepMetrics", "TrainResult", "TrainState", "evaluate", "find_site",
-    "fingerprint", "fit", "forward", "gradient", "init_state", "load", "load_state", "losses", "moments", "paper_site",
-    "reader", "reconstruction", "save", "save_state", "train", "train_step",
+    "ARCHITECTURES", "Architecture", "AutoencoderConfig", "Fit", "GaussianActivations", "LatentReader", "LossTerms",
+    "Moments", "Reader", "Reconstruction", "SaeMeasures", "SaeRun", "SaeState", "SaeTrainConfig",
+    "SavedAutoencoder", "Site", "SparseAutoencoder", "StackedSites", "StepMetrics", "TrainResult", "TrainState",
+    "evaluate", "find_site", "fingerprint", "fit", "forward", "gradient", "init_state", "load", "load_state",
+    "losses", "moments", "paper_site", "promoted", "reader", "reconstruction", "save", "save_state", "train",
+    "train_step",
 ]
