@@ -359,15 +359,47 @@ def read_safetensors(path: StrPath) -> tuple[dict[str, Any], dict[str, str]]:
       FileNotFoundError: there is no such file.
       FileError: it is no such file, is damaged, or has tensors of a type that NumPy has not, such as F8_E4M3.
     """
+    with open_safetensors(path) as stored:
+        return {name: stored.read(name) for name in stored.shapes}, stored.metadata
+
+
+class StoredTensors:
+    """Tensors of an open ``.safetensors`` file; only what is read is ever in memory."""
+
+    def __init__(self, path: StrPath, stored: Any):
+        self._path, self._stored = path, stored
+        slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (no dict)
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(x.get_shape()) for name, x in slices.items()}
+        self.kinds: dict[str, str] = {name: str(x.get_dtype()) for name, x in slices.items()}
+        """Types in the format's own names, such as BF16."""
+        self.metadata: dict[str, str] = dict(stored.metadata() or {})
+        if other := [name for name, kind in self.kinds.items() if kind not in _TENSORS]:
+            raise ValueError(f"{other[0]} is of type {self.kinds[other[0]]}, which NumPy has not; save it as F32")
+
+    def read(self, name: str) -> Any:
+        """A tensor as a NumPy array.
+
+        Raises:
+          FileError: it cannot be read.
+        """
+        with _foreign(self._path, ".safetensors file"):
+            return self._stored.get_tensor(name)
+
+
+@contextlib.contextmanager
+def open_safetensors(path: StrPath) -> Iterator[StoredTensors]:
+    """A ``.safetensors`` file, mapped into memory.
+
+    Raises:
+      FileNotFoundError, FileError: as `read_safetensors`.
+    """
     import safetensors
 
-    with (_foreign(path, ".safetensors file"), open_file(path),
-          safetensors.safe_open(path, framework="numpy") as stored):
-        names = list(stored.keys())
-        kinds = {name: str(stored.get_slice(name).get_dtype()) for name in names}
-        if other := [name for name in names if kinds[name] not in _TENSORS]:
-            raise ValueError(f"{other[0]} is of type {kinds[other[0]]}, which NumPy has not; save it as F32")
-        return {name: stored.get_tensor(name) for name in names}, dict(stored.metadata() or {})
+    with contextlib.ExitStack() as stack:
+        with _foreign(path, ".safetensors file"):
+            stack.enter_context(open_file(path))
+            opened = StoredTensors(path, stack.enter_context(safetensors.safe_open(path, framework="numpy")))
+        yield opened
 
 
 _TENSORS = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64"}

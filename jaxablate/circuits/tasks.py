@@ -79,7 +79,7 @@ def tokenise(prompts: Sequence[PromptText], tokenizer: Tokenizer, *, name: str, 
       tokenizer: the model's.
       name: name of the task.
       context_length: positions that the model has; any length is taken where it is not given.
-      bos_id: token to put before every prompt.
+      bos_id: token to put before every prompt; by default the tokenizer's, where it has one.
       source: what messages call the prompts, for example the file they are from; ``name`` by default.
 
     Raises:
@@ -88,6 +88,7 @@ def tokenise(prompts: Sequence[PromptText], tokenizer: Tokenizer, *, name: str, 
         the prompt, counted from 0.
     """
     source = source or name
+    bos_id = getattr(tokenizer, "bos_id", None) if bos_id is None else bos_id
     rows = [_encode(p, tokenizer, context_length, bos_id, f"{source}: prompt {i}") for i, p in enumerate(prompts)]
     clean, corrupt, answers, wrong = zip(*rows, strict=True) if rows else ((), (), (), ())
     return PromptPairs.from_ids(clean, corrupt, answers, wrong, name=name, groups=[p.group for p in prompts],

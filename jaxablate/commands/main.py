@@ -1,6 +1,7 @@
 """The program ``jaxablate``: its commands by name, each imported when it is called."""
 
 import importlib
+import keyword
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,8 @@ from jaxablate.exits import guarded
 
 COMMANDS = {
     "train": "train a model, or continue a run that was stopped or killed",
+    "import": "make a working directory of a Hugging Face folder",
+    "export": "write a language model as a Hugging Face folder",
     "score": "measure a checkpoint: results.json, report.html and a table",
     "compare": "one table over scored runs",
     "match": "compare a model with a baseline's checkpoint of equal loss",
@@ -17,7 +20,7 @@ COMMANDS = {
     "neurons": "graphs of what fires each neuron of a language model",
     "explain": "explain what a text classifier makes of a text",
 }
-"""Name of a command, which is that of its file, and what it does."""
+"""Name of a command, which is that of its file (with an underscore where Python has that word), and what it does."""
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate", ends: bool = False) -> int:
@@ -51,7 +54,8 @@ def _run(name: str, argv: Sequence[str], prog: str) -> None:
     from jaxablate.terminal import PlainConsole
 
     console = PlainConsole(width=None if sys.stdout.isatty() else 140)
-    importlib.import_module(f"jaxablate.commands.{name}").parse(argv, prog=f"{prog} {name}").run(console)
+    file = f"{name}_" if keyword.iskeyword(name) else name
+    importlib.import_module(f"jaxablate.commands.{file}").parse(argv, prog=f"{prog} {name}").run(console)
 
 
 def _usage(prog: str) -> str:

@@ -185,8 +185,11 @@ class DataConfig:
     valid_path: str | None = incidental(None)
     cache_dir: str = incidental("data")
     """Folder of token files and downloads."""
-    tokenizer: Literal["gpt2", "bpe", "corpus"] = "gpt2"
-    """gpt2 by tiktoken; a byte-level BPE trained on the training text; the embedded corpus's own words."""
+    tokenizer: Literal["gpt2", "bpe", "corpus", "file"] = "gpt2"
+    """gpt2 by tiktoken; a byte-level BPE trained on the training text; the embedded corpus's own words; the
+    ``tokenizer.json`` of a folder."""
+    tokenizer_path: str | None = incidental(None)
+    """That folder, as Hugging Face writes it."""
     bpe_vocab_size: int = 4096
     embedded_stories: int = 20000
     """Stories of the embedded corpus to train on."""
@@ -203,8 +206,10 @@ class DataConfig:
         require(
             (self.source == "embedded") == (self.tokenizer == "corpus"),
             f"tokenizer={self.tokenizer!r} does not fit source={self.source!r}; the embedded corpus takes "
-            "tokenizer='corpus', story files take 'gpt2' or 'bpe'",
+            "tokenizer='corpus', story files take 'gpt2', 'bpe' or 'file'",
         )
+        require(self.tokenizer_path is None or self.tokenizer == "file",
+                f"tokenizer_path={self.tokenizer_path!r} needs tokenizer='file', not {self.tokenizer!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from jaxablate import files
 from jaxablate.errors import DataError, FileError
@@ -17,7 +17,7 @@ END_OF_TEXT = "<|endoftext|>"
 META_FILE = "tokenizer_meta.json"
 TOKENIZERS_FILE, TRANSFORMERS_FILE = "tokenizer.json", "tokenizer_config.json"
 """What the libraries `tokenizers` and transformers open."""
-Kind = Literal["gpt2", "bpe", "corpus", "words"]
+Kind = Literal["gpt2", "bpe", "corpus", "words", "file"]
 
 
 @runtime_checkable
@@ -73,7 +73,12 @@ def write_meta(folder: str | os.PathLike[str], tokenizer: Tokenizer, kind: Kind)
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
         "fingerprint": tokenizer.fingerprint(),
-    })
+    } | ({} if bos_id(tokenizer) is None else {"bos_id": bos_id(tokenizer)}))
+
+
+def bos_id(tokenizer: Tokenizer) -> int | None:
+    """The token that a tokenizer's models expect before every text, which `encode` never makes; None without one."""
+    return getattr(tokenizer, "bos_id", None)
 
 
 def write_for_others(folder: str | os.PathLike[str], same: "tokenizers.Tokenizer") -> None:
@@ -96,6 +101,8 @@ class Meta(TypedDict):
     kind: str
     name: str
     fingerprint: str
+    eot_id: NotRequired[int]
+    bos_id: NotRequired[int]
 
 
 def read_meta(folder: Path) -> Meta:

@@ -14,7 +14,14 @@ from jaxablate.data.ids import Tokenizer
 from jaxablate.data.progress import OTHERWISE, Report, silent, sole_builder
 from jaxablate.data.stories import EmbeddedSource, StorySource, TextSource, batched_by_length
 from jaxablate.data.token_file import SourceRecord, TokenFile, open_token_file, write_token_file
-from jaxablate.data.tokenizer import BytePairTokenizer, bpe_name, gpt2_tokenizer, parse_ranks, train_bpe
+from jaxablate.data.tokenizer import (
+    BytePairTokenizer,
+    bpe_name,
+    gpt2_tokenizer,
+    parse_ranks,
+    tokenizer_of_folder,
+    train_bpe,
+)
 from jaxablate.errors import DataError, FileError
 
 BPE_TRAINING_CHARACTERS = 1 << 27
@@ -43,14 +50,16 @@ class PreparedData:
     tokenizer: Tokenizer
 
 
-def prepare(config: DataConfig, *, report: Report = silent, force: bool = False) -> PreparedData:
+def prepare(config: DataConfig, *, report: Report = silent, force: bool = False, tokenizer: Tokenizer | None = None
+            ) -> PreparedData:
     """Open the token files of a configuration, making those that are missing, damaged or out of date.
 
     A token file is used again where the source is what it records (`TextSource.unchanged`), the tokenizer's fingerprint
     is the same, and the file passes `open_token_file`. Where the source is gone, a token file made earlier serves
     without it. Several processes may prepare at once: one builds, the others wait and then open what it made.
 
-    `report` counts bytes of text or stories; `force` makes everything anew.
+    `report` counts bytes of text or stories; `force` makes everything anew. `tokenizer` takes the place of the one at
+    ``tokenizer_path``: a run has its own.
 
     Raises:
       ConfigError: a path is none that a file can have.
@@ -64,7 +73,7 @@ def prepare(config: DataConfig, *, report: Report = silent, force: bool = False)
         valid: StorySource = EmbeddedSource.valid(config.embedded_seed, config.embedded_valid_stories)
     else:
         train, valid = _text_source(config, "train", report), _text_source(config, "valid", report)
-    key, tokenizer = _tokenizer(config, train, report, force)
+    key, tokenizer = _tokenizer(config, train, report, force, tokenizer)
     train_file, valid_file = (
         _prepare_split(Path(config.cache_dir) / f"{source.label}.{key}.tokens", source, tokenizer, report, force)
         for source in (train, valid)
@@ -85,13 +94,19 @@ def _text_source(config: DataConfig, split: Split, report: Report) -> TextSource
     return TextSource(tinystories_path(config.cache_dir, split), config.cache_dir, fetch)
 
 
-def _tokenizer(config: DataConfig, train: StorySource, report: Report, force: bool) -> tuple[str, Tokenizer]:
+def _tokenizer(config: DataConfig, train: StorySource, report: Report, force: bool, own: Tokenizer | None
+               ) -> tuple[str, Tokenizer]:
     """The tokenizer, and its part of a token file's name."""
     match config.tokenizer:
         case "gpt2":
             return "gpt2", gpt2_tokenizer()
         case "corpus":
             return "corpus", CorpusTokenizer()
+        case "file":
+            if own is None and config.tokenizer_path is None:
+                raise DataError("tokenizer='file' needs data.tokenizer_path; give a folder that has tokenizer.json")
+            tokenizer = own or tokenizer_of_folder(config.tokenizer_path or "")
+            return f"file-{tokenizer.fingerprint()[:8]}", tokenizer
         case "bpe":
             key = f"bpe-{config.bpe_vocab_size}-{train.label}"
             return key, _bpe(Path(config.cache_dir) / f"{key}.json", config.bpe_vocab_size, train, report, force)

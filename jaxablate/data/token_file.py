@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxablate import files
-from jaxablate.data.ids import Tokenizer
+from jaxablate.data.ids import Tokenizer, bos_id
 from jaxablate.data.progress import OTHERWISE
 from jaxablate.errors import DataError, FileError
 
@@ -216,9 +216,10 @@ class _Body:
         self.lengths = array.array("q")  # 8 bytes a story: 17 MB for the 2.1 million of TinyStories
 
     def add(self, stories: Sequence[Sequence[int]]) -> None:
-        """Append stories, end-of-text after each."""
-        eot = (self._tokenizer.eot_id,)
-        parts = itertools.chain.from_iterable((story, eot) for story in stories)
+        """Append stories, end-of-text after each, and where the tokenizer has it beginning-of-text before."""
+        bos, eot = bos_id(self._tokenizer), (self._tokenizer.eot_id,)
+        before = () if bos is None else (bos,)
+        parts = itertools.chain.from_iterable((before, story, eot) for story in stories)
         ids = np.fromiter(itertools.chain.from_iterable(parts), np.int64)
         bad = ids[(ids < 0) | (ids >= self._tokenizer.vocab_size)]
         if bad.size:
@@ -229,7 +230,7 @@ class _Body:
         stored = ids.astype(self._dtype).tobytes()
         self._data_hash.update(stored)
         self._write(stored)
-        self.lengths.extend(len(story) + 1 for story in stories)
+        self.lengths.extend(len(before) + len(story) + 1 for story in stories)
 
     def finish(self, source: SourceRecord) -> Header:
         """Append the story offsets; return the header that fits."""

@@ -15,13 +15,15 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxablate import files
 from jaxablate.data.corpus.tokenizer import CorpusTokenizer
 from jaxablate.data.ids import (
     END_OF_TEXT,
     META_FILE,
+    TOKENIZERS_FILE,
+    TRANSFORMERS_FILE,
     Kind,
     Tokenizer,
     check_ids,
@@ -29,7 +31,7 @@ from jaxablate.data.ids import (
     write_for_others,
     write_meta,
 )
-from jaxablate.errors import DataError
+from jaxablate.errors import DataError, FileError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -204,6 +206,118 @@ class WordTokenizer(Tokenizer):
         write_meta(folder, self, "words")
 
 
+class FileTokenizer:
+    """Any tokenizer of the library `tokenizers`, as its ``tokenizer.json`` gives it; no text is cut or filled up.
+
+    Special tokens inside a text are ordinary text, as with every tokenizer here.
+
+    Args:
+      content: that file's text.
+      name: short name.
+      eot_id: the token that ends a text.
+      bos_id: the token that models of it expect before every text; None where they expect none.
+
+    Raises:
+      DataError: it is no such file, or a special token is not in its vocabulary.
+    """
+
+    unk_id: int | None = None
+
+    def __init__(self, content: str, *, name: str, eot_id: int, bos_id: int | None = None):
+        self._content, self._tokenizer = content, _parsed_tokenizer(content)
+        self.name, self.eot_id, self.pad_id, self.bos_id = name, eot_id, eot_id, bos_id
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        for title, token in (("end-of-text", eot_id), ("beginning-of-text", bos_id)):
+            if token is not None and not 0 <= token < self.vocab_size:
+                raise DataError(f"the {title} token {token} is beyond the tokenizer's vocabulary; ids are "
+                                f"0..{self.vocab_size - 1}")
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(x.ids) for x in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; some tokenizers leave out the space before the first one."""
+        ends = itertools.groupby(check_ids(ids, self.vocab_size), key=lambda i: i == self.eot_id)
+        return "".join(END_OF_TEXT * len(list(run)) if end else
+                       self._tokenizer.decode(list(run), skip_special_tokens=False) for end, run in ends)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file and of the special tokens."""
+        return hashlib.sha256(f"{self.eot_id} {self.bos_id}\n{self._content}".encode()).hexdigest()
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the file, and what transformers wants beside it."""
+        names = {"eos_token": self.eot_id} | ({} if self.bos_id is None else {"bos_token": self.bos_id})
+        files.write(Path(folder) / TOKENIZERS_FILE, self._content)
+        files.write_json(Path(folder) / TRANSFORMERS_FILE, {
+            "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+        } | {key: self._tokenizer.id_to_token(token) for key, token in names.items()})
+        write_meta(folder, self, "file")
+
+
+def _parsed_tokenizer(content: str) -> "tokenizers.Tokenizer":
+    import tokenizers
+
+    try:
+        parsed = tokenizers.Tokenizer.from_str(content)
+        parsed.no_truncation()
+        parsed.no_padding()
+        parsed.encode_special_tokens = True
+    except Exception as error:  # the library raises plain exceptions
+        raise DataError(f"{TOKENIZERS_FILE} cannot be read ({str(error).strip()[:200]}); save the tokenizer again"
+                        ) from error
+    return parsed
+
+
+def tokenizer_of_folder(folder: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a folder of Hugging Face: its ``tokenizer.json``, end-of-text as its settings say.
+
+    A beginning-of-text token is kept where the tokenizer puts one before a text by itself, or its settings say so.
+
+    Raises:
+      DataError: the folder has none, it is damaged, or nothing says which token ends a text.
+    """
+    folder = Path(folder).expanduser()
+    if (folder / META_FILE).exists():
+        return load_tokenizer(folder)
+    if not (folder / TOKENIZERS_FILE).exists():
+        raise DataError(f"{folder} has no {TOKENIZERS_FILE}, as save_pretrained of a fast tokenizer of transformers "
+                        "writes it; name a folder that has it")
+    content = _read_text(folder / TOKENIZERS_FILE)
+    parsed = _parsed_tokenizer(content)
+    settings = {name: _optional_json(folder / name) for name in (TRANSFORMERS_FILE, "config.json")}
+
+    def special(kind: str) -> int | None:
+        token = settings[TRANSFORMERS_FILE].get(f"{kind}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        number = settings["config.json"].get(f"{kind}_token_id")
+        number = number[0] if isinstance(number, list) and number else number
+        found = parsed.token_to_id(text) if isinstance(text, str) else None
+        return found if found is not None else number if type(number) is int else None
+
+    eot_id = special("eos")
+    eot_id = parsed.token_to_id(END_OF_TEXT) if eot_id is None else eot_id
+    if eot_id is None:
+        raise DataError(f"nothing in {folder} says which token ends a text; give eos_token in {TRANSFORMERS_FILE}")
+    bare, whole = (parsed.encode("a", add_special_tokens=add).ids for add in (False, True))
+    added = whole[0] if len(whole) > len(bare) and whole[1 : 1 + len(bare)] == bare else None
+    bos_id = special("bos") if settings[TRANSFORMERS_FILE].get("add_bos_token") is True else added
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name)[:40] or "file"
+    return FileTokenizer(content, name=name, eot_id=eot_id, bos_id=bos_id)
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    try:
+        return files.read_json(path, what="settings of a tokenizer", fix="restore it")
+    except FileNotFoundError:
+        return {}
+    except FileError as error:
+        raise DataError(str(error)) from error
+
+
 def gpt2_tokenizer() -> BytePairTokenizer:
     """The 50,257 tokens of GPT-2, from tiktoken's cache (``TIKTOKEN_CACHE_DIR``) or the network.
 
@@ -285,10 +399,14 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
             tokenizer: Tokenizer = BytePairTokenizer(meta["name"], ranks, meta["kind"])
         case "corpus":
             tokenizer = CorpusTokenizer()
+        case "file":
+            tokenizer = FileTokenizer(_read_text(folder / TOKENIZERS_FILE), name=meta["name"],
+                                      eot_id=meta.get("eot_id", -1), bos_id=meta.get("bos_id"))
         case "words":
             tokenizer = WordTokenizer(_read_text(folder / WORDS_FILE).split("\n")[:-1])
         case kind:
-            raise DataError(f"{folder / META_FILE} has kind {kind!r}; this version knows gpt2, bpe, corpus and words")
+            raise DataError(f"{folder / META_FILE} has kind {kind!r}; this version knows gpt2, bpe, corpus, file and "
+                            "words")
     if tokenizer.fingerprint() != meta["fingerprint"]:
         raise DataError(
             f"tokenizer in {folder} has fingerprint {tokenizer.fingerprint()[:12]}, but {meta['fingerprint'][:12]!r} "

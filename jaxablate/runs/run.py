@@ -214,7 +214,8 @@ def _language(config: Config, options: _Options) -> dict[str, Any]:
 
     def splits() -> Mapping[str, Split]:
         with progress_report() as report:
-            data = prepare(config.data, report=report)
+            own = tokenizer if config.data.tokenizer == "file" else None
+            data = prepare(config.data, report=report, tokenizer=own)
         files = {"train": data.train, "valid": data.valid}
         _check_data(options.workdir, tokenizer, data.tokenizer, {name: f.data_hash for name, f in files.items()},
                     config.data.cache_dir)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxablate.data.ids import bos_id
 from jaxablate.data.tokenizer import Tokenizer
 from jaxablate.models.generation import generate
 from jaxablate.reports.panels import Panel, Passage, Passages
@@ -106,7 +107,8 @@ def readable(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 def _run(run: Run) -> tuple[SamplesResult, dict[str, Any]]:
     tokenizer = run.tokenizer
     texts = CORPUS_PROMPTS if run.config.data.source == "embedded" else STORY_PROMPTS
-    prompts = [tokenizer.encode(text) for text in texts]
+    before = [] if bos_id(tokenizer) is None else [bos_id(tokenizer)]
+    prompts = [before + tokenizer.encode(text) for text in texts]
     top_k = min(TOP_K, run.config.model.vocab_size)
     result = evaluate(run.model, run.params, prompts, streams=run.streams,
                       decode=functools.partial(readable, tokenizer), eot_id=tokenizer.eot_id, top_k=top_k,
