@@ -21,7 +21,7 @@ from jaxablate.features import (
     save,
     train,
 )
-from jaxablate.features.files import load_state, save_state
+from jaxablate.features.files import export, load_state, save_state
 from jaxablate.features.saelens import hook_name, site_name
 from jaxablate.features.sites import sites
 
@@ -127,6 +127,26 @@ def test_every_site_has_a_hook_name():
     assert len(set(names)) == len(names)
     assert [site_name({"hook_name": name}) for name in names] == [site.name for site in sites(MODEL)]
     assert hook_name(find_site(MODEL, "ablated.layer_0.head_out")) == "ablated.blocks.0.attn.hook_z"
+
+
+def test_autoencoders_go_with_an_exported_model(tmp_path):
+    """Those of its own sites, under the hooks and the name by which SAELens finds the model."""
+    inside = tmp_path / "run" / "autoencoders"
+    sae = made(architecture="topk")
+    options = {"model": MODEL, "params": PARAMS}
+    save(inside / "a", sae, SITE, **options, density=np.full(16, 0.5), details={"seed": 3})
+    save(inside / "ablated", sae, "ablated.layer_1.mlp_out", **options)
+    save(inside / "control", sae, SITE, **options, details={"identity": {"control": "gaussian"}})
+    save(inside / "other", sae, SITE, model=MODEL, params={"other": np.zeros(2)})
+    written, left_out = export(tmp_path / "run", tmp_path / "hf" / "autoencoders", MODEL, PARAMS, "out/hf")
+    assert written == [tmp_path / "hf" / "autoencoders" / "a"] == list((tmp_path / "hf" / "autoencoders").iterdir())
+    why = dict(left_out)
+    assert "no ablated.layer_1.mlp_out" in why["ablated"] and "a control, gaussian" in why["control"]
+    assert "belongs to another model" in why["other"] and len(why) == 3
+    found, settings = load(written[0], MODEL, PARAMS), json.loads((written[0] / "cfg.json").read_text())
+    jax.tree.map(np.testing.assert_array_equal, found.sae, sae)
+    assert (settings["model_name"], settings["hook_name"]) == ("out/hf", "blocks.1.hook_mlp_out")
+    assert found.details == {"seed": 3} and found.density.mean() == pytest.approx(0.5)
 
 
 def test_another_model_or_width_is_refused(tmp_path):

@@ -155,6 +155,38 @@ def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, param
     return SavedAutoencoder(sae, name, density, own.get("details") or {}, of, moments)
 
 
+def export(workdir: Path, to: Path, model: ModelConfig, params: Params, model_name: str
+           ) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Writes a run's autoencoders once more, for the clean stream of its model as other programs open it.
+
+    They lie in ``to`` under their own names, with TransformerLens's hooks and ``model_name``, what SAELens is to open
+    the exported model by. Left out are controls, and those of sites that the exported model has not.
+
+    Returns:
+      (folders written, pairs (folder, why) of those left out).
+
+    Raises:
+      FileError: a file cannot be written.
+    """
+    written, left_out = [], []
+    for folder in autoencoder_folders(workdir):
+        try:
+            saved = load(folder, model, params)
+        except (ConfigError, DataError) as error:
+            left_out.append((folder.name, str(error)))
+            continue
+        identity = saved.details.get("identity")
+        control = identity.get("control", "none") if isinstance(identity, dict) else "none"
+        if control != "none":
+            left_out.append((folder.name, f"it is a control, {control}"))
+        elif find_site(model, saved.name).stream != "clean":
+            left_out.append((folder.name, f"the exported model has no {saved.name}"))
+        else:
+            written.append(save(to / folder.name, saved.sae, saved.name, model=model, params=params,
+                                density=saved.density, model_name=model_name, details=saved.details))
+    return written, left_out
+
+
 def save_state(
     path: str | os.PathLike[str], state: TrainState, runs: Sequence[SaeRun], config: AutoencoderConfig,
     settings: SaeTrainConfig,
