@@ -82,7 +82,8 @@ class MeshConfig:
     """Parts of heads, neurons and vocabulary."""
     vocab_multiple: int = 128
     """A language model's vocabulary is filled up with rows of zeros to a multiple of this, and of `tensor`, while it
-    trains: 50,257 rows divide by nothing. They are never predicted, and in no checkpoint."""
+    trains: 50,257 rows divide by nothing. They are never predicted, and in no checkpoint. CPUs need none but those that
+    `tensor` divides."""
 
     def __post_init__(self):
         require_numbers(self)
