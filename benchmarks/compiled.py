@@ -201,15 +201,20 @@ def _versions() -> dict[str, str]:
 
 
 def documented(text: str, record: Mapping[str, Any]) -> str:
-    """The page on accelerators with its tables made anew; each stands between two comments, the first names it."""
+    """The page on accelerators with its tables of compiled steps made anew."""
     for name, rows in {"paper": ROWS, "large": LARGE}.items():
-        console = PlainConsole(width=400, file=io.StringIO(), record=True)
-        console.print(_table({row: record[row] for row in rows if row in record}, box.MARKDOWN))
-        table = re.sub("-{3,}", "---", console.export_text().strip())
-        table = "\n".join(" ".join(line.split()) for line in table.splitlines())
-        text = re.sub(rf"(<!-- {name}: [^>]*-->\n).*?(<!-- end -->)", lambda found, table=table:
-                      f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL)
+        text = with_table(text, name, _table({row: record[row] for row in rows if row in record}, box.MARKDOWN))
     return text
+
+
+def with_table(text: str, name: str, table: Table) -> str:
+    """A page of the docs with one table made anew; it stands between two comments, the first names it."""
+    console = PlainConsole(width=400, file=io.StringIO(), record=True)
+    console.print(table)
+    lines = re.sub("-{3,}", "---", console.export_text().strip()).splitlines()
+    made = "\n".join(" ".join(line.split()) for line in lines)
+    return re.sub(rf"(<!-- {name}: [^>]*-->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{made}\n{found[2]}", text,
+                  flags=re.DOTALL)
 
 
 def _table(rows: Mapping[str, Any], look: box.Box = box.SIMPLE_HEAD) -> Table:
