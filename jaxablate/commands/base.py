@@ -8,7 +8,7 @@ import sys
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import tyro
 from rich.console import Console
@@ -32,6 +32,9 @@ class Settings(abc.ABC):
       ConfigError: a value is of the wrong type for a path, or no path that a file can have (`files.check_path`), or a
         number is beyond what arrays hold (`config.checks.require_numbers`), or a text is not Unicode.
     """
+
+    compiles: ClassVar[bool] = True
+    """Whether the command uses JAX; what it compiles is kept (`jaxablate.commands.compilation`)."""
 
     def __post_init__(self):
         require_numbers(self)

@@ -3,7 +3,7 @@
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 from rich.console import Console
@@ -19,6 +19,7 @@ from jaxablate.reports.compare import ScoredRun, compare, terminal_view, write
 class CompareSettings(base.Settings):
     """One table over scored runs; seeds of one configuration become a mean and a 95 % interval."""
 
+    compiles: ClassVar[bool] = False
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Working directories that `score` has measured."""
     out: str | None = None

@@ -55,7 +55,12 @@ def _run(name: str, argv: Sequence[str], prog: str) -> None:
 
     console = PlainConsole(width=None if sys.stdout.isatty() else 140)
     file = f"{name}_" if keyword.iskeyword(name) else name
-    importlib.import_module(f"jaxablate.commands.{file}").parse(argv, prog=f"{prog} {name}").run(console)
+    settings = importlib.import_module(f"jaxablate.commands.{file}").parse(argv, prog=f"{prog} {name}")
+    if settings.compiles:
+        from jaxablate.commands.compilation import keep_compiled
+
+        keep_compiled()
+    settings.run(console)
 
 
 def _usage(prog: str) -> str:

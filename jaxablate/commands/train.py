@@ -37,6 +37,9 @@ class TrainSettings(base.Settings):
     target: str | None = None
     """With --plan, the machine to compile for: here, a TPU slice (v5e:4x4, v5p:2x2x1, v6e:4x4) or GPUs (h100:8). Only
     its compiler is needed."""
+    profile: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Record N steps, after the first three, for TensorBoard or XProf: DIR/profile. In a cluster, those of the first
+    process."""
     seeds: tuple[int, ...] = ()
     """Train once with each of these seeds in place of train.seed, one after another, in DIR/seed-0, DIR/seed-1, ..."""
     distributed: bool = False
@@ -48,6 +51,9 @@ class TrainSettings(base.Settings):
     def __post_init__(self):
         super().__post_init__()
         base.require_at_least(self, 1, "join_seconds")
+        base.require_at_least(self, 0, "profile")
+        if self.profile and self.plan:
+            raise ConfigError(f"--profile {self.profile} records steps, and --plan makes none; give one of the two")
         if self.target is not None and not self.plan:
             raise ConfigError(f"--target {self.target} is what --plan compiles for; give --plan, too")
         if self.workdir is None and not self.plan:
@@ -99,7 +105,7 @@ class TrainSettings(base.Settings):
         for config, workdir in self.runs():  # all before the first, which may take hours
             check_workdir(workdir, config)
         for config, workdir in self.runs():
-            if train(config, workdir).signalled:
+            if train(config, workdir, profile=self.profile).signalled:
                 break
 
 

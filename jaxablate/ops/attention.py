@@ -295,6 +295,8 @@ def _attend_fwd(q: Array, clean: Pair, own: Pair | None, options: _Options) -> t
     return out, (q, clean, own, out, log_sum, kept)
 
 
+# Traced once for all layers and streams of a shape, not three times each; ``inline`` leaves the programs as they are.
+@functools.partial(jax.jit, static_argnums=(3, 4), inline=True)
 def _forward(q: Array, clean: Pair, own: Pair | None, options: _Options, size: int
              ) -> tuple[Array, Array, list[Pair]]:
     """Head outputs, log-sum-exp of the scores [B, N, queries, 1], and each block's probabilities and their sum."""
@@ -334,6 +336,7 @@ def _attend_bwd(options: _Options, residuals: tuple[Any, ...], d_out: Array) -> 
     return jax.lax.platform_dependent(d_out, residuals, cpu=on_cpu, default=elsewhere)
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
 def _backward(d_out: Array, residuals: tuple[Any, ...], options: _Options, size: int
               ) -> tuple[Array, Pair, Pair | None]:
     """Derivatives with respect to q, clean and own; without the exponentials they are computed again."""

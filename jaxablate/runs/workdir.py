@@ -1,7 +1,7 @@
 """The working directory of a run: who may use it, and what is on record in it.
 
 ``config.json`` is the configuration and ``run.json`` the conditions of the run; ``metrics.jsonl``, ``tensorboard/``,
-``tokenizer/`` and ``checkpoints/`` hold what their names say.
+``tokenizer/``, ``checkpoints/`` and ``profile/`` hold what their names say.
 """
 
 import contextlib

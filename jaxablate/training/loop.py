@@ -28,6 +28,7 @@ from jaxablate.training.language import accumulation_steps, language_learner, la
 from jaxablate.training.metrics import MetricsLog, Recorder
 from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxablate.training.processes import unwinding
+from jaxablate.training.profiling import SKIPPED, Profile
 from jaxablate.training.program import Program, TrainState, compile_program
 from jaxablate.training.progress import ProgressLine
 from jaxablate.training.task import EarlyStopping, Task
@@ -51,7 +52,8 @@ class TrainResult:
     """Metrics of the last evaluation of this call; empty where there was none."""
 
 
-def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | None = None) -> TrainResult:
+def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | None = None, profile: int = 0
+          ) -> TrainResult:
     """Trains a self-ablating transformer or a text classifier, or continues where a working directory left off.
 
     A run that is killed at any moment and called again with the same arguments makes the same metrics and parameters,
@@ -61,9 +63,11 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
       config: all settings of the run; its kind decides what is trained.
       workdir: made where missing; `jaxablate.runs.workdir` says what is in it.
       devices: JAX devices to train on, all by default.
+      profile: number of steps of this call whose profile is written into the working directory's ``profile``.
 
     Raises:
-      ConfigError: settings that do not fit each other or the devices, or a name that no working directory can have.
+      ConfigError: settings that do not fit each other or the devices, a name that no working directory can have, or
+        more steps to profile than are left.
       DataError: a data file is missing or damaged.
       CheckpointError: the working directory is another run's or has no good checkpoint left.
       FileError: it cannot be written, or another process is training in it.
@@ -82,6 +86,7 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
     task = open_task(config, mesh)
     program = make_program(task.config, mesh, task.pace.steps)
     check_memory(program, config)
+    _check_profile(profile, 0, task.pace.steps)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_workdir(workdir))
@@ -100,6 +105,7 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
             batches.set_state(progress["data"])
             stopping.set_state(progress.get("early_stopping", {}))
         first = int(state.step)
+        _check_profile(profile, first, task.pace.steps)
 
         facts = {"parameters": program.n_parameters, **task.facts}
         record_run(workdir, config, mesh, facts, first, before=progress.get("facts", {}))
@@ -114,9 +120,12 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
         if jax.process_index() == 0:
             log = MetricsLog(workdir, config, first, progress.get("log"))
             stack.enter_context(files.closing(log.close))
+        recorded = Profile(workdir, profile if jax.process_index() == 0 else 0, first + 1)
+        stack.enter_context(files.closing(recorded.close))
         stack.enter_context(unwinding())
         try:
-            result = _run(task, program, state, batches, stopping, checkpoints, Recorder(task.pace, log, line), facts)
+            recorder = Recorder(task.pace, log, line)
+            result = _run(task, program, state, batches, stopping, checkpoints, recorder, recorded, facts)
         except TrainingError as error:
             with contextlib.suppress(CheckpointError):
                 checkpoints.wait()
@@ -169,6 +178,12 @@ def check_shares(config: RunConfig, mesh: Mesh) -> None:
         check_batch(mesh, config.train.batch_size)
 
 
+def _check_profile(steps: int, done: int, of: int) -> None:
+    left = of - done
+    require(steps <= max(0, left - SKIPPED), f"--profile {steps} begins after {SKIPPED} steps, and {left} are left of "
+            f"{of}; profile {max(0, left - SKIPPED)} at most")
+
+
 def check_memory(program: Program, config: RunConfig) -> None:
     """Raises ConfigError where a device cannot hold the state and its gradient, or the host not a batch."""
     state = program.abstract
@@ -185,7 +200,7 @@ def check_memory(program: Program, config: RunConfig) -> None:
 
 
 def _run(task: Task, program: Program, state: TrainState, batches: TrainBatches, stopping: EarlyStopping,
-         checkpoints: Checkpoints, recorder: Recorder, facts: Mapping[str, Any]) -> TrainResult:
+         checkpoints: Checkpoints, recorder: Recorder, profile: Profile, facts: Mapping[str, Any]) -> TrainResult:
     """The steps that are left; ``facts`` are what `record_run` recorded."""
     pace = task.pace
     metrics: dict[str, float] = {}
@@ -195,9 +210,11 @@ def _run(task: Task, program: Program, state: TrainState, batches: TrainBatches,
         for step in range(int(state.step) + 1, pace.steps + 1):
             if stopping.over:
                 break
-            state, values = program.step(state, _to_devices(next(batches), program))  # returns at once
+            with profile.step(step):
+                state, values = program.step(state, _to_devices(next(batches), program))  # returns at once
             if running is not None:
                 metrics = recorder.train(*running)  # the step before, while the devices are at this one
+                profile.done(running[0])
             else:
                 recorder.restart_clock()  # compilation does not count
             running = step, values
@@ -209,6 +226,7 @@ def _run(task: Task, program: Program, state: TrainState, batches: TrainBatches,
             if not (evaluating or saving):
                 continue
             metrics, running = recorder.train(step, values), None
+            profile.done(step)
             loss = None
             if evaluating:
                 valid = evaluate(task, program, state.params)

@@ -114,7 +114,8 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
         return 1.0 if learner.weighed is None else jnp.sum(rows[learner.weighed])
 
     def step(state: TrainState, batch: Rows) -> tuple[TrainState, Metrics]:
-        gradient = jax.grad(learner.train_loss, has_aux=True)
+        # With `jax.jit` the loss is traced once, not once more for the shapes of its results; inline leaves the rest.
+        gradient = jax.jit(jax.grad(learner.train_loss, has_aux=True), inline=True)
         with on_one_gpu(mesh):
             grads, metrics = _mean_over_parts(gradient, weight, mesh, state.params, batch, step_key(state),
                                               learner.parts(batch))
