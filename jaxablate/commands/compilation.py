@@ -92,9 +92,10 @@ class CompiledPrograms:
 
     def put(self, key: str, value: bytes) -> None:
         """Keeps a program, if there is room."""
+        if not self._writable or len(value) > self._most_bytes:
+            return
         try:
-            room = shutil.disk_usage(self._path).free >= _OF_FREE * len(value)
-            if self._writable and room and len(value) <= self._most_bytes:
+            if shutil.disk_usage(self._path).free >= _OF_FREE * len(value):
                 self._make_room(len(value))
                 files.write(self._of(key), _digest(value) + value, otherwise=_ELSEWHERE)
         except (FileError, OSError) as error:
