@@ -132,8 +132,8 @@ def main(options: Options) -> None:
 
 def _train_missing(options: Options, record: dict[str, Any]) -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_allow_excess_precision=false".strip()
-    for name in options.rows or ROWS:
-        for model in MODELS:
+    for model in MODELS:
+        for name in options.rows or ROWS:
             runs = record["losses"].setdefault(name, {}).setdefault(model, {})
             seeds = [str(seed) for seed in options.seeds if str(seed) not in runs]
             if seeds:
