@@ -149,7 +149,7 @@ def opened_by_tokenizers(tokenizer, folder):
     import tokenizers
 
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    assert config["eos_token"] == config["bos_token"] == "<|endoftext|>"
+    assert config["eos_token"] == config["bos_token"] == config["unk_token"] == "<|endoftext|>"
     theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert theirs.get_vocab_size() == tokenizer.vocab_size
     assert theirs.token_to_id("<|endoftext|>") == tokenizer.eot_id
@@ -196,9 +196,9 @@ def test_the_library_tokenizers_opens_the_corpuss_words(tmp_path):
     for text in ("", *(story(0, i).text for i in range(50))):
         assert theirs.encode(text).ids == ours.encode(text)
         assert theirs.decode(ours.encode(text)) == text
-    for unknown in ("Then, Zebulon", "Then; Rob", "Then  Rob"):
-        with pytest.raises(Exception, match="Missing .UNK. token"):
-            theirs.encode(unknown)
+    for unknown, ids in (("Then, Zebulon", 3), ("Then; Rob", 3), ("a", 1)):
+        found = theirs.encode(unknown).ids  # refused here; programs try a tokenizer on texts of their own
+        assert len(found) == ids and found.count(ours.eot_id) == 1
 
 
 def test_merges_are_those_that_were_learned():

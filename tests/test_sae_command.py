@@ -331,6 +331,30 @@ def test_other_peoples_autoencoders_are_passed_over(stored, workdir):
     assert any(panel.title == "Passed over" for panel in record.panels)
 
 
+def test_autoencoders_go_with_the_exported_model(stored, tmp_path, capsys):
+    out = tmp_path / "model"
+    run_command("export", "--workdir", stored, out)
+    said = capsys.readouterr().out
+    for folder in autoencoder_folders(stored):
+        settings = json.loads((folder / "cfg.json").read_text())
+        control = settings["jaxablate"]["details"]["identity"]["control"] != "none"
+        assert (out / "autoencoders" / folder.name).exists() != control
+        assert (f"the autoencoder {folder.name} is left out: " in said) == control
+    first, *_ = autoencoder_folders(out)
+    settings = json.loads((first / "cfg.json").read_text())
+    assert settings["model_name"] == str(out) and settings["hook_name"] == "blocks.0.hook_mlp_out"
+    assert (out / "model.safetensors").exists() and (out / "tokenizer.json").exists()
+
+
+def test_an_export_that_fails_leaves_nothing(stored, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise FileError("disk full while writing cfg.json")
+
+    monkeypatch.setattr("jaxablate.commands.export.export", full)
+    assert "disk full" in error_of(capsys, "export", "--workdir", stored, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
 def test_too_few_tokens(stored, capsys):
     line = error_of(capsys, "score", "--workdir", stored, "--suites", "sae", "--max-batches", 2)
     assert "512 tokens were read; dead latents and densities need at least 10,000" in line

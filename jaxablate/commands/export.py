@@ -1,6 +1,7 @@
 """``jaxablate export``: a language model's clean stream as a folder that transformers opens."""
 
 import dataclasses
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from jaxablate.commands import base
 from jaxablate.data.ids import bos_id
 from jaxablate.errors import ConfigError
+from jaxablate.features.files import FOLDER, export
 from jaxablate.interop.huggingface import OURS, to_huggingface
 from jaxablate.runs.run import Run, require_language_model
 from jaxablate.runs.workdir import read_run
@@ -18,7 +20,7 @@ from jaxablate.runs.workdir import read_run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportSettings(base.RunSettings):
-    """Write a checkpoint of a language model as a Hugging Face folder, tokenizer and all."""
+    """Write a checkpoint of a language model as a Hugging Face folder, with its tokenizer and autoencoders."""
 
     out: Annotated[Path, tyro.conf.Positional]
     """The folder, which must not be there yet."""
@@ -31,9 +33,16 @@ class ExportSettings(base.RunSettings):
         run: Run = self.open()
         family = to_huggingface(config.model, run.params, self.out, tokenizer=self.workdir / "tokenizer",
                                 settings=special_tokens(run))
+        try:
+            written, left_out = export(self.workdir, self.out / FOLDER, config.model, run.params, str(self.out))
+        except BaseException:
+            shutil.rmtree(self.out, ignore_errors=True)
+            raise
         more = f"; score heads and gates are in {self.out / OURS}" if config.model.gated else ""
         base.say(console, f"the clean stream of step {run.step:,} as a model of the family {family}{more}")
-        base.say_paths(console, (self.out,))
+        for name, why in left_out:
+            base.say(console, f"the autoencoder {name} is left out: {why}")
+        base.say_paths(console, (self.out, *written))
 
 
 parse = partial(base.parse, ExportSettings)

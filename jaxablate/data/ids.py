@@ -91,6 +91,7 @@ def write_for_others(folder: str | os.PathLike[str], same: "tokenizers.Tokenizer
     files.write(Path(folder) / TOKENIZERS_FILE, same.to_str())
     files.write_json(Path(folder) / TRANSFORMERS_FILE, {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT,
+        "unk_token": END_OF_TEXT,
         "clean_up_tokenization_spaces": False,
     })
 

@@ -50,10 +50,11 @@ class CorpusTokenizer(Tokenizer):
         return hashlib.sha256("\0".join(VOCABULARY).encode()).hexdigest()
 
     def for_tokenizers(self) -> "tokenizers.Tokenizer":
-        """The same tokenizer of the library `tokenizers`, which raises an exception of its own at an unknown word."""
+        """The same tokenizer of the library `tokenizers`, but that an unknown word is ``<|endoftext|>`` there: programs
+        try a tokenizer on texts of their own when they open a model."""
         import tokenizers
 
-        same = tokenizers.Tokenizer(tokenizers.models.WordLevel(dict(TOKEN_IDS)))
+        same = tokenizers.Tokenizer(tokenizers.models.WordLevel(dict(TOKEN_IDS), unk_token=END_OF_TEXT))
         same.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(TOKEN_PATTERN.pattern), "isolated")
         same.decoder = tokenizers.decoders.Fuse()
         return same
