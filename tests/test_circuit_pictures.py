@@ -46,6 +46,7 @@ CIRCUITS = {
     "large": panel(many(2000), 8),
     "never cut": panel([(name, math.inf) for name, _ in EDGES]),
     "wide": panel(many(300, Graph(3, 40)), 3), "no score": panel([(name, math.nan) for name, _ in EDGES]),
+    "shared keys": panel(many(200, Graph(4, 16, kv_heads=4))), "parallel": panel(many(80, Graph(4, 4, parallel=True))),
 }
 
 
@@ -77,6 +78,13 @@ def test_edges_keep_order_ports_signs_and_scores():
     assert levels(circuit.edges) == [4, 3, 2, 3, 1, 0]
 
 
+def test_keys_that_heads_share_are_a_node_of_their_own():
+    circuit = panel([("A0.3->A1.12-15.K", 1.0), ("A1.13->Resid End", 1.0), ("MLP 0->A1.13.Q", 1.0)])
+    boxes = {box.node.name: box for box in place(circuit).boxes}
+    assert boxes["A1.12-15"].ports == ("K",) and boxes["A1.13"].ports == ("Q",)
+    assert boxes["A1.12-15"].width > boxes["A1.13"].width
+
+
 def test_scores_that_are_not_finite():
     edges = panel([("A2.0->Resid End", math.inf), ("MLP 3->Resid End", 0.03), ("MLP 2->Resid End", -math.inf),
                    ("MLP 1->Resid End", math.nan)]).edges
@@ -87,7 +95,8 @@ def test_scores_that_are_not_finite():
 
 
 @pytest.mark.parametrize("name", ["A0.1", "A0.1->A2.0", "A0.1.Q->A2.0.Q", "MLP 1->MLP 2.Q", "MLP 9->Resid End",
-                                  "x->Resid End", "Resid End->MLP 1", "MLP 2->MLP 1", "A1.0->A1.1.Q"])
+                                  "x->Resid End", "Resid End->MLP 1", "MLP 2->MLP 1", "A1.0->A1.1.Q", "A0.0-1->MLP 1",
+                                  "A0.0->A1.0-1.Q"])
 def test_names_of_no_edge_are_refused(name):
     with pytest.raises(ValueError, match="edge|block 9"):
         panel([(name, 1.0)])

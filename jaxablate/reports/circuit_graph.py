@@ -34,11 +34,11 @@ _LEGEND = 40
 _SWEEPS = 6
 _INFINITE_SHARE = 0.75
 """Weight of the strongest finite score where there are infinite ones."""
-_NAME = re.compile(r"(?:(?P<start>Resid Start)|(?P<end>Resid End)|MLP (?P<mlp>\d+)|A(?P<block>\d+)\.(?P<head>\d+))"
-                   r"(?:\.(?P<port>[QKV]))?")
+_NAME = re.compile(r"(?:(?P<start>Resid Start)|(?P<end>Resid End)|MLP (?P<mlp>\d+)|"
+                   r"A(?P<block>\d+)\.(?P<head>\d+)(?:-(?P<last>\d+))?)(?:\.(?P<port>[QKV]))?")
 
-Key = tuple[int, int]
-"""A node: its layer, and its head in it."""
+Key = tuple[int, int, int]
+"""A node: its layer, and its head in it, or the first and the last of the heads that share keys and values."""
 Points = tuple[tuple[float, float], ...]
 """Start, two control points and end of a cubic Bezier curve."""
 
@@ -98,12 +98,18 @@ class Drawing:
     bands: tuple[Band, ...]
 
 
+def _size(node: CircuitNode) -> tuple[float, float]:
+    """Width and height of a node; names of heads that share keys and values are long."""
+    width, height = NODE[node.kind]
+    return (max(width, 6.0 * len(node.name)) if node.kind == "head" else width), height
+
+
 def circuit_panel(edges: Sequence[tuple[str, float]], *, n_layers: int, title: str, caption: str, score_label: str,
                   most: int = MOST_EDGES) -> CircuitGraph:
     """The panel of a circuit. The same edges give the same panel.
 
     It has the nodes that an edge touches, from the bottom to the top of the model and, in each row, from left to right,
-    ordered so that few edges cross.
+    ordered so that few edges cross. Keys and values that heads share are a node of their own, ``A1.4-7``.
 
     Args:
       edges: pairs (name, score) of the kept edges, as ``Circuit.scored_edges`` gives them: names as
@@ -162,7 +168,8 @@ def place(panel: CircuitGraph, width: float = WIDTH) -> Drawing:
     """
     heads = [node.layer for node in panel.nodes if node.kind == "head"]
     widest_row = max(map(heads.count, heads), default=1)
-    side = max((width - _LEFT - _EDGE - _LANE) / 2, 40.0 * math.ceil(widest_row / 2))
+    step = 4.0 + max((_size(node)[0] for node in panel.nodes if node.kind == "head"), default=0.0)
+    side = max((width - _LEFT - _EDGE - _LANE) / 2, step * math.ceil(widest_row / 2))
     width = max(width, 2 * side + _LANE + _LEFT + _EDGE)
     heights, bands, height = _rows(panel, room=min(1.6, max(1.0, (len(panel.edges) / 150) ** 0.3)))
     middle = _LEFT + _LANE / 2 + side
@@ -171,7 +178,7 @@ def place(panel: CircuitGraph, width: float = WIDTH) -> Drawing:
         ports.setdefault(e.destination, set()).add(e.port)
     boxes = tuple(
         Box(node, round(middle + (math.copysign(_LANE / 2, node.x) + node.x * side if node.kind == "head" else 0), 1),
-            heights[node.layer], *NODE[node.kind], tuple(p for p in ("Q", "K", "V") if p in ports.get(i, ())))
+            heights[node.layer], *_size(node), tuple(p for p in ("Q", "K", "V") if p in ports.get(i, ())))
         for i, node in enumerate(panel.nodes))
     order = sorted(range(len(panel.edges)), key=lambda i: panel.edges[i].weight)
     # The more there is to draw, the thinner and the more translucent.
@@ -192,7 +199,8 @@ def _ends(name: str, n_layers: int) -> tuple[Key, Key, Port]:
     """Nodes and port of an edge ``source->destination``."""
     source, arrow, destination = name.partition("->")
     first, second = _NAME.fullmatch(source), _NAME.fullmatch(destination)
-    if not arrow or first is None or second is None or first["port"] or bool(second["port"]) != bool(second["block"]):
+    if (not arrow or first is None or second is None or first["port"] or first["last"]
+            or bool(second["port"]) != bool(second["block"]) or (second["last"] and second["port"] == "Q")):
         raise ValueError(f"{name!r} is no edge of a graph; edges are called, for example, 'A0.1->A1.2.Q'")
     ends = _key(first, n_layers), _key(second, n_layers)
     if ends[0][0] >= ends[1][0]:
@@ -202,21 +210,22 @@ def _ends(name: str, n_layers: int) -> tuple[Key, Key, Port]:
 
 def _key(name: re.Match[str], n_layers: int) -> Key:
     if name["start"] or name["end"]:
-        return (-1, 0) if name["start"] else (2 * n_layers, 0)
+        return (-1, 0, 0) if name["start"] else (2 * n_layers, 0, 0)
     block = int(name["mlp"] or name["block"])
     if block >= n_layers:
         raise ValueError(f"{name[0]!r} is of block {block}, but the model has {n_layers}")
-    return (2 * block + 1, 0) if name["mlp"] else (2 * block, int(name["head"]))
+    return (2 * block + 1, 0, 0) if name["mlp"] else (2 * block, int(name["head"]), int(name["last"] or name["head"]))
 
 
 def _node(key: Key, n_layers: int, x: float) -> CircuitNode:
-    layer, head = key
+    layer, head, last = key
     if layer in (-1, 2 * n_layers):
         name, kind = ("Resid Start", "start") if layer < 0 else ("Resid End", "end")
         return CircuitNode(name=name, kind=kind, layer=layer, x=0.0)
     if layer % 2:
         return CircuitNode(name=f"MLP {layer // 2}", kind="mlp", layer=layer, x=0.0)
-    return CircuitNode(name=f"A{layer // 2}.{head}", kind="head", layer=layer, x=x)
+    name = f"A{layer // 2}.{head}" if head == last else f"A{layer // 2}.{head}-{last}"
+    return CircuitNode(name=name, kind="head", layer=layer, x=x)
 
 
 def _weights(scores: Sequence[float]) -> list[float]:
