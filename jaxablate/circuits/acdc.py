@@ -451,6 +451,7 @@ def search_digest(problem: Problem, taus: Sequence[float], order: np.ndarray) ->
     model = problem.config
     about = dataclasses.asdict(model) if isinstance(model, ModelConfig) else repr(model)  # of somebody's own decoder
     settings = [about, list(taus), [problem.stream, problem.ablation], problem.pairs.digest()]
+    settings += ["split"] if problem.split else []  # files of earlier versions go on
     digest = hashlib.sha256(json.dumps(settings, default=str).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(problem.params):
         digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())

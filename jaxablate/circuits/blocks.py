@@ -22,10 +22,11 @@ import numpy as np
 from jaxablate.circuits.graph import Graph
 from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError
-from jaxablate.models.decoder import SelfAblatingTransformer
-from jaxablate.models.layers import activated
+from jaxablate.models.decoder import SelfAblatingTransformer, output_matrix
+from jaxablate.models.layers import activated, normalised
 from jaxablate.ops.attention import masked_attention, visible_keys
-from jaxablate.ops.normalization import layer_norm
+from jaxablate.ops.cap import capped
+from jaxablate.ops.rotary import rotate
 from jaxablate.types import Params
 
 P = ParamSpec("P")
@@ -181,28 +182,35 @@ class Decoder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SelfAblatingDecoder(Decoder):
-    """The `Decoder` of `jaxablate.models.decoder.SelfAblatingTransformer`: pre-norm blocks with learned positions."""
+    """The `Decoder` of `jaxablate.models.decoder.SelfAblatingTransformer`, whatever family its config is of."""
 
     config: ModelConfig
+    split: bool = False
+    """Each query head has keys and values of its own, also where the model's heads share them (`Graph.split`)."""
 
     @property
     def graph(self) -> Graph:
-        return Graph.of(self.config)
+        graph = Graph.of(self.config)
+        return graph.split if self.split else graph
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         return self.config.d_model, self.config.mlp_width, self.config.head_width
 
     def in_type(self, dtype: str) -> "SelfAblatingDecoder":
-        return SelfAblatingDecoder(dataclasses.replace(self.config, compute_dtype=dtype, param_dtype=dtype))
+        config = dataclasses.replace(self.config, compute_dtype=dtype, param_dtype=dtype)
+        return dataclasses.replace(self, config=config)
 
     def embed(self, params: Params, inputs: Inputs) -> jax.Array:
-        places = params["pos_embed"]["embedding"][inputs.positions] * inputs.valid[..., None]
-        return params["embed"]["embedding"][inputs.tokens] + places
+        x = params["embed"]["embedding"][inputs.tokens]
+        if self.config.scale_embedding:
+            x = x * jnp.asarray(self.config.d_model**0.5, x.dtype)
+        if self.config.positions == "rotary":
+            return x
+        return x + params["pos_embed"]["embedding"][inputs.positions] * inputs.valid[..., None]
 
     def block(self, params: Params, index: int) -> Params:
-        block = params[f"layer_{index}"]  # without its score heads
-        return {name: block[name] for name in ("ln_1", "ln_2", "attention", "mlp")}
+        return {name: part for name, part in params[f"layer_{index}"].items() if name in _OF_A_BLOCK}
 
     def visible(self, valid: jax.Array, index: int) -> jax.Array:
         return visible_keys(valid, self.config.layer_window(index))
@@ -212,40 +220,63 @@ class SelfAblatingDecoder(Decoder):
 
     def project(self, weights: Params, port: int, normed: jax.Array, positions: jax.Array,
                 head: int | jax.Array | None = None) -> jax.Array:
-        del positions  # they are in the embedding
-        kernel = weights["attention"][("query", "key", "value")[port]]["kernel"]
+        c, own = self.config, weights["attention"][("query", "key", "value")[port]]
+        times = c.n_heads // c.key_heads if port and self.split else 1
+        kernel, bias = own["kernel"], own.get("bias")
         if head is not None:
-            return normed @ kernel[:, head]
-        if normed.shape[0] == 1:
-            return jnp.einsum("...d,dnh->n...h", normed[0], kernel)
-        return jnp.einsum("n...d,dnh->n...h", normed, kernel)
+            out = normed @ kernel[:, head // times]
+            out = out if bias is None else out + bias[head // times]
+        else:
+            kernel = jnp.repeat(kernel, times, axis=1) if times > 1 else kernel
+            out = (jnp.einsum("...d,dnh->n...h", normed[0], kernel) if normed.shape[0] == 1
+                   else jnp.einsum("n...d,dnh->n...h", normed, kernel))
+            if bias is not None:
+                out = out + _spread_axes(jnp.repeat(bias, times, axis=0), out.ndim)
+        if not c.rotary_width or port == 2:
+            return out
+        return rotate(out, positions, width=c.rotary_width, theta=c.rotary_theta)
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
-        return masked_attention(q, k, v, visible, scale=self.config.attention_scale)
+        return masked_attention(q, k, v, visible, scale=self.config.attention_scale, cap=self.config.attention_cap)
 
     def write(self, weights: Params, channels: jax.Array, head: int | jax.Array | None = None) -> jax.Array:
         kernel = weights["attention"]["out"]["kernel"]
         return jnp.einsum("n...h,nhd->n...d", channels, kernel) if head is None else channels @ kernel[head]
 
     def bias(self, weights: Params) -> jax.Array:
-        return weights["attention"]["out"]["bias"]
+        out = weights["attention"]["out"]
+        return out["bias"] if "bias" in out else jnp.zeros(self.config.d_model, out["kernel"].dtype)
 
     def combine(self, weights: Params, channels: jax.Array) -> jax.Array:
         return jnp.einsum("n...h,nhd->...d", channels, weights["attention"]["out"]["kernel"]) + self.bias(weights)
 
+    @property
+    def post_norms(self) -> bool:
+        return self.config.post_norms
+
+    def post_norm(self, weights: Params, total: jax.Array) -> jax.Array:
+        return self._norm(weights["ln_1_post"], total) if self.post_norms else total
+
     def neurons(self, weights: Params, x: jax.Array) -> jax.Array:
-        up = weights["mlp"]["up"]
-        return activated("gelu_tanh", self._norm(weights["ln_2"], x) @ up["kernel"] + up["bias"])
+        mlp, normed = weights["mlp"], self._norm(weights["ln_2"], x)
+        up = _linear(mlp["up"], normed)
+        if self.config.mlp == "gated":
+            return activated(self.config.activation, _linear(mlp["gate"], normed), up)
+        return activated(self.config.activation, up)
 
     def write_neurons(self, weights: Params, neurons: jax.Array) -> jax.Array:
-        down = weights["mlp"]["down"]
-        return neurons @ down["kernel"] + down["bias"]
+        out = _linear(weights["mlp"]["down"], neurons)
+        return self._norm(weights["ln_2_post"], out) if self.post_norms else out
 
     def final_norm(self, params: Params, x: jax.Array) -> jax.Array:
         return self._norm(params["ln_f"], x)
 
     def unembedding(self, params: Params) -> jax.Array:
-        return params["embed"]["embedding"]
+        return output_matrix(self.config, params)
+
+    @property
+    def logit_cap(self) -> float | None:
+        return self.config.logit_cap
 
     def last_gates(self, params: Params, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         if not self.config.gated:
@@ -253,7 +284,17 @@ class SelfAblatingDecoder(Decoder):
         return _last_gates(self, params, inputs)
 
     def _norm(self, weights: Params, x: jax.Array) -> jax.Array:
-        return layer_norm(x, weights["scale"], weights["bias"], self.config.layer_norm_eps)
+        return normalised(self.config.norm, weights, x, self.config.layer_norm_eps)
+
+
+_OF_A_BLOCK = ("ln_1", "ln_2", "ln_1_post", "ln_2_post", "attention", "mlp")
+"""Parameters of a block that its clean stream has, in any family: all but its score heads."""
+
+
+def _linear(weights: Params, x: jax.Array) -> jax.Array:
+    """A product with a kernel, and a bias where there is one."""
+    out = x @ weights["kernel"]
+    return out + weights["bias"] if "bias" in weights else out
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -269,9 +310,9 @@ def _last_gates(decoder: SelfAblatingDecoder, params: Params, inputs: Inputs) ->
     return attention.reshape(*attention.shape[:2], config.n_heads, config.head_width), neuron
 
 
-def decoder_for(config: ModelConfig) -> Decoder:
-    """The decoder of a config, in float32: the one place that chooses by family of models."""
-    return SelfAblatingDecoder(config).in_type("float32")
+def decoder_for(config: ModelConfig, split: bool = False) -> Decoder:
+    """The decoder of a config, in float32; ``split`` as in `SelfAblatingDecoder`."""
+    return SelfAblatingDecoder(config, split).in_type("float32")
 
 
 @flax.struct.dataclass
@@ -389,8 +430,3 @@ def _spread_axes(gate: jax.Array, ndim: int) -> jax.Array:
 def logits(decoder: Decoder, params: Params, final: jax.Array) -> jax.Array:
     """Logits [..., V] from the stream [..., D] after the final norm."""
     return capped(final @ decoder.unembedding(params).T, decoder.logit_cap)
-
-
-def capped(x: jax.Array, cap: float | None) -> jax.Array:
-    """cap * tanh(x / cap); x itself without a cap."""
-    return x if cap is None else cap * jnp.tanh(x / cap)

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxablate.circuits.blocks import capped, exact, take_rows
+from jaxablate.circuits.blocks import exact, take_rows
 from jaxablate.circuits.prompts import NO_ANSWER, PromptPairs
+from jaxablate.ops.cap import capped
 from jaxablate.ops.varying import match_varying
 
 Metric = Literal["logit_difference", "kl"]

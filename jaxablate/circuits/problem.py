@@ -94,6 +94,9 @@ class Problem:
     """Prompts computed at once."""
     mesh: Mesh | None = None
     """Its devices share the prompts that are computed at once, where they divide them, and have all weights."""
+    split: bool = False
+    """Keys and values of each query head are destinations of their own where the model's heads share them, as in EAP-IG
+    and MIB; by default what is shared is one destination."""
 
     def __post_init__(self):
         for name, choices in (("stream", STREAMS), ("ablation", ABLATIONS), ("metric", METRICS)):
@@ -104,6 +107,8 @@ class Problem:
                               "at once")
         config = self.config
         if not isinstance(config, ModelConfig):
+            if self.split:
+                raise ConfigError(f"split=True is for a ModelConfig; {type(config).__name__} chooses its own graph")
             object.__setattr__(self, "params", self._placed(in_type(self.params, np.float32)))
             object.__setattr__(self, "config", checked_decoder(config, self.params, self.pairs, self.stream))
             return
@@ -134,7 +139,7 @@ class Problem:
     @functools.cached_property
     def decoder(self) -> Decoder:
         """The model's steps."""
-        return decoder_for(self.config) if isinstance(self.config, ModelConfig) else self.config
+        return decoder_for(self.config, self.split) if isinstance(self.config, ModelConfig) else self.config
 
     @functools.cached_property
     def graph(self) -> Graph:
@@ -231,7 +236,7 @@ class Problem:
 def problem(
     model: Any, params: Any = None, prompts: PromptPairs | Sequence[PromptText] | int = 64, *, task: str = "ioi",
     seed: int = 0, stream: Stream = "clean", ablation: Ablation = "resample", metric: Metric = "logit_difference",
-    batch_size: int = 64, mesh: Mesh | None = None,
+    batch_size: int = 64, split: bool = False, mesh: Mesh | None = None,
 ) -> Problem:
     """A problem from a config, parameters and prompts, or from an opened run.
 
@@ -249,13 +254,15 @@ def problem(
       ablation: what patched edges carry.
       metric: what is measured.
       batch_size: prompts computed at once.
+      split: whether query heads that share keys and values have destinations of their own for them.
       mesh: its devices share them; by default a run's problem is shared by all accelerators of this machine.
 
     Raises:
       ConfigError: the arguments are not of these kinds, the run has no such task, or as `Problem`.
       DataError: the model or its tokenizer cannot take the prompts.
     """
-    options = {"stream": stream, "ablation": ablation, "metric": metric, "batch_size": batch_size, "mesh": mesh}
+    options = {"stream": stream, "ablation": ablation, "metric": metric, "batch_size": batch_size, "split": split,
+               "mesh": mesh}
     if isinstance(model, ModelConfig) or _is_decoder(model):
         if not isinstance(prompts, PromptPairs) or not hasattr(params, "keys"):
             raise ConfigError(f"a problem takes parameters (a mapping) and PromptPairs after the model, not "

@@ -77,6 +77,9 @@ class CircuitSettings(base.RunSettings):
     """Seed of a random order in which acdc visits the edges of each layer; the canonical order by default."""
     batch_size: int = 64
     """Prompts computed at once."""
+    split: bool = False
+    """Edges of their own into keys and values of each query head, also where the model's heads share them, as in
+    EAP-IG and MIB."""
     out: Path | None = None
     """Folder of the files; by default circuits/STREAM-METHOD-... in the working directory."""
 
@@ -127,6 +130,7 @@ class CircuitSettings(base.RunSettings):
         for name in ("prompts", "seed", "checkpoint", "order_seed"):
             if getattr(self, name) != defaults[name]:
                 parts.append(f"{name.replace('_', '-')}-{getattr(self, name)}")
+        parts += ["split"] if self.split else []
         return self.workdir / "circuits" / "-".join(parts)
 
     def _method_parts(self) -> list[str]:
@@ -178,10 +182,11 @@ def circuit(settings: CircuitSettings, say: Callable[[str], None] = lambda line:
     """
     config = require_language_model(settings.workdir, "circuits are found in")
     require_stream(settings.workdir, config, settings.stream)
-    count = edge_count(settings, Graph.of(config.model))
-    run = settings.open()
+    graph = Graph.of(config.model)
+    graph = graph.split if settings.split else graph
+    count, run = edge_count(settings, graph), settings.open()
     task, folder = make_problem(settings, run, config.model.context_length), settings.folder()
-    stored = None if settings.load is None else load_any(settings.load, config, run.digest)
+    stored = None if settings.load is None else load_any(settings.load, config, run.digest, graph)
     conditions = {"stream": settings.stream, "ablation": settings.ablation, "task": task.pairs.name,
                   "prompts": len(task.pairs), "prompts_digest": task.pairs.digest(), "seed": settings.seed,
                   "step": run.step}
@@ -210,20 +215,19 @@ def circuit(settings: CircuitSettings, say: Callable[[str], None] = lambda line:
 def make_problem(settings: CircuitSettings, run: Run, context_length: int) -> Problem:
     """The task that the settings ask for, on a run's model."""
     options: dict[str, Any] = {"stream": settings.stream, "ablation": settings.ablation,
-                               "batch_size": settings.batch_size}
+                               "batch_size": settings.batch_size, "split": settings.split}
     if settings.prompt_file is None:
         return problem(run, task="ioi", prompts=settings.prompts, seed=settings.seed, **options)
     pairs = load_task(settings.prompt_file, run.tokenizer, context_length=context_length)
     return problem(run, pairs.take(range(min(settings.prompts, len(pairs)))), **options)
 
 
-def load_any(path: Path, config: Config, params_digest: str) -> Circuit:
-    """A stored circuit, ours or MIB's, of this model.
+def load_any(path: Path, config: Config, params_digest: str, graph: Graph) -> Circuit:
+    """A stored circuit, ours or MIB's, of this model and of a graph of it.
 
     Raises:
       DataError: it is damaged, or of another model.
     """
-    graph = Graph.of(config.model)
     if not is_mib(path):  # the reader of our own files says what is wrong with others
         return load_circuit(path, graph=graph, params_digest=params_digest)
     stored = load_mib(path, graph=graph)
