@@ -216,7 +216,7 @@ def test_edges_of_shared_keys_and_of_parallel_blocks():
         Graph(2, 4, kv_heads=3)
     edges = np.arange(shared.n_edges)
     for block in range(2):
-        ports = np.asarray(shared.by_port(block, jnp.asarray(edges)))
+        ports = shared.by_port(block, jnp.asarray(edges))
         first = shared.destination(f"A{block}.0.Q").offset
         assert ports.shape == (8, shared.head(block, 0)) and ports[5, 0] == shared.edge(f"Resid Start->A{block}.2-3.K")
         np.testing.assert_array_equal(shared.by_edge(ports), first + np.arange(ports.size))

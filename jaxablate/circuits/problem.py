@@ -261,8 +261,8 @@ def problem(
       ConfigError: the arguments are not of these kinds, the run has no such task, or as `Problem`.
       DataError: the model or its tokenizer cannot take the prompts.
     """
-    options = {"stream": stream, "ablation": ablation, "metric": metric, "batch_size": batch_size, "split": split,
-               "mesh": mesh}
+    options: dict[str, Any] = {"stream": stream, "ablation": ablation, "metric": metric, "batch_size": batch_size,
+                               "split": split, "mesh": mesh}
     if isinstance(model, ModelConfig) or _is_decoder(model):
         if not isinstance(prompts, PromptPairs) or not hasattr(params, "keys"):
             raise ConfigError(f"a problem takes parameters (a mapping) and PromptPairs after the model, not "
@@ -285,7 +285,7 @@ def problem(
 
 
 def _of_run(run: Any, pairs: PromptPairs, options: dict[str, Any]) -> Problem:
-    mesh = options["mesh"] or data_mesh(min(options["batch_size"], len(pairs)))
+    mesh: Any = options["mesh"] or data_mesh(min(options["batch_size"], len(pairs)))
     return Problem(config=run.config.model, params=run.params, pairs=pairs, **options | {"mesh": mesh})
 
 
