@@ -129,6 +129,24 @@ def test_every_site_has_a_hook_name():
     assert hook_name(find_site(MODEL, "ablated.layer_0.head_out")) == "ablated.blocks.0.attn.hook_z"
 
 
+@pytest.mark.parametrize("theirs", [False, True])
+def test_float64_stays_where_jax_has_it_and_is_told_where_not(tmp_path, theirs):
+    sae = made(dtype="float64")
+    names = "W_enc", "b_enc", "W_dec", "b_dec"
+    weights = {name: np.asarray(getattr(sae, name), np.float64) + 1e-12 for name in names}
+    save(tmp_path, dataclasses.replace(sae, **weights), "mine")
+    if theirs:
+        settings = json.loads((tmp_path / "cfg.json").read_text())
+        (tmp_path / "cfg.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "jaxablate"}))
+    with jax.enable_x64(True):
+        found = load(tmp_path).sae
+        assert found.config.dtype == found.W_enc.dtype == "float64"
+        np.testing.assert_array_equal(found.W_enc, weights["W_enc"])
+    with pytest.warns(UserWarning, match="is of float64 and becomes float32; jax_enable_x64 keeps it as it is"):
+        found = load(tmp_path).sae
+    assert found.config.dtype == found.W_enc.dtype == "float32"
+
+
 def test_autoencoders_go_with_an_exported_model(tmp_path):
     """Those of its own sites, under the hooks and the name by which SAELens finds the model."""
     inside = tmp_path / "run" / "autoencoders"

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,7 +131,8 @@ def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, param
     """Reads an autoencoder that this package or SAELens wrote (`jaxablate.features.saelens` says of what kinds).
 
     It is checked against ``model`` and ``params`` of the decoder it is to be used with, where these are given: its
-    site and width, and the fingerprint where one was saved.
+    site and width, and the fingerprint where one was saved. Warns where it is of float64 and JAX has no such type
+    (``jax_enable_x64``); it is of float32 then.
 
     Raises:
       DataError: files that are missing, damaged or of a kind this cannot read, or weights that are not finite.
@@ -143,6 +145,9 @@ def load(folder: str | os.PathLike[str], model: ModelConfig | None = None, param
     name = own.get("site") or saelens.site_name(settings)
     density, moments = _density(folder, config), _moments(folder, config)
     _check_unchanged(folder, own.get("crc") or {})
+    if config.dtype == "float64" and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+        warnings.warn(f"{folder} is of float64 and becomes float32; jax_enable_x64 keeps it as it is", stacklevel=2)
+        config = dataclasses.replace(config, dtype="float32")
     arrays = {"threshold": jnp.zeros(config.d_sae, config.dtype)}
     arrays |= {weight: jnp.asarray(array, config.dtype) for weight, array in weights.items()}
     sae = SparseAutoencoder(**arrays, config=config)
