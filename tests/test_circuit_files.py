@@ -446,7 +446,8 @@ def of_family(name, **fields):
 
 
 TASKS = {
-    "toy": lambda: problem(), "divergence": lambda: problem(metric="kl"), "parallel": lambda: of_family("gpt_neox", rotary_fraction=0.5),
+    "toy": lambda: problem(), "divergence": lambda: problem(metric="kl"),
+    "parallel": lambda: of_family("gpt_neox", rotary_fraction=0.5),
     "shared keys": lambda: of_family("llama", kv_heads=2),
 }
 
