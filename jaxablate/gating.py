@@ -37,10 +37,10 @@ from jaxtyping import Array, Float, Shaped
 
 from jaxablate.config import GatedModelConfig, UnitKind
 from jaxablate.config.checks import require
-from jaxablate.errors import ConfigError
 from jaxablate.ops import triton
 from jaxablate.ops.masks import nonzero_sum
 from jaxablate.ops.order_statistics import Thresholds, checked_k, thresholds, winners
+from jaxablate.ops.reverse_mode import reverse_mode_only
 from jaxablate.ops.varying import match_varying
 from jaxablate.registry import Registry
 from jaxablate.types import at_least_float32
@@ -171,13 +171,8 @@ def _differentiable(
         require(isinstance(value, Tracer) or bool(value > 0), f"{name}={value} must be positive")
     require(surrogate in ("sigmoid", "softmax"), f"surrogate={surrogate!r} must be 'sigmoid' or 'softmax'")
     x, width = match_varying((x, _Width(jnp.asarray(temperature, x.dtype), jnp.asarray(eps, x.dtype))))
-    try:
+    with reverse_mode_only("gates"):
         return gate(x, k, width, surrogate)
-    except TypeError as error:
-        if "forward-mode" not in str(error):
-            raise
-        raise ConfigError("gates have no forward-mode derivative (jax.jvp, jax.jacfwd, jax.linearize); take a "
-                          "reverse-mode one (jax.grad, jax.vjp, jax.jacrev)") from error
 
 
 class _Width(NamedTuple):

@@ -168,7 +168,8 @@ class SparseAutoencoder:
           ConfigError: there are more or fewer latents than the autoencoder has, or x is needed and missing.
         """
         _check_last_axis(latents, self.config.d_sae, "latents")
-        y = latents @ self.W_dec + self.b_dec
+        y = latents @ self.W_dec
+        y = y + _row(self.b_dec, y)
         if self.config.normalize == "none":
             return y
         if x is None:
@@ -181,7 +182,8 @@ class SparseAutoencoder:
         """h of the module's docstring."""
         _check_last_axis(x, self.config.d_in, "activations")
         x = _normalized(x, self.config.normalize)[0]
-        return (x - self.b_dec if self.config.center else x) @ self.W_enc + self.b_enc
+        pre = (x - _row(self.b_dec, x) if self.config.center else x) @ self.W_enc
+        return pre + _row(self.b_enc, pre)
 
     def penalty_weights(self) -> Float[Array, " s"]:
         """How much the penalty weighs each latent: 1 with a unit decoder, its decoder vector's norm with a free one.
@@ -200,7 +202,7 @@ class SparseAutoencoder:
         A topk is the same function only if its decoder has one norm throughout, for ranks change otherwise.
         """
         size = norms(self.W_dec)
-        return dataclasses.replace(self, W_enc=self.W_enc * size, b_enc=self.b_enc * size,
+        return dataclasses.replace(self, W_enc=self.W_enc * size[None], b_enc=self.b_enc * size,
                                    W_dec=self.W_dec / size[:, None], threshold=self.threshold * size)
 
     def fold_scale(self, scale: Any) -> "SparseAutoencoder":
@@ -216,6 +218,11 @@ class SparseAutoencoder:
             raise ConfigError(f"normalize={self.config.normalize!r} takes every scale of the activations away; there "
                               "is none to fold")
         return dataclasses.replace(self, W_enc=self.W_enc * scale, W_dec=self.W_dec / scale, b_dec=self.b_dec / scale)
+
+
+def _row(vector: Any, like: Any) -> Any:
+    """A vector [S] with as many axes as ``like`` [..., S] has, as JAX's strict mode wants it; a number as it is."""
+    return jnp.reshape(vector, (1,) * (jnp.ndim(like) - 1) + jnp.shape(vector)) if jnp.ndim(vector) else vector
 
 
 def plain(config: AutoencoderConfig) -> dict[str, Any]:
@@ -306,7 +313,7 @@ def top_k(pre: Float[Array, "*n s"], k: int) -> Float[Array, "*n s"]:
 
 def _above(pre: jax.Array, threshold: jax.Array) -> jax.Array:
     """ReLU of entries above the threshold, 0 elsewhere; NaN stays NaN."""
-    return jnp.where(pre <= threshold, 0, jax.nn.relu(pre))
+    return jnp.where(pre <= _row(threshold, pre), 0, jax.nn.relu(pre))
 
 
 def batch_threshold(pre: Float[Array, "*n s"], count: int) -> Float[Array, ""]:

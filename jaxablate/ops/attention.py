@@ -20,6 +20,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 from jaxablate.config.checks import require
 from jaxablate.ops import triton
 from jaxablate.ops.cap import cap_slope, capped
+from jaxablate.ops.reverse_mode import reverse_mode_only
 from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
@@ -196,7 +197,8 @@ def _attention(q: Array, clean: Pair, own: Pair | None, options: _Options, scale
     if isinstance(scale, Tracer):
         wide = _wide(q)
         q, scale = (q.astype(wide) * scale.astype(wide)).astype(q.dtype), 1.0
-    return _heads_first(_attend(*match_varying((q, clean, own)), options._replace(scale=float(scale))))
+    with reverse_mode_only("attentions"):
+        return _heads_first(_attend(*match_varying((q, clean, own)), options._replace(scale=float(scale))))
 
 
 def _kept(arrays: Any) -> Any:

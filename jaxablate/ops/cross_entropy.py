@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 from jaxablate.config.checks import require
 from jaxablate.ops import masks
 from jaxablate.ops.cap import cap_slope, capped
+from jaxablate.ops.reverse_mode import reverse_mode_only
 from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
@@ -63,8 +64,9 @@ def linear_cross_entropy(
     count = masks.nonzero_sum(weights)
     if not streams:
         return ()
-    sums: Any = _weighted_losses(*match_varying((jnp.stack(streams), embedding, targets, weights)),
-                                 _Head(rows, cap), chunk)
+    with reverse_mode_only("cross-entropies"):
+        sums: Any = _weighted_losses(*match_varying((jnp.stack(streams), embedding, targets, weights)),
+                                     _Head(rows, cap), chunk)
     return tuple(sums[i] / count for i in range(len(streams)))
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxablate.config.checks import require
 from jaxablate.ops import triton
+from jaxablate.ops.reverse_mode import reverse_mode_only
 from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
 
@@ -39,7 +40,8 @@ def layer_norm(
     require(x.shape[-1:] == scale.shape == bias.shape,
             f"shapes are x {x.shape}, scale {scale.shape}, bias {bias.shape}; give [..., d], [d] and [d]")
     require(not isinstance(eps, Tracer), "eps is traced by JAX; give a number")
-    return _layer_norm(*match_varying((x, scale, bias)), float(eps))
+    with reverse_mode_only("layer norms"):
+        return _layer_norm(*match_varying((x, scale, bias)), float(eps))
 
 
 def rms_norm(
