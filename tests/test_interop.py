@@ -90,15 +90,26 @@ def test_safetensors_holds_the_tied_matrix_once(tmp_path, state_dict, absent):
     jax.tree.map(np.testing.assert_array_equal, params, parameters(config()))
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_torch_file(tmp_path, state_dict, wrapped):
+@pytest.mark.parametrize(("name", "wrapped"), [
+    ("model.pt", None), ("model.pth", "model_state_dict"), ("model.pt", "state_dict"), ("ckpt.pt", "model"),
+    ("pytorch_model.bin", None)])
+def test_torch_file(tmp_path, state_dict, name, wrapped):
     torch = pytest.importorskip("torch", reason="torch is an extra")
     tensors = {name: torch.tensor(array) for name, array in state_dict.items()}
-    torch.save({"model_state_dict": tensors, "step": 3} if wrapped else tensors, tmp_path / "model.pt")
-    _, params = transformer_from_reference(tmp_path / "model.pt", **HEADS)
+    torch.save(tensors if wrapped is None else {wrapped: tensors, "step": 3, "config": {"lr": 0.1}}, tmp_path / name)
+    _, params = transformer_from_reference(tmp_path / name, **HEADS)
     jax.tree.map(np.testing.assert_array_equal, params, parameters(config()))
     _, in_memory = transformer_from_reference(tensors, **HEADS)
     jax.tree.map(np.testing.assert_array_equal, in_memory, params)
+
+
+def test_mask_buffers_of_older_files_are_no_weights(tmp_path, state_dict):
+    buffers = {"transformer.h.0.attn.attention.bias": np.ones((1, 1, 5, 5), bool),
+               "transformer.h.0.attn.attention.masked_bias": np.array(-1e9, np.float32)}
+    safetensors.numpy.save_file(state_dict | buffers, tmp_path / "model.safetensors")
+    for source in (state_dict | buffers, tmp_path / "model.safetensors"):
+        _, params = transformer_from_reference(source, **HEADS)
+        jax.tree.map(np.testing.assert_array_equal, params, parameters(config()))
 
 
 def test_torch_half_precision_becomes_float32(state_dict):
@@ -148,9 +159,9 @@ def test_pickled_npz_is_refused(tmp_path):
 
 
 def test_unknown_or_missing_file_is_refused(tmp_path):
-    (tmp_path / "model.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"model\.bin .* ending in \.npz, \.safetensors, \.pt, \.pth"):
-        transformer_from_reference(tmp_path / "model.bin")
+    (tmp_path / "model.ckpt").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"model\.ckpt .* ending in \.npz, \.safetensors, \.pt, \.pth"):
+        transformer_from_reference(tmp_path / "model.ckpt")
     with pytest.raises(CheckpointError, match="does not exist"):
         transformer_from_reference(tmp_path / "absent.npz")
 

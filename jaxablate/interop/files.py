@@ -4,6 +4,7 @@ Nothing here runs code of a file: NumPy reads without pickles, PyTorch with `wei
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ Source = Mapping[str, Any] | str | os.PathLike[str]
 
 _SETTINGS = "config_json"
 _PREFIX = "param/"
+_WRAPPERS = ("model_state_dict", "state_dict", "model")
+"""Keys under which training scripts save a state dict, beside their optimiser's."""
 
 
-def read_arrays(source: Source) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_arrays(source: Source, *, without: re.Pattern[str] | None = None
+                ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read a state dict.
 
     Args:
@@ -28,7 +32,10 @@ def read_arrays(source: Source) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
         * `.npz`: every array, or, where some are named `param/<name>`, only those; settings in `config_json`.
         * `.safetensors`: every tensor; settings in the metadata entry `config_json`.
-        * `.pt`, `.pth` (needs torch): a state dict, or one under the key `model_state_dict`. Weights only.
+        * `.pt`, `.pth`, `.bin` (needs torch): a state dict, or one under the key `model_state_dict`, `state_dict`
+          (Lightning) or `model` (nanoGPT). Weights only.
+
+      without: names of entries that are no weights and are left out, whatever they are: buffers.
 
     Returns:
       (arrays, settings): NumPy arrays of their own type (bfloat16 becomes float32) by name, and the
@@ -37,12 +44,18 @@ def read_arrays(source: Source) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
       CheckpointError: the file is missing, damaged, of another kind, or holds more than weights.
     """
-    if isinstance(source, Mapping):
-        return _to_numpy(source, "the state dict"), {}
-    path = Path(source)
+    entries, settings = (source, {}) if isinstance(source, Mapping) else _read(Path(source))
+    if without is not None:
+        entries = {name: value for name, value in entries.items() if not without.fullmatch(str(name))}
+    return _to_numpy(entries, "the state dict" if isinstance(source, Mapping) else source), settings
+
+
+def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """A file's entries by name, and its settings."""
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist or is no file; give a .npz, .safetensors, .pt or .pth file")
-    readers = {".npz": _read_npz, ".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch}
+        raise CheckpointError(f"{path} does not exist or is no file; give a .npz, .safetensors, .pt, .pth or .bin file")
+    readers = {".npz": _read_npz, ".safetensors": _read_safetensors,
+               **dict.fromkeys((".pt", ".pth", ".bin"), _read_torch)}
     if path.suffix not in readers:
         raise CheckpointError(f"{path} is not a file this can read; give one ending in {', '.join(readers)}")
     try:
@@ -51,20 +64,20 @@ def read_arrays(source: Source) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise CheckpointError(str(error)) from error
 
 
-def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _read_npz(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     entries = files.read_npz(path)
     settings = _settings(path, str(entries.pop(_SETTINGS))) if _SETTINGS in entries else {}
     prefixed = {k.removeprefix(_PREFIX): v for k, v in entries.items() if k.startswith(_PREFIX)}
-    return _to_numpy(prefixed or entries, path), settings
+    return prefixed or entries, settings
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     arrays, metadata = files.read_safetensors(path)
     settings = _settings(path, metadata[_SETTINGS]) if _SETTINGS in metadata else {}
-    return _to_numpy(arrays, path), settings
+    return arrays, settings
 
 
-def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _read_torch(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     try:
         import torch  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError as error:
@@ -79,10 +92,10 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             f"save model.state_dict() alone ({_one_line(error)})"
         ) from error
     if isinstance(stored, Mapping):
-        stored = stored.get("model_state_dict", stored)
+        stored = next((stored[key] for key in _WRAPPERS if isinstance(stored.get(key), Mapping)), stored)
     if not isinstance(stored, Mapping):
         raise CheckpointError(f"{path} holds a {type(stored).__name__}, not a state dict; save model.state_dict()")
-    return _to_numpy(stored, path), {}
+    return stored, {}
 
 
 def _to_numpy(entries: Mapping[str, Any], where: object) -> dict[str, np.ndarray]:

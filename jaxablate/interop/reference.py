@@ -22,6 +22,8 @@ _AXES = {_EMBEDDING: ("vocab_size", "d_model"), _POSITIONS: ("context_length", "
          "transformer.h.0.mlp.c_fc.weight": ("d_mlp", "")}
 """Arrays that show the sizes."""
 _LOCAL_HEADS = re.compile(r"transformer\.h\.\d+\.(attention|neuron)_ablation_head\.")
+_MASKS = re.compile(r"transformer\.h\.\d+\.attn\.attention\.(bias|masked_bias)")
+"""Buffers of GPT-Neo that older versions of transformers saved."""
 _GLOBAL_HEADS = re.compile(r"(attention|neuron)_ablations_head\.")
 
 # The reference's settings: names that mean the same as ours, then values that have other names here.
@@ -63,7 +65,7 @@ def transformer_from_reference(
 
     Args:
       source: a state dict (names to NumPy, JAX or PyTorch arrays), or the path of a `.npz`, `.safetensors`,
-        `.pt` or `.pth` file; only weights are ever loaded. The tied matrix may be there once or twice.
+        `.pt`, `.pth` or `.bin` file; only weights are ever loaded. The tied matrix may be there once or twice.
       reference_config: the reference's settings under its own names (`num_heads`, `ablation_processing`, ...);
         names it does not share with us (seed, optimiser) are passed over.
       **overrides: fields of `ModelConfig`, for example `n_heads=16, k_neurons=8`.
@@ -77,7 +79,7 @@ def transformer_from_reference(
         the two copies of the tied matrix differ.
       ConfigError: a setting is missing, unknown, out of range, or contradicts the arrays.
     """
-    arrays, stored = read_arrays(source)
+    arrays, stored = read_arrays(source, without=_MASKS)
     arrays = _tie(arrays)
     given = _model_fields({**stored, **(reference_config or {})}) | overrides
     local, overall = (any(map(pattern.match, arrays)) for pattern in (_LOCAL_HEADS, _GLOBAL_HEADS))

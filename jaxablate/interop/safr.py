@@ -39,8 +39,8 @@ def classifier_from_reference(
     must be given in one of these ways. `padding` is "paper", as those models were trained.
 
     Args:
-      source: a state dict (names to NumPy, JAX or PyTorch arrays), or the path of a `.npz`, `.safetensors`, `.pt` or
-        `.pth` file; only weights are ever loaded.
+      source: a state dict (names to NumPy, JAX or PyTorch arrays), or the path of a `.npz`, `.safetensors`, `.pt`,
+        `.pth` or `.bin` file; only weights are ever loaded.
       reference_config: the reference's settings under its own names (`num_heads`, `mask_hidden_dim`, ...); names it
         does not share with us (seed, lambdas) are passed over.
       **overrides: fields of `ClassifierConfig`, for example `n_heads=8, padding="masked"`.
