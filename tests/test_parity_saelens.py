@@ -3,9 +3,11 @@
 Figures of SAELens 6.54.12: tests/golden/saelens.npz, and the folders under ``saelens6`` in JAXABLATE_FIXTURES.
 """
 
+import importlib
 import json
 import os
 import pathlib
+import warnings
 
 import numpy as np
 import pytest
@@ -188,3 +190,22 @@ def test_measures_of_an_autoencoder_of_normalised_vectors(tmp_path):
     measures, = evaluate(lambda table, rows: table[rows][:, :, None], x, lambda: [batch], [("mine", sae)], min_tokens=1)
     assert measures.estimates["explained_variance"].value == pytest.approx(expected, rel=1e-5)
     assert measures.estimates["l0"].value == pytest.approx((latents > 0).sum(1).mean())
+
+
+def test_saelens_itself_opens_what_is_written_here(tmp_path):
+    """Where it is installed: pip install sae-lens."""
+    with warnings.catch_warnings(action="ignore"):
+        sae_lens = pytest.importorskip("sae_lens", reason="SAELens is not installed, and not needed but here")
+    torch = importlib.import_module("torch")
+    for kind in KINDS:
+        (tmp_path / kind).mkdir()
+        folder, x, _, _ = opened(kind, tmp_path / kind)
+        ours = load(folder)
+        written = save(tmp_path / kind / "ours", ours.sae, "clean.layer_1.resid_pre")
+        with torch.no_grad():
+            theirs = sae_lens.SAE.load_from_disk(written)
+            latents, out = theirs.encode(torch.tensor(x)).numpy(), theirs(torch.tensor(x)).numpy()
+        assert theirs.cfg.metadata.hook_name == "clean.layer_1.resid_pre"
+        np.testing.assert_array_equal(latents > 0, np.asarray(ours.sae.encode(x)) > 0)
+        assert_close(latents, ours.sae.encode(x), atol=1e-5, err_msg=kind)
+        assert_close(out, ours.sae(x), atol=1e-5, err_msg=kind)
