@@ -113,6 +113,18 @@ def test_methods_that_score_edges(workdir, tmp_path, method, capsys):
         assert of.n_kept > 0 and of.about["search"] == "greedy" and "eap-ig, greedy 20 edges" in said
 
 
+def test_a_method_that_is_trained_is_shown_beside_its_nulls(workdir, tmp_path, capsys):
+    out = tmp_path / "pruned"
+    assert circuit(workdir, "--method", "edge-pruning", "--edges", 20, "--steps", 2, "--prompts", 12, "--out", out) == 0
+    said, of = capsys.readouterr().out, stored(out)
+    groups = ["model", "random weights", "nonsense task"]
+    assert [row["group"] for row in of.about["nulls"]] == groups and of.about["nulls"][0]["prompts"] == 6
+    page = (out / "circuit.html").read_text()
+    assert all(group in said and f"{group}:" in page for group in groups)
+    settings = CircuitSettings(workdir=pathlib.Path("x"), method="edge-pruning", steps=5)
+    assert settings.folder().name == "clean-edge-pruning-steps-5"
+
+
 def test_prompts_of_a_file_and_a_model_that_cannot_do_the_task(workdir, tmp_path, capsys):
     write_prompts(tmp_path / "my task.json", {}, {"clean": "One day, Sue went", "corrupt": "One day, Sue gave"})
     assert circuit(workdir, "--prompt-file", tmp_path / "my task.json", "--method", "random", "--edges", 1) == 0
@@ -195,6 +207,7 @@ def test_an_interrupted_search_of_another_task_is_refused(workdir, tmp_path, cap
     (("--method", "eap", "--edges", "0"), "edges=0 must be at least 1"),
     (("--method", "eap", "--edges", "47"), "edges=47 are more than the 46"),
     (("--method", "eap", "--tau", "1"), "no effect beside --method eap: --tau; leave that out, or choose another"),
+    (("--method", "eap", "--steps", "5"), "no effect beside --method eap: --steps"),
     (("--edges", "5", "--search", "top"), "no effect beside --method acdc: --edges, --search"),
     (("--load", "FOUND", "--method", "eap", "--tau", "1"), "no effect beside --load: --method, --tau; leave that out"),
     (("--load", "nowhere.json"), "nowhere.json cannot be read"),

@@ -18,6 +18,7 @@ from jaxablate.suites import circuits
 
 def main(arguments):
     circuits.PROMPTS, circuits.BATCHES, circuits.ORDERS, circuits.RANDOM_MODELS, circuits.DRAWS = 6, 2, 1, 1, 20
+    circuits.PRUNE_STEPS, circuits.PRUNE_SEEDS = 2, 1
     return command(arguments)
 """
 """The program with less work for the suite `circuits`."""

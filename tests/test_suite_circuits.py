@@ -25,7 +25,10 @@ def known():
 def measured(known):
     """With a method of a user's own among those that are ranked."""
     METHODS.register(Method("known", "my method", lambda problem, **_: -known.mask().astype(float)))
-    yield _measure(known)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "PRUNE_STEPS", 100)
+        patch.setattr(suite, "PRUNE_SEEDS", 1)
+        yield _measure(known)
     del METHODS._parts["known"]
 
 
@@ -62,7 +65,7 @@ def test_quality_of_the_known_circuit(known, measured):
 
 def test_rankings_know_more_than_chance(measured):
     by = {r.method: r for r in measured.rankings}
-    assert set(by) == {"EAP", "EAP-IG", "mask gradient", "single edges", "random", "my method"}
+    assert set(by) == {"EAP", "EAP-IG", "mask gradient", "single edges", "edge pruning", "random", "my method"}
     for method, ranking in by.items():
         low, high = ranking.cmd.interval
         assert low <= ranking.cmd.value <= high
@@ -70,6 +73,16 @@ def test_rankings_know_more_than_chance(measured):
         if method != "random":
             assert ranking.cmd.value < by["random"].cmd.value
     assert by["single edges"].cmd.value < 0.1
+
+
+def test_a_method_that_is_trained_stands_beside_its_nulls(measured):
+    rows = {row.group: row for method, row in measured.nulls if method == "edge pruning"}
+    assert list(rows) == ["model", "random weights", "nonsense task"]
+    assert all(len(row.by_seed) == 1 and row.prompts == 6 for row in rows.values())
+    assert rows["model"].explained.value > 0.9 and rows["model"].all_patched > 1 > rows["random weights"].all_patched
+    result = suite.CircuitsResult(task="known", prompts=12, n_layers=3, streams=(measured,))
+    panel = next(p for p in result.panels() if p.title == "Circuits by training, beside nulls")
+    assert [row[2] for row in panel.rows] == list(rows)
 
 
 def test_result_is_shown_and_survives_json(known, measured):
@@ -102,7 +115,9 @@ def test_needs_room_for_its_prompts():
     assert suite.SUITE.reason_against(config) is None
 
 
-def test_where_there_is_nothing_to_explain_no_share_is_given(known):
+def test_where_there_is_nothing_to_explain_no_share_is_given(known, monkeypatch):
+    monkeypatch.setattr(suite, "PRUNE_STEPS", 2)
+    monkeypatch.setattr(suite, "PRUNE_SEEDS", 1)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(40)
     assert nothing_to_explain(noise - noise.mean(), np.zeros(40), seed=0)

@@ -26,13 +26,14 @@ from jaxablate.circuits.methods import METHODS, Method
 from jaxablate.circuits.metrics import importance
 from jaxablate.circuits.problem import Problem, problem
 from jaxablate.circuits.prompts import PromptPairs
+from jaxablate.circuits.pruning import Pruned, PruneRow, PruneSettings, prune, prune_with_nulls
 from jaxablate.circuits.tasks import PromptText, load_prompts, load_task, save_prompts, tokenise
 
 __all__ = [
     "METHODS", "AcdcResult", "AcdcRun", "Circuit", "Decoder", "Graph", "Inputs", "Method", "Problem", "PromptPairs",
-    "PromptText", "acdc", "competence", "completeness", "eap", "eap_ig", "edge_order", "effects", "faithfulness",
-    "first_edges", "from_linen", "importance", "ioi", "known_model", "load_circuit", "load_mib", "load_prompts",
-    "load_task", "mask_gradient", "measure", "metric_values", "minimality", "neuron_eap", "node_eap", "problem",
-    "prompt_draws", "random_scores", "roc", "save_circuit", "save_mib", "save_prompts", "shuffled_order", "sites",
-    "tokenise", "without_dangling",
+    "PromptText", "PruneRow", "PruneSettings", "Pruned", "acdc", "competence", "completeness", "eap", "eap_ig",
+    "edge_order", "effects", "faithfulness", "first_edges", "from_linen", "importance", "ioi", "known_model",
+    "load_circuit", "load_mib", "load_prompts", "load_task", "mask_gradient", "measure", "metric_values", "minimality",
+    "neuron_eap", "node_eap", "problem", "prompt_draws", "prune", "prune_with_nulls", "random_scores", "roc",
+    "save_circuit", "save_mib", "save_prompts", "shuffled_order", "sites", "tokenise", "without_dangling",
 ]

@@ -7,7 +7,8 @@ A method from another package is registered by a call, or by an entry point of t
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,16 @@ import numpy as np
 from jaxablate.circuits.acdc import TAU, acdc, shuffled_order
 from jaxablate.circuits.attribution import eap, eap_ig, mask_gradient, random_scores
 from jaxablate.circuits.effects import effects
+from jaxablate.circuits.metrics import importance
 from jaxablate.circuits.problem import Problem
+from jaxablate.circuits.pruning import PruneRow, PruneSettings, prune, prune_with_nulls
 from jaxablate.errors import DataError
 from jaxablate.registry import Registry
 
 ORACLE_EDGES = 3000
-"""Largest graph whose edges the suite patches one by one as a standard for the estimates."""
+"""Largest graph whose edges the suite patches one by one as a standard for the estimates, or prunes."""
+SHARE = 0.05
+"""Share of all edges in a circuit made from scores where no size is asked for."""
 _MASKS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Middles of five equal stretches from nothing to everything patched."""
 _MASK_GRADIENT_PROMPTS = 16
@@ -48,6 +53,10 @@ class Method:
     """The suite leaves the method out on larger graphs."""
     ranked: bool = True
     """Whether the suite ranks circuits made from its scores. ACDC makes circuits of its own."""
+    nulls: Callable[..., Sequence[PruneRow]] | None = None
+    """(problem, edges=..., seed=..., progress=..., **options) -> what circuits of so many edges are worth on prompts
+    held out, in the model and where there is nothing to find. For methods that are trained; the suite and the command
+    show it beside their circuits."""
 
     def scores(self, problem: Problem, *, seed: int = 0, progress: Progress = lambda done, total, evaluated: None,
                **options: Any) -> np.ndarray:
@@ -79,6 +88,34 @@ def _mask_gradient(problem: Problem, **_: Any) -> np.ndarray:
     return mask_gradient(problem, masks=_MASKS, batch_size=min(problem.batch_size, _MASK_GRADIENT_PROMPTS))
 
 
+def _pruned(problem: Problem, *, edges: int | None = None, steps: int | None = None, seed: int, progress: Progress,
+            **_: Any) -> np.ndarray:
+    """Minus the probability that an edge's mask is open, or plus it: as the metric would change if it were cut."""
+    result = prune(problem, edges=_count(problem, edges), settings=_settings(steps), seed=seed,
+                   progress=_of_edges(problem, progress))
+    return importance(problem.target, result.probability)  # which is its own inverse
+
+
+def _pruning_nulls(problem: Problem, *, edges: int | None = None, steps: int | None = None, seeds: int = 3, seed: int,
+                   progress: Progress, **_: Any) -> Sequence[PruneRow]:
+    return prune_with_nulls(problem, edges=_count(problem, edges), seeds=seeds, settings=_settings(steps), seed=seed,
+                            progress=_of_edges(problem, progress))
+
+
+def _count(problem: Problem, edges: int | None) -> int:
+    return min(math.ceil(SHARE * problem.graph.n_edges) if edges is None else edges, problem.graph.n_edges - 1)
+
+
+def _settings(steps: int | None) -> PruneSettings:
+    return PruneSettings() if steps is None else PruneSettings(steps=steps)
+
+
+def _of_edges(problem: Problem, progress: Progress) -> Callable[[int, int], None]:
+    """Tells of steps as if they were edges."""
+    total = problem.graph.n_edges
+    return lambda done, steps: progress(total * done // steps, total, total * done // steps)
+
+
 METHODS: Registry[Method] = Registry("circuit method", (
     Method("acdc", "ACDC", acdc_scores, "rise of KL when the search came to the edge", "rise of KL", ranked=False),
     Method("eap", "EAP", lambda problem, **_: eap(problem), "derivative at the clean run times the source's change"),
@@ -88,6 +125,9 @@ METHODS: Registry[Method] = Registry("circuit method", (
            "mask gradient"),
     Method("oracle", "single edges", _oracle, "each edge patched alone, exactly", "effect on logit difference",
            most_edges=ORACLE_EDGES),
+    Method("edge-pruning", "edge pruning", _pruned,
+           "probability that a mask learnt by gradient descent keeps the edge, beside the same training in a model "
+           "with random weights and on a nonsense task", "edge pruning", most_edges=ORACLE_EDGES, nulls=_pruning_nulls),
     Method("random", "random", lambda problem, *, seed, **_: random_scores(problem.graph, seed),
            "standard normal numbers, as a control"),
 ))

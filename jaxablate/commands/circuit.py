@@ -5,7 +5,7 @@ import dataclasses
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,16 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from jaxablate import stats
 from jaxablate.circuits.acdc import TAU, acdc, shuffled_order
 from jaxablate.circuits.circuit import Circuit, edge_order, first_edges
 from jaxablate.circuits.competence import CHANCE, Answers, Measured, measure
 from jaxablate.circuits.formats import is_mib, load_circuit, load_mib, save_circuit, save_mib
 from jaxablate.circuits.graph import Graph
-from jaxablate.circuits.methods import METHODS, Progress
+from jaxablate.circuits.methods import METHODS, SHARE, Progress
 from jaxablate.circuits.metrics import METRICS, importance
 from jaxablate.circuits.problem import Problem, problem
+from jaxablate.circuits.pruning import PruneRow
 from jaxablate.circuits.tasks import load_task
 from jaxablate.commands import base
 from jaxablate.config import Config
@@ -42,8 +44,6 @@ from jaxablate.terminal import PlainConsole, text_column
 
 SEARCH_FILE = "search.npz"
 """In the folder of the files while ACDC runs; an interrupted search goes on from it."""
-SHARE = 0.05
-"""Share of all edges in a circuit made from scores where no size is asked for."""
 PROMPTS, MOST_PROMPTS = 64, 100_000
 _NO_PROGRESS = contextlib.nullcontext(lambda done, total, evaluated: None)
 _ANOTHER_OUT = "choose another --out"
@@ -66,6 +66,8 @@ class CircuitSettings(base.RunSettings):
     """Edges that the other methods keep; 5 % of all by default. Those that dangle are left out."""
     search: Literal["top", "greedy"] | None = None
     """How the other methods choose edges: top (the default) keeps the strongest, greedy walks from the end."""
+    steps: int | None = None
+    """Steps in which edge-pruning trains its masks; 300 by default."""
     prompts: int = PROMPTS
     """Prompt pairs that are drawn; with a prompt file at most so many of its first."""
     prompt_file: Path | None = None
@@ -85,7 +87,7 @@ class CircuitSettings(base.RunSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        base.require_at_least(self, 1, "prompts", "edges")
+        base.require_at_least(self, 1, "prompts", "edges", "steps")
         base.require_at_least(self, 0, "order_seed")
         if self.prompts > MOST_PROMPTS:
             raise ConfigError(f"prompts={self.prompts} must be at most {MOST_PROMPTS:,}: all are held in memory")
@@ -100,6 +102,8 @@ class CircuitSettings(base.RunSettings):
             without |= {"--tau": self.tau, "--order-seed": self.order_seed}
         if self.load or self.chosen_method == "acdc":
             without |= {"--edges": self.edges, "--search": self.search}
+        if self.load or METHODS[self.chosen_method].nulls is None:
+            without |= {"--steps": self.steps}
         idle = [name for name, value in without.items() if value is not None]
         if idle:
             other = "leave out --load" if self.load else "choose another --method"
@@ -127,7 +131,7 @@ class CircuitSettings(base.RunSettings):
         parts = [self.stream, *self._method_parts()]
         parts += [self.ablation] if self.ablation != defaults["ablation"] else []
         parts += [_slug(self.prompt_file.stem)] if self.prompt_file else []
-        for name in ("prompts", "seed", "checkpoint", "order_seed"):
+        for name in ("prompts", "seed", "checkpoint", "order_seed", "steps"):
             if getattr(self, name) != defaults[name]:
                 parts.append(f"{name.replace('_', '-')}-{getattr(self, name)}")
         parts += ["split"] if self.split else []
@@ -146,6 +150,8 @@ class CircuitSettings(base.RunSettings):
         with base.terminable(f"stopped; what {self.folder()} keeps of a search, the same command goes on from"):
             report = circuit(self, partial(base.say, console), partial(search_progress, PlainConsole(stderr=True)))
         console.print(figures_table(report.measured, report.title))
+        if report.nulls:
+            console.print(nulls_table(report.nulls))
         for line in warnings(report.measured):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
         base.say_paths(console, report.files)
@@ -162,6 +168,8 @@ class CircuitReport:
     measured: Measured
     title: str
     files: tuple[Path, ...]
+    nulls: tuple[PruneRow, ...] = ()
+    """Of a method that is trained: its circuits on held-out prompts, in the model and where nothing is to be found."""
 
 
 def circuit(settings: CircuitSettings, say: Callable[[str], None] = lambda line: None,
@@ -191,9 +199,15 @@ def circuit(settings: CircuitSettings, say: Callable[[str], None] = lambda line:
                   "prompts": len(task.pairs), "prompts_digest": task.pairs.digest(), "seed": settings.seed,
                   "step": run.step}
     with _writable(folder):
+        nulls: tuple[PruneRow, ...] = ()
         if stored is None:
             about = {"method": settings.chosen_method} | conditions
             kept, scores, facts = find(task, settings, count, folder / SEARCH_FILE, say, show_progress)
+            if (method := METHODS[settings.chosen_method]).nulls is not None:
+                with show_progress(f"{method.name} and its nulls") as progress:
+                    nulls = tuple(method.nulls(task, seed=settings.seed, progress=progress, edges=count,
+                                               steps=settings.steps))
+                facts |= {"nulls": [dataclasses.asdict(row) for row in nulls]}
         else:
             about, facts = dict(stored.about), dict[str, Any]()
             kept, scores = stored.kept, stored.scores
@@ -208,8 +222,8 @@ def circuit(settings: CircuitSettings, say: Callable[[str], None] = lambda line:
         found = Circuit(graph=task.graph, kept=kept, scores=scores, about=about)
         title = (f"Circuit of {task.pairs.name} in {settings.workdir.resolve().name}, {settings.stream} stream, "
                  f"{method_title(about)}")
-        files = write_group(folder, contents(found, measured, title, settings, run, now), otherwise=_ANOTHER_OUT)
-        return CircuitReport(circuit=found, measured=measured, title=title, files=files)
+        files = write_group(folder, contents(found, measured, title, settings, run, now, nulls), otherwise=_ANOTHER_OUT)
+        return CircuitReport(circuit=found, measured=measured, title=title, files=files, nulls=nulls)
 
 
 def make_problem(settings: CircuitSettings, run: Run, context_length: int) -> Problem:
@@ -265,7 +279,7 @@ def find(task: Problem, settings: CircuitSettings, count: int, resume: Path, say
     facts: dict[str, Any] = {"score": method.score_label or f"{method.label} score"}
     if method.name != "acdc":
         with show_progress(method.name) as progress:
-            scores = method.scores(task, seed=settings.seed, progress=progress)
+            scores = method.scores(task, seed=settings.seed, progress=progress, edges=count, steps=settings.steps)
         search = settings.search or "top"
         order = edge_order(task.graph, importance(task.target, scores), search=search, absolute=True)
         facts |= {"metric": task.metric, "search": search, "ranking": "magnitude", "edges_asked": count}
@@ -285,7 +299,7 @@ def find(task: Problem, settings: CircuitSettings, count: int, resume: Path, say
 
 
 def contents(circuit: Circuit, measured: Measured, title: str, settings: CircuitSettings, run: Run,
-             conditions: Provenance) -> dict[str, bytes]:
+             conditions: Provenance, nulls: Sequence[PruneRow] = ()) -> dict[str, bytes]:
     """Every file of a circuit by name."""
     about = circuit.about["measured"]
     task = f"{about['task']}, {about['prompts']:,} prompts, {settings.stream} stream, {settings.ablation} ablation"
@@ -304,7 +318,7 @@ def contents(circuit: Circuit, measured: Measured, title: str, settings: Circuit
         mib = save_mib(circuit, Path(folder) / "circuit.mib.json", d_model=run.config.model.d_model, metric=metric)
         files = {path.name: path.read_bytes() for path in (ours, mib)}
     pictures = {f"circuit.{suffix}": content for suffix, content in figure_bytes(panel, ("svg", "png")).items()}
-    page = circuit_page(panel, page_lines(measured, task, method_title(circuit.about)), line)
+    page = circuit_page(panel, page_lines(measured, task, method_title(circuit.about), nulls), line)
     return files | pictures | {"circuit.html": page.encode()}
 
 
@@ -338,6 +352,21 @@ def figures_table(m: Measured, title: str) -> Table:
     return table
 
 
+def nulls_table(rows: Sequence[PruneRow]) -> Table:
+    """Circuits of a method that is trained, on prompts that it was not trained on, beside its nulls."""
+    table = Table(title=f"The same training where there is nothing to find; {rows[0].prompts:,} prompts held out",
+                  caption="KL explained: 1 for the model, 0 for no edge. What a null reaches is no evidence.",
+                  title_justify="left", caption_justify="left")
+    for name in ("", "KL, all patched", "KL explained", "by seed", "on training prompts", "accuracy", "of the model",
+                 "overlap of seeds"):
+        table.add_column(name, justify="left" if not name else "right")
+    for r in rows:
+        table.add_row(r.group, stats.number(r.all_patched), str(r.explained), ", ".join(map(stats.number, r.by_seed)),
+                      stats.number(r.on_training_prompts), str(r.accuracy), str(r.model_accuracy),
+                      stats.number(r.overlap))
+    return table
+
+
 def warnings(m: Measured) -> list[str]:
     """What makes the circuit mean little, a line each."""
     out = []
@@ -350,7 +379,7 @@ def warnings(m: Measured) -> list[str]:
     return out
 
 
-def page_lines(m: Measured, task: str, method: str) -> list[tuple[str, str]]:
+def page_lines(m: Measured, task: str, method: str, nulls: Sequence[PruneRow] = ()) -> list[tuple[str, str]]:
     """Pairs (what, text) for the top of the page."""
 
     def answers(a: Answers) -> str:
@@ -366,6 +395,9 @@ def page_lines(m: Measured, task: str, method: str) -> list[tuple[str, str]]:
         ("competence:", f"the model: {answers(m.model)}; the circuit alone: {answers(m.circuit)}; with every edge "
                         f"patched: {answers(m.empty)}. 95 % intervals over {m.prompts:,} prompts."),
     ]
+    lines += [(f"{r.group}:", f"circuits of {len(r.by_seed)} seeds explain {r.explained} of "
+               f"{stats.number(r.all_patched)} nats of KL on {r.prompts:,} prompts that they were not trained on; "
+               f"accuracy {r.accuracy}, the model's {r.model_accuracy}") for r in nulls]
     return lines + [("warning:", warning) for warning in warnings(m)]
 
 

@@ -21,6 +21,7 @@ from jaxablate.circuits.methods import METHODS
 from jaxablate.circuits.metrics import importance
 from jaxablate.circuits.problem import Problem, problem
 from jaxablate.circuits.prompts import PromptPairs
+from jaxablate.circuits.pruning import PruneRow
 from jaxablate.config import Config, ModelConfig
 from jaxablate.features.sites import random_params
 from jaxablate.models.decoder import SelfAblatingTransformer
@@ -39,6 +40,8 @@ DRAWS = 200
 """Bootstrap draws of prompts."""
 MINIMALITY_EDGES = 100
 """Most edges of a circuit that are taken out one by one."""
+PRUNE_STEPS, PRUNE_SEEDS = 300, 3
+"""Training of masks, and how many circuits of each kind are trained."""
 SHOWN_METHOD = "eap-ig"
 """Method of the scores in headlines and pictures."""
 _UNKNOWN = Estimate(None)
@@ -106,6 +109,9 @@ class StreamCircuits:
     counts: tuple[EdgeCounts, ...]
     rankings: tuple[Ranking, ...]
     quality: tuple[CircuitQuality, ...]
+    nulls: tuple[tuple[str, PruneRow], ...]
+    """(label of the method, circuits of it on held-out prompts), for methods that are trained: in the model, in one
+    with random weights and on a nonsense task. First batch of prompts, half of it held out."""
     circuits: tuple[tuple[float, tuple[tuple[str, float], ...]], ...]
     """(tau, kept edges of the first batch, each with the drop of logit difference when it alone is patched, as EAP-IG
     estimates it)."""
@@ -161,6 +167,7 @@ class CircuitsResult:
                          "area under the faithfulness of the logit difference, greater is better. CMD: mean distance "
                          "from the model, 0 at best. 95 % bootstrap intervals over prompts. Empty where the logit "
                          "difference may be that of the corrupt prompts: there is nothing to explain."),
+            *self._nulls(),
             Grid(title="ACDC's circuits", columns=("stream", "tau", "edges", "faithfulness", "complement", "idle"),
                  rows=tuple((s.stream, q.tau, q.edges, q.faithfulness, q.complement, q.idle)
                             for s in self.streams for q in s.quality),
@@ -168,6 +175,20 @@ class CircuitsResult:
                          "logit difference that the circuit alone has. Complement: share left without the circuit. "
                          "Idle: fraction of its edges that change the share by less than 0.01."),
         )
+
+    def _nulls(self) -> tuple[Panel, ...]:
+        rows = tuple((s.stream, method, r.group, r.edges, r.all_patched, r.explained, *_ends(r.by_seed),
+                      r.on_training_prompts, r.accuracy, r.model_accuracy, r.overlap)
+                     for s in self.streams for method, r in s.nulls)
+        return () if not rows else (Grid(
+            title="Circuits by training, beside nulls",
+            columns=("stream", "method", "of", "edges", "KL, all patched", "KL explained", "least", "most",
+                     "on training prompts", "accuracy", "accuracy of the model", "overlap"), rows=rows,
+            caption="Share of KL(model ‖ everything patched) that circuits explain, on prompts held out; mean, least "
+                    "and most over seeds. What the same training reaches in a model with random weights (each array's "
+                    "entries in random order), or on a nonsense task (prompts of random words, answers by a coin for "
+                    "each word), is no evidence of a mechanism. Overlap: edges that two seeds share, of all that "
+                    "either has."),)
 
     def _graph(self, s: StreamCircuits) -> Panel | None:
         """The circuit at the paper's threshold, or at the next lower one that has edges."""
@@ -179,6 +200,12 @@ class CircuitsResult:
                    "it; positive edges help the answer.")
         return circuit_panel(edges, n_layers=self.n_layers, title=f"{self.task} circuit, {s.stream} stream",
                              caption=caption, score_label="drop of logit difference")
+
+
+def _ends(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Least and greatest."""
+    known = [x for x in values if x is not None]
+    return (min(known), max(known)) if known else (None, None)
 
 
 def _figures(s: StreamCircuits) -> Iterator[Figure]:
@@ -221,8 +248,10 @@ def measure_stream(
         "random weights": [acdc(task(weights, batches[0]), taus)
                            for weights in _random_weights(config, seed, random_models)],
     }
-    scores = {method.name: method.scores(first, seed=seed) for method in METHODS
-              if method.ranked and graph.n_edges <= (method.most_edges or math.inf)}
+    methods = [m for m in METHODS if m.ranked and graph.n_edges <= (m.most_edges or math.inf)]
+    scores = {method.name: method.scores(first, seed=seed, steps=PRUNE_STEPS) for method in methods}
+    nulls = [(m.label, row) for m in methods if m.nulls is not None
+             for row in m.nulls(first, seed=seed, steps=PRUNE_STEPS, seeds=PRUNE_SEEDS, progress=lambda *_: None)]
     kept = {tau: searches["prompts"][0].runs[tau].kept for tau in taus}
     ends = np.stack([np.ones(graph.n_edges, bool), np.zeros(graph.n_edges, bool)])
     model, empty = metric_values(held_out, ends)
@@ -237,6 +266,7 @@ def measure_stream(
                        else Ranking(method=METHODS[name].label) for name, values in scores.items()),
         quality=tuple(_quality(tau, kept[tau], held_out, seed) if judged else
                       CircuitQuality(tau=tau, edges=int(kept[tau].sum())) for tau in taus),
+        nulls=tuple(nulls),
         circuits=tuple((tau, tuple((graph.edge_names[i], float(drop[i])) for i in np.flatnonzero(kept[tau])))
                        for tau in taus),
     )

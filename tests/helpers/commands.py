@@ -18,7 +18,8 @@ def run_command(*arguments: object) -> None:
 
 def few_draws(patch: pytest.MonkeyPatch) -> None:
     """Few prompts, random directions, shuffles and updates in every suite of language models, so that all are quick."""
-    for module, counts in ((circuits, {"PROMPTS": 6, "BATCHES": 2, "ORDERS": 1, "RANDOM_MODELS": 1, "DRAWS": 20}),
+    for module, counts in ((circuits, {"PROMPTS": 6, "BATCHES": 2, "ORDERS": 1, "RANDOM_MODELS": 1, "DRAWS": 20,
+                                      "PRUNE_STEPS": 2, "PRUNE_SEEDS": 1}),
                            (neurons, {"DIRECTIONS": 8, "SHUFFLES": 2}),
                            (specialisation, {"DIRECTION_RESAMPLES": 20}),
                            (gate_information, {"SHUFFLES": 2, "UPDATES": 2, "TOKEN_EPOCHS": 2})):
