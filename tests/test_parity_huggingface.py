@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers.huggingface import golden_folder, names
 from helpers.tolerance import assert_close
 
 from jaxablate.interop import from_huggingface, to_huggingface
@@ -21,8 +22,7 @@ from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.ops.attention import attention_weights, repeat_heads
 
 pytestmark = pytest.mark.parity
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "huggingface.npz"
-NAMES = sorted({name.split("/")[0] for name in np.load(GOLDEN).files})
+NAMES = names()
 FOLDERS = sorted(pathlib.Path(os.environ.get("JAXABLATE_FIXTURES", "nowhere")).glob("hf/*/expected.npz"))
 ALL = [*NAMES, *(pytest.param(path.parent, id=f"hf-{path.parent.name}") for path in FOLDERS)]
 
@@ -39,13 +39,7 @@ def folders(tmp_path_factory):
         if isinstance(where, pathlib.Path):
             with np.load(where / "expected.npz") as stored:
                 return where, dict(stored)
-        folder = tmp_path_factory.mktemp(where)
-        with np.load(GOLDEN) as stored:
-            own = {n.removeprefix(f"{where}/"): stored[n] for n in stored.files if n.startswith(f"{where}/")}
-        (folder / "config.json").write_text(str(own.pop("config_json")))
-        weights = {n.removeprefix("weights/"): own.pop(n) for n in list(own) if n.startswith("weights/")}
-        safetensors.numpy.save_file(weights, folder / "model.safetensors")
-        return folder, own
+        return golden_folder(where, tmp_path_factory.mktemp(where))
 
     return opened
 

@@ -233,10 +233,14 @@ class FileTokenizer:
                                 f"0..{self.vocab_size - 1}")
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(x.ids) for x in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """`encode` of every text; DataError where one has a word that the tokenizer does not know."""
+        try:
+            return [list(x.ids) for x in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except Exception as error:  # the library raises plain exceptions
+            raise DataError(f"tokenizer {self.name} cannot encode a text ({str(error).strip()[:200]})") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; some tokenizers leave out the space before the first one."""

@@ -356,7 +356,7 @@ def _write_gpt_neox(config: ModelConfig) -> dict[str, Any]:
     earlier = {} if config.rotary_fraction == 0.25 else {"rotary_pct": config.rotary_fraction}
     earlier |= {"rotary_emb_base": common.pop("rope_theta")} if "rope_theta" in common else {}
     return common | earlier | {
-        "attention_bias": config.qkv_bias, "classifier_dropout": 0.1, "hidden_act": config.activation
+        "attention_bias": config.qkv_bias or config.out_bias, "classifier_dropout": 0.1, "hidden_act": config.activation
         if config.activation != "gelu_tanh" else "gelu_new", "hidden_dropout": 0.0, "is_decoder": False,
         "layer_norm_eps": config.layer_norm_eps, "rope_parameters": rope, "use_parallel_residual": config.parallel}
 
@@ -367,8 +367,9 @@ def _write_llama_like(config: ModelConfig) -> dict[str, Any]:
 
 def _write_llama(config: ModelConfig) -> dict[str, Any]:
     return _write_llama_like(config) | {
-        "attention_bias": config.qkv_bias, "head_dim": config.head_width, "mlp_bias": config.mlp_bias,
-        "hidden_act": _written(config.activation, "gelu_pytorch_tanh"), "pretraining_tp": 1}
+        "attention_bias": config.qkv_bias or config.out_bias, "head_dim": config.head_width,
+        "hidden_act": _written(config.activation, "gelu_pytorch_tanh"), "mlp_bias": config.mlp_bias,
+        "pretraining_tp": 1}
 
 
 def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
@@ -382,7 +383,7 @@ def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
 
 def _write_gemma2(config: ModelConfig) -> dict[str, Any]:
     return _write_llama_like(config) | {
-        "attention_bias": config.qkv_bias, "attn_logit_softcapping": config.attention_cap,
+        "attention_bias": config.qkv_bias or config.out_bias, "attn_logit_softcapping": config.attention_cap,
         "final_logit_softcapping": config.logit_cap, "head_dim": config.head_width,
         "hidden_activation": _written(config.activation, "gelu_pytorch_tanh"),
         "layer_types": _kinds(config, {"global": "full_attention", "local": "sliding_attention"}),

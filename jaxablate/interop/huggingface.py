@@ -388,6 +388,7 @@ def _our_config(folder: Path, stored: ModelConfig) -> ModelConfig | None:
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of a model's parameters by path."""
     tokens = jax.ShapeDtypeStruct((1, 1), np.int32)
+    config = dataclasses.replace(config, param_dtype="float32", compute_dtype="float32")  # no shape depends on types
     made: Any = jax.eval_shape(SelfAblatingTransformer(config).init, jax.random.key(0), tokens)
     leaves: Sequence[Any] = jax.tree_util.tree_leaves_with_path(made["params"])
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}

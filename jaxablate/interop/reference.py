@@ -97,10 +97,25 @@ def transformer_to_reference(config: ModelConfig, params: Mapping[str, Any]) -> 
       State dict of NumPy arrays of the parameters' type, the tied matrix under both of its names.
 
     Raises:
+      ConfigError: the model has parts that the papers' code has not (named).
       CheckpointError: parameters are missing, unexpected or of another shape for this config (named).
     """
+    _require_gpt_neo(config)
     state = to_state_dict(_entries(config), params, _WHAT)
     return state | {_OUTPUT: state[_EMBEDDING]}
+
+
+def _require_gpt_neo(config: ModelConfig) -> None:
+    """Raises ConfigError where a model has parts that the papers' code, a GPT-Neo, has not."""
+    names = ("tied", "scale_embedding", "logit_cap", "positions", "norm", "post_norms", "parallel", "attention_cap",
+             "qkv_bias", "out_bias", "mlp", "mlp_bias")
+    plain = ModelConfig()
+    foreign = [f"{name}={getattr(config, name)!r}" for name in names if getattr(config, name) != getattr(plain, name)]
+    if config.key_heads != config.n_heads or config.attention_width != config.d_model:
+        foreign.append(f"{config.key_heads} key heads and {config.n_heads} query heads of width {config.head_width}")
+    if foreign:
+        raise ConfigError(f"the papers' code has no {', '.join(foreign)}; jaxablate export writes such a model as a "
+                          "Hugging Face folder")
 
 
 def objective_from_reference(source: Source) -> ObjectiveConfig:
