@@ -1,7 +1,6 @@
 """The program ``jaxablate``: its commands by name, each imported when it is called."""
 
 import importlib
-import keyword
 import sys
 from collections.abc import Sequence
 
@@ -20,7 +19,7 @@ COMMANDS = {
     "neurons": "graphs of what fires each neuron of a language model",
     "explain": "explain what a text classifier makes of a text",
 }
-"""Name of a command, which is that of its file (with an underscore where Python has that word), and what it does."""
+"""Name of a command, which is that of its file, and what it does."""
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "jaxablate", ends: bool = False) -> int:
@@ -54,8 +53,7 @@ def _run(name: str, argv: Sequence[str], prog: str) -> None:
     from jaxablate.terminal import PlainConsole
 
     console = PlainConsole(width=None if sys.stdout.isatty() else 140)
-    file = f"{name}_" if keyword.iskeyword(name) else name
-    settings = importlib.import_module(f"jaxablate.commands.{file}").parse(argv, prog=f"{prog} {name}")
+    settings = importlib.import_module(f"jaxablate.commands.{name}").parse(argv, prog=f"{prog} {name}")
     if settings.compiles:
         from jaxablate.commands.compilation import keep_compiled
 
