@@ -31,7 +31,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jaxtyping import Array, Float, Shaped
 
@@ -40,6 +39,7 @@ from jaxablate.config.checks import require
 from jaxablate.ops import triton
 from jaxablate.ops.masks import nonzero_sum
 from jaxablate.ops.order_statistics import Thresholds, checked_k, thresholds, winners
+from jaxablate.ops.remat import kept
 from jaxablate.ops.reverse_mode import reverse_mode_only
 from jaxablate.ops.varying import match_varying
 from jaxablate.registry import Registry
@@ -47,9 +47,6 @@ from jaxablate.types import at_least_float32
 
 Surrogate = Literal["sigmoid", "softmax"]
 Number = float | Shaped[Array | np.ndarray, ""]
-
-KEPT_OF_GATES = ("thresholds",)
-"""Names, for policies of `jax.checkpoint`, of the arrays without which the backward pass would rank scores anew."""
 
 # sigmoid' and exp(-|z|) are exactly 0 beyond this, in float64 too; clipping keeps 0 * inf out of the backward pass.
 _SATURATED = 1e3
@@ -151,10 +148,6 @@ def gate(config: GatedModelConfig, kind: UnitKind, layer: int) -> Callable[..., 
                              eps=config.gate_eps, surrogate=config.surrogate)
 
 
-def _kept(t: Thresholds) -> Thresholds:
-    return Thresholds(*(checkpoint_name(x, *KEPT_OF_GATES) for x in t))
-
-
 def _at_least_float32(scores: jax.typing.ArrayLike) -> Array:
     scores = jnp.asarray(scores)
     return scores.astype(at_least_float32(scores.dtype))
@@ -193,7 +186,7 @@ def _soft(x: Array, k: int, width: _Width, surrogate: str) -> Array:
 
 
 def _soft_fwd(x: Array, k: int, width: _Width, surrogate: str) -> tuple[Array, _Residuals]:
-    t = _kept(thresholds(x, k))
+    t = kept(thresholds(x, k))
     return _weights(x, t, k, width, surrogate), (x, t, width)
 
 
@@ -203,7 +196,7 @@ def _hard(x: Array, k: int, _width: _Width, _surrogate: str) -> Array:
 
 
 def _hard_fwd(x: Array, k: int, width: _Width, _surrogate: str) -> tuple[Array, _Residuals]:
-    t = _kept(thresholds(x, k))
+    t = kept(thresholds(x, k))
     return _mask(x, t), (x, t, width)
 
 

@@ -36,7 +36,7 @@ ALLOWED = {
     "ops": _MATHS,
     "gating": _MATHS | {"ops"},
     "regularizers": _MATHS | {"ops"},
-    "sharding": _MATHS,
+    "sharding": _MATHS | {"ops"},
     "models": _MODELS,
     "objectives": _MODELS,
     "circuits": _TOPICS,

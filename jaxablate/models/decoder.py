@@ -8,14 +8,13 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from jaxablate.config import ModelConfig
 from jaxablate.config.checks import require
 from jaxablate.config.gated import UNIT_KINDS
 from jaxablate.errors import ConfigError
-from jaxablate.gating import KEPT_OF_GATES, gate
+from jaxablate.gating import gate
 from jaxablate.models.layers import (
     Attention,
     CachedAttention,
@@ -30,8 +29,9 @@ from jaxablate.models.layers import (
     unpacked,
 )
 from jaxablate.models.stacking import Columns, over_layers
-from jaxablate.ops.attention import KEPT_OF_ATTENTION, packed_attention, repeat_heads, two_stream_attention
+from jaxablate.ops.attention import packed_attention, repeat_heads, two_stream_attention
 from jaxablate.ops.cap import capped
+from jaxablate.ops.remat import KEEP, kept
 from jaxablate.sharding import gather, over_whole_rows
 from jaxablate.types import Params, Stream, at_least_float32
 
@@ -151,9 +151,6 @@ Attend = Callable[..., jax.Array]
 Scores = tuple[jax.Array, jax.Array]
 """Relevance scores of a layer before top-k: attention channels [B, T, U], neurons [B, T, F]."""
 
-KEPT = ("qkv", "resid_mid", "mlp_pre", "mlp_up", "scores")
-"""Activations that a scan over layers keeps for its backward pass, beside those of gates and attention."""
-
 GatePair = tuple[jax.Array, jax.Array]
 """Gates of a layer, shaped as its scores."""
 
@@ -254,11 +251,11 @@ class Block(nn.Module):
         with those that the model gives it added."""
         if self.config.ablation not in ("local", "both"):
             return overall or (None, None)
-        local = tuple(checkpoint_name(head(x_BTD), "scores") for head in (self.attention_scores, self.neuron_scores))
+        local = tuple(kept(head(x_BTD)) for head in (self.attention_scores, self.neuron_scores))
         return local if overall is None else (local[0] + overall[0], local[1] + overall[1])
 
     def _projected(self, x: jax.Array, positions: jax.Array | None = None) -> Projections:
-        return jax.tree.map(lambda x: checkpoint_name(x, "qkv"), self.attention.project(self.ln_1(x), positions))
+        return kept(self.attention.project(self.ln_1(x), positions))
 
     def _attention_options(self) -> dict[str, Any]:
         c = self.config
@@ -277,7 +274,7 @@ class Block(nn.Module):
         head_out = edit("head_out", head_out)
         out = self.attention.output(head_out, attention_gate)
         out = edit("attn_out", self.ln_1_post(out) if c.post_norms else out)
-        mid = checkpoint_name(edit("resid_mid", x + out.astype(x.dtype)), "resid_mid")
+        mid = kept(edit("resid_mid", x + out.astype(x.dtype)))
         pre, post, out = self.mlp(self.ln_2(x if c.parallel else mid), neuron_gate, edit)
         out = edit("mlp_out", self.ln_2_post(out) if c.post_norms else out)
         after = edit("resid_post", mid + out.astype(x.dtype))
@@ -507,8 +504,7 @@ class SelfAblatingTransformer(nn.Module):
             bound = jax.checkpoint(bound, static_argnums=0, prevent_cse=False)
         elif not self.unroll:
             # Whatever the backward pass reads is written for each layer: norms and activation functions are cheaper.
-            policy = jax.checkpoint_policies.save_only_these_names(*KEPT, *KEPT_OF_GATES, *KEPT_OF_ATTENTION)
-            bound = jax.checkpoint(bound, static_argnums=0, prevent_cse=False, policy=policy)
+            bound = jax.checkpoint(bound, static_argnums=0, prevent_cse=False, policy=KEEP)
         x, outputs = over_layers(bound, self.variables["params"], self.groups, x, inputs, unroll=self.unroll)
         return x, tuple(outputs)
 

@@ -8,12 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxablate.config import GatedModelConfig, ModelConfig
 from jaxablate.ops.attention import repeat_heads
 from jaxablate.ops.cap import capped
 from jaxablate.ops.normalization import layer_norm, rms_norm
+from jaxablate.ops.remat import kept
 from jaxablate.ops.rotary import rotate
 from jaxablate.types import Params, at_least_float32
 
@@ -251,8 +251,8 @@ class Mlp(nn.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """What the activation function takes, [B, T, F], the neurons [B, T, F], not yet gated, and the output
         [B, T, D]. The first two are what `edit` makes of them."""
-        up = checkpoint_name(self.up(x_BTD), "mlp_up") if self.gated else None
-        pre = checkpoint_name(edit("mlp_pre", self.gate(x_BTD) if self.gated else self.up(x_BTD)), "mlp_pre")
+        up = kept(self.up(x_BTD)) if self.gated else None
+        pre = kept(edit("mlp_pre", self.gate(x_BTD) if self.gated else self.up(x_BTD)))
         post = edit("mlp_post", activated(self.activation, pre, up))
         gated = post if gate_BTF is None else post * gate_BTF.astype(post.dtype)
         return pre, post, self.down(gated)

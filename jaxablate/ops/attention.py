@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from jaxablate.config.checks import require
 from jaxablate.ops import triton
 from jaxablate.ops.cap import cap_slope, capped
+from jaxablate.ops.remat import kept
 from jaxablate.ops.reverse_mode import reverse_mode_only
 from jaxablate.ops.varying import match_varying
 from jaxablate.types import at_least_float32
@@ -29,9 +29,6 @@ HeadOutputs = Float[Array, "batch time heads width"]
 Scale = float | Shaped[Array | np.ndarray, ""]
 Pair = tuple[Array, Array]
 """Keys and values, [B, N, T, H]."""
-
-KEPT_OF_ATTENTION = ("attention",)
-"""Names, for policies of `jax.checkpoint`, of the arrays without which the backward pass would attend anew."""
 
 # Positions of a block: at T = 256 on CPU 32 and 64 did best of 32..256. Longer sequences take at most 8 blocks.
 _CPU_BLOCK, _BLOCK, _MOST_BLOCKS = 64, 512, 8
@@ -106,7 +103,7 @@ def _on_gpu(qkv: Array, window: int | None, scale: float) -> Array:
 
 
 def _on_gpu_fwd(qkv: Array, window: int | None, scale: float) -> tuple[Array, tuple[Array, Array, Array]]:
-    out, log_sum = _kept(triton.attention_forward(qkv, window, scale))
+    out, log_sum = kept(triton.attention_forward(qkv, window, scale))
     return out, (qkv, out, log_sum)
 
 
@@ -201,10 +198,6 @@ def _attention(q: Array, clean: Pair, own: Pair | None, options: _Options, scale
         return _heads_first(_attend(*match_varying((q, clean, own)), options._replace(scale=float(scale))))
 
 
-def _kept(arrays: Any) -> Any:
-    return jax.tree.map(lambda x: checkpoint_name(x, *KEPT_OF_ATTENTION), arrays)
-
-
 class _Block(NamedTuple):
     """Positions [start, stop) of queries, and the keys [first, stop) that some of them see.
 
@@ -293,8 +286,8 @@ def _attend_fwd(q: Array, clean: Pair, own: Pair | None, options: _Options) -> t
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept_on_cpu)
         return out, log_sum, match_varying(zeros, like=(q, clean, own))
 
-    out, log_sum, kept = _kept(jax.lax.platform_dependent(q, clean, own, cpu=on_cpu, default=elsewhere))
-    return out, (q, clean, own, out, log_sum, kept)
+    out, log_sum, saved = kept(jax.lax.platform_dependent(q, clean, own, cpu=on_cpu, default=elsewhere))
+    return out, (q, clean, own, out, log_sum, saved)
 
 
 # Traced once for all layers and streams of a shape, not three times each; ``inline`` leaves the programs as they are.
@@ -350,8 +343,8 @@ def _backward(d_out: Array, residuals: tuple[Any, ...], options: _Options, size:
     d_q = []
     for i, block in enumerate(_blocks(q, k, options.window, size)):
         queries, keys, values = q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys]
-        kept = exponentials[i] if exponentials is not None else None
-        weights, total, slope = _probabilities(queries, keys, log_sum[:, :, block.queries], kept, block, options,
+        saved = exponentials[i] if exponentials is not None else None
+        weights, total, slope = _probabilities(queries, keys, log_sum[:, :, block.queries], saved, block, options,
                                                own is not None)
         scaled = d_out[:, :, block.queries].astype(wide) / total
         d_weights = _dot("bnth,bnsh->bnts", scaled, values, v) - delta[:, :, block.queries] / total
@@ -383,19 +376,19 @@ def _added(total: Array | None, part: Array, block: _Block, like: Array) -> Arra
     return so_far.at[..., block.keys].add(part)
 
 
-def _probabilities(q: Array, k: Array, log_sum: Array, kept: Pair | None, block: _Block, options: _Options,
+def _probabilities(q: Array, k: Array, log_sum: Array, saved: Pair | None, block: _Block, options: _Options,
                    strict: bool) -> tuple[Array, Array, Array | None]:
     """Probabilities of a block, the total by which they are yet to be divided, and the slope of the scores' cap."""
     scores = None
-    if kept is None:
+    if saved is None:
         # Without a barrier the compiler would merge them with those of the forward pass.
         q, k, log_sum = jax.lax.optimization_barrier((q, k, log_sum))
         scores = _scores(q, k, options)
-        kept = jnp.exp(_seen(scores, block, options, strict) - log_sum), jnp.ones_like(log_sum)
+        saved = jnp.exp(_seen(scores, block, options, strict) - log_sum), jnp.ones_like(log_sum)
     if options.cap is None:
-        return *kept, None
+        return *saved, None
     # Where exponentials were kept, scores are computed again: a cap cannot be read off those that are 0.
-    return *kept, cap_slope(_scores(q, k, options) if scores is None else scores, options.cap)
+    return *saved, cap_slope(_scores(q, k, options) if scores is None else scores, options.cap)
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

@@ -109,7 +109,7 @@ def _run(argv: Sequence[str], seconds: float) -> tuple[Any, str, str]:
     return code, out, err
 
 
-def _stopped(config: Any, workdir: Path) -> Any:
+def _stopped(config: Any, workdir: Path, **_: Any) -> Any:
     """What `train` refuses before it reads data; then it says that it was interrupted."""
     from jaxablate.runs.workdir import require_x64
     from jaxablate.sharding import make_mesh
