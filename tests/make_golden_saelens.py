@@ -17,6 +17,7 @@ GOLDEN = Path(__file__).parent / "golden" / "saelens.npz"
 D, S, N = 8, 20, 12
 SIZES = {"d_in": D, "d_sae": S, "device": "cpu"}
 SCALE, AVERAGE = 0.37, {"normalize_activations": "expected_average_only_in"}
+WHITE, UNCENTRED = {"normalize_activations": "covariance_whitening"}, {"apply_b_dec_to_input": False}
 INFERENCE = {  # kind -> (class, settings beside the sizes)
     "standard": ("StandardSAE", {}),
     "standard_uncentred": ("StandardSAE", {"apply_b_dec_to_input": False}),
@@ -37,6 +38,9 @@ TRAINING = {
     "training_batchtopk_scaled": ("BatchTopKTrainingSAE", {"k": 3, **AVERAGE}),
     "training_batchtopk_unscaled_norms": ("BatchTopKTrainingSAE", {"k": 3, "rescale_acts_by_decoder_norm": False}),
     "training_topk_scaled": ("TopKTrainingSAE", {"k": 3, **AVERAGE}),
+    "training_standard_whitened": ("StandardTrainingSAE", WHITE | UNCENTRED),
+    "training_topk_whitened": ("TopKTrainingSAE", {"k": 3, **WHITE}),
+    "training_gated_whitened": ("GatedTrainingSAE", WHITE | UNCENTRED),
     "training_matryoshka": ("MatryoshkaBatchTopKTrainingSAE", {"k": 3, "matryoshka_widths": [5, 10, S]}),
 }
 
@@ -74,6 +78,12 @@ def main() -> None:
                 if sae.cfg.normalize_activations == "expected_average_only_in":
                     arrays[f"{kind}/scaler_json"] = np.array(json.dumps({"scaling_factor": SCALE}))
                     sae.fold_activation_norm_scaling_factor(SCALE)
+                if sae.cfg.normalize_activations == "covariance_whitening":
+                    matrix = torch.randn(D, D, dtype=torch.float64) + 3 * torch.eye(D)
+                    whitening = {"mean": torch.randn(D, dtype=torch.float64), "matrix": matrix,
+                                 "inverse_matrix": torch.linalg.inv(matrix).contiguous()}
+                    arrays |= {f"{kind}/whitening/{key}": value.numpy() for key, value in whitening.items()}
+                    sae.fold_activation_whitening(*whitening.values())
                 sae.save_inference_model(opened)
             else:
                 sae.save_model(opened)

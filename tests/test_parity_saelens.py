@@ -33,8 +33,10 @@ def opened(where, folder):
     with np.load(GOLDEN) as stored:
         own = {name.removeprefix(f"{where}/"): stored[name] for name in stored.files if name.startswith(f"{where}/")}
         x = stored["x"]
-    weights = {name.removeprefix("weights/"): value for name, value in own.items() if name.startswith("weights/")}
-    safetensors.numpy.save_file(weights, folder / "sae_weights.safetensors")
+    for part, file in {"weights": "sae_weights", "whitening": "activation_whitening"}.items():
+        arrays = {name.removeprefix(f"{part}/"): value for name, value in own.items() if name.startswith(f"{part}/")}
+        if arrays:
+            safetensors.numpy.save_file(arrays, folder / f"{file}.safetensors")
     for name in ("cfg", "scaler"):
         if f"{name}_json" in own:
             (folder / {"scaler": "activation_scaler"}.get(name, name)).with_suffix(".json").write_text(
@@ -99,7 +101,19 @@ def test_a_training_run_without_its_scale_is_refused(tmp_path):
         with pytest.raises(DataError, match="activation_scaler.json"):
             load(folder)
     scaler.unlink()
-    with pytest.raises(DataError, match="the folder has no activation_scaler.json with it; add it, or fold it in SAEL"):
+    with pytest.raises(DataError, match="the folder has no activation_scaler.json that says how; add it, or fold"):
+        load(folder)
+
+
+def test_a_training_run_without_its_whitening_is_refused(tmp_path):
+    folder, *_ = opened("training_topk_whitened", tmp_path)
+    path = folder / "activation_whitening.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(arrays | {"mean": np.zeros(3)}, path)
+    with pytest.raises(DataError, match="activation_whitening.safetensors: mean has shape"):
+        load(folder)
+    path.unlink()
+    with pytest.raises(DataError, match="no activation_whitening.safetensors that says how; .*fold_activation_white"):
         load(folder)
 
 
@@ -107,7 +121,6 @@ def test_a_training_run_without_its_scale_is_refused(tmp_path):
     *(("standard", {"architecture": name}, f"architecture='{name}' cannot be read: it.*; standard, topk, .*gated") for
       name in FOREIGN),
     ("standard", {"architecture": "crosscoder"}, "architecture='crosscoder' cannot be read; standard"),
-    ("standard", {"normalize_activations": "covariance_whitening"}, "fold_activation_whitening in SAELens puts it th"),
     ("standard", {"normalize_activations": "other"}, "normalize_activations='other' cannot be read; none, layer_norm"),
     ("standard", {"activation_fn_str": "tanh-relu"}, "the activation function 'tanh-relu' of a standard autoencoder"),
     ("jumprelu_layer_norm", {"activation_fn": "topk"}, "the activation function 'topk' of a jumprelu autoencoder"),

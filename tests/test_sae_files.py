@@ -12,6 +12,7 @@ from jaxablate.config import ModelConfig
 from jaxablate.errors import ConfigError, DataError
 from jaxablate.features import (
     AutoencoderConfig,
+    Moments,
     SaeRun,
     SaeTrainConfig,
     SparseAutoencoder,
@@ -120,6 +121,16 @@ def test_a_name_of_ones_own_needs_no_model(tmp_path):
     assert found.name == "layer 3 of my model" and found.fingerprint is None and found.sae.config == sae.config
     jax.tree.map(np.testing.assert_array_equal, found.sae, sae)
     assert json.loads((folder / "cfg.json").read_text())["hook_name"] == "layer 3 of my model"
+
+
+def test_arrays_of_any_layout_in_memory_are_written_as_they_are(tmp_path):
+    """The library that writes them takes the bytes as they lie."""
+    sae = made()
+    sae = dataclasses.replace(sae, W_enc=np.asfortranarray(sae.W_enc), W_dec=np.asfortranarray(sae.W_dec))
+    root = np.random.default_rng(0).normal(size=(1, 8, 8)).astype(np.float32)
+    found = load(save(tmp_path, sae, "mine", moments=Moments(np.zeros((1, 8), np.float32), np.asfortranarray(root))))
+    np.testing.assert_array_equal(found.sae.W_enc, sae.W_enc)
+    np.testing.assert_array_equal(found.moments.root, root)
 
 
 def test_every_site_has_a_hook_name():

@@ -115,7 +115,7 @@ def save(
         logs = np.log10(np.asarray(density, np.float32) + np.float32(_EMPTY))
         contents[SPARSITY] = safetensors.numpy.save({"sparsity": logs})
     if moments is not None:
-        arrays = {"mean": np.asarray(moments.mean), "root": np.asarray(moments.root)}
+        arrays = {name: np.asarray(getattr(moments, name), order="C") for name in ("mean", "root")}
         contents[MOMENTS] = safetensors.numpy.save(arrays)
     for name_of_file, content in contents.items():
         files.write(folder / name_of_file, content)
@@ -326,7 +326,8 @@ def _opened(folder: Path, settings: _Settings, own: _Own) -> tuple[AutoencoderCo
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise DataError(f"{folder / CONFIG} lacks a setting or has an unknown one: {error}") from error
     arrays, _ = _read_tensors(folder / WEIGHTS)
-    return theirs, saelens.weights_of(folder / WEIGHTS, settings, theirs, arrays, _scale(folder))
+    scaler = saelens.Scaler(_scale(folder), _whitening(folder, theirs))
+    return theirs, saelens.weights_of(folder / WEIGHTS, settings, theirs, arrays, scaler)
 
 
 def _scale(folder: Path) -> float | None:
@@ -341,6 +342,12 @@ def _scale(folder: Path) -> float | None:
     if factor is not None and not 0 < factor < float("inf"):
         raise DataError(f"{folder / saelens.SCALER}: scaling_factor={factor} must be a number above 0")
     return factor
+
+
+def _whitening(folder: Path, config: AutoencoderConfig) -> dict[str, np.ndarray] | None:
+    """The map by which a training run of SAELens whitened activations; None where there is no file of it."""
+    path = folder / saelens.WHITENING
+    return _read_finite(path, saelens.whitening_shapes(config)) if path.is_file() else None
 
 
 def _leaves(state: TrainState) -> dict[str, Any]:

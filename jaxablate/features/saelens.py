@@ -10,7 +10,8 @@ What SAELens 6 writes, and versions back to 2 wrote in flat settings, becomes
                                             (Rajamanoharan et al. 2024, Improving Dictionary Learning with Gated Sparse
                                             Autoencoders, section 3.2)
     rescale_acts_by_decoder_norm            latents are those of unit decoder vectors: norms go into the encoder
-    expected_average_only_in                the scale of a training run's activation_scaler.json goes into the weights
+    expected_average_only_in,               what a training run's activation_scaler.json, or
+    covariance_whitening                    activation_whitening.safetensors, says goes into the weights
     layer_norm, constant_norm_rescale       `AutoencoderConfig.normalize`
     finetuning_scaling_factor               factors go into the decoder
 
@@ -18,7 +19,7 @@ All of it is exact but for rounding. Anything else that would change what comes 
 """
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -27,8 +28,9 @@ from jaxablate.errors import DataError
 from jaxablate.features.sae import ARCHITECTURES, AutoencoderConfig
 from jaxablate.features.sites import Site
 
-SCALER = "activation_scaler.json"
-"""File of a training run's folder with the factor by which activations were multiplied."""
+SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
+"""Files of a training run's folder: the factor by which activations were multiplied, the affine map that whitened them.
+"""
 _HOOKS = {
     "resid_pre": "hook_resid_pre", "head_out": "attn.hook_z", "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid", "mlp_pre": "mlp.hook_pre", "mlp_post": "mlp.hook_post",
@@ -47,6 +49,14 @@ FOREIGN = {
                     "it reconstructs another site than it reads"),
 }
 """Architectures of SAELens that autoencoders here cannot be, and why."""
+
+
+class Scaler(NamedTuple):
+    """What a training run did to activations; None for what its folder does not say."""
+
+    scale: float | None = None
+    whitening: Mapping[str, np.ndarray] | None = None
+    """``mean`` [D], ``matrix`` [D, D] and ``inverse_matrix`` [D, D]: z = (x - mean) matrix."""
 
 
 class _Metadata(TypedDict, total=False):
@@ -161,16 +171,14 @@ def _architecture(where: Any, settings: Settings) -> str:
 
 
 def _normalize(where: Any, settings: Settings) -> Any:
-    """`AutoencoderConfig.normalize`; none also where a scale is folded into the weights."""
+    """`AutoencoderConfig.normalize`; none also where the `Scaler` is folded into the weights."""
     scaling = settings.get("normalize_activations")
-    if _scaled(settings) or scaling in (None, False):
+    if _scaled(settings) or _whitened(settings) or scaling in (None, False):
         return "none"
     ours = {theirs: ours for ours, theirs in _NORMALIZE.items()}
     if not isinstance(scaling, str) or scaling not in ours:
-        hint = ("; the whitening is not in the weights yet: SAE.fold_activation_whitening in SAELens puts it there"
-                if scaling == "covariance_whitening" else "")
-        raise DataError(f"{where}: normalize_activations={scaling!r} cannot be read{hint}; {', '.join(ours)} can, and "
-                        f"expected_average_only_in with its {SCALER}")
+        raise DataError(f"{where}: normalize_activations={scaling!r} cannot be read; {', '.join(ours)} can, and "
+                        f"expected_average_only_in with its {SCALER}, covariance_whitening with its {WHITENING}")
     return ours[scaling]
 
 
@@ -178,8 +186,18 @@ def _scaled(settings: Settings) -> bool:
     return settings.get("normalize_activations") in (True, "expected_average_only_in")
 
 
+def _whitened(settings: Settings) -> bool:
+    return settings.get("normalize_activations") == "covariance_whitening"
+
+
+def whitening_shapes(config: AutoencoderConfig) -> dict[str, tuple[int, ...]]:
+    """Arrays of the file `WHITENING`."""
+    d = config.d_in
+    return {"mean": (d,), "matrix": (d, d), "inverse_matrix": (d, d)}
+
+
 def weights_of(where: Any, settings: Settings, config: AutoencoderConfig, arrays: Mapping[str, np.ndarray],
-               scale: float | None) -> dict[str, np.ndarray]:
+               scaler: Scaler) -> dict[str, np.ndarray]:
     """What SAELens's arrays are here, by `weight_shapes`, computed in float64.
 
     Args:
@@ -187,11 +205,11 @@ def weights_of(where: Any, settings: Settings, config: AutoencoderConfig, arrays
       settings: cfg.json.
       config: `config_of` these settings.
       arrays: the file's arrays.
-      scale: of the folder's `SCALER`; None where it has none.
+      scaler: what lies beside it.
 
     Raises:
       DataError: an array is missing, misshapen, not finite, or one that nothing here can use; or activations are to be
-        multiplied by a factor that the folder does not have.
+        multiplied by a factor, or whitened by a map, that the folder does not have.
     """
     architecture = _architecture(where, settings)
     w = _checked(where, architecture, config, arrays)
@@ -208,19 +226,40 @@ def weights_of(where: Any, settings: Settings, config: AutoencoderConfig, arrays
     if "topk_threshold" in w:
         w["threshold"] = np.full(config.d_sae, w.pop("topk_threshold"))
     rescaled = bool(settings.get("rescale_acts_by_decoder_norm"))
+    # In SAELens's order, on which the units of rescaled latents depend.
     if _scaled(settings):
-        if scale is None:
-            raise DataError(f"{where}: activations are to be multiplied by a factor first "
-                            f"(normalize_activations={settings.get('normalize_activations')!r}), and the folder has no "
-                            f"{SCALER} with it; add it, or fold it in SAELens "
-                            "(SAE.fold_activation_norm_scaling_factor)")
-        w |= {"W_enc": w["W_enc"] * scale, "W_dec": w["W_dec"] / scale, "b_dec": w["b_dec"] / scale}
-        if rescaled and "threshold" in w:  # it is compared with pre-activations times norms
-            w["threshold"] = w["threshold"] / scale
+        _fold_scale(w, _there(where, settings, scaler.scale, SCALER, "fold_activation_norm_scaling_factor"), rescaled)
     if rescaled:
         size = np.maximum(np.linalg.norm(w["W_dec"], axis=1), np.finfo(np.float32).tiny)
         w |= {"W_enc": w["W_enc"] * size, "b_enc": w["b_enc"] * size, "W_dec": w["W_dec"] / size[:, None]}
+    if _whitened(settings):
+        _fold_whitening(w, _there(where, settings, scaler.whitening, WHITENING, "fold_activation_whitening"),
+                        config.center)
     return w
+
+
+def _there(where: Any, settings: Settings, value: Any, file: str, function: str) -> Any:
+    if value is None:
+        raise DataError(f"{where}: activations are to be changed first (normalize_activations="
+                        f"{settings.get('normalize_activations')!r}), and the folder has no {file} that says how; add "
+                        f"it, or fold it in SAELens (SAE.{function})")
+    return value
+
+
+def _fold_scale(w: dict[str, np.ndarray], scale: float, rescaled: bool) -> None:
+    """Into weights of an autoencoder of scale * x; a rescaled threshold is compared with what norms multiply."""
+    w |= {"W_enc": w["W_enc"] * scale, "W_dec": w["W_dec"] / scale, "b_dec": w["b_dec"] / scale}
+    if rescaled and "threshold" in w:
+        w["threshold"] = w["threshold"] / scale
+
+
+def _fold_whitening(w: dict[str, np.ndarray], whitening: Mapping[str, np.ndarray], center: bool) -> None:
+    """Into weights of an autoencoder of (x - mean) M: M W_enc, W_dec M^-1, b_dec M^-1 + mean. Without ``center`` the
+    mean's share of the pre-activations, mean M W_enc, leaves b_enc; with it, it is in what b_dec subtracts."""
+    mean, matrix, inverse = (whitening[name].astype(np.float64) for name in ("mean", "matrix", "inverse_matrix"))
+    w |= {"W_enc": matrix @ w["W_enc"], "W_dec": w["W_dec"] @ inverse, "b_dec": w["b_dec"] @ inverse + mean}
+    if not center:
+        w["b_enc"] = w["b_enc"] - mean @ w["W_enc"]
 
 
 def _checked(where: Any, architecture: str, config: AutoencoderConfig, arrays: Mapping[str, np.ndarray]
