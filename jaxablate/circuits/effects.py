@@ -167,38 +167,45 @@ def _into_heads(clean: _Clean, index: jax.Array, source: jax.Array, head: jax.Ar
 
     A head is a query head where the port is the queries', and one of keys and values, for all that share it, elsewhere.
     """
-    block, decoder = clean.blocks.take(index), clean.batch.decoder
-    graph = decoder.graph
-    normed = decoder.read(block.weights, clean.streams[2 * index] + clean.change[source])
-
-    def change(normed: jax.Array, head: jax.Array, port: jax.Array) -> jax.Array:
-        """What the heads that read one of the edges then write, less what they write in the clean run, [m, T, D]."""
-        shared = jnp.where(port == 0, head // graph.group, head)
-        members = shared * graph.group + jnp.arange(graph.group)
-        now, before = [], []
-        for i, heads in enumerate((members, shared[None], shared[None])):
-            old = clean.ports[i][index][heads]
-            new = jnp.stack([block.project(i, normed, h) for h in heads])
-            read = (port == i) & ((i > 0) | (heads == head))
-            now.append(jnp.where(read[:, None, None, None], new, old))
-            before.append(old)
-        of_group = jax.vmap(block.channels, in_axes=(0, None, None, 0))
-        moved = (of_group(now[0], now[1][0], now[2][0], members)
-                 - of_group(before[0], before[1][0], before[2][0], members))
-        return jax.vmap(lambda x, h: decoder.write(block.weights, x, h))(moved, members).sum(0)
-
-    total = clean.totals[index]
-    written = jax.vmap(change)(normed, head, port)
-    stream = clean.streams[2 * index]
+    block, decoder, stream = clean.blocks.take(index), clean.batch.decoder, clean.streams[2 * index]
+    normed = decoder.read(block.weights, stream + clean.change[source])
+    changes = jax.vmap(lambda x, h, p: _written_change(block, [of[index] for of in clean.ports], x, h, p))
+    total = clean.totals[index] + changes(normed, head, port)
 
     def last() -> jax.Array:
         end = stream[:, -1:]
-        return block.after_attention(end, end + block.post_norm((total + written)[:, :, -1:]))[:, :, 0]
+        return block.after_attention(end, end + block.post_norm(total[:, :, -1:]))[:, :, 0]
 
     def earlier() -> jax.Array:
-        return _blocks_from(clean, block.after_attention(stream, stream + block.post_norm(total + written)), index + 1)
+        return _blocks_from(clean, block.after_attention(stream, stream + block.post_norm(total)), index + 1)
 
-    return clean.metric(jax.lax.cond(index == graph.n_layers - 1, last, earlier))
+    return clean.metric(jax.lax.cond(index == decoder.graph.n_layers - 1, last, earlier))
+
+
+def _written_change(block: Block, ports: Sequence[jax.Array], normed: jax.Array, head: jax.Array, port: jax.Array
+                    ) -> jax.Array:
+    """What heads write [m, T, D] with one port read from another stream, less what they write in the clean run.
+
+    Args:
+      block: of the heads.
+      ports: queries [N, m, T, H], keys and values [K, m, T, H] of the clean run.
+      normed: [m, T, D] the other stream, normed.
+      head: index of the query head, or of the key and value head.
+      port: which of the three it reads.
+    """
+    group = block.decoder.graph.group
+    shared = jnp.where(port == 0, head // group, head)
+    members = shared * group + jnp.arange(group)
+    now, before = [], []
+    for i, heads in enumerate((members, shared[None], shared[None])):
+        before.append(ports[i][heads])
+        new = jnp.stack([block.project(i, normed, h) for h in heads])
+        reads = (port == i) & ((heads == head) | (i > 0))
+        now.append(jnp.where(reads[:, None, None, None], new, before[i]))
+    of_members = jax.vmap(block.channels, in_axes=(0, None, None, 0))
+    change = of_members(now[0], now[1][0], now[2][0], members) - of_members(
+        before[0], before[1][0], before[2][0], members)
+    return jax.vmap(lambda x, h: block.decoder.write(block.weights, x, h))(change, members).sum(0)
 
 
 def _blocks_from(clean: _Clean, x: jax.Array, first: jax.Array) -> jax.Array:
