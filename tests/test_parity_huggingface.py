@@ -16,6 +16,7 @@ import safetensors.numpy
 from helpers.huggingface import golden_folder, names
 from helpers.tolerance import assert_close
 
+from jaxablate.circuits import PromptPairs, problem
 from jaxablate.interop import from_huggingface, to_huggingface
 from jaxablate.interop.huggingface import kept_settings
 from jaxablate.models.decoder import SelfAblatingTransformer
@@ -78,6 +79,17 @@ def test_logits_hidden_states_and_attention_are_transformers(where, dtype, folde
         log_p = np.asarray(jax.nn.log_softmax(logits[:, :-1], axis=-1))
         of_next = np.take_along_axis(log_p, expected["input_ids"][:, 1:, None], axis=-1)[..., 0]
         assert_close(of_next, expected["token_logprobs"], atol=1e-5, err_msg="token_logprobs")
+
+
+@pytest.mark.parametrize("where", ALL)
+def test_circuits_run_on_what_transformers_computes(where, folders):
+    """Prompts of several lengths in one batch, so with padding, and read at their last tokens."""
+    folder, expected = folders(where)
+    tokens = expected["input_ids"]
+    ids = [row[:n].tolist() for row, n in zip(tokens, (tokens.shape[1], 5, 9), strict=False)]
+    prompts = PromptPairs.from_ids(ids, ids, [[1]] * len(ids), [[2]] * len(ids), name="figures")
+    logits = problem(*from_huggingface(folder), prompts).logits
+    assert_close(logits, np.stack([expected["logits"][i, len(row) - 1] for i, row in enumerate(ids)]), atol=1e-5)
 
 
 @pytest.mark.parametrize("where", ALL)
