@@ -103,10 +103,10 @@ classifier_run = _copied_run("classifier")
 _SLOW = (
     "test_parity_sat", "test_eval_cli", "test_known_circuit", "test_circuit_command", "test_stacking",
     "test_circuit_attribution", "test_train_classifier", "test_acdc", "test_circuit_families", "test_torture",
-    "test_processes", "test_sae_command", "test_sharding", "test_resume", "test_extending", "test_match", "test_parity_acdc",
-    "test_neurons_command", "test_suite_circuits", "test_readme", "test_guide", "test_leakage", "test_parity_safr",
-    "test_parity_topk", "test_suite_neurons", "test_suites_importance", "test_transformations", "test_own_decoder",
-    "test_sites", "test_own_models",
+    "test_processes", "test_sae_command", "test_sharding", "test_resume", "test_extending", "test_match",
+    "test_parity_acdc", "test_neurons_command", "test_suite_circuits", "test_readme", "test_guide", "test_leakage",
+    "test_parity_safr", "test_parity_topk", "test_suite_neurons", "test_suites_importance", "test_transformations",
+    "test_own_decoder", "test_sites", "test_own_models",
 )
 """Files that compile many programs or run commands from end to end, the longest first; ``-m "not slow"`` leaves them
 out."""
