@@ -164,6 +164,17 @@ def test_factors_of_a_fine_tuning_multiply_latents(tmp_path):
         edited(folder, finetuning_scaling_factor=...)
 
 
+@pytest.mark.parametrize(("kind", "name", "value"), [
+    ("gated", "r_mag", 1e30), ("training_topk", "W_dec", 3e38), ("training_batchtopk", "topk_threshold", 1e300)])
+def test_what_overflows_when_it_is_folded_is_refused(kind, name, value, tmp_path):
+    folder, *_ = opened(kind, tmp_path)
+    path = folder / "sae_weights.safetensors"
+    weights = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(weights | {name: np.full_like(weights[name], value)}, path)
+    with pytest.raises(DataError, match="would not be finite in float32; the file is damaged"):
+        load(folder)
+
+
 def test_a_logarithm_of_thresholds(tmp_path):
     folder, x, latents, _ = opened("training_jumprelu", tmp_path)
     path = folder / "sae_weights.safetensors"

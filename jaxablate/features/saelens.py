@@ -198,7 +198,7 @@ def whitening_shapes(config: AutoencoderConfig) -> dict[str, tuple[int, ...]]:
 
 def weights_of(where: Any, settings: Settings, config: AutoencoderConfig, arrays: Mapping[str, np.ndarray],
                scaler: Scaler) -> dict[str, np.ndarray]:
-    """What SAELens's arrays are here, by `weight_shapes`, computed in float64.
+    """What SAELens's arrays are here, by `weight_shapes`, computed in float64 and of the config's type.
 
     Args:
       where: the weights' file, for errors.
@@ -218,11 +218,11 @@ def weights_of(where: Any, settings: Settings, config: AutoencoderConfig, arrays
             raise DataError(f"{where}: it has factors of a fine-tuning, but cfg.json says that there was none")
         w["W_dec"] = w["W_dec"] * factor[:, None]
     if architecture == "gated":
-        stretch = np.exp(w.pop("r_mag"))
+        stretch = _exp(w.pop("r_mag"))
         w["W_enc"], w["b_enc"] = w["W_enc"] * stretch, w.pop("b_mag")
         w["threshold"] = w["b_enc"] - w.pop("b_gate") * stretch
     if "log_threshold" in w:
-        w["threshold"] = np.exp(w.pop("log_threshold"))
+        w["threshold"] = _exp(w.pop("log_threshold"))
     if "topk_threshold" in w:
         w["threshold"] = np.full(config.d_sae, w.pop("topk_threshold"))
     rescaled = bool(settings.get("rescale_acts_by_decoder_norm"))
@@ -235,7 +235,16 @@ def weights_of(where: Any, settings: Settings, config: AutoencoderConfig, arrays
     if _whitened(settings):
         _fold_whitening(w, _there(where, settings, scaler.whitening, WHITENING, "fold_activation_whitening"),
                         config.center)
-    return w
+    with np.errstate(over="ignore"):
+        cast = {name: array.astype(config.dtype) for name, array in w.items()}
+    if wrong := [name for name, array in cast.items() if not np.all(np.isfinite(array))]:
+        raise DataError(f"{where}: {', '.join(wrong)} would not be finite in {config.dtype}; the file is damaged")
+    return cast
+
+
+def _exp(x: np.ndarray) -> np.ndarray:
+    """Without a number that is not finite, which the check at the end would have a warning come before."""
+    return np.exp(np.minimum(x, 600.0))
 
 
 def _there(where: Any, settings: Settings, value: Any, file: str, function: str) -> Any:
