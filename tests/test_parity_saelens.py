@@ -93,6 +93,13 @@ def test_norms_of_a_rescaled_topk_are_in_the_encoder(tmp_path):
     assert ((np.asarray(load(folder).sae.encode(x)) > 0) != (latents > 0)).any()
 
 
+def test_norms_of_what_saelens_does_not_rescale_stay(tmp_path):
+    """It reads that setting of topk and batchtopk alone."""
+    folder, x, latents, _ = opened("jumprelu_layer_norm", tmp_path)
+    edited(folder, rescale_acts_by_decoder_norm=True)
+    assert_close(load(folder).sae.encode(x), latents, atol=1e-5)
+
+
 def test_a_training_run_without_its_scale_is_refused(tmp_path):
     folder, *_ = opened("training_topk_scaled", tmp_path)
     scaler = folder / "activation_scaler.json"

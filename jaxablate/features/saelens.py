@@ -225,7 +225,8 @@ def weights_of(where: Any, settings: Settings, config: AutoencoderConfig, arrays
         w["threshold"] = _exp(w.pop("log_threshold"))
     if "topk_threshold" in w:
         w["threshold"] = np.full(config.d_sae, w.pop("topk_threshold"))
-    rescaled = bool(settings.get("rescale_acts_by_decoder_norm"))
+    # SAELens has this setting of these architectures, and passes it over in the others.
+    rescaled = bool(settings.get("rescale_acts_by_decoder_norm")) and architecture in ("topk", *_TRAINED)
     # In SAELens's order, on which the units of rescaled latents depend.
     if _scaled(settings):
         _fold_scale(w, _there(where, settings, scaler.scale, SCALER, "fold_activation_norm_scaling_factor"), rescaled)
