@@ -18,12 +18,15 @@ from jaxablate.circuits import (
     PromptPairs,
     acdc,
     eap,
+    eap_ig,
     edge_order,
     effects,
+    faithfulness,
     live,
     load_circuit,
     load_mib,
     mask_gradient,
+    metric_values,
     neuron_eap,
     node_eap,
     save_circuit,
@@ -109,6 +112,12 @@ def margin(name, mask):
     return margins(exact(name)(mask), pairs()).mean()
 
 
+def divergence(clean, other):
+    """[n] KL of logits in float64."""
+    p, q = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (clean, other))
+    return (np.exp(p) * (p - q)).sum(-1)
+
+
 def one(name, edge, size=1.0):
     """[E] with a number at one edge."""
     mask = np.zeros(task(name).graph.n_edges)
@@ -165,24 +174,42 @@ def test_the_mask_gradient_is_a_derivative_where_edges_are_partly_patched():
 def test_a_node_is_the_sum_of_its_edges_and_of_its_units(name):
     graph, nodes, units = task(name).graph, node_eap(task(name)), neuron_eap(task(name))
     np.testing.assert_allclose(nodes, np.bincount(graph.edge_source, eap(task(name)), graph.n_sources), atol=1e-5)
+    along, edges = node_eap(task(name), steps=2), eap_ig(task(name), steps=2)
+    np.testing.assert_allclose(along, np.bincount(graph.edge_source, edges, graph.n_sources), atol=1e-5)
     heads = [[nodes[graph.head(i, h)] for h in range(graph.n_heads)] for i in range(graph.n_layers)]
     np.testing.assert_allclose(units.channels.sum(-1), heads, atol=1e-5)
     if not task(name).decoder.post_norms:  # a norm after the MLP is no sum over neurons
         np.testing.assert_allclose(units.neurons.sum(-1), [nodes[graph.mlp(i)] for i in range(2)], atol=1e-5)
 
 
+def test_scores_of_shared_keys_are_sums_of_those_of_each_head():
+    apart = np.bincount(task("llama").graph.of_split, eap(task(SPLIT)))
+    np.testing.assert_allclose(eap(task("llama")), apart, rtol=1e-5, atol=1e-5)
+
+
+def test_faithfulness_and_metrics_of_a_circuit_are_those_of_the_patched_run():
+    name, rng = "gemma2", np.random.default_rng(0)
+    scores = eap_ig(task(name), steps=2)
+    curve = faithfulness(task(name), scores, percents=(0.0, 50.0, 100.0)).signed.faithfulness()
+    np.testing.assert_allclose(curve[[0, 2]], (0, 1), atol=1e-12)
+    kept = rng.random((3, scores.size)) < 0.6
+    patched, clean = [exact(name)(~k) for k in kept], exact(name)(np.zeros(scores.size))
+    np.testing.assert_allclose(metric_values(task(name), kept), [margins(x, pairs()) for x in patched], atol=1e-5)
+    kl = metric_values(task(name).with_metric("kl"), kept)
+    np.testing.assert_allclose(kl, [divergence(clean, x) for x in patched], atol=1e-5)
+
+
 def sequential(name, tau, order):
     """[E] bool, kept edges, by ACDC as it is written down, in float64."""
     patched, now = np.zeros(len(order)), 0.0
-    with jax.enable_x64(True):
-        clean = np.asarray(jax.nn.log_softmax(exact(name)(patched)))
-        for edge in order:
-            patched[edge] = 1
-            kl = (np.exp(clean) * (clean - np.asarray(jax.nn.log_softmax(exact(name)(patched))))).sum(-1).mean()
-            if kl - now < tau:
-                now = kl
-            else:
-                patched[edge] = 0
+    clean = exact(name)(patched)
+    for edge in order:
+        patched[edge] = 1
+        kl = divergence(clean, exact(name)(patched)).mean()
+        if kl - now < tau:
+            now = kl
+        else:
+            patched[edge] = 0
     return patched == 0
 
 
