@@ -191,6 +191,12 @@ class Forgetful(Rotary):
     combine = property(missing)
 
 
+class Derived(circuits.Decoder):
+    """It derives from the protocol and writes nothing."""
+
+    graph, sizes = Rotary.graph, Rotary.sizes
+
+
 class Unhashable(Rotary):
     __hash__ = None
 
@@ -217,11 +223,12 @@ class Failing(Rotary):
 
 @pytest.mark.parametrize(("decoder", "message"), [
     (Forgetful(), "Forgetful lacks combine of the Decoder protocol"),
+    (Derived(), "Derived lacks in_type, embed, block, visible"),
     (Contradicting(), "combine and the sum of write and bias of block 0 differ"),
     (OneHeadOff(), "of all heads of block 0 and of each head differ"),
     (Narrow(), "final_norm gives shape (3, 11), not (3, 12)"),
     (Failing(), "Failing fails on 3 prompts of 5 positions (KeyError: 'rope')"),
-], ids=lambda x: type(x).__name__ if isinstance(x, Rotary) else "")
+], ids=lambda x: "" if isinstance(x, str) else type(x).__name__)
 def test_a_decoder_that_cannot_be_right_is_refused_by_the_step(decoder, message):
     with pytest.raises(ConfigError) as error:
         circuits.problem(decoder, weights(), pairs())

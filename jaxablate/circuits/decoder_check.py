@@ -18,6 +18,8 @@ from jaxablate.types import Params, Stream
 
 STEPS = tuple(name for name in vars(Decoder) if not name.startswith("_"))
 """Names of all that the protocol asks for."""
+_INHERITED = ("post_norms", "post_norm", "logit_cap")
+"""What a class that derives from `Decoder` may leave out."""
 _TOLERANCE = 1e-4
 """Largest difference of two ways to one value, in the size of that value; float32 rounding is a hundredth of it."""
 
@@ -32,7 +34,9 @@ def checked_decoder(decoder: Decoder, params: Params, pairs: PromptPairs, stream
       DataError: a token of the prompts is beyond its output matrix.
     """
     name = type(decoder).__name__
-    if missing := [step for step in STEPS if not hasattr(decoder, step)]:
+    stubs = {step: vars(Decoder)[step] for step in STEPS if step not in _INHERITED}  # of a class that derives from it
+    missing = [s for s in STEPS if not hasattr(decoder, s) or getattr(type(decoder), s, None) is stubs.get(s, decoder)]
+    if missing:
         raise ConfigError(f"{name} lacks {', '.join(missing)} of the Decoder protocol (jaxablate.circuits.Decoder); "
                           "add what is missing, or derive from it, which adds what most models do not have")
     try:
