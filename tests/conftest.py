@@ -100,6 +100,9 @@ baseline_run = _copied_run("baseline")
 classifier_run = _copied_run("classifier")
 
 
+collect_ignore_glob = ["make_golden_*.py"]
+"""Scripts that import other programs, which need not be installed."""
+
 _SLOW = (
     "test_parity_sat", "test_eval_cli", "test_known_circuit", "test_circuit_command", "test_stacking",
     "test_circuit_attribution", "test_train_classifier", "test_acdc", "test_circuit_families", "test_torture",
