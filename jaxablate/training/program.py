@@ -105,6 +105,7 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
       ConfigError: a parameter has no partition rule.
     """
 
+    @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and for `init`
     def fresh(seed: jax.Array) -> TrainState:
         init_key, key = jax.random.split(jax.random.key(seed))
         params = learner.init_params(init_key)
