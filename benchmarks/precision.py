@@ -61,12 +61,14 @@ class Row:
     """Parts of the state that are rounded to bfloat16 after each step."""
     scale: float = 1.0
     """What initial weights are multiplied by."""
+    models: tuple[str, ...] = ("baseline", "gated")
+    """Models that it is another program for."""
 
 
 _PARTS: dict[str, Row] = {
     "layer norms": Row(lowered=(normalization,)),
     "softmax of attention": Row(lowered=(attention,)),
-    "scores of gates": Row(lowered=(layers,)),
+    "scores of gates": Row(lowered=(layers,), models=("gated",)),
     "logits and cross-entropy": Row(lowered=(cross_entropy,)),
     "residual stream": Row(lowered=(decoder,)),
     "moments of Adam": Row(rounded=("opt_state",)),
@@ -127,13 +129,13 @@ def main(options: Options) -> None:
         _train_missing(options, record)
     PlainConsole(width=180).print(_table(record))
     if options.write:
-        write(DOCS, with_table(DOCS.read_text(), "precision", _table(record, box.MARKDOWN)))
+        write(DOCS, documented(DOCS.read_text(), record))
 
 
 def _train_missing(options: Options, record: dict[str, Any]) -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_allow_excess_precision=false".strip()
     for model in MODELS:
-        for name in options.rows or ROWS:
+        for name in [name for name in options.rows or ROWS if model in ROWS[name].models]:
             runs = record["losses"].setdefault(name, {}).setdefault(model, {})
             seeds = [str(seed) for seed in options.seeds if str(seed) not in runs]
             if seeds:
@@ -209,6 +211,11 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, before)
+
+
+def documented(text: str, record: Mapping[str, Any]) -> str:
+    """The page on accelerators with the table of precision made anew."""
+    return with_table(text, "precision", _table(record, box.MARKDOWN))
 
 
 _COLUMNS = (("baseline", "loss_clean", "baseline"), ("gated", "loss_clean", "gated, clean stream"),

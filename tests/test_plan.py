@@ -5,11 +5,14 @@ import json
 import os
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 from helpers.commands import error_of, run_command
 
-from benchmarks import compiled
+from benchmarks import compiled, precision
 from jaxablate.errors import ConfigError
+from jaxablate.ops import normalization
 from jaxablate.training import hlo, plan
 
 CONFIG = """
@@ -213,9 +216,23 @@ def test_a_checked_row_may_grow_by_a_tenth_and_no_more(monkeypatch, capsys):
         compiled.check(["b"], {"a": row})
 
 
-def test_the_tables_of_the_docs_are_those_of_the_record():
+@pytest.mark.parametrize("benchmark", [compiled, precision])
+def test_the_tables_of_the_docs_are_those_of_the_record(benchmark):
     page = compiled.DOCS.read_text()
-    assert compiled.documented(page, json.loads(compiled.RECORD.read_text())) == page
+    assert benchmark.documented(page, json.loads(benchmark.RECORD.read_text())) == page
+
+
+def test_a_row_of_precision_lowers_its_part_only_while_it_is_traced():
+    x, before = jnp.linspace(0, 1, 8), normalization.at_least_float32
+    with precision._lowered(precision.ROWS["and layer norms in bfloat16"]):
+        lowered = jax.jit(lambda x: normalization.layer_norm(x, jnp.ones(8), jnp.zeros(8)))(x)
+    plain = normalization.layer_norm(x, jnp.ones(8), jnp.zeros(8))
+    assert normalization.at_least_float32 is before
+    assert 1e-4 < float(jnp.abs(lowered - plain).max()) < 2e-2
+    losses = {"float32": {"baseline": {"0": {"loss_clean": 1.0}, "1": {"loss_clean": 2.0}}},
+              "and weights in bfloat16": {"baseline": {"0": {"loss_clean": 1.25}, "1": {"loss_clean": 2.25}}}}
+    page = precision.documented("<!-- precision: x -->\n<!-- end -->", {"losses": losses})
+    assert "| and weights in bfloat16 | +0.2500 [+0.2500, +0.2500] | | |" in page
 
 
 def test_a_row_is_a_line_of_the_table():

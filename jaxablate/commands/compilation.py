@@ -51,8 +51,9 @@ def keep_compiled() -> None:
         logger.warning("compiled programs are not kept (%s); %s", error, _ELSEWHERE)
         return
     most = settings.jax_compilation_cache_max_size
-    cache: Any = importlib.import_module("jax._src.compilation_cache")
-    cache.get_file_cache = lambda path: (CompiledPrograms(Path(path), MOST_BYTES if most < 0 else most), path)
+    with contextlib.suppress(ImportError):  # an inner part of JAX; without it JAX reads and writes by itself
+        cache: Any = importlib.import_module("jax._src.compilation_cache")
+        cache.get_file_cache = lambda path: (CompiledPrograms(Path(path), MOST_BYTES if most < 0 else most), path)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     jax.config.update("jax_compilation_cache_dir", str(folder))
