@@ -296,7 +296,9 @@ class Search:
             inputs = problem.taken(problem.inputs, rows)
             clean = source_run(problem.decoder, problem.params, inputs)
             other = take_prompts(problem.replacement, rows)
-            self.followers.append(Follower(prepare(problem.decoder, problem.params, inputs, clean, other)))
+            prepared = prepare(problem.decoder, problem.params, inputs, clean, other)
+            shared = prepared.sharing(self.followers[0].prepared) if self.followers else prepared
+            self.followers.append(Follower(shared))
         self.exact = ExactDivergence(problem)
         self.widest = _widest(problem, memory_limit)
         self.evaluated = self.decided = self.rechecked = 0

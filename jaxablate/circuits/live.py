@@ -59,6 +59,13 @@ class Prepared:
     divergence: Divergence
     """KL from the clean run."""
 
+    def sharing(self, other: "Prepared") -> "Prepared":
+        """The same batch with the arrays of another batch for what no prompt is part of, so that these are held once.
+        """
+        return dataclasses.replace(
+            self, params=other.params, blocks=dataclasses.replace(self.blocks, weights=other.blocks.weights),
+            divergence=dataclasses.replace(self.divergence, table=other.divergence.table))
+
 
 @functools.partial(jax.jit, static_argnums=0)
 def prepare(decoder: Decoder, params: Params, inputs: Inputs, clean: Run, replacement: jax.Array) -> Prepared:
