@@ -12,10 +12,12 @@ from helpers.weights import drawn_params
 
 from jaxablate.config import MeshConfig, ObjectiveConfig, family
 from jaxablate.errors import ConfigError
+from jaxablate.features.sites import sites
 from jaxablate.interop import transformer_to_reference
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.models.generation import generate
 from jaxablate.models.stacking import layer_groups, stack_layers, unstack_layers
+from jaxablate.neurons.units import decoder_output, direction_values, draw_directions, kinds
 from jaxablate.objectives import language_model_loss
 from jaxablate.ops import attention
 from jaxablate.ops.cross_entropy import linear_cross_entropy, per_token_cross_entropy
@@ -171,6 +173,17 @@ def test_heads_that_the_tensor_axis_does_not_divide_are_replicated():
                                                                                ("fsdp", None, None)]
     assert tuple(param_shardings(mesh, {"unembed": {"kernel": jnp.zeros((24, 16))}})["unembed"]["kernel"].spec) == (
         "tensor", "fsdp")
+
+
+def test_channels_of_the_heads_are_the_width_of_their_sites_and_units():
+    config = model("llama")[0].config
+    width = {site.field: site.width for site in sites(config)}
+    assert (width["head_out"], width["attn_out"], width["mlp_post"]) == (24, 16, 20)
+    assert {kind.name: kind.width for kind in kinds(config)}["attention gates"] == 24
+    values = direction_values(config, model("llama")[1], decoder_output(*model("llama"), TOKENS),
+                              draw_directions(config, model("llama")[1], 3, 0))
+    assert {name: x[0].shape for name, x in values.items()} == dict.fromkeys(values, (18, 3))
+    assert kinds(config)[0].directions == "values"  # no single number comes before a gated MLP's activation function
 
 
 def test_arithmetic_of_a_token_counts_every_product():
