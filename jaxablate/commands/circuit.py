@@ -360,10 +360,13 @@ def nulls_table(rows: Sequence[PruneRow]) -> Table:
     for name in ("", "KL, all patched", "KL explained", "by seed", "on training prompts", "accuracy", "of the model",
                  "overlap of seeds"):
         table.add_column(name, justify="left" if not name else "right")
+
+    def short(x: float | None) -> str:
+        return "-" if x is None else f"{round(x, 2) + 0:.2f}"  # + 0: never -0.00
+
     for r in rows:
-        table.add_row(r.group, stats.number(r.all_patched), str(r.explained), ", ".join(map(stats.number, r.by_seed)),
-                      stats.number(r.on_training_prompts), str(r.accuracy), str(r.model_accuracy),
-                      stats.number(r.overlap))
+        table.add_row(r.group, stats.number(r.all_patched), str(r.explained), ", ".join(map(short, r.by_seed)),
+                      short(r.on_training_prompts), str(r.accuracy), str(r.model_accuracy), short(r.overlap))
     return table
 
 
