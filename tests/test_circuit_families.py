@@ -59,7 +59,7 @@ TAUS = (0.03, 0.01, 0.002)
 @pytest.fixture(autouse=True)
 def few_shapes(monkeypatch):
     """Narrow calls and one sum at a time, so that there is less to compile."""
-    monkeypatch.setattr(sys.modules[acdc.__module__], "WIDEST", 4)
+    monkeypatch.setattr(sys.modules[acdc.__module__], "WIDEST", 2)
     monkeypatch.setattr(live, "_MOST_TERMS", 1)
 
 
