@@ -129,10 +129,8 @@ def test_several_autoencoders_are_taken_one_after_another_on_cpu_only():
 
 def test_logits_of_edits_are_in_larger_chunks_on_accelerators(monkeypatch):
     monkeypatch.setattr(sae_metrics, "_CPU_CHUNK", 4)
-    losses = functools.partial(sae_metrics._edit_losses, dtype="float32")
-    text = {platform: lowered(lambda table, base, edited, targets: losses(table, base=base, edited=edited,
-                                                                         targets=targets),
-                              EMBEDDING, of(2, 8, 8), of(3, 2, 8, 8), jax.ShapeDtypeStruct((2, 8), jnp.int32),
+    losses = functools.partial(sae_metrics._edit_losses, ModelConfig())
+    text = {platform: lowered(losses, EMBEDDING, of(2, 8, 8), of(3, 2, 8, 8), jax.ShapeDtypeStruct((2, 8), jnp.int32),
                               platform=platform) for platform in PLATFORMS}
     assert {platform: "tensor<4x30xf32>" in x for platform, x in text.items()} == {"cpu": True, "cuda": False,
                                                                                   "tpu": False}
