@@ -110,7 +110,7 @@ def test_what_is_no_problem_is_refused_when_it_is_made(make, error, message):
 
 def test_methods_by_name():
     task = problem(*model(), pairs())
-    assert METHODS.names()[:6] == ("acdc", "eap", "eap-ig", "mask-gradient", "oracle", "random")
+    assert METHODS.names()[:7] == ("acdc", "eap", "eap-ig", "mask-gradient", "oracle", "edge-pruning", "random")
     np.testing.assert_array_equal(METHODS["eap"].scores(task), eap(task))
     np.testing.assert_array_equal(METHODS["random"].scores(task, seed=3), circuits.random_scores(task.graph, 3))
     with pytest.raises(DataError, match=r"method 'few' gave scores of shape \[3\]"):
