@@ -217,7 +217,7 @@ class _Source:
                 f"a token batch of shape {self._shape} does not divide half the buffer, {self._half:,} tokens "
                 "(buffer_batches / 2 * batch_tokens); choose sizes [W, T] whose product does")
         if mesh is not None:
-            check_batch(mesh, self._shape[0], "windows of a token batch")
+            check_batch(mesh, len(self._next), "windows of a token batch")
         given = jax.eval_shape(activations, params, jax.ShapeDtypeStruct(self._shape, self._next.dtype))
         self._activations: Activations = activations  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(given, Mapping):
