@@ -8,7 +8,7 @@ import sys
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -33,8 +33,10 @@ class Settings(abc.ABC):
         number is beyond what arrays hold (`config.checks.require_numbers`), or a text is not Unicode.
     """
 
-    compiles: ClassVar[bool] = True
-    """Whether the command uses JAX; what it compiles is kept (`jaxablate.commands.compilation`)."""
+    @property
+    def compiles(self) -> bool:
+        """Whether the command uses JAX; what it compiles is kept (`jaxablate.commands.compilation`)."""
+        return True
 
     def __post_init__(self):
         require_numbers(self)

@@ -3,7 +3,7 @@
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -19,7 +19,6 @@ from jaxablate.reports.compare import ScoredRun, compare, terminal_view, write
 class CompareSettings(base.Settings):
     """One table over scored runs; seeds of one configuration become a mean and a 95 % interval."""
 
-    compiles: ClassVar[bool] = False
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Working directories that `score` has measured."""
     out: str | None = None
@@ -33,6 +32,10 @@ class CompareSettings(base.Settings):
         super().__post_init__()
         if self.out is not None:
             files.check_path(self.out, "out")
+
+    @property
+    def compiles(self) -> bool:
+        return False
 
     def run(self, console: Console) -> None:
         """Joins the runs, prints the table and writes it."""

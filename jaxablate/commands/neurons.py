@@ -95,6 +95,10 @@ class NeuronsSettings(base.RunSettings):
         require_stream(self.workdir, config, self.graphs.stream)
         return super().open()
 
+    @property
+    def compiles(self) -> bool:
+        return self.search is None and not self.show
+
     def run(self, console: Console) -> None:
         """Makes graphs, or searches or shows those that were made, and prints the tables."""
         if self.search is not None:

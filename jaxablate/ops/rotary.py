@@ -21,8 +21,9 @@ def rotate(
       ConfigError: the width is odd, or more than a head has.
 
     Example:
-      >>> rotate(jnp.array([[1.0, 0.0, 5.0], [1.0, 0.0, 5.0]]), jnp.arange(2), width=2).round(2).tolist()
-      [[1.0, 0.0, 5.0], [0.5400000214576721, 0.8399999737739563, 5.0]]
+      >>> rotate(jnp.array([[1.0, 0.0, 5.0], [1.0, 0.0, 5.0]]), jnp.arange(2), width=2).round(2)
+      Array([[1.  , 0.  , 5.  ],
+             [0.54, 0.84, 5.  ]], dtype=float32)
     """
     x, positions = jnp.asarray(x), jnp.asarray(positions)
     require(0 <= width <= x.shape[-1] and width % 2 == 0,
