@@ -21,9 +21,9 @@ def rotate(
       ConfigError: the width is odd, or more than a head has.
 
     Example:
-      >>> rotate(jnp.array([[1.0, 0.0, 5.0], [1.0, 0.0, 5.0]]), jnp.arange(2), width=2).round(2)
-      Array([[1.  , 0.  , 5.  ],
-             [0.54, 0.84, 5.  ]], dtype=float32)
+      >>> x = rotate(jnp.array([[1.0, 0.0, 5.0], [1.0, 0.0, 5.0]]), jnp.arange(2), width=2)
+      >>> [[f"{value:.2f}" for value in row] for row in x.tolist()]
+      [['1.00', '0.00', '5.00'], ['0.54', '0.84', '5.00']]
     """
     x, positions = jnp.asarray(x), jnp.asarray(positions)
     require(0 <= width <= x.shape[-1] and width % 2 == 0,
