@@ -141,9 +141,18 @@ class Checkpoints:
           CheckpointError: the last save failed.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(files.closing(self._orbax.close))
+            stack.enter_context(files.closing(self._close_orbax))
             stack.callback(self._thread.shutdown)
             self.wait()
+
+    def _close_orbax(self) -> None:
+        try:
+            self._orbax.close()
+        except OSError:
+            if not self._failed:  # else a thread tells once more of the save that failed
+                raise
+
+    _failed = False
 
     @contextlib.contextmanager
     def _saving(self, step: int) -> Iterator[None]:
@@ -151,6 +160,7 @@ class Checkpoints:
             with _readable_errors(f"checkpoint {step} in {self.folder}"):
                 yield
         except CheckpointError as error:
+            self._failed = True
             self._remove_unfinished()
             raise CheckpointError(f"{error}; {self.last_good()}") from error
 
