@@ -75,7 +75,7 @@ def test_attention_with_a_cap_and_its_derivative(platform, monkeypatch):
 
 
 def test_cross_entropy_with_a_cap_and_its_derivative():
-    """Of two streams, with a row of padding."""
+    """The losses of two streams, with a row of padding."""
     rng = np.random.default_rng(0)
     hidden, matrix = rng.standard_normal((2, 2, 5, 4)), rng.standard_normal((8, 4))
     targets = rng.integers(0, 7, (2, 5))
@@ -118,7 +118,7 @@ def test_rotary_scores_depend_on_distance_alone_and_keep_the_other_channels():
 
 @pytest.mark.parametrize("name", ["gpt_neox", "llama", "gemma2"])
 def test_the_derivative_of_the_loss_is_that_of_finite_differences(name):
-    """Of a self-ablating model of every family, whose gates are soft here, in float64."""
+    """Every family trains as a self-ablating model; gates are soft here, and all is float64."""
     with jax.enable_x64(True):
         made, params = model(name, "both", "float64")
         made = SelfAblatingTransformer(made.config.__class__(**{**vars(made.config), "gate": "soft"}))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import toy_circuits
 
 from jaxablate import circuits
 from jaxablate.circuits import Graph, PromptPairs, acdc, eap, eap_ig, effects, node_eap
@@ -121,11 +122,8 @@ def weights():
     return {"embed": 2 * draw(V, D), "blocks": blocks, "norm": 1 + draw(D), "table": draw(V, D)}
 
 
-@functools.cache
 def pairs():
-    rng = np.random.default_rng(1)
-    clean, corrupt = ([rng.integers(0, V, n).tolist() for n in (5, 3, 4)] for _ in range(2))
-    return PromptPairs.from_ids(clean, corrupt, [[1], [2, 3], [4]], [[5, 6], [7], [8]], name="toy")
+    return toy_circuits.pairs(V, seed=1)
 
 
 @functools.cache

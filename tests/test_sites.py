@@ -40,11 +40,8 @@ def params():
     return {name: (rng.standard_normal(shape) / 2).astype(np.float32) for name, shape in shapes.items()}
 
 
-@functools.cache
 def pairs():
-    rng = np.random.default_rng(1)
-    clean, corrupt = ([rng.integers(0, V, n).tolist() for n in (5, 3, 4)] for _ in range(2))
-    return PromptPairs.from_ids(clean, corrupt, [[1], [2, 3], [4]], [[5, 6], [7], [8]], name="toy")
+    return toy_circuits.pairs(V, seed=1)
 
 
 @functools.cache

@@ -187,8 +187,9 @@ class Problem:
     def taken(self, inputs: Inputs, rows: np.ndarray) -> Inputs:
         """The prompts ``rows`` [m] int of these inputs, shared out over the mesh."""
         part = inputs.take(rows)
-        shares = self.mesh is not None and len(rows) % batch_parts(self.mesh) == 0
-        return jax.device_put(part, batch_sharding(self.mesh)) if self.mesh is not None and shares else part
+        if self.mesh is None or len(rows) % batch_parts(self.mesh):
+            return part
+        return jax.device_put(part, batch_sharding(self.mesh))
 
     def replaced(self, decoder: Decoder, params: Params, corrupt: Inputs) -> jax.Array:
         """What patched edges carry, [S, n or 1, T or 1, D], by a run of the corrupt prompts in any floating type."""

@@ -73,9 +73,9 @@ class PruneSettings:
     """Prompts of a step, drawn anew for each; all where there are fewer. Memory grows with it: 45 MB a prompt of 20
     tokens at the paper's shape (23,981 edges)."""
     learning_rate: float = 0.2
-    """Of log alpha, after a tenth of the steps as warm-up and falling to 0."""
+    """Adam's rate for log alpha, reached after a tenth of the steps and falling to 0 at the last."""
     multiplier_rate: float = 0.8
-    """Of the multipliers."""
+    """Adam's rate for the Lagrange multipliers of the number of edges."""
     rise: float = 0.7
     """Share of the steps in which the target grows from no edge cut to the number asked for."""
     first: float = 2.0

@@ -71,7 +71,7 @@ class Site:
 
     name: str
     shape: tuple[int, ...]
-    """Of one prompt: without the axis of the prompts."""
+    """Shape of the activation without its first axis, which is that of the prompts."""
     split: tuple[int, ...] = ()
     """Axes of [n, ...] along which it is cut, ascending; without any it is one node."""
 

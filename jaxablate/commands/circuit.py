@@ -169,7 +169,8 @@ class CircuitReport:
     title: str
     files: tuple[Path, ...]
     nulls: tuple[PruneRow, ...] = ()
-    """Of a method that is trained: its circuits on held-out prompts, in the model and where nothing is to be found."""
+    """For a method that is trained, how its circuits do on held-out prompts, in the model and where nothing is to be
+    found."""
 
 
 def circuit(settings: CircuitSettings, say: Callable[[str], None] = lambda line: None,

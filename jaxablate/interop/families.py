@@ -100,7 +100,7 @@ class Family:
 
     architecture: str
     prefix: str
-    """Of the tensors of the model without its head, which some folders leave out."""
+    """How names of all tensors but the output matrix begin; some folders leave it out."""
     head: str
     """Name of the output matrix where it is not the embedding."""
     buffers: str
@@ -515,7 +515,7 @@ def _gpt_neox_tensors(config: ModelConfig) -> Iterator[Tensor]:
 
 
 def _llama_tensors(config: ModelConfig) -> Iterator[Tensor]:
-    """Of Llama, Qwen2 and, with two more norms, Gemma 2."""
+    """Tensors of Llama, Qwen2 and, with two more norms a block, Gemma 2."""
     d, f = config.d_model, config.mlp_width
     norms = {"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"}
     if config.post_norms:

@@ -69,6 +69,7 @@ class Checkpoints:
         at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=at_once))
         self._orbax = ocp.AsyncCheckpointer(handler, async_options=at_once)
+        self._failed = False
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="seal")
         self._pending: concurrent.futures.Future[None] | None = None
         self._pending_step = 0
@@ -151,8 +152,6 @@ class Checkpoints:
         except OSError:
             if not self._failed:  # else a thread tells once more of the save that failed
                 raise
-
-    _failed = False
 
     @contextlib.contextmanager
     def _saving(self, step: int) -> Iterator[None]:

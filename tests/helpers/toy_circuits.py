@@ -23,9 +23,9 @@ def model():
 
 
 @functools.cache
-def pairs() -> PromptPairs:
-    rng = np.random.default_rng(0)
-    clean, corrupt = ([rng.integers(0, 13, n).tolist() for n in (5, 3, 4)] for _ in range(2))
+def pairs(vocabulary: int = 13, seed: int = 0) -> PromptPairs:
+    rng = np.random.default_rng(seed)
+    clean, corrupt = ([rng.integers(0, vocabulary, n).tolist() for n in (5, 3, 4)] for _ in range(2))
     return PromptPairs.from_ids(clean, corrupt, [[1], [2, 3], [4]], [[5, 6], [7], [8]], name="toy")
 
 
