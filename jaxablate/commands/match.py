@@ -231,7 +231,7 @@ def _completed(checkpoint: Checkpoint, suites: Sequence[Suite], folder: Path | N
         if suite.name not in checkpoint.results.suites:
             say(f"{suite.name} of {checkpoint.workdir} at step {run.step:,} ...")
             try:
-                record = score.run_suite(suite, run)
+                record, _ = score.run_suite(suite, run)
             except JaxablateError as error:
                 if required:
                     raise

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,12 +16,13 @@ from jaxablate.config import RunConfig, to_dict
 from jaxablate.errors import ConfigError, FileError, TooLittleDataError
 from jaxablate.provenance import provenance
 from jaxablate.reports import results as files
-from jaxablate.reports.html import write_report
+from jaxablate.reports.explorer import write_attachment, write_explorer
 from jaxablate.reports.results import Results, SuiteRecord
 from jaxablate.reports.tables import first_passages, score_table
 from jaxablate.runs.run import Run, open_run
 from jaxablate.runs.workdir import read_config
 from jaxablate.suites import SUITES, Suite
+from jaxablate.suites.suite import attachments
 
 Say = Callable[[str], None]
 
@@ -83,7 +84,7 @@ def score(settings: ScoreSettings | str | Path, say: Say = lambda line: None, **
     for suite in chosen:
         say(f"{suite.name} ...")
         try:
-            record = run_suite(suite, run, settings.max_batches)
+            record, found = run_suite(suite, run, settings.max_batches)
         except TooLittleDataError as e:
             if settings.suites:
                 raise
@@ -91,9 +92,11 @@ def score(settings: ScoreSettings | str | Path, say: Say = lambda line: None, **
             continue
         for what, reason in record.details.get("passed_over", ()):
             say(f"{suite.name}: {what} is passed over: {reason}")
+        for name, attachment in found.items():
+            write_attachment(settings.workdir, name, attachment)
         results = with_record(results, record)
         files.write(settings.workdir, results)
-    write_report(settings.workdir, results)
+    write_explorer([settings.workdir], settings.workdir / "report.html")
     return results
 
 
@@ -128,18 +131,20 @@ def empty_results(run: Run) -> Results:
                    data_hash=data.data_hash, parameters=run.n_parameters)
 
 
-def run_suite(suite: Suite, run: Run, max_batches: int | None = None) -> SuiteRecord:
-    """One suite with its conditions and wall time."""
+def run_suite(suite: Suite, run: Run, max_batches: int | None = None) -> tuple[SuiteRecord, Mapping[str, Any]]:
+    """One suite with its conditions and wall time, and what it attaches for the explorer."""
     conditions = provenance(jax.devices())
     start = time.perf_counter()
     result, options = suite.run(run)
     seconds = time.perf_counter() - start
     if max_batches is not None:
         options = {**options, "max_batches": max_batches}
-    return SuiteRecord(
+    details = {name: value for name, value in dataclasses.asdict(result).items() if name != "attachments"}
+    record = SuiteRecord(
         suite=suite.name, about=suite.about, provenance=conditions, options=options, wall_seconds=round(seconds, 3),
-        figures=tuple(result.headline()), panels=tuple(result.panels()), details=dataclasses.asdict(result),
+        figures=tuple(result.headline()), panels=tuple(result.panels()), details=details,
     )
+    return record, attachments(result)
 
 
 def with_record(results: Results, record: SuiteRecord) -> Results:

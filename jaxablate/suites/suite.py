@@ -14,7 +14,10 @@ from jaxablate.runs.run import Run
 
 
 class SuiteResult(Protocol):
-    """A frozen dataclass of plain values, with these two views."""
+    """A frozen dataclass of plain values, with these two views.
+
+    A field ``attachments``, where it has one, maps names to dataclasses that only the explorer shows (`attachments`).
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -49,6 +52,14 @@ class Suite:
             kinds = {Config.task: "language models", ClassificationConfig.task: "text classifiers"}
             return f"it measures {kinds[self.task]}"
         return self.unfit(config)
+
+
+def attachments(result: SuiteResult) -> Mapping[str, Any]:
+    """What a suite found for the explorer alone, by name: large, and so not in ``results.json``.
+
+    Each is a dataclass of `reports.schemas` with a field ``params_digest``, the checkpoint it was made from.
+    """
+    return getattr(result, "attachments", {})
 
 
 def final_states(output: Any) -> dict[str, jax.Array]:

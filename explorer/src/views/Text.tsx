@@ -1,0 +1,6 @@
+import type { ViewProps } from "../view";
+import { Note } from "../ui/Note";
+
+export function Text({ run }: ViewProps) {
+  return <Note title="Text">Drawn from the attachments of {run.entry.name}: {Object.keys(run.entry.attachments).join(", ") || "none yet"}.</Note>;
+}
