@@ -28,13 +28,13 @@ _PLAIN: dict[Any, dict[str, Any]] = {
 
 
 def schema(kind: str) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a kind of file."""
+    """The JSON Schema (draft 7, which json-schema-to-typescript reads) of a kind of file."""
     definitions: dict[str, Any] = {}
     for part in SCHEMAS[kind]:
         _schema(part, definitions)
     title = SCHEMAS[kind][0].__name__
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **definitions.pop(title),
-            "$defs": dict(sorted(definitions.items()))}
+    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": title, **definitions.pop(title),
+            "definitions": dict(sorted(definitions.items()))}
 
 
 def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         if kind.__name__ not in definitions:
             definitions[kind.__name__] = {}  # it may hold itself
             definitions[kind.__name__] = _object(kind, definitions)
-        return {"$ref": f"#/$defs/{kind.__name__}"}
+        return {"$ref": f"#/definitions/{kind.__name__}"}
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Literal:
         return {"enum": list(inside)}
@@ -54,7 +54,7 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if origin is tuple and inside[-1] is Ellipsis:
         return {"type": "array", "items": _schema(inside[0], definitions)}
     if origin is tuple:
-        return {"type": "array", "prefixItems": [_schema(x, definitions) for x in inside], "items": False,
+        return {"type": "array", "items": [_schema(x, definitions) for x in inside], "additionalItems": False,
                 "minItems": len(inside), "maxItems": len(inside)}
     if origin is not None and issubclass(origin, Mapping):
         return {"type": "object", "additionalProperties": _schema(inside[1], definitions)}

@@ -1,0 +1,117 @@
+import * as Plot from "@observablehq/plot";
+import { useMemo, useState } from "preact/hooks";
+import type { ComponentChildren } from "preact";
+import { series as colourOf } from "../colours";
+import { number, printable } from "../format";
+import { Chart } from "./Chart";
+import { Slider } from "./Slider";
+import { Choice } from "./Tabs";
+import { Explained } from "./Term";
+
+export interface Line {
+  label: string;
+  x: readonly (number | null)[];
+  y: readonly (number | null)[];
+  /** Number of its colour, by default its place. */
+  colour?: number;
+  dashed?: boolean;
+}
+
+interface Props {
+  name: string;
+  lines: readonly Line[];
+  xLabel: string;
+  yLabel: string;
+  logX?: boolean;
+  logY?: boolean;
+  /** Whether there is a slider that smooths the curves. */
+  smoothing?: boolean;
+  /** Whether the scales can be chosen. */
+  scales?: boolean;
+  height?: number;
+  children?: ComponentChildren;
+}
+
+interface Point { x: number; y: number; raw: number; label: string; line: number }
+
+/** Curves over one pair of axes: hover for values, press a name to hide it. */
+export function LineChart({ name, lines, xLabel, yLabel, logX = false, logY = false, smoothing, scales, height = 300, children }: Props) {
+  const [hidden, setHidden] = useState<ReadonlySet<string>>(new Set());
+  const [smooth, setSmooth] = useState(0);
+  const [yScale, setYScale] = useState<"linear" | "log">(logY ? "log" : "linear");
+  const [xScale, setXScale] = useState<"linear" | "log">(logX ? "log" : "linear");
+  const data = useMemo(() => lines.map((l, i) => points(l, i, smooth, xScale === "log", yScale === "log")), [lines, smooth, xScale, yScale]);
+  const drawn = data.filter((_, i) => !hidden.has(lines[i]!.label));
+  const all = drawn.flat();
+  const toggle = (label: string) => setHidden((now) => { const next = new Set(now); if (!next.delete(label)) next.add(label); return next; });
+  const colour = (i: number) => colourOf(lines[i]!.colour ?? i);
+  return (
+    <Chart alt={`${name}: ${yLabel} over ${xLabel}. ${lines.map((l) => `${l.label} ends at ${number(l.y.at(-1))}`).slice(0, 8).join("; ")}.`}
+      deps={[drawn, xScale, yScale]}
+      options={(width) => ({
+        height: width < 480 ? Math.min(height, 240) : height, marginLeft: 52, marginRight: 12, marginBottom: 34,
+        x: { label: xLabel, type: xScale, labelAnchor: "right", ticks: width < 480 ? 4 : 8, tickFormat: tick },
+        y: { label: yLabel, type: yScale, grid: true, ticks: yScale === "log" ? 5 : 6, tickFormat: tick, nice: yScale === "linear" },
+        marks: [
+          ...drawn.flatMap((d) => d.length === 0 ? [] : [
+            smooth > 0 ? Plot.line(d, { x: "x", y: "raw", stroke: colour(d[0]!.line), strokeOpacity: 0.22, strokeWidth: 1 }) : null,
+            Plot.line(d, { x: "x", y: "y", stroke: colour(d[0]!.line), strokeWidth: 1.9, strokeDasharray: lines[d[0]!.line]!.dashed ? "5 4" : undefined }),
+            d.length < 25 ? Plot.dot(d, { x: "x", y: "y", fill: colour(d[0]!.line), r: 2.6 }) : null,
+          ]),
+          Plot.ruleX(all, Plot.pointerX({ x: "x", stroke: "var(--soft)", strokeOpacity: 0.5 })),
+          Plot.dot(all, Plot.pointer({ x: "x", y: "y", r: 4, fill: (p: Point) => colour(p.line) })),
+          Plot.tip(all, Plot.pointer({ x: "x", y: "y", fill: "var(--raised)", stroke: "var(--rule)", title: (p: Point) => said(p, drawn, lines, xLabel) })),
+        ].filter((m) => m !== null),
+      })}
+      table={{
+        name: `${name}, numbers`,
+        columns: [{ title: "curve", value: (p: Point) => p.label }, { title: xLabel, value: (p: Point) => p.x, ascending: true }, { title: yLabel, value: (p: Point) => p.raw }],
+        rows: data.flat(),
+      }}>
+      <div class="legend">
+        {lines.map((l, i) => (
+          <span key={l.label} class={`key ${hidden.has(l.label) ? "off" : ""}`}>
+            <button type="button" class="swatch" aria-pressed={!hidden.has(l.label)} aria-label={`Show ${l.label}`} onClick={() => toggle(l.label)}>
+              <i style={{ borderColor: colour(i), borderStyle: l.dashed ? "dashed" : "solid" }} />
+            </button>
+            <Explained text={printable(l.label)} />
+          </span>
+        ))}
+      </div>
+      {(smoothing || scales) && (
+        <div class="controls">
+          {scales && <Choice label="Scale of the heights" options={[["linear", "linear"], ["log", "log"]]} value={yScale} onChange={setYScale} />}
+          {scales && <span class="inline"><span class="soft">{xLabel}</span><Choice label={`Scale of ${xLabel}`} options={[["linear", "linear"], ["log", "log"]]} value={xScale} onChange={setXScale} /></span>}
+          {smoothing && <Slider label="smoothing" min={0} max={0.98} step={0.02} value={smooth} format={(v) => v.toFixed(2)} onChange={setSmooth} />}
+        </div>
+      )}
+      {children}
+    </Chart>
+  );
+}
+
+/** Points that can be drawn, their heights smoothed by an exponential mean whose start is corrected. */
+function points(line: Line, index: number, smooth: number, logX: boolean, logY: boolean): Point[] {
+  const out: Point[] = [];
+  let mean = 0, weight = 0;
+  line.x.forEach((x, i) => {
+    const y = line.y[i];
+    if (x == null || y == null || (logX && x <= 0) || (logY && y <= 0)) return;
+    mean = smooth * mean + (1 - smooth) * y;
+    weight = smooth * weight + (1 - smooth);
+    out.push({ x, y: mean / weight, raw: y, label: line.label, line: index });
+  });
+  return out;
+}
+
+/** What the note at a point says: every curve's value at the nearest place. */
+function said(p: Point, drawn: Point[][], lines: readonly Line[], xLabel: string): string {
+  const rows = drawn.filter((d) => d.length).map((d) => d.reduce((a, b) => (Math.abs(b.x - p.x) < Math.abs(a.x - p.x) ? b : a)));
+  return [`${xLabel} ${number(p.x)}`, ...rows.slice(0, 12).map((r) => `${r.line === p.line ? "▸ " : "   "}${lines[r.line]!.label}  ${number(r.y)}`)].join("\n");
+}
+
+export function tick(value: number | Date): string {
+  const x = Number(value);
+  if (x !== 0 && (Math.abs(x) < 1e-3 || Math.abs(x) >= 1e6)) return x.toExponential(0).replace("e+", "e");
+  return Math.abs(x) >= 1e4 ? `${x / 1e3}k` : String(Number(x.toPrecision(6)));
+}
