@@ -74,7 +74,7 @@ def truth(gated):
     parts, tokens = [], []
     for batch in split(batch=32)():  # as the sample is cut, whose program gives them
         seen = batch["mask"].ravel() > 0
-        values, _ = firing_counts._sampled(model, params, batch["inputs"], drawn)
+        values, _ = firing_counts._sampled(firing_counts.DecoderUnits(model), (params, drawn), batch["inputs"])
         parts.append(jax.tree.map(lambda x, seen=seen: np.asarray(x, np.float64)[seen], values))
         tokens.append(batch["inputs"].ravel()[seen])
     return jax.tree.map(lambda *x: np.concatenate(x), *parts), np.concatenate(tokens)

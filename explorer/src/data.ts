@@ -47,8 +47,8 @@ async function readBlob(index: number): Promise<unknown> {
   const { folder, live } = theManifest();
   if (folder) return JSON.parse(await gunzip(await besideThePage(`${folder}/blob-${index}.js`, index)));
   if (live) {
-    const answer = await fetch(`blobs/${index}${location.search}`);
-    if (!answer.ok) throw new Error(`the program answered ${answer.status}`);
+    const answer = await fetch(`${live}/blobs/${index}${location.search}`);
+    if (!answer.ok) throw new Error(await answer.text());
     return answer.json();
   }
   throw new Error(`part ${index} is not in this page`);
@@ -110,7 +110,7 @@ export function useComparison(): Loaded<Comparison> {
 
 /** An array of the data, as the schemas have it. */
 export interface PackedArray {
-  dtype: "uint8" | "uint16" | "int32" | "float32";
+  dtype: "uint8" | "int8" | "uint16" | "int32" | "float32";
   shape: number[];
   data: string;
   scale: number | null;
@@ -118,13 +118,13 @@ export interface PackedArray {
 
 export interface Unpacked {
   /** Stored numbers in C order; a value is `scale` times one. */
-  data: Uint8Array | Uint16Array | Int32Array | Float32Array;
+  data: Uint8Array | Int8Array | Uint16Array | Int32Array | Float32Array;
   shape: number[];
   scale: number;
 }
 
 const unpackedArrays = new WeakMap<PackedArray, Unpacked>();
-const ARRAYS = { uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array };
+const ARRAYS = { uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array };
 
 /** The array behind a packed one; unpacked once. */
 export function unpack(packed: PackedArray): Unpacked {

@@ -24,7 +24,7 @@ Several at once, on a model's activations as it computes them:
 
 from jaxablate.features.config import SaeRun, SaeTrainConfig
 from jaxablate.features.files import SavedAutoencoder, fingerprint, load, load_state, save, save_state
-from jaxablate.features.latents import LatentReader, promoted
+from jaxablate.features.latents import LatentReader, promoted, promoted_by
 from jaxablate.features.metrics import SaeMeasures, evaluate
 from jaxablate.features.sae import ARCHITECTURES, Architecture, AutoencoderConfig, SparseAutoencoder
 from jaxablate.features.sites import (
@@ -47,6 +47,6 @@ __all__ = [
     "Moments", "Reader", "Reconstruction", "SaeMeasures", "SaeRun", "SaeState", "SaeTrainConfig",
     "SavedAutoencoder", "Site", "SparseAutoencoder", "StackedSites", "StepMetrics", "TrainResult", "TrainState",
     "evaluate", "find_site", "fingerprint", "fit", "forward", "gradient", "init_state", "load", "load_state",
-    "losses", "moments", "paper_site", "promoted", "reader", "reconstruction", "save", "save_state", "train",
-    "train_step",
+    "losses", "moments", "paper_site", "promoted", "promoted_by", "reader", "reconstruction", "save", "save_state",
+    "train", "train_step",
 ]

@@ -61,13 +61,24 @@ def promoted(sae: SparseAutoencoder, table: Float[Array | np.ndarray, "vocab d"]
     Raises:
       ConfigError: the matrix has another width, or fewer than k rows.
     """
-    table = jnp.asarray(table)
-    require(table.ndim == 2 and table.shape[1] == sae.config.d_in,
-            f"the output matrix has shape {tuple(table.shape)}, not [V, {sae.config.d_in}]; give the one of the model "
+    return promoted_by(sae.W_dec, table, k)
+
+
+def promoted_by(directions: Float[Array | np.ndarray, "s d"], table: Float[Array | np.ndarray, "vocab d"], k: int = 10
+                ) -> tuple[Int[np.ndarray, "s k"], Float[np.ndarray, "s k"]]:
+    """`promoted` of anything that writes into the residual stream, by the vector that it writes for an activation of 1.
+
+    Raises:
+      ConfigError: the matrix has another width, or fewer than k rows.
+    """
+    table, width = jnp.asarray(table), directions.shape[1]
+    require(table.ndim == 2 and table.shape[1] == width,
+            f"the output matrix has shape {tuple(table.shape)}, not [V, {width}]; give the one of the model "
             "whose residual stream the autoencoder writes to")
     require(1 <= k <= len(table), f"k={k} must be in 1..{len(table)}, the rows of the output matrix")
     at_once = max(_AT_ONCE // len(table), 1)
-    parts = [_promoted(sae.W_dec[i : i + at_once], table, k) for i in range(0, sae.config.d_sae, at_once)]
+    parts = [_promoted(jnp.asarray(directions[i : i + at_once]), table, k)
+             for i in range(0, len(directions), at_once)]
     values, tokens = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in (0, 1))
     return tokens, values
 

@@ -6,6 +6,7 @@
 ``firing_counts``     the pass of a model over a split: thresholds, power sums, tables of firings
 ``units``             the units of a decoder, and random directions of their spaces
 ``facts``             which unit tells which recorded fact of a text
+``survey``            the places, histograms and partners that a page about each unit shows
 ``examples``          where in a text each unit is strongest, and how strong at the end of short sequences
 ``graphs``            Neuron to Graph: patterns of tokens that fire units, from their examples
 ``matching``          where patterns match a text, and how well that tells where a unit fires
@@ -38,13 +39,14 @@ from jaxablate.neurons.specialisation import (
     measure,
     measure_arrays,
     measure_sites,
+    measure_units,
     summarise,
 )
 
 __all__ = [
     "MEASURES", "Audit", "Counts", "FactMeasures", "Facts", "GateSample", "GraphSettings", "GraphSummary",
-    "GroupSummary", "MeasureSummary", "Neighbours", "NeuronMeasures", "Pattern", "ProbeLosses", "Shape",
-    "ShortRuns", "TokenSelectivity", "TopExamples", "UnitGraph", "UnitGroup", "UnitInformation", "UnitReader",
-    "audit_gates", "build_graphs", "count_hits", "firings", "frequent_tokens", "measure", "measure_arrays",
-    "measure_sites", "ngram_losses", "probe_gates", "summarise", "summarise_graphs", "top_examples", "unit_information",
+    "GroupSummary", "MeasureSummary", "Neighbours", "NeuronMeasures", "Pattern", "ProbeLosses", "Shape", "ShortRuns",
+    "TokenSelectivity", "TopExamples", "UnitGraph", "UnitGroup", "UnitInformation", "UnitReader", "audit_gates",
+    "build_graphs", "count_hits", "firings", "frequent_tokens", "measure", "measure_arrays", "measure_sites",
+    "measure_units", "ngram_losses", "probe_gates", "summarise", "summarise_graphs", "top_examples", "unit_information",
 ]

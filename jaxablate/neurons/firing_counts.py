@@ -23,7 +23,7 @@ from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.models.layers import activated
 from jaxablate.neurons.facts import FactRows
 from jaxablate.neurons.measures import Shape, binary_shape, gini_of, power_sums, shape
-from jaxablate.neurons.units import Kind, decoder_output, direction_values, fires, kinds, unit_values
+from jaxablate.neurons.units import Kind, Values, decoder_output, direction_values, fires, unit_values
 from jaxablate.types import Batch, Params
 
 CLASSES = 2048
@@ -35,6 +35,9 @@ _CPU_TOKENS = 512
 _LEAST_SAMPLED = 4
 """A random direction fires on at least so many tokens of the sample."""
 
+ReadUnits = Callable[[Any, jax.Array], tuple[Values, Values]]
+"""(parameters, tokens int32 [B, T]) -> values of all units, and of random directions, by kind and layer; pure and
+hashable."""
 Batches = Callable[[], Iterable[Batch]]
 """Starts the split from its beginning: ``inputs`` int [B, T] and ``mask`` [B, T], positive where a token counts."""
 
@@ -114,8 +117,21 @@ def classify_tokens(batches: Iterable[Batch], vocabulary: int, *, with_ids: bool
                         class_of=class_of, token_of=token_of, counts=of_class)
 
 
-def calibrate(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batch], classes: TokenClasses,
-              rates: Mapping[str, Sequence[float]], drawn: list[dict[str, Any]]) -> dict[str, list[Calibration]]:
+@dataclasses.dataclass(frozen=True)
+class DecoderUnits:
+    """`ReadUnits` of a decoder; its parameters are the model's and what `units.draw_directions` gives."""
+
+    model: SelfAblatingTransformer
+
+    def __call__(self, params: tuple[Params, list[dict[str, Any]]], tokens_BT: jax.Array) -> tuple[Values, Values]:
+        """Values of all units and directions."""
+        of_model, drawn = params
+        out = decoder_output(self.model, of_model, tokens_BT)
+        return unit_values(out), direction_values(self.model.config, of_model, out, drawn)
+
+
+def calibrate(read: ReadUnits, all_kinds: Sequence[Kind], params: Any, batches: Iterable[Batch], classes: TokenClasses,
+              rates: Mapping[str, Sequence[float]]) -> dict[str, list[Calibration]]:
     """Thresholds, pilot means and Gini indices from windows spread evenly over the split, by kind and layer.
 
     Rates are shares of tokens on which an activation fires; those of gates are not looked at.
@@ -126,7 +142,7 @@ def calibrate(model: SelfAblatingTransformer, params: Params, batches: Iterable[
     parts: dict[tuple[str, str, int], list[np.ndarray]] = {}
     for piece in pieces([_sample(batches, classes)]):
         counted = np.asarray(piece["mask"]).ravel() > 0
-        for sort, by_kind in zip(("units", "directions"), _sampled(model, params, piece["inputs"], drawn), strict=True):
+        for sort, by_kind in zip(("units", "directions"), _sampled(read, params, piece["inputs"]), strict=True):
             for name, layers in by_kind.items():
                 for i, values in enumerate(layers):
                     parts.setdefault((sort, name, i), []).append(np.asarray(values)[counted])
@@ -135,7 +151,7 @@ def calibrate(model: SelfAblatingTransformer, params: Params, batches: Iterable[
         return np.ascontiguousarray(np.concatenate(parts.pop((sort, kind.name, layer))).T)
 
     return {kind.name: [calibration(kind, sampled("units", kind, i), sampled("directions", kind, i), rate, i)
-                        for i, rate in enumerate(rates[kind.name])] for kind in kinds(model.config)}
+                        for i, rate in enumerate(rates[kind.name])] for kind in all_kinds}
 
 
 def calibration(kind: Kind, values: Float[np.ndarray, "units tokens"], random: Float[np.ndarray, "directions tokens"],
@@ -190,21 +206,22 @@ def top_threshold(values: Float[np.ndarray, "units tokens"], rates: Float[np.nda
     return (parted[rows, first].astype(np.float64) + parted[rows, before]) / 2
 
 
-def count_firings(model: SelfAblatingTransformer, params: Params, batches: Iterable[Batch], classes: TokenClasses,
-                  calibrations: Mapping[str, Sequence[Calibration]], drawn: list[dict[str, Any]],
+def count_firings(read: ReadUnits, all_kinds: Sequence[Kind], params: Any, batches: Iterable[Batch],
+                  classes: TokenClasses, calibrations: Mapping[str, Sequence[Calibration]],
                   facts: FactRows | None = None) -> FiringCounts:
-    """The pass over the split. The tables' rows of facts follow those of the classes.
+    """The pass over the split; all kinds have the same layers. The tables' rows of facts follow those of the classes.
 
     Raises:
       DataError: an activation is not finite.
     """
-    all_kinds, rows = kinds(model.config), len(classes.counts) + (0 if facts is None else len(facts.counts))
+    rows = len(classes.counts) + (0 if facts is None else len(facts.counts))
     thresholds = {name: [(x.threshold, x.direction_threshold) for x in layers]
                   for name, layers in calibrations.items()}
     pilots = {kind.name: [x.pilot for x in calibrations[kind.name]] for kind in all_kinds if not kind.binary}
     # In a layer's table the units of each kind and then its directions are side by side. There is one row more, for
     # tokens that do not count.
-    widths = [[len(x) for kind in all_kinds for x in thresholds[kind.name][i]] for i in range(model.config.n_layers)]
+    widths = [[len(x) for kind in all_kinds for x in thresholds[kind.name][i]]
+              for i in range(len(thresholds[all_kinds[0].name]))]
     tables, sums, done, before = None, None, 0, None
     for piece in pieces(batches):
         mask, placed = np.asarray(piece["mask"]) > 0, _placement(piece)
@@ -216,7 +233,8 @@ def count_firings(model: SelfAblatingTransformer, params: Params, batches: Itera
         done += counted
         if tables is None:
             tables = [jax.device_put(np.zeros((rows + 1, sum(x)), np.int32), placed) for x in widths]
-        tables, now = _program(placed)(model, params, piece["inputs"], mask, ids, drawn, thresholds, pilots, tables)
+        tables, now = _program(placed)(read, tuple(all_kinds), params, piece["inputs"], mask, ids, thresholds, pilots,
+                                       tables)
         # Sums are added in float64 on the host; those of a piece are fetched while the next one runs.
         sums, before = _added(sums, before), now
     sums = _added(sums, before)
@@ -263,16 +281,15 @@ def _sample(batches: Iterable[Batch], classes: TokenClasses) -> Batch:
     return {"inputs": inputs, "mask": mask}
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _sampled(model: SelfAblatingTransformer, params: Params, inputs: jax.Array, drawn: list[dict[str, Any]]):
-    out = decoder_output(model, params, inputs)
-    return unit_values(out), direction_values(model.config, params, out, drawn)
+@functools.partial(jax.jit, static_argnames="read")
+def _sampled(read: ReadUnits, params: Any, inputs: jax.Array) -> tuple[Values, Values]:
+    return read(params, inputs)
 
 
 @functools.cache
 def _program(placed: jax.sharding.Sharding) -> Callable[..., tuple[list[jax.Array], dict[str, list[jax.Array]]]]:
     """The compiled step; the tables stay where they are, so that they can be changed in place."""
-    return jax.jit(_step, static_argnames="model", donate_argnames="tables", out_shardings=(placed, None))
+    return jax.jit(_step, static_argnames=("read", "all_kinds"), donate_argnames="tables", out_shardings=(placed, None))
 
 
 def _placement(piece: Batch) -> jax.sharding.Sharding:
@@ -283,14 +300,13 @@ def _placement(piece: Batch) -> jax.sharding.Sharding:
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def _step(model, params, inputs, mask, ids, drawn, thresholds, pilots, tables):
+def _step(read, all_kinds, params, inputs, mask, ids, thresholds, pilots, tables):
     """One piece: (tables with its firings, sums by kind and layer)."""
-    out = decoder_output(model, params, inputs)
-    values, random = unit_values(out), direction_values(model.config, params, out, drawn)
+    values, random = read(params, inputs)
     added = []
     for i, table in enumerate(tables):
         fired = []
-        for kind in kinds(model.config):
+        for kind in all_kinds:
             threshold, direction_threshold = thresholds[kind.name][i]
             fired += [fires(values[kind.name][i], threshold, kind.signed),
                       fires(random[kind.name][i], direction_threshold, kind.signed)]

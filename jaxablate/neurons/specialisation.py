@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,9 @@ from jaxablate.neurons.firing_counts import (
     SAMPLE_TOKENS,
     Batches,
     Calibration,
+    DecoderUnits,
     FiringCounts,
+    ReadUnits,
     TokenClasses,
     calibrate,
     calibration,
@@ -49,6 +52,8 @@ from jaxablate.types import Params
 DIRECTIONS = 256
 """Random directions for each kind, over all layers."""
 SHUFFLES = 24
+FREQUENT = 8
+"""Tokens that are kept of what fires each unit."""
 LEAST_FIRINGS = 10
 """A unit that fires at the rate asked for fires on at least so many tokens of the split, or there are too few."""
 ARRAY_SAMPLE = 65_536
@@ -65,6 +70,18 @@ _OF_SHAPE = frozenset(field.name for field in dataclasses.fields(Shape))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class FrequentTokens:
+    """The tokens on which units fire most often, most frequent first; [units, `FREQUENT`]."""
+
+    tokens: np.ndarray
+    """int, -1 for all rare tokens together, and where a unit fires on no more."""
+    fired: np.ndarray
+    """int, on how many of them each fires."""
+    rates: np.ndarray
+    """The same as a share of the token's occurrences."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class UnitGroup:
     """The units of one kind in one layer."""
 
@@ -78,8 +95,12 @@ class UnitGroup:
     shape: Shape
     tokens: TokenSelectivity
     """Plug-in estimates."""
+    threshold: np.ndarray
+    """float32 [units] above which each fires."""
     best_token: np.ndarray
     """int [units], the token whose share of firings is greatest; -1 where there is none."""
+    frequent: "FrequentTokens"
+    """The tokens on which most of its firings are."""
     shuffled: TokenSelectivity
     """`tokens` as expected of each unit if tokens were shuffled."""
     shuffled_information_95: np.ndarray
@@ -188,15 +209,40 @@ def measure(
     config, all_kinds = model.config, kinds(model.config)
     winners = _winners(model, match_k)
     rates = {kind.name: [k / kind.width for k in winners[kind.name.split()[0]]] for kind in all_kinds}
-    classes = classify_tokens(batches(), config.vocab_size, with_ids=facts is not None)
+    drawn = draw_directions(config, params, max(directions // config.n_layers, 2), seed)
+    result = measure_units(DecoderUnits(model), all_kinds, (params, drawn), batches, rates=rates,
+                           vocab_size=config.vocab_size, facts=facts, shuffles=shuffles, seed=seed)
+    return dataclasses.replace(result, match_k={part: tuple(ks) for part, ks in winners.items()})
+
+
+def measure_units(
+    read: ReadUnits, all_kinds: Sequence[Kind], params: Any, batches: Batches, *, rates: Mapping[str, Sequence[float]],
+    vocab_size: int, facts: Facts | None = None, shuffles: int = SHUFFLES, seed: int = 0,
+) -> NeuronMeasures:
+    """`measure` of the units that a function reads, in one pass over a split.
+
+    Args:
+      read: (params, tokens int32 [B, T]) -> values of units and of random directions, by kind and layer.
+      all_kinds: the kinds that it gives, all of the same layers.
+      params: its parameters.
+      batches: starts the split; it is called three times.
+      rates: by kind, the share of tokens on which a unit of each layer fires; it is not looked at where a kind has a
+        threshold of its own.
+      vocab_size: V, above every token.
+      facts: as in `measure`.
+      shuffles: as in `measure`.
+      seed: of the shuffles.
+
+    Raises:
+      DataError: too few tokens, activations that are not finite, or facts of another split.
+    """
+    classes = classify_tokens(batches(), vocab_size, with_ids=facts is not None)
     _check_enough(classes.tokens, min(min(layers) for layers in rates.values()))
     rows = None if facts is None else fact_rows(facts, classes.ids)
-    drawn = draw_directions(config, params, max(directions // config.n_layers, 2), seed)
-    calibrations = calibrate(model, params, batches(), classes, rates, drawn)
-    counts = count_firings(model, params, batches(), classes, calibrations, drawn, rows)
+    calibrations = calibrate(read, all_kinds, params, batches(), classes, rates)
+    counts = count_firings(read, all_kinds, params, batches(), classes, calibrations, rows)
     sampled = min(classes.tokens, classes.length * -(-SAMPLE_TOKENS // classes.length))
-    return _result(all_kinds, classes, calibrations, counts, rows, sampled, shuffles, seed,
-                   match_k={part: tuple(ks) for part, ks in winners.items()})
+    return _result(all_kinds, classes, calibrations, counts, rows, sampled, shuffles, seed, match_k={})
 
 
 def measure_arrays(
@@ -434,9 +480,24 @@ def _group(kind: Kind, layer: int, classes: TokenClasses, at: Calibration, candi
                  shape(sums, at.pilot.astype(np.float64), classes.tokens, at.gini))
     return UnitGroup(
         kind=kind.name, layer=layer, fired=fired, rates=fired / classes.tokens, shape=own_shape, tokens=tokens,
+        threshold=at.threshold, frequent=_frequent(table, classes),
         best_token=np.where(best >= 0, classes.token_of[best], -1), shuffled=by_chance, shuffled_information_95=upper,
         direction_rates=random_fired / classes.tokens, direction_shape=at.directions,
         direction_tokens=dataclasses.replace(random, information=corrected))
+
+
+def _frequent(table: np.ndarray, classes: TokenClasses) -> FrequentTokens:
+    """Of each column of a table [classes, units] its greatest entries, earlier classes first among equals."""
+    size = len(table)
+    order = table.T.astype(np.int64) * size + np.arange(size - 1, -1, -1)
+    shown = min(FREQUENT, size)
+    top = np.sort(np.partition(order, size - shown, axis=1)[:, size - shown:], axis=1)[:, ::-1]
+    fired, chosen = top // size, size - 1 - top % size
+    result = FrequentTokens(tokens=np.where(fired > 0, classes.token_of[chosen], -1), fired=fired,
+                            rates=fired / np.maximum(classes.counts[chosen], 1))
+    room = ((0, 0), (0, FREQUENT - shown))
+    return FrequentTokens(tokens=np.pad(result.tokens, room, constant_values=-1), fired=np.pad(result.fired, room),
+                          rates=np.pad(result.rates, room))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -86,8 +86,8 @@ class Manifest:
     notes: tuple[str, ...]
     folder: str | None
     """Folder beside the page that holds the blobs; None where they are inside it."""
-    live: bool = False
-    """Whether a program answers at the page's address, with blobs that change."""
+    live: str | None = None
+    """Name of this page's data at the program that answers at its address; None for a page that is a file."""
     schema_version: int = SCHEMA_VERSION
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-PackedType = Literal["uint8", "uint16", "int32", "float32"]
+PackedType = Literal["uint8", "int8", "uint16", "int32", "float32"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,10 @@ from jaxablate import files
 from jaxablate.reports.compare import Comparison
 from jaxablate.reports.explorer import History, Manifest
 from jaxablate.reports.results import Results
+from jaxablate.reports.units import UnitsData
 
-SCHEMAS: dict[str, tuple[type, ...]] = {"explorer": (Manifest, History, Comparison), "results": (Results,)}
+SCHEMAS: dict[str, tuple[type, ...]] = {
+    "explorer": (Manifest, History, Comparison), "results": (Results,), "units": (UnitsData,)}
 """Kind of file -> the dataclass it holds, and those of its further parts."""
 FOLDER = Path(__file__).parent / "schemas"
 _PLAIN: dict[Any, dict[str, Any]] = {

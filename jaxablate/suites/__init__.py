@@ -14,13 +14,14 @@ from jaxablate.suites import (
     perplexity,
     samples,
     superposition,
+    units,
     weights,
 )
 from jaxablate.suites.suite import Suite
 
 SUITES: Registry[Suite] = Registry("suite", (
     perplexity.SUITE, ioi.SUITE, gates.SUITE, weights.SUITE, samples.SUITE, circuits.SUITE,
-    neurons.SUITE, leakage.SUITE, autoencoders.SUITE,
+    neurons.SUITE, leakage.SUITE, autoencoders.SUITE, units.SUITE,
     classification.SUITE, superposition.SUITE, importance.SUITE, explanations.SUITE,
 ))
 """Every suite, in the order of tables and reports."""

@@ -213,6 +213,15 @@ def seed_groups(rows: Sequence[StoredAutoencoder]) -> tuple[Seeds, ...]:
                  for group in groups.values() if len(group) > 1)
 
 
+def of_checkpoint(run: Run) -> list[tuple[str, features.SavedAutoencoder]]:
+    """Stored autoencoders of the run's parameters but controls, by name, in the order of tables."""
+    if run.workdir is None:
+        return []
+    members, _ = _members(autoencoder_folders(run.workdir), run)
+    return [(member.name, member.saved) for member in sorted(members, key=lambda member: member.order)
+            if member.control == "none"]
+
+
 def _members(folders: Sequence[Path], run: Run) -> tuple[list[_Member], list[tuple[str, str]]]:
     """Autoencoders of the run's parameters, and (folder's name, why) of the folders that hold no such one."""
     members, passed_over, own = [], [], features.fingerprint(run.params)

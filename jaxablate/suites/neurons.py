@@ -38,7 +38,7 @@ from jaxablate.types import Params
 BINS = 24
 SHOWN_UNITS = 4
 """Units of each kind that the report names."""
-_LABELS = {
+LABELS = {
     "information": "information (bits)", "effective_tokens": "effective tokens", "selectivity": "selectivity",
     "lifetime_sparsity": "lifetime sparsity", "hoyer": "Hoyer", "gini": "Gini", "kurtosis": "excess kurtosis",
 }
@@ -257,7 +257,7 @@ def _bars(result: NeuronsResult, name: str, title: str, unit: str) -> Bars:
 
 def _measure_table(result: NeuronsResult) -> Grid:
     rows = tuple((x.kind, label, of.mean, of.shuffled, of.directions)
-                 for x in result.overall() for name, label in _LABELS.items() for of in (x.of(name),))
+                 for x in result.overall() for name, label in LABELS.items() for of in (x.of(name),))
     caption = ("Means over live units of all layers. Shuffled: what shuffled tokens give; they leave the last four "
                "measures as they are, and what they tell is subtracted from the information. Random: in-weights of "
                "neurons or score heads of gates of the same length in a random direction; for channels, a random "

@@ -18,6 +18,11 @@ export interface Column<Row> {
   width?: string;
 }
 
+export interface Order {
+  column: number;
+  ascending: boolean;
+}
+
 interface Props<Row> {
   /** What the table holds, for screen readers and as the name of the exported file. */
   name: string;
@@ -30,7 +35,11 @@ interface Props<Row> {
   /** Height at which the table scrolls inside itself, pixels. */
   height?: number;
   /** Column that is sorted at first, and its direction. */
-  sorted?: { column: number; ascending: boolean };
+  sorted?: Order | undefined;
+  /** Called when a heading was pressed. */
+  onSort?: (order: Order | null) => void;
+  /** Said where no row is left. */
+  none?: string;
   tools?: ComponentChildren;
 }
 
@@ -38,8 +47,8 @@ const ROW_HEIGHT = 33;
 const VIRTUAL_FROM = 150;
 
 /** A table to sort, filter and export. Long ones draw only the rows that are seen. */
-export function DataTable<Row>({ name, columns, rows, filter, onRow, isCurrent, height = 520, sorted, tools }: Props<Row>) {
-  const [order, setOrder] = useState(sorted ?? null);
+export function DataTable<Row>({ name, columns, rows, filter, onRow, isCurrent, height = 520, sorted, onSort, none = "No row has these words.", tools }: Props<Row>) {
+  const [order, setOrder] = useState<Order | null>(sorted ?? null);
   const [words, setWords] = useState("");
   const [top, setTop] = useState(0);
   const box = useRef<HTMLDivElement>(null);
@@ -61,7 +70,9 @@ export function DataTable<Row>({ name, columns, rows, filter, onRow, isCurrent, 
   const last = virtual ? Math.min(shown.length, first + Math.ceil(height / ROW_HEIGHT) + 20) : shown.length;
   const press = (j: number) => {
     const natural = columns[j]!.ascending ?? !numeric[j];
-    setOrder((now) => (now?.column !== j ? { column: j, ascending: natural } : now.ascending === natural ? { column: j, ascending: !natural } : null));
+    const next = order?.column !== j ? { column: j, ascending: natural } : order.ascending === natural ? { column: j, ascending: !natural } : null;
+    setOrder(next);
+    onSort?.(next);
   };
   const save = () => download(`${name.replace(/[^\p{L}\p{N}.-]+/gu, "-")}.csv`, csv(csvRows(columns, shown)));
   const filtered = filter ?? rows.length > 8;
@@ -96,7 +107,7 @@ export function DataTable<Row>({ name, columns, rows, filter, onRow, isCurrent, 
             {last < shown.length && <tr aria-hidden="true" style={{ height: `${(shown.length - last) * ROW_HEIGHT}px` }}><td colSpan={columns.length} /></tr>}
           </tbody>
         </table>
-        {shown.length === 0 && <p class="soft empty">No row has these words.</p>}
+        {shown.length === 0 && <p class="soft empty">{none}</p>}
       </div>
     </div>
   );
