@@ -23,6 +23,11 @@ export function number(value: number | null | undefined, low?: number | null, hi
   return size < -5 ? value.toExponential(2) : grouped(value, Math.max(0, 3 - size));
 }
 
+/** A number within a sentence: three significant digits. */
+export function short(value: number): string {
+  return Number.isFinite(value) && value !== 0 && Math.abs(value) < 1000 ? String(Number(value.toPrecision(3))) : number(Math.round(value));
+}
+
 export function grouped(value: number, decimals: number): string {
   return value.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
 }

@@ -1,12 +1,153 @@
 // Every term that a page shows, in one or two sentences for somebody who has not read the papers.
+
 export const GLOSSARY: Record<string, string> = {
-  "clean stream": "The ordinary transformer: nothing is gated. After training it is the model; its loss is the published perplexity.",
-  "ablated stream": "The second pass beside the clean one with the same weights, in which only k channels and k neurons of each layer may act at each token.",
+  // The model
+  "clean": "Of the clean stream: the ordinary transformer, in which nothing is gated. After training it is the model.",
+  "clean stream": "The ordinary transformer: nothing is gated. After training it is the model; its loss is what published perplexities are made from.",
+  "ablated": "Of the ablated stream: the second pass beside the clean one, in which only k units of each kind may act at each token.",
+  "ablated stream": "The second pass beside the clean one, with the same weights, in which only k channels and k neurons of each layer may act at each token.",
+  "gates": "0 or 1 for each unit and token of the ablated stream: the k units with the greatest relevance scores are let through, all others are silent.",
+  "gate": "0 or 1 for a unit at a token of the ablated stream: the k units with the greatest relevance scores are let through, all others are silent.",
+  "k": "How many units of a layer the gates let through at each token.",
+  "local ablation": "Each layer scores its own units, from the clean stream that enters it.",
+  "global ablation": "A first, clean pass scores the units of all layers at once, from the final state.",
+  "channel": "One coordinate of the concatenated outputs of a layer's attention heads, before they are mixed.",
+  "attention": "Of attention channels: coordinates of the concatenated head outputs of a layer.",
+  "neurons": "Units of the hidden layers of the MLPs, after the activation function.",
+  "latent": "One of the many directions that a sparse autoencoder writes an activation with; few are active at a token.",
+  "stream": "Clean: the ordinary transformer. Ablated: the pass beside it in which only k units of a kind may act.",
+  // Perplexity
+  "perplexity": "exp(cross-entropy): among so many equally likely tokens the model is as unsure as in its predictions. 1 is certainty.",
+  "perplexity clean": "exp(cross-entropy) of the clean stream on the validation split: among so many equally likely tokens the model is as unsure as in its predictions.",
+  "perplexity ablated": "exp(cross-entropy) of the ablated stream, in which only k units of a kind act at each token.",
+  "w/o eot": "Without the targets that end a story, which are easy after a final full stop.",
+  "loss": "Cross-entropy in nats: minus the logarithm of the probability that was given to what came.",
+  "loss ablated - clean": "What gating costs: cross-entropy of the ablated stream minus that of the clean one, nats a token.",
+  "nats": "Unit of information with the natural logarithm; 1 nat is 1.44 bits.",
+  "entropy of whole stories": "The least loss that any model of this corpus can have, since it is drawn from a grammar whose probabilities are known.",
+  "cross-entropy": "Minus the logarithm of the probability given to what was right, in nats, on average.",
+  // Gates
+  "live": "Share of the units that are let through, or fire, on at least one token of the split.",
+  "live attention": "Share of the attention channels that some token's gate lets through.",
+  "live neurons": "Share of the neurons that some token's gate lets through.",
+  "dead": "Never let through, or never firing, on the whole split.",
+  "live by chance": "The live share if each token took k units at random.",
+  "effective attention": "exp(entropy) of the channels' shares of all firings, as a share of the channels: 1 if all are used alike.",
+  "effective neurons": "exp(entropy) of the neurons' shares of all firings, as a share of the neurons: 1 if all are used alike.",
+  "effective units": "exp(entropy) of the units' shares of all firings: among so many equally used units the firings could be spread as widely.",
+  "firing rate": "Share of tokens on which a unit fires: its gate is open or its activation above the threshold.",
+  "rate": "Share of tokens on which a unit fires.",
+  // Weights
+  "mean |w|": "Mean absolute value of the weights. The paper calls it sparsity; a scale of all weights changes it without changing the model.",
+  "mean |w| as released": "Counted as the paper's script did: embeddings included, the tied matrix twice.",
+  "ablation heads": "The linear maps that give each unit its relevance score.",
+  // IOI and circuits
+  "ioi": "Indirect-object identification: “Rob and Sue had fun. Sue gave a bone to” is to be followed by “Rob”.",
+  "ioi accuracy": "Share of the prompts on which the right name has a greater logit than the wrong one; 0.5 by chance.",
+  "ioi top-1": "Share of the prompts on which the right name is the likeliest of all tokens.",
+  "ioi logit diff": "Logit of the right name minus that of the wrong one, on average.",
+  "task accuracy": "Share of the prompts on which the answer's logit exceeds the wrong answer's. A circuit of a model that cannot do the task is a circuit of something else.",
+  "logit difference": "Logit of the answer minus that of the wrong answer.",
+  "abba": "Prompts in which the receiver is named first.",
+  "baba": "Prompts in which the giver is named first.",
+  "edges": "Connections of the model that a circuit keeps: an output of one part that another part reads. All others are replaced by what they would be on a corrupt prompt.",
+  "acdc": "Automatic circuit discovery: visits each edge from the end and cuts it for good if the output's KL divergence rises by less than tau.",
+  "tau": "ACDC's threshold: an edge is cut if that raises the KL divergence by less. Smaller keeps more edges.",
+  "random weights": "The same search in models whose weights were never trained: what the method finds where there is nothing.",
+  "eap": "Edge attribution patching: an edge's score is the corrupt output's difference times the gradient at its reader.",
+  "eap-ig": "Edge attribution patching with the gradient averaged between the corrupt and the clean embedding (integrated gradients).",
+  "mask gradient": "An edge's score is the derivative of the metric with respect to a mask on it.",
+  "cpr": "Area under the faithfulness of the logit difference over the share of edges kept, greatest scores first. Greater is better.",
+  "cmd": "Area between faithfulness and 1 over the share of edges kept, greatest |score| first. Smaller is better.",
+  "faithfulness": "Share of the model's logit difference that the circuit alone has: 0 with everything patched, 1 as the model.",
+  "complement": "What the model still does without the circuit: the share of the logit difference that the other edges alone have.",
+  "idle": "Kept edges whose removal changes nothing.",
+  "kl": "Kullback-Leibler divergence of the circuit's output from the model's, nats.",
+  "kl, all patched": "Divergence of the output with every edge patched: what a circuit has to explain.",
+  "resid start": "What enters the first block: token and position embeddings.",
+  "resid end": "What the unembedding reads: the sum of all parts' outputs.",
+  "resample ablation": "What is cut is replaced by its value on a corrupt prompt.",
+  // Neurons
+  "token information": "Bits that the firing of a unit tells of the current token, corrected for what shuffled tokens would give; mean over live units.",
+  "above random": "Minus the same measure of random directions made to fire as often, in the space the units live in.",
+  "effective tokens": "exp(entropy) of the tokens that fire a unit: on so many equally frequent tokens it fires. Fewer is more specialised.",
+  "random directions": "Random directions of the space the units live in, made to fire as often: a null that no training made.",
+  "shuffled tokens": "The same measure with the tokens put in another order: what chance alone gives.",
+  "shuffled": "The same measure after shuffling: what chance alone gives.",
+  "random": "The same measure of something random: what no training gives.",
+  "selectivity": "How much more a unit fires on its best token than on all others: (most - rest) / (most + rest).",
+  "lifetime sparsity": "Treves-Rolls: 0 if a unit is equally active on all tokens, 1 if on one alone.",
+  "hoyer": "Sparsity of a unit's activations from the ratio of their sum to their length: 0 to 1.",
+  "gini": "Inequality of a unit's activations over tokens: 0 if all are alike, near 1 if few have all.",
+  "excess kurtosis": "How heavy the tails of a unit's activations are; 0 for a normal distribution.",
+  "telling": "Share of live units that tell more of the token than 95 % of shuffles do.",
+  "capacity": "Share of a dimension that a vector has to itself: 1 if it is orthogonal to all others.",
+  "next_io": "Whether the next token is the receiver's name. The one fact that is not known at the token itself.",
+  "role": "What part a name plays in the story: giver, receiver or neither.",
+  "holder": "Who holds the object at this point of the story.",
+  "kind": "Kind of the token's word in the grammar of the corpus, or kind of the units.",
+  "majority": "Accuracy of always saying what is most frequent.",
+  // Leakage
+  "leakage": "Whether the pattern of open gates itself carries the next token, beyond what the gated units say.",
+  "own gates": "The gates that the model itself chose at the token.",
+  "random gates": "As many gates as the token's own, at random units.",
+  "another token's gates": "The gates that the model chose at another token of the text.",
+  "gates of the same token elsewhere": "The gates that the model chose where the same token stands in another context: they know the token but not this context.",
+  "over means": "What the gates multiply is its mean over all tokens, so that only the pattern of gates can tell anything.",
+  "share of mask alone": "Of the ablated stream's advantage over random gates, the share that its gates over mean activations bring alone: 1 would be all of it.",
+  "bits of a gate": "Bits that one gate tells of the next token when the current one is known, bias-corrected.",
+  "probe of gates": "By how much a linear reader of all gates predicts the next token better than from the current token alone.",
+  "bigram counts": "A model that knows only how often each token followed each other one.",
+  "unigram counts": "A model that knows only how often each token occurs.",
+  // Autoencoders
+  "l0": "Mean number of active latents at a token.",
+  "ce score": "How much of the model's loss the reconstruction saves: 1 as with the true activations, 0 as with zeros in their place.",
+  "explained var.": "Share of the activations' variance that the reconstruction has.",
+  "explained variance": "Share of the activations' variance that the reconstruction has.",
+  // Classifier
+  "accuracy": "Share of the texts whose class is predicted rightly.",
+  "macro f1": "Mean over the classes of the harmonic mean of precision and recall.",
+  "ece": "Expected calibration error: mean distance between the probability of the predicted class and how often it is right.",
+  "brier score": "Mean squared distance of the predicted probabilities from what was true; smaller is better.",
+  "vmask": "A layer that learns for each word a probability of being kept; used as the word's importance.",
+  "srs": "Superposition regularization score: what important tokens have to themselves more than others, plus what attended pairs share more than others.",
+  "srs importance part": "Mean capacity of the 30 % most important tokens minus that of the others.",
+  "srs interaction part": "Mean |cosine| of the 10 % most attended pairs of tokens minus that of the other pairs.",
+  "mean capacity": "Mean share of a dimension that a token has to itself among the tokens of its text.",
+  "tokens with capacity > 0.5": "Share of the tokens that have more than half a dimension to themselves.",
+  "post-hoc accuracy": "How often the k most important words alone get the class that the full text gets.",
+  "post-hoc accuracy@3": "How often the three most important words alone get the class that the full text gets.",
+  "aopc": "Mean drop of the predicted class's probability when the most important words are deleted one after another. Greater: the ranking found what matters.",
+  "comprehensiveness": "Drop of the predicted class's probability when the most important words are deleted. Greater is better.",
+  "sufficiency": "Drop of the predicted class's probability when only the most important words are kept. Smaller is better.",
+  "gradient": "Importance of a word by the gradient of the predicted class's probability with respect to its embedding.",
+  "importance loss": "SAFR's first term: how much a token's vector overlaps with the others of its text.",
+  "interaction loss": "SAFR's second term: attended pairs of tokens are to share neurons.",
+  // Training
+  "grad_norm": "Length of the gradient over all parameters, before clipping.",
+  "learning_rate": "Size of the optimiser's steps.",
+  "reconstruction": "Mean squared difference of the two streams' states after each is scaled to length 1.",
+  "tokens_per_second": "Tokens that were trained on a second.",
+  // Statistics
+  "95 % interval": "Where the number would lie in 95 of 100 repetitions of the same measurement, by the method named.",
+  "bootstrap": "Interval from drawing the texts, prompts or units with replacement many times.",
+  "student t": "Interval of a mean over few repetitions (seeds), from their spread.",
+  "wilson": "Interval of a share, right also near 0 and 1.",
+  "null": "What the same measurement gives where there is nothing to find: chance, shuffled data or random weights.",
+  "baseline": "A model trained the same way without gates.",
+  "seed": "Number that decides initial weights and the order of data: runs that differ in it alone are repetitions.",
+  "n": "How many runs, or texts, a number is over.",
 };
+
 const WORDS = Object.keys(GLOSSARY).sort((a, b) => b.length - a.length);
-/** The entry that a label's words name, the longest first; none where the glossary has none. */
+const STARTS = new Set(["clean", "ablated", "k", "n", "random", "gates", "kind", "live", "loss", "null", "attention", "neurons", "stream"]);
+
+/** The entry of a label: its own, else of the longest words it begins with, else of those it ends with; none where the glossary has none. */
 export function lookUp(text: string): string | undefined {
-  const lower = text.toLowerCase();
-  const found = GLOSSARY[lower] ? lower : WORDS.find((w) => lower === w || lower.startsWith(`${w} `) || lower.endsWith(` ${w}`));
-  return found && GLOSSARY[found];
+  const lower = text.toLowerCase().trim();
+  if (lower.length > 90) return undefined;
+  if (GLOSSARY[lower]) return GLOSSARY[lower];
+  const word = WORDS.find((w) => !STARTS.has(w) && lower.startsWith(w) && /^[\s,(@_]/.test(lower.slice(w.length)))
+    ?? WORDS.find((w) => w.length > 4 && !STARTS.has(w) && lower.endsWith(` ${w}`));
+  return word && GLOSSARY[word];
 }

@@ -66,6 +66,8 @@ class RunEntry:
     """When its training began, ISO 8601; None where that is not on record, as for the other facts."""
     device: str | None
     revision: str | None
+    baseline: str | None
+    """Name of the run of this page without gates that this one is set beside; None for no such run, or of itself."""
     results: int
     """Number of the blob with `Results`, as in ``results.json``."""
     history: int
@@ -156,13 +158,13 @@ def build(runs: Sequence[ShownRun], notes: Sequence[str] = ()) -> tuple[Manifest
         blobs.append(content if isinstance(content, bytes) else _json(dataclasses.asdict(content)).encode())
         return len(blobs) - 1
 
-    joined = compare.compare([ScoredRun(name=run.name, results=run.results) for run in _distinct(runs)])
+    runs = _distinct(runs)
+    joined = compare.compare([ScoredRun(name=run.name, results=run.results) for run in runs])
     entries = tuple(RunEntry(
         name=run.name, summary=summary(run.results), started=_words(run.record, "started"),
-        device=_words(run.record, "device"), revision=_words(run.record, "revision"), results=add(run.results),
-        history=add(thinned(run.history)),
-        attachments={name: add(content) for name, content in sorted(run.attachments.items())})
-        for run in _distinct(runs))
+        device=_words(run.record, "device"), revision=_words(run.record, "revision"), baseline=_baseline(run, runs),
+        results=add(run.results), history=add(thinned(run.history)),
+        attachments={name: add(content) for name, content in sorted(run.attachments.items())}) for run in runs)
     version = package_versions(("jaxablate",)).get("jaxablate", "unknown")
     return Manifest(version=version, runs=entries, comparison=add(joined), notes=tuple(notes), folder=None), blobs
 
@@ -264,6 +266,16 @@ def _distinct(runs: Sequence[ShownRun]) -> list[ShownRun]:
             name, i = f"{run.name} ({i + 1})", i + 1
         out.append(dataclasses.replace(run, name=name))
     return out
+
+
+def _baseline(run: ShownRun, runs: Sequence[ShownRun]) -> str | None:
+    """The first run of the same task and data without gates, for one that has them."""
+    def gated(x: ShownRun) -> bool:
+        return x.results.config["model"]["ablation"] != "none"
+
+    same = (x for x in runs if not gated(x) and x.results.data_hash == run.results.data_hash
+            and x.results.config.get("task") == run.results.config.get("task"))
+    return getattr(next(same, None), "name", None) if gated(run) else None
 
 
 def _words(record: Mapping[str, Any], name: str) -> str | None:

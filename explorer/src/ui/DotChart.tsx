@@ -1,7 +1,7 @@
 import { useState } from "preact/hooks";
 import { series as colourOf } from "../colours";
 import { estimate, hasInterval, number, printable, type EstimateLike } from "../format";
-import { tick } from "./LineChart";
+import { tick, ticks } from "./LineChart";
 import { Choice } from "./Tabs";
 import { Explained } from "./Term";
 
@@ -18,10 +18,12 @@ interface Props {
   unit?: string;
   mark?: number | null;
   markLabel?: string;
+  /** Whether labels are taken as they are, not split into groups. */
+  flat?: boolean;
 }
 
 /** Numbers as dots with whiskers on one axis; those that share words before a comma stand together, each kind in its colour. */
-export function DotChart({ name, dots, unit = "", mark = null, markLabel = "" }: Props) {
+export function DotChart({ name, dots, unit = "", mark = null, markLabel = "", flat = false }: Props) {
   const values = dots.flatMap((d) => [d.estimate.value, d.estimate.low, d.estimate.high, ...(d.points ?? [])]).filter((x): x is number => x !== null && Number.isFinite(x));
   if (mark !== null) values.push(mark);
   const least = Math.min(...values), most = Math.max(...values);
@@ -32,7 +34,7 @@ export function DotChart({ name, dots, unit = "", mark = null, markLabel = "" }:
   const room = (end - start || Math.abs(end) || 1) * 0.06;
   const axis = { low: start === 0 ? 0 : start - room, high: end === 0 ? 0 : end + room };
   const at = (x: number) => `${(100 * (x - axis.low)) / (axis.high - axis.low)}%`;
-  const groups = grouped(dots);
+  const groups = flat ? dots.map((d) => ({ title: d.label, parts: [{ kind: "", dot: d }] })) : grouped(dots);
   const kinds = [...new Set(groups.flatMap((g) => g.parts.map((p) => p.kind)))];
   const colour = (kind: string) => (kinds.length > 1 ? colourOf(kinds.indexOf(kind)) : "var(--c0)");
   return (
@@ -80,13 +82,4 @@ function grouped(dots: readonly Dot[]): Group[] {
   const titles = new Set(split.map((s) => s.title)), kinds = new Set(split.map((s) => s.kind));
   if (titles.size > 0.7 * dots.length || kinds.size > 6 || titles.size === 1) return dots.map((d) => ({ title: d.label, parts: [{ kind: "", dot: d }] }));
   return [...titles].map((title) => ({ title, parts: split.filter((s) => s.title === title) }));
-}
-
-/** Round places on an axis. */
-export function ticks(low: number, high: number, about = 5): number[] {
-  const raw = (high - low) / about, power = 10 ** Math.floor(Math.log10(raw));
-  const step = power * ([1, 2, 5, 10].find((s) => s * power >= raw) ?? 10);
-  const out = [];
-  for (let t = Math.ceil(low / step) * step; t <= high + step * 1e-9; t += step) out.push(Math.abs(t) < step * 1e-9 ? 0 : Number(t.toPrecision(12)));
-  return out;
 }

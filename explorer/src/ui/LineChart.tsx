@@ -50,9 +50,10 @@ export function LineChart({ name, lines, xLabel, yLabel, logX = false, logY = fa
       deps={[drawn, xScale, yScale]}
       options={(width) => ({
         height: width < 480 ? Math.min(height, 240) : height, marginLeft: 52, marginRight: 12, marginBottom: 34,
-        x: { label: xLabel, type: xScale, labelAnchor: "right", ticks: width < 480 ? 4 : 8, tickFormat: tick },
-        y: { label: yLabel, type: yScale, grid: true, ticks: yScale === "log" ? 5 : 6, tickFormat: tick, nice: yScale === "linear" },
+        x: { label: xLabel, type: xScale, labelAnchor: "right", ticks: xScale === "log" ? logTicks(all.map((p) => p.x)) : width < 480 ? 4 : 8, tickFormat: tick },
+        y: { label: yLabel, type: yScale, grid: yScale === "linear", ticks: yScale === "log" ? [] : 6, tickFormat: tick, nice: yScale === "linear" },
         marks: [
+          ...(yScale === "log" ? [Plot.gridY(logTicks(all.map((p) => p.y))), Plot.axisY(logTicks(all.map((p) => p.y)), { tickFormat: tick, label: null })] : []),
           ...drawn.flatMap((d) => d.length === 0 ? [] : [
             smooth > 0 ? Plot.line(d, { x: "x", y: "raw", stroke: colour(d[0]!.line), strokeOpacity: 0.22, strokeWidth: 1 }) : null,
             Plot.line(d, { x: "x", y: "y", stroke: colour(d[0]!.line), strokeWidth: 1.9, strokeDasharray: lines[d[0]!.line]!.dashed ? "5 4" : undefined }),
@@ -108,6 +109,24 @@ function points(line: Line, index: number, smooth: number, logX: boolean, logY: 
 function said(p: Point, drawn: Point[][], lines: readonly Line[], xLabel: string): string {
   const rows = drawn.filter((d) => d.length).map((d) => d.reduce((a, b) => (Math.abs(b.x - p.x) < Math.abs(a.x - p.x) ? b : a)));
   return [`${xLabel} ${number(p.x)}`, ...rows.slice(0, 12).map((r) => `${r.line === p.line ? "▸ " : "   "}${lines[r.line]!.label}  ${number(r.y)}`)].join("\n");
+}
+
+/** Round places on a logarithmic axis: 1, 2 and 5 of each decade, or of a short stretch equal steps. */
+function logTicks(values: number[]): number[] {
+  const low = Math.min(...values), high = Math.max(...values);
+  if (!(low > 0) || high / low < 12) return high > low ? ticks(low, high, 5) : [low];
+  const few = high / low > 1e3, out = [];
+  for (let p = Math.floor(Math.log10(low)); p <= Math.log10(high); p++) for (const m of few ? [1] : [1, 2, 5]) out.push(Number((m * 10 ** p).toPrecision(3)));
+  return out.filter((t) => t >= low * 0.999 && t <= high * 1.001);
+}
+
+/** Round places on an axis. */
+export function ticks(low: number, high: number, about = 5): number[] {
+  const raw = (high - low) / about, power = 10 ** Math.floor(Math.log10(raw));
+  const step = power * ([1, 2, 5, 10].find((s) => s * power >= raw) ?? 10);
+  const out = [];
+  for (let t = Math.ceil(low / step) * step; t <= high + step * 1e-9; t += step) out.push(Math.abs(t) < step * 1e-9 ? 0 : Number(t.toPrecision(12)));
+  return out;
 }
 
 export function tick(value: number | Date): string {

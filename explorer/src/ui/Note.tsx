@@ -2,7 +2,7 @@ import type { ComponentChildren } from "preact";
 
 /** Something the reader should know, in the place of what cannot be shown. */
 export function Note({ title, children }: { title: string; children: ComponentChildren }) {
-  return <section class="card note"><h2>{title}</h2><p>{children}</p></section>;
+  return <section class="card note"><h2>{title}</h2><div>{children}</div></section>;
 }
 
 export function Loading() {
