@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 
 from jaxablate.circuits import METHODS, Method, known_model, problem
+from jaxablate.circuits.circuit import Circuit
+from jaxablate.circuits.formats import save_circuit
+from jaxablate.circuits.graph import Graph
 from jaxablate.config import Config
 from jaxablate.reports.html import draw
+from jaxablate.reports.packed import unpack
 from jaxablate.reports.panels import CircuitGraph, Grid, panel_from_dict
+from jaxablate.runs.run import Run
+from jaxablate.stats import Estimate
 from jaxablate.suites import circuits as suite
 from jaxablate.suites.circuits import measure_stream, nothing_to_explain
 
@@ -22,8 +28,13 @@ def known():
 
 
 @pytest.fixture(scope="module")
-def measured(known):
-    """With a method of a user's own among those that are ranked."""
+def measured(found):
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def found(known):
+    """What was measured and the explorer's edges, with a method of a user's own among those that are ranked."""
     METHODS.register(Method("known", "my method", lambda problem, **_: -known.mask().astype(float)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suite, "PRUNE_STEPS", 100)
@@ -99,6 +110,44 @@ def test_result_is_shown_and_survives_json(known, measured):
         assert isinstance(panel, Grid) or draw(panel)
 
 
+def test_explorer_has_the_edges_of_circuits_and_of_the_largest_scores(known, found, monkeypatch):
+    measured, shown = found
+    names = [f"{shown.sources[i]}->{shown.destinations[j]}"
+             for i, j in zip(unpack(shown.source).tolist(), unpack(shown.destination).tolist(), strict=True)]
+    assert len(names) == len(set(names)) == shown.edges == measured.edges  # all of so small a graph
+    truth = np.array([name in set(known.edges()) for name in names])
+    for circuit in shown.circuits:
+        assert (unpack(circuit.kept) == truth).all() and circuit.edges == truth.sum()
+    drops = dict(measured.circuits[0][1])
+    for name, drop in zip(names, unpack(shown.scores["EAP-IG"]).tolist(), strict=True):
+        assert drop == pytest.approx(drops.get(name, drop), rel=1e-5)
+    assert {curve.method for curve in shown.curves} == set(shown.scores)
+    monkeypatch.setattr(suite, "SHOWN_EDGES", 3)
+    monkeypatch.setattr(suite, "SHOWN_OF_OTHERS", 0)
+    scores, graph = np.zeros(measured.edges), Graph.of(known.config)
+    scores[[5, 6, 7, 8]] = [-4.0, 1.0, 2.0, 3.0]
+    mine = np.arange(measured.edges) == 9
+    few = suite.shown_edges(measured, graph, {"EAP-IG": scores}, {"mine": (mine, Estimate(0.5))})
+    assert unpack(few.scores["EAP-IG"]).tolist() == [-4.0, 2.0, 3.0, 0.0]
+    assert unpack(few.circuits[0].kept).tolist() == [0, 0, 0, 1]
+    assert (few.circuits[0].name, few.circuits[0].edges, few.circuits[0].faithfulness.value) == ("mine", 1, 0.5)
+
+
+def test_circuits_of_the_command_are_shown_too(known, tmp_path):
+    graph = Graph.of(known.config)
+    run = Run(config=Config(), model=None, params=known.params, workdir=tmp_path)
+    mask = np.arange(graph.n_edges) < 3
+    for name, about in (("mine", {}), ("other", {"params_digest": "another model's"}), ("odd", {"stream": "third"})):
+        about = {"stream": "clean", "params_digest": run.digest} | about
+        (tmp_path / "circuits" / name).mkdir(parents=True)
+        save_circuit(Circuit(graph=graph, kept=mask, scores=np.zeros(graph.n_edges), about=about),
+                     tmp_path / "circuits" / name / "circuit.json")
+    (tmp_path / "circuits" / "mine" / "circuit.mib.json").write_text("{}")
+    found = suite.stored_circuits(run, graph)
+    assert list(found["clean"]) == ["mine"] and not found["ablated"]
+    assert (found["clean"]["mine"] == mask).all()
+
+
 def test_divergence_of_everything_patched_is_that_of_the_corrupt_prompts(known, measured):
     pairs = known.pairs(36).take(range(12))
     corrupt = dataclasses.replace(pairs, clean=pairs.corrupt, answers=pairs.wrong_answers, wrong_answers=pairs.answers)
@@ -124,7 +173,7 @@ def test_where_there_is_nothing_to_explain_no_share_is_given(known, monkeypatch)
     assert not nothing_to_explain(noise + 5, np.zeros(40), seed=0)
     blind = {**known.params, "embed": {"embedding": np.zeros_like(known.params["embed"]["embedding"])}}
     everything = known.pairs(12)
-    measured = measure_stream(known.config, blind, [everything, everything], everything, "clean", taus=(0.1,),
+    measured, _ = measure_stream(known.config, blind, [everything, everything], everything, "clean", taus=(0.1,),
                               orders=0, random_models=0, seed=0)
     assert measured.rankings[0].cpr.value is None and measured.quality[0].faithfulness.value is None
     result = suite.CircuitsResult(task="known", prompts=12, n_layers=3, streams=(measured,))

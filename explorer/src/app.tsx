@@ -3,7 +3,7 @@ import { loadRun, theManifest, usePromise, type Run } from "./data";
 import { printable } from "./format";
 import { go, href, useRoute, type Route } from "./route";
 import { Footer, Header, Nav } from "./ui/Shell";
-import { Failed, Loading, Note } from "./ui/Note";
+import { Failed, Loading, Note, NotMeasured } from "./ui/Note";
 import { Circuit } from "./views/Circuit";
 import { Compare } from "./views/Compare";
 import { Measurements } from "./views/Measurements";
@@ -18,7 +18,7 @@ const suite = (name: string) => (run: Run) => run.results.suites[name] !== undef
 export const VIEWS: View[] = [
   { id: "", title: "Overview", component: Overview },
   { id: "measurements", title: "Measurements", component: Measurements },
-  { id: "text", title: "Text", component: Text, needs: { attachment: "texts", suite: "texts" } },
+  { id: "text", title: "Text", component: Text },
   { id: "units", title: "Units", component: Units, needs: { attachment: "units", suite: "units" } },
   { id: "circuit", title: "Circuit", component: Circuit, shown: (run) => suite("circuits")(run) || run.results.config.task !== "classification" },
   { id: "compare", title: "Compare", component: Compare, shown: (_, runs) => runs > 1 },
@@ -59,11 +59,7 @@ function Guarded({ view, run, route }: { view: View; run: Run; route: Route }) {
   const [error] = useErrorBoundary((e: unknown) => console.error(e));
   if (error) return <Failed what={`The view ${view.title}`} why={error instanceof Error ? error.message : String(error)} />;
   if (view.needs && run.entry.attachments[view.needs.attachment] === undefined) {
-    return (
-      <Note title={`${view.title}: not measured yet`}>
-        This view is drawn from what the suite <code>{view.needs.suite}</code> finds. Run <code>jaxablate score --workdir DIR --suites {view.needs.suite}</code> and open the page again.
-      </Note>
-    );
+    return <NotMeasured view={view.title} suite={view.needs.suite} />;
   }
   const Content = view.component;
   return <Content run={run} route={route} />;

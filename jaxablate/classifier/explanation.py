@@ -94,13 +94,8 @@ def explain(model: Any, params: Params, tokens: Sequence[int], words: Sequence[s
     streams = STREAMS if config.gated else STREAMS[:1]
     require(stream in streams, f"stream={stream!r} must be {' or '.join(streams)} in this model")
     layer %= config.n_layers
-    if not len(tokens):
-        raise DataError("the text is empty; give at least one word")
-    n = min(len(tokens), config.max_length)
-    length = config.max_length if config.padding == "paper" else min(-(-n // LENGTH_MULTIPLE) * LENGTH_MULTIPLE,
-                                                                     config.max_length)
-    padded, mask = np.full((1, length), pad_id, np.int32), np.zeros((1, length), np.float32)
-    padded[0, :n], mask[0, :n] = tokens[:n], 1.0
+    padded, mask = _padded(config, tokens, pad_id)
+    n = int(mask.sum())
     observed = jax.tree.map(np.asarray, observe(model, params, padded, mask, layer=layer, stream=stream))
     by_token = {name: x[:n].astype(np.float64) for name, x in observed.items() if name != "probabilities"}
     neurons_LF = by_token.pop("neurons")
@@ -111,6 +106,44 @@ def explain(model: Any, params: Params, tokens: Sequence[int], words: Sequence[s
         predicted=int(np.argmax(observed["probabilities"])), probabilities=_plain(observed["probabilities"]),
         **{"keep": ()} | {name: _plain(x) for name, x in by_token.items()}, **allocate(neurons_LF),
     )
+
+
+def _padded(config: Any, tokens: Sequence[int], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """One text as a batch [1, length] of ids and of the mask, cut to what the model takes.
+
+    Raises:
+      DataError: the text is empty.
+    """
+    if not len(tokens):
+        raise DataError("the text is empty; give at least one word")
+    n = min(len(tokens), config.max_length)
+    length = config.max_length if config.padding == "paper" else min(-(-n // LENGTH_MULTIPLE) * LENGTH_MULTIPLE,
+                                                                     config.max_length)
+    padded, mask = np.full((1, length), pad_id, np.int32), np.zeros((1, length), np.float32)
+    padded[0, :n], mask[0, :n] = tokens[:n], 1.0
+    return padded, mask
+
+
+def attention_patterns(model: Any, params: Params, tokens: Sequence[int], *, pad_id: int = 0
+                       ) -> dict[str, Float[np.ndarray, "layers heads tokens tokens"]]:
+    """Attention weights of every head of a `SafrClassifier` on one text, by stream, a row for each query.
+
+    Tokens beyond the model's ``max_length`` are left out. Rows sum to 1, but where padding is part of the result.
+
+    Raises:
+      DataError: the text is empty.
+    """
+    padded, mask = _padded(model.config, tokens, pad_id)
+    n = int(mask.sum())
+    return {stream: np.asarray(x)[:, :, :n, :n] for stream, x in _patterns(model, params, padded, mask).items()}
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _patterns(model: Any, params: Params, tokens: jax.typing.ArrayLike, mask: jax.typing.ArrayLike
+              ) -> dict[str, jax.Array]:
+    layers = model.apply({"params": params}, tokens, mask).layers
+    return {stream: jnp.stack([getattr(layer, stream).attention[0] for layer in layers])
+            for stream in (STREAMS if model.config.gated else STREAMS[:1])}
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layer", "stream"))

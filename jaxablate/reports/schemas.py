@@ -13,14 +13,25 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from jaxablate import files
+from jaxablate.reports.circuits import TaskEdges
 from jaxablate.reports.compare import Comparison
 from jaxablate.reports.explorer import History, Manifest
 from jaxablate.reports.results import Results
+<<<<<<< HEAD
 from jaxablate.reports.units import UnitsData
 
 SCHEMAS: dict[str, tuple[type, ...]] = {
     "explorer": (Manifest, History, Comparison), "results": (Results,), "units": (UnitsData,)}
 """Kind of file -> the dataclass it holds, and those of its further parts."""
+=======
+from jaxablate.reports.texts import ClassifiedTexts, LanguageTexts
+
+SCHEMAS: dict[str, tuple[Any, ...]] = {
+    "circuits": (TaskEdges,), "explorer": (Manifest, History, Comparison), "results": (Results,),
+    "texts": (LanguageTexts | ClassifiedTexts,),
+}
+"""Kind of file -> the dataclass it holds, or a choice of them, and those of its further parts."""
+>>>>>>> 6cc519e (Texts token by token: suite texts, classifier's texts, scored edges of circuits; the explorer's views Text and Circuit (first))
 FOLDER = Path(__file__).parent / "schemas"
 _PLAIN: dict[Any, dict[str, Any]] = {
     str: {"type": "string"}, bool: {"type": "boolean"}, int: {"type": "integer"}, type(None): {"type": "null"},
@@ -32,10 +43,9 @@ _PLAIN: dict[Any, dict[str, Any]] = {
 def schema(kind: str) -> dict[str, Any]:
     """The JSON Schema (draft 7, which json-schema-to-typescript reads) of a kind of file."""
     definitions: dict[str, Any] = {}
-    for part in SCHEMAS[kind]:
-        _schema(part, definitions)
-    title = SCHEMAS[kind][0].__name__
-    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": title, **definitions.pop(title),
+    root, *_ = (_schema(part, definitions) for part in SCHEMAS[kind])
+    title = getattr(SCHEMAS[kind][0], "__name__", kind.capitalize())
+    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": title, **definitions.pop(title, root),
             "definitions": dict(sorted(definitions.items()))}
 
 

@@ -5,10 +5,11 @@ ACDC). Here it stands beside its spread over prompts, orders and thresholds, bes
 beside whether the model can do the task at all, and for both streams.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,20 @@ from jaxablate import stats
 from jaxablate.circuits.acdc import TAU, AcdcResult, acdc, shuffled_order
 from jaxablate.circuits.competence import Competence, competence, share_of_difference
 from jaxablate.circuits.faithfulness import completeness, faithfulness, metric_values, minimality
+from jaxablate.circuits.formats import load_circuit
+from jaxablate.circuits.graph import Graph
 from jaxablate.circuits.methods import METHODS
 from jaxablate.circuits.metrics import importance
 from jaxablate.circuits.problem import Problem, problem
 from jaxablate.circuits.prompts import PromptPairs
 from jaxablate.circuits.pruning import PruneRow
 from jaxablate.config import Config, ModelConfig
+from jaxablate.errors import DataError
 from jaxablate.features.sites import random_params
 from jaxablate.models.decoder import SelfAblatingTransformer
+from jaxablate.reports import circuits as data
 from jaxablate.reports.circuit_graph import circuit_panel
+from jaxablate.reports.packed import pack
 from jaxablate.reports.panels import Bar, Bars, Curves, Grid, Panel, Series
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
@@ -44,6 +50,8 @@ PRUNE_STEPS, PRUNE_SEEDS = 300, 3
 """Training of masks, and how many circuits of each kind are trained."""
 SHOWN_METHOD = "eap-ig"
 """Method of the scores in headlines and pictures."""
+SHOWN_EDGES, SHOWN_OF_OTHERS = 1000, 200
+"""Edges of the largest scores by that method, and by each other one, that the explorer has."""
 _UNKNOWN = Estimate(None)
 
 
@@ -126,6 +134,7 @@ class CircuitsResult:
     """Prompts of a batch."""
     n_layers: int
     streams: tuple[StreamCircuits, ...]
+    attachments: Mapping[str, data.TaskEdges] = dataclasses.field(default_factory=dict)
 
     def headline(self) -> tuple[Figure, ...]:
         """Competence, edges at the paper's threshold, faithfulness of the scores, for each stream."""
@@ -224,8 +233,8 @@ def _figures(s: StreamCircuits) -> Iterator[Figure]:
 
 def measure_stream(
     config: ModelConfig, params: Params, batches: Sequence[PromptPairs], everything: PromptPairs, stream: Stream, *,
-    taus: Sequence[float], orders: int, random_models: int, seed: int,
-) -> StreamCircuits:
+    taus: Sequence[float], orders: int, random_models: int, seed: int, stored: Mapping[str, np.ndarray] | None = None,
+) -> tuple[StreamCircuits, data.StreamEdges]:
     """Finds the circuits of one stream in all variations and judges them.
 
     Args:
@@ -238,6 +247,10 @@ def measure_stream(
       orders: random edge orders tried.
       random_models: models with weights as they are drawn.
       seed: seed of orders, weights and bootstrap.
+      stored: further circuits for the explorer, bool [E] by name.
+
+    Returns:
+      What was measured, and the edges for the explorer.
     """
     task = functools.partial(problem, config, stream=stream)
     first, held_out = task(params, batches[0]), task(params, batches[-1])
@@ -257,7 +270,7 @@ def measure_stream(
     model, empty = metric_values(held_out, ends)
     judged = not nothing_to_explain(model, empty, seed)
     drop = importance(first.target, scores[SHOWN_METHOD])
-    return StreamCircuits(
+    found = StreamCircuits(
         stream=stream, competence=competence(np.asarray(task(params, everything).logits), everything, seed=seed),
         all_patched=float(metric_values(first.with_metric("kl"), ends[1:]).mean()), edges=graph.n_edges,
         counts=tuple(_counts(varied, tau, results, graph.n_edges)
@@ -270,6 +283,31 @@ def measure_stream(
         circuits=tuple((tau, tuple((graph.edge_names[i], float(drop[i])) for i in np.flatnonzero(kept[tau])))
                        for tau in taus),
     )
+    helps = {METHODS[name].label: importance(first.target, values) for name, values in scores.items()}
+    shares = {q.tau: q.faithfulness for q in found.quality}
+    circuits = {f"ACDC, tau {tau}": (mask, shares[tau]) for tau, mask in kept.items()} | {
+        name: (mask, _share(mask, held_out, seed) if judged else _UNKNOWN) for name, mask in (stored or {}).items()}
+    return found, shown_edges(found, first.graph, helps, circuits)
+
+
+def shown_edges(found: StreamCircuits, graph: Graph, scores: Mapping[str, np.ndarray],
+                circuits: Mapping[str, tuple[np.ndarray, Estimate]]) -> data.StreamEdges:
+    """The edges of the largest scores [E], by label of a method, and all of circuits, which are pairs (bool [E],
+    faithfulness) by name."""
+    chosen = np.any([mask for mask, _ in circuits.values()], axis=0)
+    for label, values in scores.items():
+        count = SHOWN_EDGES if label == METHODS[SHOWN_METHOD].label else SHOWN_OF_OTHERS
+        chosen[np.argsort(-np.abs(values), kind="stable")[:count]] = True
+    edges = np.flatnonzero(chosen)
+    return data.StreamEdges(
+        stream=found.stream, edges=graph.n_edges, accuracy=found.competence.accuracy, sources=graph.source_names,
+        destinations=tuple(d.name for d in graph.destinations), source=pack(graph.edge_source[edges], "uint16"),
+        destination=pack(graph.edge_destination[edges], "uint16"),
+        scores={label: pack(values[edges].astype(np.float32), "float32") for label, values in scores.items()},
+        circuits=tuple(data.KeptEdges(name=name, kept=pack(mask[edges], "uint8"), edges=int(mask.sum()),
+                                      faithfulness=share) for name, (mask, share) in circuits.items()),
+        curves=tuple(data.Curve(method=r.method, percents=r.percents, faithfulness=r.faithfulness)
+                     for r in found.rankings if r.faithfulness is not None))
 
 
 def nothing_to_explain(model: np.ndarray, empty: np.ndarray, seed: int) -> bool:
@@ -307,14 +345,30 @@ def _ranking(method: str, task: Problem, scores: np.ndarray, seed: int) -> Ranki
 
 
 def _quality(tau: float, kept: np.ndarray, task: Problem, seed: int) -> CircuitQuality:
-    without, circuit = completeness(task, kept), metric_values(task, kept[None])[0]
-    idle = None
+    without, idle = completeness(task, kept), None
     if kept.any():
         changes = minimality(task, kept, count=MINIMALITY_EDGES, seed=seed).changes()
         idle = float(np.mean(np.abs(changes) < 0.01 * abs(without.model.mean() - without.empty.mean())))
-    return CircuitQuality(
-        tau=tau, edges=int(kept.sum()), complement=without.complement(), idle=idle,
-        faithfulness=share_of_difference(without.model, circuit, without.empty, seed=seed, draws=DRAWS))
+    return CircuitQuality(tau=tau, edges=int(kept.sum()), complement=without.complement(), idle=idle,
+                          faithfulness=_share(kept, task, seed))
+
+
+def _share(kept: np.ndarray, task: Problem, seed: int) -> Estimate:
+    """Faithfulness of one circuit."""
+    model, circuit, empty = metric_values(task, np.stack([np.ones_like(kept), kept, np.zeros_like(kept)]))
+    return share_of_difference(model, circuit, empty, seed=seed, draws=DRAWS)
+
+
+def stored_circuits(run: Run, graph: Graph) -> dict[Stream, dict[str, np.ndarray]]:
+    """Circuits of this checkpoint that ``jaxablate circuit`` keeps in the working directory: bool [E] by stream and
+    folder. Those that it found with another graph or that are damaged are left out."""
+    found: dict[Stream, dict[str, np.ndarray]] = {stream: {} for stream in STREAMS}
+    for path in sorted((run.workdir / "circuits").glob("*/circuit.json")) if run.workdir else ():
+        with contextlib.suppress(DataError):
+            circuit = load_circuit(path, graph=graph, params_digest=run.digest)
+            if (stream := circuit.about.get("stream")) in found:
+                found[stream][path.parent.name] = circuit.kept
+    return found
 
 
 def _unfit(config: Config) -> str | None:
@@ -329,9 +383,15 @@ def _run(run: Run) -> tuple[CircuitsResult, dict[str, Any]]:
     batches = [everything.take(range(i * PROMPTS, (i + 1) * PROMPTS)) for i in range(BATCHES)]
     options: dict[str, Any] = {"taus": TAUS, "orders": ORDERS, "random_models": RANDOM_MODELS, "seed": run.seed}
     assert isinstance(task.config, ModelConfig)  # of a run
-    streams = tuple(measure_stream(task.config, run.params, batches, everything, stream, **options)
-                    for stream in STREAMS if stream in run.streams)
-    result = CircuitsResult(task=everything.name, prompts=PROMPTS, n_layers=task.graph.n_layers, streams=streams)
+    stored = stored_circuits(run, task.graph)
+    streams, edges = zip(*(measure_stream(task.config, run.params, batches, everything, stream, stored=stored[stream],
+                                          **options)
+                           for stream in STREAMS if stream in run.streams), strict=True)
+    shown = data.TaskEdges(
+        params_digest=run.digest, step=run.step, task=everything.name, prompts=PROMPTS, n_layers=task.graph.n_layers,
+        n_heads=task.graph.n_heads, shown_method=METHODS[SHOWN_METHOD].label, streams=edges)
+    result = CircuitsResult(task=everything.name, prompts=PROMPTS, n_layers=task.graph.n_layers, streams=streams,
+                            attachments={"circuits": shown})
     return result, {**options, "prompts": PROMPTS, "batches": BATCHES, "ablation": "resample",
                     "prompts_digest": everything.digest()}
 

@@ -1,25 +1,30 @@
 """Explanations of a few texts of the test split, and the pictures of any explanation (docs/papers.md, Explanations)."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from jaxablate.classifier.explanation import Explanation, explain
+from jaxablate.classifier.explanation import Explanation, attention_patterns, explain
 from jaxablate.config import ClassificationConfig
 from jaxablate.data.tokenizer import Tokenizer
+from jaxablate.reports import texts as data
+from jaxablate.reports.packed import pack
 from jaxablate.reports.panels import Beside, Edge, Grid, Heatmap, Network, Node, Panel
 from jaxablate.reports.results import Figure
 from jaxablate.reports.svg import short
 from jaxablate.runs.run import Run
 from jaxablate.suites.classification import class_names
 from jaxablate.suites.suite import Suite
-from jaxablate.types import Batch, Params
+from jaxablate.suites.texts import Vocabulary
+from jaxablate.types import STREAMS, Batch, Params
 
 TEXTS = 3
 SHORTEST, LONGEST = 6, 20
 """Tokens of a text that is shown: long enough for tokens to share something, short enough for a picture."""
+READ, READ_LONGEST = 24, 48
+"""Texts that the explorer shows, and their most tokens."""
 SPLIT = "test"
 EDGES_PER_TOKEN = 2
 """Arcs of an interaction picture, at most, for each token: the strongest."""
@@ -35,6 +40,7 @@ class ExplanationsResult:
     texts: tuple[str, ...]
     labels: tuple[str, ...]
     """The right class of each text."""
+    attachments: Mapping[str, data.ClassifiedTexts] = dataclasses.field(default_factory=dict)
 
     def headline(self) -> tuple[Figure, ...]:
         """None: three texts say nothing about others."""
@@ -57,19 +63,72 @@ def evaluate(model: Any, params: Params, batches: Iterable[Batch], tokenizer: To
 
     ``texts`` are those of the split as they were read: the ``index`` of a batch's row is its place among them.
     """
-    fitting: list[tuple[int, list[int], int]] = []
-    for batch in batches:
-        lengths = np.asarray(batch["mask"]).sum(axis=-1).astype(int)
-        for row in np.flatnonzero((lengths >= SHORTEST) & (lengths <= LONGEST)):
-            place, label = (int(np.asarray(batch[name])[row]) for name in ("index", "labels"))
-            fitting.append((place, np.asarray(batch["tokens"])[row, : lengths[row]].tolist(), label))
-    chosen = sorted(fitting)[:TEXTS]
-    classes = class_names(model.config) or tuple(f"class {i}" for i in range(model.config.n_classes))
+    chosen = _fitting(batches, LONGEST)[:TEXTS]
+    classes = _classes(model.config)
     explanations = tuple(
         explain(model, params, tokens, shown_words(tokenizer, texts[place], tokens), layer=layer, classes=classes,
                 pad_id=tokenizer.pad_id) for place, tokens, _ in chosen)
     return ExplanationsResult(explanations=explanations, texts=tuple(texts[place] for place, _, _ in chosen),
                               labels=tuple(classes[label] for _, _, label in chosen))
+
+
+def _fitting(batches: Iterable[Batch], longest: int) -> list[tuple[int, list[int], int]]:
+    """(place in the split, token ids, label) of the texts of `SHORTEST` tokens to so many, in the split's order."""
+    fitting = []
+    for batch in batches:
+        lengths = np.asarray(batch["mask"]).sum(axis=-1).astype(int)
+        for row in np.flatnonzero((lengths >= SHORTEST) & (lengths <= longest)):
+            place, label = (int(np.asarray(batch[name])[row]) for name in ("index", "labels"))
+            fitting.append((place, np.asarray(batch["tokens"])[row, : lengths[row]].tolist(), label))
+    return sorted(fitting)
+
+
+def _classes(config: Any) -> tuple[str, ...]:
+    return class_names(config) or tuple(f"class {i}" for i in range(config.n_classes))
+
+
+def read(model: Any, params: Params, batches: Iterable[Batch], tokenizer: Tokenizer, texts: Sequence[str], *,
+         params_digest: str = "", step: int = 0, seed: int = 0) -> data.ClassifiedTexts:
+    """At most `READ` texts, drawn among those of `SHORTEST` to `READ_LONGEST` tokens of a split, for the explorer.
+
+    Each is explained in every layer and stream; ``texts`` are as in `evaluate`.
+    """
+    config, words = model.config, Vocabulary()
+    fitting = _fitting(batches, READ_LONGEST)
+    drawn = np.sort(np.random.default_rng(seed).choice(len(fitting), min(READ, len(fitting)), replace=False))
+    read = tuple(_classified(model, params, *fitting[i], tokenizer, texts, words) for i in drawn)
+    return data.ClassifiedTexts(
+        params_digest=params_digest, step=step, streams=STREAMS if config.gated else STREAMS[:1],
+        n_layers=config.n_layers, n_heads=config.n_heads, n_neurons=config.mlp_width, classes=_classes(config),
+        vocabulary=words.vocabulary(), texts=read)
+
+
+def _classified(model: Any, params: Params, place: int, tokens: Sequence[int], label: int, tokenizer: Tokenizer,
+                texts: Sequence[str], words: Vocabulary) -> data.ClassifiedText:
+    shown, pad_id, classes = shown_words(tokenizer, texts[place], tokens), tokenizer.pad_id, _classes(model.config)
+    patterns = attention_patterns(model, params, tokens, pad_id=pad_id)
+    explained = {(layer, stream): explain(model, params, tokens, shown, layer=layer, stream=stream, classes=classes,
+                                          pad_id=pad_id)
+                 for stream in patterns for layer in range(model.config.n_layers)}
+    of_stream = {stream: explained[0, stream] for stream in patterns}
+    first = of_stream["clean"]
+    verdict = classes[first.predicted]
+    return data.ClassifiedText(
+        title=f"text {place:,}: {verdict}" + ("" if first.predicted == label else f", labelled {classes[label]}"),
+        about=f"Text {place:,} of the {SPLIT} split, labelled {classes[label]}; the model says {first.verdict}.",
+        text=place, tokens=words.pack(tokens, shown), label=label,
+        probabilities={stream: x.probabilities for stream, x in of_stream.items()},
+        keep=pack(np.float32(first.keep), "float32") if first.keep else None,
+        gradient={stream: pack(np.float32(x.gradient_x_input), "float32") for stream, x in of_stream.items()},
+        readings=tuple(_reading(x, patterns[stream][layer]) for (layer, stream), x in explained.items()))
+
+
+def _reading(x: Explanation, attention_NTT: np.ndarray) -> data.Reading:
+    return data.Reading(
+        layer=x.layer, stream=x.stream, capacity=pack(np.float32(x.capacity), "float32"),
+        owned=pack(x.owned, "uint16"), active=pack(x.active, "uint16"), active_neurons=x.active_neurons,
+        neurons=pack(np.array(x.neurons, np.int64), "uint16"), activations=pack(np.float64(x.activations), "uint8"),
+        alignment=pack(np.float64(x.alignment), "uint8"), attention=pack(np.float64(attention_NTT), "uint8"))
 
 
 def shown_words(tokenizer: Tokenizer, text: str, tokens: Sequence[int]) -> list[str]:
@@ -155,7 +214,11 @@ def _run(run: Run) -> tuple[ExplanationsResult, dict[str, Any]]:
     layer = cast(ClassificationConfig, run.config).objective.layers[-1]
     result = evaluate(run.model, run.params, run.splits[SPLIT].batches(), run.tokenizer, run.splits[SPLIT].texts,
                       layer=layer)
-    return result, {"split": SPLIT, "layer": layer, "shortest": SHORTEST, "longest": LONGEST}
+    found = read(run.model, run.params, run.splits[SPLIT].batches(), run.tokenizer, run.splits[SPLIT].texts,
+                 params_digest=run.digest, step=run.step, seed=run.seed)
+    result = dataclasses.replace(result, attachments={"texts": found} if found.texts else {})
+    return result, {"split": SPLIT, "layer": layer, "shortest": SHORTEST, "longest": LONGEST,
+                    "read": len(found.texts), "read_longest": READ_LONGEST, "seed": run.seed}
 
 
 SUITE = Suite(name="explanations", run=_run, task="classification",

@@ -5,6 +5,15 @@ export function Note({ title, children }: { title: string; children: ComponentCh
   return <section class="card note"><h2>{title}</h2><div>{children}</div></section>;
 }
 
+/** A view whose suite was not run on this checkpoint. */
+export function NotMeasured({ view, suite }: { view: string; suite: string }) {
+  return (
+    <Note title={`${view}: not measured yet`}>
+      This view is drawn from what the suite <code>{suite}</code> finds. Run <code>jaxablate score --workdir DIR --suites {suite}</code> and open the page again.
+    </Note>
+  );
+}
+
 export function Loading() {
   return <p class="soft loading" role="status">Unpacking ...</p>;
 }
