@@ -17,21 +17,14 @@ from jaxablate.reports.circuits import TaskEdges
 from jaxablate.reports.compare import Comparison
 from jaxablate.reports.explorer import History, Manifest
 from jaxablate.reports.results import Results
-<<<<<<< HEAD
-from jaxablate.reports.units import UnitsData
-
-SCHEMAS: dict[str, tuple[type, ...]] = {
-    "explorer": (Manifest, History, Comparison), "results": (Results,), "units": (UnitsData,)}
-"""Kind of file -> the dataclass it holds, and those of its further parts."""
-=======
 from jaxablate.reports.texts import ClassifiedTexts, LanguageTexts
+from jaxablate.reports.units import UnitsData
 
 SCHEMAS: dict[str, tuple[Any, ...]] = {
     "circuits": (TaskEdges,), "explorer": (Manifest, History, Comparison), "results": (Results,),
-    "texts": (LanguageTexts | ClassifiedTexts,),
+    "texts": (LanguageTexts | ClassifiedTexts,), "units": (UnitsData,),
 }
 """Kind of file -> the dataclass it holds, or a choice of them, and those of its further parts."""
->>>>>>> 6cc519e (Texts token by token: suite texts, classifier's texts, scored edges of circuits; the explorer's views Text and Circuit (first))
 FOLDER = Path(__file__).parent / "schemas"
 _PLAIN: dict[Any, dict[str, Any]] = {
     str: {"type": "string"}, bool: {"type": "boolean"}, int: {"type": "integer"}, type(None): {"type": "null"},

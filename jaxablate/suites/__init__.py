@@ -14,22 +14,15 @@ from jaxablate.suites import (
     perplexity,
     samples,
     superposition,
-<<<<<<< HEAD
-    units,
-=======
     texts,
->>>>>>> 6cc519e (Texts token by token: suite texts, classifier's texts, scored edges of circuits; the explorer's views Text and Circuit (first))
+    units,
     weights,
 )
 from jaxablate.suites.suite import Suite
 
 SUITES: Registry[Suite] = Registry("suite", (
     perplexity.SUITE, ioi.SUITE, gates.SUITE, weights.SUITE, samples.SUITE, circuits.SUITE,
-<<<<<<< HEAD
-    neurons.SUITE, leakage.SUITE, autoencoders.SUITE, units.SUITE,
-=======
-    neurons.SUITE, leakage.SUITE, autoencoders.SUITE, texts.SUITE,
->>>>>>> 6cc519e (Texts token by token: suite texts, classifier's texts, scored edges of circuits; the explorer's views Text and Circuit (first))
+    neurons.SUITE, leakage.SUITE, autoencoders.SUITE, units.SUITE, texts.SUITE,
     classification.SUITE, superposition.SUITE, importance.SUITE, explanations.SUITE,
 ))
 """Every suite, in the order of tables and reports."""
