@@ -79,7 +79,8 @@ def test_tokens_are_the_text_and_strings_their_own(run, passages, found):
 
 
 def test_losses_and_predictions_are_those_of_both_streams(run, passages, found):
-    for text, passage in zip(found.texts, passages, strict=True):
+    for i in (0, 2):  # a story and a prompt
+        text, passage = found.texts[i], passages[i]
         n = len(passage.tokens)
         ids = np.array([*passage.tokens, passage.following or 0], np.int32)[None]
         expected = token_losses(run.model, run.params, {"inputs": ids[:, :-1], "targets": ids[:, 1:]})

@@ -96,15 +96,16 @@ def read(model: Any, params: Params, batches: Iterable[Batch], tokenizer: Tokeni
     config, words = model.config, Vocabulary()
     fitting = _fitting(batches, READ_LONGEST)
     drawn = np.sort(np.random.default_rng(seed).choice(len(fitting), min(READ, len(fitting)), replace=False))
-    read = tuple(_classified(model, params, *fitting[i], tokenizer, texts, words) for i in drawn)
+    read = tuple(_classified(model, params, fitting[i], tokenizer, texts, words) for i in drawn)
     return data.ClassifiedTexts(
         params_digest=params_digest, step=step, streams=STREAMS if config.gated else STREAMS[:1],
         n_layers=config.n_layers, n_heads=config.n_heads, n_neurons=config.mlp_width, classes=_classes(config),
         vocabulary=words.vocabulary(), texts=read)
 
 
-def _classified(model: Any, params: Params, place: int, tokens: Sequence[int], label: int, tokenizer: Tokenizer,
+def _classified(model: Any, params: Params, row: tuple[int, list[int], int], tokenizer: Tokenizer,
                 texts: Sequence[str], words: Vocabulary) -> data.ClassifiedText:
+    place, tokens, label = row
     shown, pad_id, classes = shown_words(tokenizer, texts[place], tokens), tokenizer.pad_id, _classes(model.config)
     patterns = attention_patterns(model, params, tokens, pad_id=pad_id)
     explained = {(layer, stream): explain(model, params, tokens, shown, layer=layer, stream=stream, classes=classes,
@@ -118,17 +119,17 @@ def _classified(model: Any, params: Params, place: int, tokens: Sequence[int], l
         about=f"Text {place:,} of the {SPLIT} split, labelled {classes[label]}; the model says {first.verdict}.",
         text=place, tokens=words.pack(tokens, shown), label=label,
         probabilities={stream: x.probabilities for stream, x in of_stream.items()},
-        keep=pack(np.float32(first.keep), "float32") if first.keep else None,
-        gradient={stream: pack(np.float32(x.gradient_x_input), "float32") for stream, x in of_stream.items()},
+        keep=pack(first.keep, "float32") if first.keep else None,
+        gradient={stream: pack(x.gradient_x_input, "float32") for stream, x in of_stream.items()},
         readings=tuple(_reading(x, patterns[stream][layer]) for (layer, stream), x in explained.items()))
 
 
 def _reading(x: Explanation, attention_NTT: np.ndarray) -> data.Reading:
     return data.Reading(
-        layer=x.layer, stream=x.stream, capacity=pack(np.float32(x.capacity), "float32"),
+        layer=x.layer, stream=x.stream, capacity=pack(x.capacity, "float32"),
         owned=pack(x.owned, "uint16"), active=pack(x.active, "uint16"), active_neurons=x.active_neurons,
-        neurons=pack(np.array(x.neurons, np.int64), "uint16"), activations=pack(np.float64(x.activations), "uint8"),
-        alignment=pack(np.float64(x.alignment), "uint8"), attention=pack(np.float64(attention_NTT), "uint8"))
+        neurons=pack(np.array(x.neurons, np.int64), "uint16"), activations=pack(x.activations, "uint8"),
+        alignment=pack(x.alignment, "uint8"), attention=pack(attention_NTT, "uint8"))
 
 
 def shown_words(tokenizer: Tokenizer, text: str, tokens: Sequence[int]) -> list[str]:

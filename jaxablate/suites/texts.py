@@ -115,7 +115,7 @@ def prompts(run: Run, count: int = PROMPTS) -> list[Passage]:
         return []
     try:
         pairs = tokenise(run.tasks["ioi"](run.seed, count), run.tokenizer, name="ioi",
-                         context_length=run.config.model.context_length)
+                         context_length=cast(Config, run.config).model.context_length)
     except DataError:  # of somebody's own tokenizer; the suites that measure the task say so
         return []
     passages = []
@@ -204,7 +204,7 @@ def _text(model: SelfAblatingTransformer, params: Params, passage: Passage, long
     """One text, read at the length of the longest, so that one program serves all: later tokens change nothing."""
     n, unknown = len(passage.tokens), passage.following is None
     ids = np.zeros(longest + 1, np.int32)
-    ids[: n + 1] = (*passage.tokens, 0 if unknown else passage.following)
+    ids[: n + 1] = [*passage.tokens, passage.following or 0]
     targets = np.where((np.arange(longest) < n) & ~(unknown & (np.arange(longest) == n - 1)), ids[1:], -1)
     seen = jax.tree.map(np.asarray, observe(model, params, ids[:-1], targets))
     streams = tuple(seen["loss"])
@@ -226,7 +226,7 @@ def _text(model: SelfAblatingTransformer, params: Params, passage: Passage, long
         following=following, loss={stream: _at_predicted(seen["loss"][stream], n) for stream in streams},
         predictions=data.Predictions(
             tokens=words.pack(seen["candidates"][:n]),
-            probabilities={stream: pack(np.float64(seen["probabilities"][stream][:n]), "uint16")
+            probabilities={stream: pack(_float64(seen["probabilities"][stream][:n]), "uint16")
                            for stream in streams}),
         leakage=leakage, latents=latents,
         winners={kind: _winners(x, n) for kind, x in seen["winners"].items()} if seen["winners"] else None,
@@ -262,7 +262,7 @@ def observe(model: SelfAblatingTransformer, params: Params, tokens_T: jax.typing
         "activations": {"neurons": jnp.stack([x.clean.mlp_post[0] for x in layers]),
                         "channels": jnp.stack([_channels(x.clean.head_out) for x in layers])},
         "attention": {stream: jnp.stack([_pattern(model.config, i, x, stream) for i, x in enumerate(layers)])
-                      for stream in log_p},
+                      for stream in STREAMS if stream in log_p},
     }
 
 
@@ -316,13 +316,18 @@ def _read_sites(model: SelfAblatingTransformer, sites: tuple[str, ...], params: 
     return forward(model, params, jnp.asarray(tokens), sites)[0]
 
 
+def _float64(x: np.typing.ArrayLike) -> np.ndarray:
+    """Of any float, which NumPy may not know."""
+    return np.asarray(x, np.float64)
+
+
 def _at_predicted(values: np.ndarray, n: int) -> Packed:
     """Numbers of the token after each position, moved to that token; NaN of the first."""
     return pack(np.concatenate([[np.nan], values[: n - 1]]).astype(np.float32), "float32")
 
 
 def _winners(x: Mapping[str, np.ndarray], n: int) -> data.Winners:
-    gates, values, units = (np.float64(x[name][:, :n]) for name in ("gates", "values", "units"))
+    gates, values, units = (_float64(x[name][:, :n]) for name in ("gates", "values", "units"))
     most = max(int((gates > 0).sum(-1).max(initial=0)), 1)
     units = np.where(gates > 0, units, data.NONE).astype(np.int64)
     return data.Winners(units=pack(units[..., :most], "uint16"), gates=pack(gates[..., :most], "uint8"),
@@ -330,7 +335,7 @@ def _winners(x: Mapping[str, np.ndarray], n: int) -> data.Winners:
 
 
 def _activations(x_LTU: np.ndarray) -> data.Activations:
-    values = np.float64(x_LTU)
+    values = _float64(x_LTU)
     largest = np.abs(values).max(axis=1)
     shares = values / np.where(largest > 0, largest, 1)[:, None]
     return data.Activations(values=pack(shares, "int8"), largest=pack(largest.astype(np.float32), "float32"))
@@ -339,7 +344,7 @@ def _activations(x_LTU: np.ndarray) -> data.Activations:
 def _triangle(weights_LNTT: np.ndarray) -> Packed:
     """The rows of the lower triangle one after another."""
     rows, columns = np.tril_indices(weights_LNTT.shape[-1])
-    return pack(np.float64(weights_LNTT[:, :, rows, columns]), "uint8")
+    return pack(_float64(weights_LNTT[:, :, rows, columns]), "uint8")
 
 
 def _latents(autoencoder: int, latents_TS: np.ndarray) -> data.Latents:
