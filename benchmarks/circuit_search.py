@@ -1,8 +1,9 @@
-"""ACDC and EAP over all 23,981 edges of the paper's shape: seconds, edges evaluated, memory.
+"""ACDC and EAP over all edges of the paper's shape (23,981) or GPT-2 small's (32,491): seconds, evaluated, memory.
 
     python -m benchmarks.circuit_search --weights trained
     python -m benchmarks.circuit_search --weights random
     python -m benchmarks.circuit_search --weights strong
+    python -m benchmarks.circuit_search --weights strong --shape gpt2 --repeats 1
 
 ``trained``: a baseline with the paper's layers, heads and width, trained on the embedded corpus (a quarter of an hour,
 kept in runs/corpus-8x16) and asked for the corpus's indirect objects. Its output matrix has rows of zeros besides, up
@@ -27,7 +28,7 @@ from benchmarks.training_step import peak_bytes
 from configs import quickstart
 from jaxablate.circuits import PromptPairs, acdc, eap, problem, tokenise
 from jaxablate.circuits.tasks import from_corpus
-from jaxablate.config import Config, ModelConfig
+from jaxablate.config import Config, ModelConfig, family
 from jaxablate.data import corpus
 from jaxablate.data.tokenizer import load_tokenizer
 from jaxablate.models.decoder import SelfAblatingTransformer
@@ -36,6 +37,8 @@ from jaxablate.training.loop import train
 from jaxablate.types import Params
 
 SHAPE = ModelConfig(vocab_size=50257, context_length=256, d_model=128, n_layers=8, n_heads=16, ablation="none")
+SHAPES = {"paper": SHAPE, "gpt2": family("gpt2", vocab_size=50257, context_length=1024, d_model=768, n_layers=12,
+                                         n_heads=12, ablation="none")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,12 +46,16 @@ class Options:
     """What to measure; the defaults are the paper's shape and protocol."""
 
     weights: Literal["trained", "random", "strong"] = "trained"
+    shape: Literal["paper", "gpt2"] = "paper"
+    """Of weights as they are drawn; trained ones have the paper's."""
     taus: tuple[float, ...] = (0.03,)
     prompts: int = 64
     length: int = 20
     """Tokens of random prompts."""
     workdir: Path = Path("runs/corpus-8x16")
     """Working directory of the trained model; a finished run in it is used as it is."""
+    eap_batch_size: int | None = None
+    """Prompts at once of EAP; None for all of them."""
     repeats: int = 3
 
 
@@ -57,8 +64,8 @@ def measure(options: Options) -> dict[str, Any]:
     model, params, pairs = trained(options) if options.weights == "trained" else drawn(options)
     task = problem(model, params, pairs)
     searches = [acdc(task, options.taus) for _ in range(1 + options.repeats)]
-    eap(task)
-    eap_seconds = [_timed(lambda: eap(task)) for _ in range(options.repeats)]
+    eap(task, batch_size=options.eap_batch_size)
+    eap_seconds = [_timed(lambda: eap(task, batch_size=options.eap_batch_size)) for _ in range(options.repeats)]
     last = searches[-1]
     return {
         "first_s": searches[0].seconds,
@@ -97,15 +104,16 @@ def training_config() -> Config:
 
 def drawn(options: Options) -> tuple[ModelConfig, Params, PromptPairs]:
     """Random weights and prompts; clean and corrupt ones differ at three positions."""
-    params = jax.jit(SelfAblatingTransformer(SHAPE).init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    shape = SHAPES[options.shape]
+    params = jax.jit(SelfAblatingTransformer(shape).init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     if options.weights == "strong":
         params = jax.tree_util.tree_map_with_path(_stronger, params)
     rng = np.random.default_rng(0)
-    clean = rng.integers(0, SHAPE.vocab_size, (options.prompts, options.length), np.int32)
+    clean = rng.integers(0, shape.vocab_size, (options.prompts, options.length), np.int32)
     corrupt = clean.copy()
-    corrupt[:, [2, 4, options.length - 6]] = rng.integers(0, SHAPE.vocab_size, (options.prompts, 3))
+    corrupt[:, [2, 4, options.length - 6]] = rng.integers(0, shape.vocab_size, (options.prompts, 3))
     answers = clean[:, 2:3].tolist(), corrupt[:, 2:3].tolist()
-    return SHAPE, params, PromptPairs.from_ids(clean.tolist(), corrupt.tolist(), *answers, name="random tokens")
+    return shape, params, PromptPairs.from_ids(clean.tolist(), corrupt.tolist(), *answers, name="random tokens")
 
 
 def _stronger(path, x: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import pytest
 
 from jaxablate.commands.main import main
 from jaxablate.neurons import gate_information, specialisation
+from jaxablate.registry import Registry
 from jaxablate.suites import circuits, neurons
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -17,7 +18,9 @@ def run_command(*arguments: object) -> None:
 
 
 def few_draws(patch: pytest.MonkeyPatch) -> None:
-    """Few prompts, random directions, shuffles and updates in every suite of language models, so that all are quick."""
+    """Few prompts, random directions, shuffles, updates and methods in every suite of language models, so that all are
+    quick."""
+    patch.setattr(circuits, "METHODS", Registry("method", [circuits.METHODS[name] for name in ("eap-ig", "random")]))
     for module, counts in ((circuits, {"PROMPTS": 6, "BATCHES": 2, "ORDERS": 1, "RANDOM_MODELS": 1, "DRAWS": 20,
                                       "PRUNE_STEPS": 2, "PRUNE_SEEDS": 1}),
                            (neurons, {"DIRECTIONS": 8, "SHUFFLES": 2}),
