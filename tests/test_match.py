@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 from helpers import commands
+from helpers.explorer import read_page
 from helpers.runs import copy_run
 from rich.console import Console
 
@@ -77,15 +78,15 @@ def test_every_table_says_whether_the_losses_match():
     assert "Matched: the validation losses differ by 0.0190 nats, within the tolerance of 0.02" in near.verdict
     assert far.verdict.startswith("NOT matched") and "the better of the two" in far.verdict
     texts = matched.texts(far)
-    assert all("NOT matched" in texts[suffix] for suffix in (".md", ".html", ".tex"))
-    assert "keep more" in texts[".md"] and "keep more" in texts[".html"]
+    assert all("NOT matched" in texts[suffix] for suffix in (".md", ".tex"))
+    assert "keep more" in texts[".md"]
     assert [r["matched"] for r in csv.DictReader(texts[".csv"].splitlines())] == ["False"]
 
 
 def test_tables_have_every_row_once_and_columns_that_align():
     compared = comparison(rows=[row((5.0, 4.0, 6.0), (7.0, 6.0, 8.0), name="|w|_1 %")])
     texts = matched.texts(compared)
-    assert set(texts) == {".md", ".csv", ".tex", ".html"}
+    assert set(texts) == {".md", ".csv", ".tex"}
     body = [line for line in texts[".tex"].splitlines() if line.endswith(r"\\")]
     assert len(body) == 3 and {line.count(" & ") for line in body} == {5}
     table = [line for line in texts[".md"].splitlines() if line.startswith("|")]
@@ -122,6 +123,8 @@ def test_match_end_to_end(runs, capsys, monkeypatch):
     assert "Matched" in out and "left out: 1 of weights" in out
     names = ["report.html", "results.json", "table.csv", "table.html", "table.md", "table.tex"]
     assert sorted(p.name for p in folder.iterdir()) == names
+    manifest, _ = read_page(folder / "table.html")
+    assert manifest["runs"][0]["baseline"] == "base, matched" and manifest["notes"][0].startswith("Matched")
     rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert rows[0]["figure"] == "validation loss clean" and {r["suite"] for r in rows} == {"loss", "weights"}
     model, baseline = files.read(runs / "gated"), files.read(folder)

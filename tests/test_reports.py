@@ -22,7 +22,6 @@ from jaxablate.reports import compare as comparisons
 from jaxablate.reports import results as files
 from jaxablate.reports import tables
 from jaxablate.reports.compare import ScoredRun, compare
-from jaxablate.reports.html import page, read_history, training_curves
 from jaxablate.reports.panels import (
     Bar,
     Grid,
@@ -135,8 +134,6 @@ def test_tables_bars_and_details_of_schema_1_hold_estimates(schema_1):
     assert panels["Perplexity"].bars[0] == Bar(bar["label"], Estimate(bar["value"], bar["low"], bar["high"]))
     loss = new.suites["perplexity"].details["losses"][0]
     assert stats.from_json(loss["loss"]) == Estimate(value, low, high) and "loss_interval" not in loss
-    text = page(new, [], "old")
-    assert str(Estimate(value, low, high)) in text
     edges = next(f for f in new.suites["circuits"].figures if f.unit == "edges")
     assert edges.range == stats.COUNT and new.suites["ioi"].figures[0].range == stats.FRACTION
 
@@ -244,12 +241,12 @@ def test_latex_escapes_and_aligns():
 
 
 @pytest.mark.parametrize(("out", "names"), [
-    ("t", ["t.csv", "t.html", "t.md", "t.tex"]), ("d/", ["d"]),
-    ("v1.5", ["v1.5.csv", "v1.5.html", "v1.5.md", "v1.5.tex"])])
+    ("t", ["t.csv", "t.md", "t.tex"]), ("d/", ["d"]),
+    ("v1.5", ["v1.5.csv", "v1.5.md", "v1.5.tex"])])
 def test_comparison_files(tmp_path, out, names):
     paths = comparisons.write(three(), f"{tmp_path}/{out}")
     assert sorted(p.name for p in tmp_path.iterdir()) == names
-    assert all(p.read_text() for p in paths) and len(paths) == 4
+    assert all(p.read_text() for p in paths) and len(paths) == 3
 
 
 def test_terminal_tables_show_every_figure():
@@ -298,38 +295,6 @@ def test_a_wide_table_loses_no_digit_in_a_narrow_terminal():
     cells = tuple(Estimate(i + 0.123456, i + 0.123451, i + 0.123461) for i in range(6))
     text = shown(tables.terminal(Grid(title="", caption="", columns=tuple("abcdef"), rows=(cells,))), 84)
     assert "…" not in text and all(f"{i}.123456" in text for i in range(6))
-
-
-def test_page_is_self_contained_and_escapes():
-    r = results(suites={"demo": record("demo", [Figure("f<1", 1.0)], PANELS)})
-    text = page(r, [{"step": s, "split": "train", "loss_clean": 3.0 - s} for s in (1, 2)], "run")
-    assert "upon &amp; a time" in text and "a&lt;b" in text
-    assert "Once &lt;b&gt;" in text and "f&lt;1" in text and "<b>upon" not in text
-    assert not re.findall(r'(?:src|href)="(?!#)', text) and "@import" not in text and "url(" not in text
-    assert text.count("<svg") == 4 and 'id="training"' in text and "1,234,567" in text
-
-
-def test_page_of_nothing_yet_is_a_page():
-    assert "</html>" in page(results(suites={}), [], "empty")
-
-
-def test_history_passes_over_a_cut_line_and_keeps_the_last_of_a_step(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert read_history(path) == []
-    lines = [{"step": s, "split": "train", "loss_clean": v, "tokens_per_second": 1.0}
-             for s, v in ((1, 5.0), (2, 4.0), (2, 3.0))]
-    lines.append({"step": 2, "split": "valid", "loss_clean": 4.5})
-    lines += [{"step": 2, "split": "valid", "loss_clean": value} for value in ("4", None, [4], True, 10**400)]
-    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "spl')
-    (curve,) = training_curves(read_history(path))
-    assert {s.label: s.y for s in curve.series} == {"training, clean": (5.0, 3.0), "validation, clean": (4.5,)}
-    assert training_curves([]) == ()
-
-
-def test_long_histories_are_thinned_by_averaging():
-    (curve,) = training_curves([{"step": i, "split": "train", "loss_clean": float(i % 2)} for i in range(10_000)])
-    (series,) = curve.series
-    assert len(series.x) <= 300 and series.y[0] == pytest.approx(0.5)
 
 
 def test_ticks_are_round_and_inside():

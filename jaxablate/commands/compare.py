@@ -12,7 +12,8 @@ from jaxablate import files
 from jaxablate.commands import base
 from jaxablate.errors import CheckpointError
 from jaxablate.reports import results
-from jaxablate.reports.compare import ScoredRun, compare, terminal_view, write
+from jaxablate.reports.compare import ScoredRun, compare, file_path, terminal_view, write
+from jaxablate.reports.explorer import write_explorer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class CompareSettings(base.Settings):
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Working directories that `score` has measured."""
     out: str | None = None
-    """Folder, or common prefix, of the files .md, .csv, .tex and .html."""
+    """Folder, or common prefix, of the files .md, .csv, .tex and .html, an explorer of all the runs."""
     figures: bool = False
     """Also draw every figure as bars with intervals, PNG and SVG, into a folder ...-figures beside them."""
     allow_missing: bool = False
@@ -39,10 +40,13 @@ class CompareSettings(base.Settings):
 
     def run(self, console: Console) -> None:
         """Joins the runs, prints the table and writes it."""
-        comparison = compare(read_runs(self.runs, self.allow_missing, console))
+        runs = read_runs(self.runs, self.allow_missing, console)
+        comparison = compare(runs)
         console.print(terminal_view(comparison, console.width))
         if self.out:
-            base.say_paths(console, write(comparison, self.out, figures=self.figures))
+            paths = write(comparison, self.out, figures=self.figures)
+            page = write_explorer([run.name for run in runs], file_path(self.out, ".html"))
+            base.say_paths(console, (*paths, page))
 
 
 parse = partial(base.parse, CompareSettings)

@@ -14,7 +14,7 @@ from jaxablate import files
 from jaxablate.commands import base, score
 from jaxablate.config import Config
 from jaxablate.errors import CheckpointError, ConfigError, DataError, FileError, JaxablateError
-from jaxablate.reports import html, matched, results
+from jaxablate.reports import explorer, matched, results
 from jaxablate.reports.matched import Matched, MatchedRow, Side
 from jaxablate.reports.panels import from_json
 from jaxablate.reports.results import Results
@@ -95,7 +95,7 @@ class Checkpoint:
     @property
     def side(self) -> Side:
         """What the comparison says of it."""
-        return Side(name=html.run_name(self.workdir), step=self.run.step, summary=html.summary(self.results),
+        return Side(name=explorer.run_name(self.workdir), step=self.run.step, summary=explorer.summary(self.results),
                     loss=self.loss)
 
 
@@ -125,7 +125,7 @@ def match(settings: MatchSettings, say: Say = lambda line: None) -> tuple[Matche
     model = _completed(model, [perplexity.SUITE, *suites], settings.workdir if same else None, say, required)
     baseline = _completed(baseline, suites, None, say, required)
     if same:
-        html.write_report(settings.workdir, results.read(settings.workdir))
+        explorer.write_explorer([settings.workdir], settings.workdir / explorer.FILE_NAME)
     both = [s.name for s in suites if s.name in model.results.suites and s.name in baseline.results.suites]
     rows, lacking = matched.match_rows(model.results, baseline.results, both)
     first = MatchedRow(suite="loss", name=LOSS, unit="nats", better="down", model=model.loss, baseline=baseline.loss)
@@ -135,7 +135,7 @@ def match(settings: MatchSettings, say: Say = lambda line: None) -> tuple[Matche
         notes.append(f"figures that only one of the two has are left out: {counts}")
     comparison = Matched(model=model.side, baseline=baseline.side, tolerance=settings.tolerance, rows=(first, *rows),
                          notes=tuple(notes))
-    return comparison, _write(settings.folder, comparison, baseline)
+    return comparison, _write(settings.folder, comparison, model, baseline)
 
 
 def check_same_data(workdir: Path, baseline: Path) -> None:
@@ -311,7 +311,7 @@ def _how_to_get_nearer(settings: MatchSettings, config: Config, target: float, l
         return [f"all measured checkpoints of the baseline are worse ({listed}); train it longer, or take an earlier "
                 "--checkpoint of the model"]
     every = max(1, config.train.steps // CHECKPOINTS)
-    log = html.read_history(settings.baseline / METRICS)
+    log = explorer.read_history(settings.baseline / METRICS)
     curve = {e["step"]: e["loss_clean"] for e in log
              if e.get("split") == "valid" and isinstance(e.get("loss_clean"), int | float)}
     step = passed(sorted(curve.items()), target)
@@ -321,10 +321,20 @@ def _how_to_get_nearer(settings: MatchSettings, config: Config, target: float, l
             "seed gives the same losses; the run may be stopped and resumed), then give that as --baseline"]
 
 
-def _write(folder: Path, comparison: Matched, baseline: Checkpoint) -> tuple[Path, ...]:
-    """Tables, and the baseline's results and report at the matched step."""
-    log = [e for e in html.read_history(baseline.workdir / METRICS) if e["step"] <= baseline.run.step]
-    report = html.page(baseline.results, log, f"{html.run_name(baseline.workdir)}, matched")
+def _write(folder: Path, comparison: Matched, model: Checkpoint, baseline: Checkpoint) -> tuple[Path, ...]:
+    """Tables, an explorer of both, and the baseline's results at the matched step with an explorer of their own."""
     tables = [files.write(folder / f"table{suffix}", text, otherwise="choose another --out")
               for suffix, text in matched.texts(comparison).items()]
-    return (*tables, results.write(folder, baseline.results), files.write(folder / html.FILE_NAME, report))
+    name = f"{explorer.run_name(baseline.workdir)}, matched"
+    runs = [_shown(model), dataclasses.replace(_shown(baseline), name=name)]
+    notes = (comparison.verdict, matched.EXPLANATION, *comparison.notes)
+    return (*tables, explorer.write_runs(runs, folder / "table.html", notes),
+            results.write(folder, baseline.results), explorer.write_runs(runs[1:], folder / explorer.FILE_NAME))
+
+
+def _shown(checkpoint: Checkpoint) -> explorer.ShownRun:
+    """A checkpoint for the explorer, with the log up to its step."""
+    log = explorer.read_history(checkpoint.workdir / METRICS)
+    return explorer.ShownRun(name=explorer.run_name(checkpoint.workdir), results=checkpoint.results,
+                             history=[e for e in log if e["step"] <= checkpoint.run.step],
+                             record=read_run(checkpoint.workdir) or {})

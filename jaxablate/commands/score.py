@@ -16,7 +16,7 @@ from jaxablate.config import RunConfig, to_dict
 from jaxablate.errors import ConfigError, FileError, TooLittleDataError
 from jaxablate.provenance import provenance
 from jaxablate.reports import results as files
-from jaxablate.reports.explorer import write_attachment, write_explorer
+from jaxablate.reports.explorer import FILE_NAME, write_attachment, write_explorer
 from jaxablate.reports.results import Results, SuiteRecord
 from jaxablate.reports.tables import first_passages, score_table
 from jaxablate.runs.run import Run, open_run
@@ -54,7 +54,7 @@ class ScoreSettings(base.RunSettings):
         console.print(score_table(shown, f"{self.workdir} at step {results.step:,}"))
         for passage in first_passages(shown):
             console.print(passage)
-        base.say_paths(console, (self.workdir / files.FILE_NAME, self.workdir / "report.html"))
+        base.say_paths(console, (self.workdir / files.FILE_NAME, self.workdir / FILE_NAME))
 
 
 parse = partial(base.parse, ScoreSettings)
@@ -96,7 +96,7 @@ def score(settings: ScoreSettings | str | Path, say: Say = lambda line: None, **
             write_attachment(settings.workdir, name, attachment)
         results = with_record(results, record)
         files.write(settings.workdir, results)
-    write_explorer([settings.workdir], settings.workdir / "report.html")
+    write_explorer([settings.workdir], settings.workdir / FILE_NAME)
     return results
 
 

@@ -1,6 +1,6 @@
 """Several runs in one table: seeds of one configuration become a mean with a 95 % interval.
 
-`compare` joins the runs; the rest shows the comparison in a terminal, as a page, and in files.
+`compare` joins the runs; the rest shows the comparison in a terminal and in files. ``explorer.py`` shows it as a page.
 """
 
 import dataclasses
@@ -17,7 +17,6 @@ from rich.text import Text
 from jaxablate import files, stats
 from jaxablate.config import INCIDENTAL, flatten
 from jaxablate.reports.figures import write_figure
-from jaxablate.reports.html import template
 from jaxablate.reports.panels import Bar, Bars, Cell, Grid
 from jaxablate.reports.results import Better, Results
 from jaxablate.reports.tables import csv_text, csv_words, heading, latex, markdown, terminal
@@ -271,22 +270,6 @@ def _width(renderable: Table) -> int:
     return PlainConsole(width=10_000).measure(renderable).maximum
 
 
-def page(comparison: Comparison) -> str:
-    """The comparison as one page: which runs, then for each suite its figures as a table and as bars."""
-    runs = Grid(title="", caption="", columns=("configuration", "n", "checkpoint", "seeds", "runs"), rows=tuple(
-        (comparison.label(row), len(row.runs), row.steps_text, " ".join(map(str, row.seeds)), ", ".join(row.runs))
-        for row in comparison.rows))
-    every = figures_table(comparison, comparison.rows)
-    sections: list[tuple[str, Grid, tuple[Bars, ...]]] = [("runs", runs, ())]
-    for suite in comparison.suites:
-        rows = tuple(row[1:] for row in every.rows[2:] if row[0] == suite)
-        grid = dataclasses.replace(every, columns=every.columns[1:], rows=rows)
-        sections.append((suite, grid, suite_bars(comparison, suite)))
-    lines = [("shown:", f"{comparison.explanation} Bars have the same intervals as whiskers.")]
-    return template("comparison.html").render(title="Comparison of runs", lines=lines, sections=sections,
-                                              notes=comparison.notes)
-
-
 def suite_bars(comparison: Comparison, suite: str) -> tuple[Bars, ...]:
     """A picture for each figure of a suite that two rows or more have."""
     pictures = []
@@ -300,30 +283,35 @@ def suite_bars(comparison: Comparison, suite: str) -> tuple[Bars, ...]:
 
 
 def write(comparison: Comparison, out: str, *, figures: bool = False) -> list[Path]:
-    """Writes Markdown, CSV, LaTeX and HTML; returns the files' paths, and of the figures their folder.
+    """Writes Markdown, CSV and LaTeX; returns the files' paths, and of the figures their folder.
 
     Args:
       comparison: what to write.
-      out: an existing folder or a name that ends in ``/`` (files ``table.*`` inside), else the files' common prefix.
+      out: see `file_path`.
       figures: whether to draw each figure that two rows have as PNG and SVG, into a folder ``...-figures``.
 
     Raises:
       FileError: a folder cannot be made or written to.
     """
-    prefix = Path(out) / "table" if out.endswith("/") or Path(out).is_dir() else Path(out)
     grid = table(comparison)
-    texts = {".md": markdown(grid, comparison.notes), ".csv": csv_text(data_table(comparison)), ".tex": latex(grid),
-             ".html": page(comparison)}
-    paths = [files.write(prefix.with_name(prefix.name + suffix), text, otherwise="choose another --out")
+    texts = {".md": markdown(grid, comparison.notes), ".csv": csv_text(data_table(comparison)), ".tex": latex(grid)}
+    paths = [files.write(file_path(out, suffix), text, otherwise="choose another --out")
              for suffix, text in texts.items()]
     if figures:
-        paths.append(prefix.with_name(f"{prefix.name}-figures"))
+        paths.append(file_path(out, "-figures"))
         names: set[str] = set()
         for suite in comparison.suites:
             for bars in suite_bars(comparison, suite):
                 names.add(name := _file_name(f"{suite}-{bars.title.rstrip(' ↑↓')}", names))
                 write_figure(bars, paths[-1] / name)
     return paths
+
+
+def file_path(out: str, suffix: str) -> Path:
+    """Path of a file of a comparison: ``table`` and the suffix in ``out``, where that is an existing folder or ends in
+    ``/``, else ``out`` and the suffix."""
+    prefix = Path(out) / "table" if out.endswith("/") or Path(out).is_dir() else Path(out)
+    return prefix.with_name(prefix.name + suffix)
 
 
 def _file_name(title: str, taken: Collection[str]) -> str:

@@ -284,7 +284,7 @@ def _words(record: Mapping[str, Any], name: str) -> str | None:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(files.finite(value), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(files.finite(value), allow_nan=False, separators=(",", ":"))
 
 
 def _pack_blob(content: bytes) -> str:

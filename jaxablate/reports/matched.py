@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from rich.console import Group
 from rich.text import Text
 
-from jaxablate.reports.html import template
-from jaxablate.reports.panels import Bar, Bars, Grid
+from jaxablate.reports.panels import Grid
 from jaxablate.reports.results import Better, Results
 from jaxablate.reports.tables import csv_text, heading, latex, markdown, terminal
 from jaxablate.stats import Estimate, number
@@ -131,25 +130,7 @@ def terminal_view(matched: Matched) -> Group:
                  *(Text(f"note: {note}", style="yellow") for note in matched.notes))
 
 
-def page(matched: Matched) -> str:
-    """The comparison as one page: the losses, then for each suite both figures as a table and as bars."""
-    every, sections = table(matched), []
-    for suite in dict.fromkeys(row.suite for row in matched.rows):
-        grid = dataclasses.replace(every, columns=every.columns[1:], rows=tuple(
-            row[1:] for row in every.rows if row[0] == suite))
-        pictures = [Bars(title=heading(row.name, "", row.better), caption="", unit=row.unit,
-                         bars=(Bar("model", row.model), Bar("baseline", row.baseline)))
-                    for row in matched.rows if row.suite == suite]
-        sections.append((suite, grid, pictures))
-    lines = [(f"{name}:", f"{side.name} at step {side.step:,}, {side.summary}")
-             for name, side in (("model", matched.model), ("baseline", matched.baseline))]
-    return template("comparison.html").render(
-        title="At equal validation loss" if matched.equal else "At the nearest validation loss",
-        lines=[*lines, ("losses:", matched.verdict), ("shown:", EXPLANATION)], sections=sections, notes=matched.notes)
-
-
 def texts(matched: Matched) -> dict[str, str]:
     """Content of every file of the comparison, by suffix."""
     grid = table(matched)
-    return {".md": markdown(grid, matched.notes), ".csv": csv_text(data_table(matched)), ".tex": latex(grid),
-            ".html": page(matched)}
+    return {".md": markdown(grid, matched.notes), ".csv": csv_text(data_table(matched)), ".tex": latex(grid)}

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from helpers.explorer import read_page
+
 Contents = dict[str, str]
 """Name of a file, or of an array of the newest checkpoint -> its text or digest."""
 
@@ -83,13 +85,15 @@ def _content(path: Path) -> str:
             return "\n".join(json.dumps(_timeless(json.loads(line))) for line in raw.splitlines())
     except (ValueError, RecursionError):
         return _digest(raw)
+    if path.suffix == ".html" and b'id="manifest"' in raw:
+        return json.dumps(_timeless(read_page(path)), indent=1)
     return _CLOCK.sub("TIME", raw.decode()) if path.suffix == ".html" else _digest(raw)
 
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _timeless(v) for k, v in value.items() if not _TIMES.fullmatch(k)}
-    return [_timeless(v) for v in value] if isinstance(value, list) else value
+    return [_timeless(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _digest(raw: bytes) -> str:

@@ -24,7 +24,8 @@ from jaxablate.reports import compare as comparisons
 from jaxablate.reports import results as files
 from jaxablate.reports import tables
 from jaxablate.reports.compare import ScoredRun, compare
-from jaxablate.reports.html import page, read_history, training_curves
+from jaxablate.reports.explorer import ShownRun, build, read_history, thinned
+from jaxablate.reports.html import draw
 from jaxablate.reports.neuron_graph import neuron_page
 from jaxablate.reports.neuron_records import (
     INDEX,
@@ -79,8 +80,9 @@ def plain(found):
 def show(found):
     """Everything that is made of results without a model."""
     comparison = compare([ScoredRun(name="a", results=found), ScoredRun(name="b", results=results())])
-    page(found, [], "run")
-    comparisons.page(comparison)
+    build([ShownRun(name="a", results=found), ShownRun(name="a", results=results())])
+    for panel in (panel for suite in found.suites.values() for panel in suite.panels):
+        draw(panel)
     for view in (tables.csv_text, tables.markdown, tables.latex):
         view(comparisons.data_table(comparison))
     tables.score_table(found)
@@ -147,12 +149,12 @@ def test_numbers_that_are_not_finite_come_back_in_panels():
     panel = dataclasses.replace(HEATMAP, values=((float("nan"), 2.0), (0.0, 3.0)))
     found = panel_from_dict(json.loads(json.dumps(finite(dataclasses.asdict(panel)))))
     assert found.values[0][0] != found.values[0][0] and found.values[1] == (0.0, 3.0)
-    page(results(suites={"s": record("s", panels=[found])}), [], "run")
+    assert draw(found)
 
 
 def test_ties_without_any_weight_are_drawn():
     nothing = dataclasses.replace(NETWORK, edges=(Edge(first=0, second=1, weight=0.0),))
-    page(results(suites={"s": record("s", panels=[nothing])}), [], "run")
+    assert draw(nothing)
 
 
 @pytest.mark.parametrize("losses", [*OTHERS, [5], [{"stream": "clean"}], [{"stream": "clean", "end_of_text": True,
@@ -173,8 +175,8 @@ def test_stored_losses_of_another_kind_count_as_not_measured(losses):
 def test_lines_of_a_log_that_cannot_be_drawn_are_left_out(tmp_path, line):
     good = '{"step": 1, "split": "train", "loss_clean": 2.0}'
     (tmp_path / "metrics.jsonl").write_text(f"{good}\n{line}\n")
-    (curve,) = training_curves(read_history(tmp_path / "metrics.jsonl"))
-    assert curve.series[0].y[0] == 2.0
+    (metric,) = thinned(read_history(tmp_path / "metrics.jsonl")).metrics
+    assert metric.values[0] == 2.0
 
 
 def test_json_that_could_not_be_written_again_is_refused():
