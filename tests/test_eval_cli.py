@@ -41,7 +41,7 @@ def scored(language_run):
 def test_score_keeps_every_figure_with_its_conditions(scored):
     r = files.read(scored)
     assert list(r.suites) == ["perplexity", "ioi", "gates", "weights", "samples", "circuits", "neurons", "leakage",
-                              "texts"]
+                              "units", "texts"]
     assert (r.step, r.seed, r.config["model"]["k_neurons"]) == (6, 0, 5)
     for record in r.suites.values():
         assert record.provenance.versions["jax"] and record.provenance.date and "cpu" in record.provenance.device

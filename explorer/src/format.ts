@@ -62,6 +62,11 @@ export function visible(token: string): string {
   return text.trim() === "" ? text.replace(/ /g, "·") : text.replace(/^ +/, (x) => "·".repeat(x.length)).replace(/ +$/, (x) => "·".repeat(x.length));
 }
 
+/** A token as it stands in its text: spaces between words as they are, others and line ends visible. */
+export function inText(token: string): string {
+  return token.trim() === "" ? visible(token) : token.replace(/\r?\n/g, "⏎").replace(/\t/g, "⇥");
+}
+
 /** CSV of cells, RFC 4180; words that a spreadsheet would run as a formula get an apostrophe. */
 export function csv(rows: (string | number | null)[][]): string {
   return rows.map((row) => row.map(csvCell).join(",")).join("\n") + "\n";

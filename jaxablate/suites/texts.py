@@ -25,7 +25,7 @@ from jaxablate.neurons.leakage import content_means, replaced_losses
 from jaxablate.neurons.units import decoder_output
 from jaxablate.ops.attention import attention_weights, repeat_heads
 from jaxablate.reports import texts as data
-from jaxablate.reports.packed import Packed, pack, unpack
+from jaxablate.reports.packed import Packed, PackedType, pack, unpack
 from jaxablate.reports.panels import Grid, Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
@@ -42,8 +42,10 @@ CANDIDATES = 8
 """Next tokens told of each position."""
 WINNERS, LATENTS, AUTOENCODERS = 32, 32, 4
 """Open gates told of a token and layer; active latents told of a token; autoencoders that are read."""
-LARGE_BYTES = 8_000_000
-"""Activations and attention patterns, before compression, of all texts: the first texts have them."""
+LARGE_BYTES = 4_000_000
+"""Bytes that activations and attention patterns of all texts take in a page, about: the first texts have them."""
+WEIGHT_STEPS, SHARE_STEPS = 63, 31
+"""Steps in which attention weights and activations are told: what follows the comma would double the page."""
 LEAKAGE_DRAWS, LEAKAGE_TOKENS = 8, 32_768
 """Random gates averaged for a token's leakage; tokens over which the means are taken that gates multiply there."""
 
@@ -166,7 +168,8 @@ def _with_large(config: ModelConfig, passages: Sequence[Passage]) -> set[int]:
     for i in sorted(range(len(passages)), key=lambda i: passages[i].kind != "prompt"):
         n = len(passages[i].tokens)
         heads = config.n_heads * n * (n + 1) // 2 * (2 if config.gated else 1)
-        left -= config.n_layers * (heads + n * (config.mlp_width + config.attention_width))
+        # Attention compresses to half a byte a weight, activations to little less than one.
+        left -= config.n_layers * (heads // 2 + n * (config.mlp_width + config.attention_width))
         if left < 0:
             break
         chosen.add(i)
@@ -338,13 +341,18 @@ def _activations(x_LTU: np.ndarray) -> data.Activations:
     values = _float64(x_LTU)
     largest = np.abs(values).max(axis=1)
     shares = values / np.where(largest > 0, largest, 1)[:, None]
-    return data.Activations(values=pack(shares, "int8"), largest=pack(largest.astype(np.float32), "float32"))
+    return data.Activations(values=_in_steps(shares, SHARE_STEPS, "int8"), largest=pack(largest, "float32"))
 
 
 def _triangle(weights_LNTT: np.ndarray) -> Packed:
     """The rows of the lower triangle one after another."""
     rows, columns = np.tril_indices(weights_LNTT.shape[-1])
-    return pack(_float64(weights_LNTT[:, :, rows, columns]), "uint8")
+    return _in_steps(_float64(weights_LNTT[:, :, rows, columns]), WEIGHT_STEPS, "uint8")
+
+
+def _in_steps(shares: np.ndarray, steps: int, dtype: PackedType) -> Packed:
+    """Numbers in [-1, 1] in so many steps from 0 to 1, fewer than the type could hold."""
+    return dataclasses.replace(pack(np.rint(shares * steps).astype(np.int64), dtype), scale=1 / steps)
 
 
 def _latents(autoencoder: int, latents_TS: np.ndarray) -> data.Latents:

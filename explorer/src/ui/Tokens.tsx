@@ -1,6 +1,6 @@
 import { useRef } from "preact/hooks";
 import type { ComponentChildren } from "preact";
-import { printable, visible } from "../format";
+import { inText, printable, visible } from "../format";
 import { diverging, sequential } from "../colours";
 
 interface Props {
@@ -36,16 +36,24 @@ export function Tokens({ tokens, values, most, scale = "sequential", current, on
         const value = values?.[i];
         const look = value == null ? undefined : { backgroundColor: (scale === "diverging" ? diverging : sequential)(value / top) };
         const about = title?.(i) ?? `${visible(printable(token))}${value == null ? "" : `  ${value.toPrecision(3)}`}`;
+        const [gap, shown] = apart(inText(printable(token)));
         return [
+          gap,
           <span key={i} data-token={i} class={`token ${current === i ? "current" : ""}`} style={look} title={about}
             role={onPick ? "option" : undefined} aria-selected={onPick ? current === i : undefined} tabIndex={onPick ? (i === focusable ? 0 : -1) : undefined}
             onMouseEnter={() => onHover?.(i)} onFocus={() => onHover?.(i)} onClick={() => onPick?.(i)}
             onKeyDown={(e) => { if (e.key === "Enter" || e.key === " ") { onPick?.(i); e.preventDefault(); } else move(e, i); }}>
-            {visible(printable(token))}{mark?.(i)}
+            {shown}{mark?.(i)}
           </span>,
           token.includes("\n") && <br key={`${i}-end`} />,
         ];
       })}
     </div>
   );
+}
+
+/** The spaces before a token's words, which stand between shades, and the rest. */
+function apart(text: string): [string, string] {
+  const words = text.replace(/^ +/, "");
+  return [text.slice(0, text.length - words.length), words];
 }

@@ -1,6 +1,6 @@
 import { useMemo, useState } from "preact/hooks";
 import { blob, theManifest, useAttachment, usePromise } from "../data";
-import { number, printable } from "../format";
+import { printable } from "../format";
 import { setParams } from "../route";
 import type { StreamEdges, TaskEdges } from "../schema/circuits";
 import { DataTable, type Column } from "../ui/DataTable";
@@ -13,6 +13,7 @@ import type { ViewProps } from "../view";
 import { Faithfulness } from "./circuit/Faithfulness";
 import { Graph } from "./circuit/Graph";
 import { edges, type Edge } from "./circuit/model";
+import { short } from "./text/model";
 import { NodeCard } from "./circuit/NodeCard";
 import "./circuit/circuit.css";
 
@@ -86,7 +87,7 @@ function Circuits({ run, route, task, other, others }: ViewProps & { task: TaskE
         </label>
         {sizes.length > 1 && (
           <Slider label="weakest edge" min={0} max={sizes.length - 1} step={1} value={level} onChange={(i) => setParams({ least: sizes[i]?.toPrecision(6) })}
-            format={(i) => `${number(Number((sizes[i] ?? 0).toPrecision(3)))}: ${panes.map((p) => p.edges.filter((e) => Math.abs(e.score) >= (sizes[i] ?? 0)).length).join(" and ")} edges`} />
+            format={(i) => `${short(sizes[i] ?? 0)}: ${panes.map((p) => p.edges.filter((e) => Math.abs(e.score) >= (sizes[i] ?? 0)).length).join(" and ")} edges`} />
         )}
       </div>
       <div class={`graphs ${panes.length > 1 ? "two" : ""}`}>
@@ -137,7 +138,7 @@ function beginning(panes: Pane[], sizes: number[]): number {
 function Facts({ pane, drawn }: { pane: Pane; drawn: number }) {
   const of = pane.stream.circuits.find((c) => c.name === pane.circuit);
   return (
-    <p class="soft facts">
+    <p class="soft circuit-facts">
       {of ? <><b>{of.edges.toLocaleString("en")}</b> of {pane.stream.edges.toLocaleString("en")} edges{of.faithfulness.value !== null && <>, <Term name="faithfulness">faithfulness</Term> <Value estimate={of.faithfulness} /></>}</>
         : <>{pane.edges.length.toLocaleString("en")} of {pane.stream.edges.toLocaleString("en")} edges are scored here</>}
       {drawn < pane.edges.length && <>; {drawn.toLocaleString("en")} drawn</>}

@@ -23,7 +23,7 @@ export function Faithfulness({ stream, title }: { stream: StreamEdges; title: st
         options={(width) => ({
           height: Math.round(Math.min(330, Math.max(230, width * 0.55))), marginLeft: 46, marginRight: 12, clip: true,
           x: { type: "log", label: "edges, % of all →", tickFormat: (x: number) => `${x}`, ticks: width < 420 ? 3 : 6, domain: [Math.min(...curves.map((c) => c.percent), ...points.map((p) => p.percent)) * 0.9, 100] },
-          y: { label: "↑ faithfulness", domain: [Math.min(...shares) - 0.03, Math.max(...shares) + 0.05], grid: true },
+          y: { label: "↑ faithfulness", ticks: 5, domain: [Math.min(...shares) - 0.03, Math.max(...shares) + 0.05], grid: true },
           color: { legend: true, domain: methods, range: methods.map((m, i) => (m === "random" ? "var(--dead)" : series(i))) },
           marks: [
             Plot.ruleY([0, 1], { stroke: "var(--rule)" }),

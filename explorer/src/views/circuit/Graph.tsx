@@ -1,6 +1,6 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { number } from "../../format";
 import type { TaskEdges } from "../../schema/circuits";
+import { short } from "../text/model";
 import { at, entry, layout, PORTS, route, type Edge, type GraphNode, type Place } from "./model";
 
 /** How wide and how dark an edge is: by the root of its share of the largest, for scores differ by powers of ten. */
@@ -43,7 +43,7 @@ export function Graph({ task, edges, most, pointed, held, onPoint, onHold, label
               <g key={edge.name} class={`edge ${touches(edge) ? "on" : ""}`} onMouseEnter={() => point(edge)} onMouseLeave={() => point(null)}>
                 <path class="reach" d={d} />
                 <path class={`wire ${edge.score < 0 ? "minus" : ""}`} d={d} stroke-width={0.8 + 4.2 * crowd * weight(edge.score, most)} stroke-opacity={(0.35 + 0.55 * weight(edge.score, most)) * (0.45 + 0.55 * crowd)}>
-                  <title>{`${edge.name}: ${number(edge.score)}`}</title>
+                  <title>{`${edge.name}: ${short(edge.score)}`}</title>
                 </path>
               </g>
             ))}
@@ -54,7 +54,7 @@ export function Graph({ task, edges, most, pointed, held, onPoint, onHold, label
           </svg>
         )}
       </div>
-      <p class="soft said-edge" aria-live="polite">{said ? <><b>{said.name.replace("->", " → ")}</b>: {number(said.score)}</> : chosen && at(plan.places, chosen) ? `${chosen}: ${counts(chosen, edges)}` : " "}</p>
+      <p class="soft said-edge" aria-live="polite">{said ? <><b>{said.name.replace("->", " → ")}</b>: {short(said.score)}</> : chosen && at(plan.places, chosen) ? `${chosen}: ${counts(chosen, edges)}` : " "}</p>
     </>
   );
 }

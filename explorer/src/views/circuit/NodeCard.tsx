@@ -1,10 +1,10 @@
 import { useAttachment, type Run } from "../../data";
-import { number, printable, visible } from "../../format";
+import { printable, visible } from "../../format";
 import { href, setParams } from "../../route";
 import type { TaskEdges } from "../../schema/circuits";
 import type { LanguageTexts, Texts } from "../../schema/texts";
 import { Matrix, strongest } from "../text/Attention";
-import { pattern, words } from "../text/model";
+import { pattern, short, words } from "../text/model";
 import "../text/text.css";
 import { node, type Edge } from "./model";
 
@@ -48,7 +48,7 @@ function EdgeList({ words, edges, end, onNode }: { words: string; edges: Edge[];
       <h4 class="soft">{words}{edges.length === 0 ? " nothing here" : ""}</h4>
       <ol>
         {edges.slice(0, 12).map((e) => (
-          <li key={e.name}><button type="button" onClick={() => onNode(end(e).replace(/^(A\d+\.\d+)-\d+$/, "$1"))}>{printable(end(e))}</button>{e.port && <i class={`port-sign ${e.port.toLowerCase()}`}>{e.port}</i>}<span class="n">{number(Number(e.score.toPrecision(3)))}</span></li>
+          <li key={e.name}><button type="button" onClick={() => onNode(end(e).replace(/^(A\d+\.\d+)-\d+$/, "$1"))}>{printable(end(e))}</button>{e.port && <i class={`port-sign ${e.port.toLowerCase()}`}>{e.port}</i>}<span class="n">{short(e.score)}</span></li>
         ))}
         {edges.length > 12 && <li class="soft">and {edges.length - 12} weaker ones</li>}
       </ol>
@@ -71,7 +71,7 @@ function Looks({ texts, run, layer, head }: { texts: LanguageTexts; run: Run; la
         <p class="soft">{printable(text.title)}: from the last token, <code>{visible(printable(tokens[last]!))}</code></p>
         <ol class="looks">
           {strongest(found, last, 8).map(({ key, weight }) => (
-            <li key={key}><code>{visible(printable(tokens[key]!))}</code> <span class="bar"><i style={{ width: `${100 * weight}%` }} /></span><span class="n">{Math.round(100 * weight)} %</span></li>
+            <li key={key}><code>{visible(printable(tokens[key]!))}</code> <span class="track"><i style={{ width: `${100 * weight}%` }} /></span><span class="n">{Math.round(100 * weight)} %</span></li>
           ))}
         </ol>
         <p><a href={link(last)}>This head in the text →</a></p>

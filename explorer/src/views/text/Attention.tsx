@@ -6,7 +6,7 @@ import type { Pattern } from "./model";
 
 /** Shade of a weight: small ones are lifted, for most are small. */
 const lifted = (weight: number) => Math.min(1, Math.max(0, weight)) ** 0.6;
-const LEAST_ARC = 0.02;
+const LEAST_ARC = 0.02, MOST_NAMES = 32;
 
 /** Paints a pattern with one canvas pixel a weight; the page scales it up. */
 function paint(canvas: HTMLCanvasElement, { T, at }: Pattern): void {
@@ -61,10 +61,13 @@ export function Matrix({ pattern, tokens, current, onPick, label, deps, symmetri
   const name = (i: number) => `“${visible(printable(tokens[i] ?? ""))}”`;
   return (
     <div class="matrix">
-      <div class="square" ref={box} role="img" aria-label={label} onMouseMove={(e) => setAt(find(e))} onMouseLeave={() => setAt(null)} onClick={(e) => onPick(find(e).i)}>
-        <Painted pattern={pattern} deps={deps} />
-        <i class="row" style={{ top: `${(100 * current) / pattern.T}%`, height: `${100 / pattern.T}%` }} />
-        {at && <i class="cell" style={{ top: `${(100 * at.i) / pattern.T}%`, left: `${(100 * at.j) / pattern.T}%`, width: `${100 / pattern.T}%`, height: `${100 / pattern.T}%` }} />}
+      <div class="rows">
+        {pattern.T <= MOST_NAMES && <ol class="names" aria-hidden="true">{tokens.map((_, i) => <li key={i} class={i === current ? "current" : ""}>{visible(printable(tokens[i]!))}</li>)}</ol>}
+        <div class="square" ref={box} role="img" aria-label={label} onMouseMove={(e) => setAt(find(e))} onMouseLeave={() => setAt(null)} onClick={(e) => onPick(find(e).i)}>
+          <Painted pattern={pattern} deps={deps} />
+          <i class="row" style={{ top: `${(100 * current) / pattern.T}%`, height: `${100 / pattern.T}%` }} />
+          {at && <i class="cell" style={{ top: `${(100 * at.i) / pattern.T}%`, left: `${(100 * at.j) / pattern.T}%`, width: `${100 / pattern.T}%`, height: `${100 / pattern.T}%` }} />}
+        </div>
       </div>
       <p class="soft reading" aria-live="off">
         {at ? <>{name(at.i)} {symmetric ? "and" : "looks at"} {name(at.j)}: <b>{(100 * pattern.at(at.i, at.j)).toFixed(1)} %</b></>
@@ -94,7 +97,7 @@ export function Arcs({ host, pattern, from, deps }: { host: RefObject<HTMLElemen
     return () => watch.disconnect();
   }, []);
   useLayoutEffect(() => {
-    const pairs = !pattern || from === null ? [] : from === "all" ? allPairs(pattern) : strongest(pattern, from, MOST_ARCS).map((x) => ({ ...x, from }));
+    const pairs = !pattern || from === null ? [] : from === "all" ? allPairs(pattern) : strongest(pattern, from, MOST_ARCS).map((x) => ({ ...x, from })).filter((x) => pattern.causal || x.key !== from);
     setArcs(host.current ? drawn(host.current, pairs) : []);
   }, [from, resized, ...deps]);
   return (

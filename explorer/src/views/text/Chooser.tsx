@@ -54,7 +54,7 @@ export function Chooser({ texts, route, separator = "" }: { texts: Choosable; ro
         <input type="search" id={id} aria-label="Find a text by token ids or words" placeholder="Token ids or words" value={pasted} onInput={(e) => { setPasted(e.currentTarget.value); setSaid(""); }} />
         <button type="submit" class="quiet">Find</button>
       </form>
-      <span class="soft said" role="status">{said}</span>
+      <span class="soft found-text" role="status">{said}</span>
     </div>
   );
 }

@@ -1,6 +1,6 @@
 import { useMemo, useRef, useState } from "preact/hooks";
 import { unpack } from "../../data";
-import { number, printable, visible } from "../../format";
+import { printable, visible } from "../../format";
 import { setParams, type Route } from "../../route";
 import type { ClassifiedText, ClassifiedTexts, Reading } from "../../schema/texts";
 import { Choice } from "../../ui/Tabs";
@@ -11,7 +11,7 @@ import { Arcs, Heads, Matrix, strongest } from "./Attention";
 import { Chooser, chosenText } from "./Chooser";
 import { streamColour } from "./Details";
 import { Legend } from "./Legend";
-import { numbers, place, words, type Colouring, type Pattern } from "./model";
+import { numbers, place, short, words, type Colouring, type Pattern } from "./model";
 
 /** A text as a classifier reads it: what its words count for, and which of them share neurons. */
 export function Classifier({ texts, route }: { texts: ClassifiedTexts; route: Route }) {
@@ -61,7 +61,7 @@ export function Classifier({ texts, route }: { texts: ClassifiedTexts; route: Ro
             {texts.streams.length > 1 && <Choice label="Stream" options={texts.streams as ("clean" | "ablated")[]} value={stream as "clean"} onChange={(s) => setParams({ stream: s })} />}
             {colours && <Legend colours={colours} />}
           </div>
-          <div class="arcs-host words" ref={host}>
+          <div class="arcs-host spaced" ref={host}>
             <Tokens tokens={tokens} values={colours?.values} most={colours?.most} scale={colours?.scale} current={position} label={text.title}
               onHover={setPointed} onPick={(i) => setParams({ position: i })} />
             <Arcs host={host} pattern={weights} from={all ? "all" : position} deps={[weights, tokens]} />
@@ -69,7 +69,7 @@ export function Classifier({ texts, route }: { texts: ClassifiedTexts; route: Ro
           <p class="soft">{printable(text.about)} Arcs: {pairs === "attention" ? "attention" : "shared neurons"} {all ? "between the strongest pairs of words" : "of the chosen word"}.</p>
         </section>
         <Word texts={texts} text={text} reading={reading} tokens={tokens} position={position} pinned={position === pinned} stream={stream} />
-        <div class="more">
+        <div class="rest">
           <section class="card" aria-label="Neurons">
             <h2><Hint text="Neurons (columns) stand under the word that drives them most; darker is stronger. The diagonal is what words have to themselves, what lies beside it is shared.">Which words have which neurons</Hint></h2>
             <p class="soft">{unpack(reading.neurons).data.length} of {reading.active_neurons} active neurons of {texts.n_neurons}. Point at one; a click colours the text by it.</p>
@@ -103,7 +103,7 @@ function Partners({ pattern, tokens, position, pairs }: { pattern: Pattern; toke
       {found.length === 0 && <p class="soft">no other word</p>}
       <ol class="looks">
         {found.map(({ key, weight }) => (
-          <li key={key}><button type="button" onClick={() => setParams({ position: key })}><code>{visible(printable(tokens[key]!))}</code></button> <span class="bar"><i style={{ width: `${100 * Math.min(1, weight)}%` }} /></span><span class="n">{weight.toFixed(2)}</span></li>
+          <li key={key}><button type="button" onClick={() => setParams({ position: key })}><code>{visible(printable(tokens[key]!))}</code></button> <span class="track"><i style={{ width: `${100 * Math.min(1, weight)}%` }} /></span><span class="n">{weight.toFixed(2)}</span></li>
         ))}
       </ol>
     </>
@@ -146,11 +146,11 @@ function Word({ texts, text, reading, tokens, position, pinned, stream }: { text
   const of = (packed: ClassifiedText["keep"]) => (packed ? numbers(packed)[position]! : null);
   const values = unpack(reading.activations), columns = Array.from(unpack(reading.neurons).data);
   const strong = columns.map((neuron, c) => ({ neuron, value: values.data[place(values, position, c)]! * values.scale })).filter((x) => x.value > 0).sort((a, b) => b.value - a.value).slice(0, 12);
-  const round = (x: number | null) => (x === null ? "–" : number(Number(x.toPrecision(3))));
+  const round = (x: number | null) => (x === null ? "–" : short(x));
   return (
     <section class="card details" aria-label="The word">
       <h2>The text</h2>
-      <table class="bars">
+      <table class="paired">
         <thead class="hidden"><tr><th scope="col">class</th>{texts.streams.map((s) => <th key={s} scope="col">{s}</th>)}</tr></thead>
         <tbody>{texts.classes.map((name, c) => (
           <tr key={c} class={c === text.label ? "follows" : ""}>
@@ -160,7 +160,7 @@ function Word({ texts, text, reading, tokens, position, pinned, stream }: { text
           </tr>))}
         </tbody>
       </table>
-      {texts.streams.length > 1 && <p class="soft key">{texts.streams.map((s) => <span key={s}><i class="swatch" style={{ background: streamColour(s) }} /> <Term name={`${s} stream`}>{s}</Term> </span>)}</p>}
+      {texts.streams.length > 1 && <p class="soft stream-key">{texts.streams.map((s) => <span key={s}><i class="sign" style={{ background: streamColour(s) }} /> <Term name={`${s} stream`}>{s}</Term> </span>)}</p>}
       <header class="second">
         <h2><code class="big">{visible(printable(tokens[position] ?? ""))}</code></h2>
         <span class="soft">word {position + 1} of {tokens.length}{pinned ? "" : " · pointed at"}</span>
@@ -175,7 +175,7 @@ function Word({ texts, text, reading, tokens, position, pinned, stream }: { text
       {strong.length === 0 && <p class="soft">It drives none.</p>}
       <ol class="looks">
         {strong.map(({ neuron, value }) => (
-          <li key={neuron}><button type="button" onClick={() => setParams({ colour: `neuron.${neuron}` })}>neuron {neuron}</button> <span class="bar"><i style={{ width: `${(100 * value) / strong[0]!.value}%` }} /></span><span class="n">{value.toPrecision(2)}</span></li>
+          <li key={neuron}><button type="button" onClick={() => setParams({ colour: `neuron.${neuron}` })}>neuron {neuron}</button> <span class="track"><i style={{ width: `${(100 * value) / strong[0]!.value}%` }} /></span><span class="n">{value.toPrecision(2)}</span></li>
         ))}
       </ol>
     </section>

@@ -1,7 +1,7 @@
 // What the model makes of one token: its cost, what may follow, which units win, which latents are active.
 import { useState } from "preact/hooks";
 import { diverging } from "../../colours";
-import { number, printable, visible } from "../../format";
+import { printable, visible } from "../../format";
 import { setParams } from "../../route";
 import type { LanguageText, LanguageTexts } from "../../schema/texts";
 import { Hint, Term } from "../../ui/Term";
@@ -36,14 +36,14 @@ function Cost({ texts, text, position }: { texts: LanguageTexts; text: LanguageT
   return (
     <dl class="cost">
       {texts.streams.map((s) => (
-        <div key={s}><dt><i class="swatch" style={{ background: streamColour(s) }} /> <Hint text={`Nats that this token costs the ${s} stream, predicted from those before it.`}>loss, {s}</Hint></dt><dd>{number(round(of(text.loss[s]!)))}</dd></div>
+        <div key={s}><dt><i class="sign" style={{ background: streamColour(s) }} /> <Hint text={`Nats that this token costs the ${s} stream, predicted from those before it.`}>loss, {s}</Hint></dt><dd>{nats(of(text.loss[s]!))}</dd></div>
       ))}
-      {text.leakage && <div><dt><Hint text="Nats by which it costs the ablated stream less if that is told only which gates were open at the token before, than with gates at random.">leakage</Hint></dt><dd>{number(round(of(text.leakage)))}</dd></div>}
+      {text.leakage && <div><dt><Hint text="Nats by which it costs the ablated stream less if that is told only which gates were open at the token before, than with gates at random.">leakage</Hint></dt><dd>{nats(of(text.leakage))}</dd></div>}
     </dl>
   );
 }
 
-const round = (x: number) => Number(x.toPrecision(3));
+const nats = (x: number) => (Math.abs(x) < 0.0005 ? "<0.001" : Math.abs(x) < 1 ? x.toFixed(3) : x.toPrecision(3)).replace("-", "−");
 const share = (p: number) => (p >= 0.0995 ? `${Math.round(100 * p)} %` : p >= 0.001 ? `${(100 * p).toFixed(1)} %` : "<0.1 %");
 
 /** Next tokens with a bar for each stream. */
@@ -52,7 +52,7 @@ function Next({ texts, candidates, after }: { texts: LanguageTexts; candidates: 
   return (
     <div class="next">
       <h3><Hint text="The tokens that a stream holds likeliest after this one, and the one that follows in the text.">What may follow <code>{visible(printable(after))}</code></Hint></h3>
-      <table class="bars">
+      <table class="paired">
         <thead class="hidden"><tr><th scope="col">token</th>{texts.streams.map((s) => <th key={s} scope="col">{s}</th>)}</tr></thead>
         <tbody>
           {candidates.map((c, i) => (
@@ -64,7 +64,7 @@ function Next({ texts, candidates, after }: { texts: LanguageTexts; candidates: 
           ))}
         </tbody>
       </table>
-      {two && <p class="soft key">{texts.streams.map((s) => <span key={s}><i class="swatch" style={{ background: streamColour(s) }} /> <Term name={`${s} stream`}>{s}</Term> </span>)}<span class="tick">✓</span> follows in the text</p>}
+      {two && <p class="soft stream-key">{texts.streams.map((s) => <span key={s}><i class="sign" style={{ background: streamColour(s) }} /> <Term name={`${s} stream`}>{s}</Term> </span>)}<span class="tick">✓</span> follows in the text</p>}
     </div>
   );
 }
@@ -83,8 +83,7 @@ function Winners({ texts, text, position, colour }: { texts: LanguageTexts; text
             const found = winnersAt(text, kind, layer, position);
             return found && (
               <p key={kind}><span class="soft">{plural}, {found.open} of {kind === "neuron" ? texts.n_neurons : texts.n_channels}</span>
-                <Chips listed={found.listed} total={found.open} name={(u) => (kind === "channel" ? `${u} in head ${headOf(texts, u)}` : `${u}`)}
-                  keyOf={(u) => `passes.${kind}.${layer}.${u}`} title={(w) => `${kind} ${layer}.${w.unit}: ${w.value.toPrecision(2)} passes${w.gate < 0.995 ? `, gate ${w.gate.toFixed(2)}` : ""}`} colour={colour} />
+                <Chips listed={found.listed} total={found.open} keyOf={(u) => `passes.${kind}.${layer}.${u}`} title={(w) => `${kind} ${layer}.${w.unit}${kind === "channel" ? `, head ${headOf(texts, w.unit)}` : ""}: ${w.value.toPrecision(2)} passes${w.gate < 0.995 ? `, gate ${w.gate.toFixed(2)}` : ""}`} colour={colour} />
               </p>
             );
           })}
@@ -96,17 +95,17 @@ function Winners({ texts, text, position, colour }: { texts: LanguageTexts; text
 
 const FEW = 12;
 
-function Chips({ listed, total, keyOf, title, name, colour }: { listed: Winner[]; total: number; keyOf: (unit: number) => string; title: (w: Winner) => string; name: (unit: number) => string; colour: string }) {
+function Chips({ listed, total, keyOf, title, colour }: { listed: Winner[]; total: number; keyOf: (unit: number) => string; title: (w: Winner) => string; colour: string }) {
   const [all, setAll] = useState(false);
   const most = Math.max(1e-9, ...listed.map((w) => Math.abs(w.value)));
-  const shown = all ? listed : listed.slice(0, FEW), key = (u: number) => keyOf(u);
+  const shown = all ? listed : listed.slice(0, FEW);
   return (
     <span class="chips">
       {shown.map((w) => (
-        <button type="button" key={w.unit} class="chip" aria-pressed={colour === key(w.unit)} title={title(w)} aria-label={title(w)} style={{ backgroundColor: diverging((0.75 * w.value) / most) }}
-          onClick={() => setParams({ colour: colour === key(w.unit) ? undefined : key(w.unit) })}>{name(w.unit).split(" ")[0]}</button>
+        <button type="button" key={w.unit} class="chip" aria-pressed={colour === keyOf(w.unit)} title={title(w)} aria-label={title(w)} style={{ backgroundColor: diverging((0.75 * w.value) / most) }}
+          onClick={() => setParams({ colour: colour === keyOf(w.unit) ? undefined : keyOf(w.unit) })}>{w.unit}</button>
       ))}
-      {listed.length > FEW && <button type="button" class="chip more" onClick={() => setAll(!all)}>{all ? "fewer" : `${listed.length - FEW} more`}</button>}
+      {listed.length > FEW && <button type="button" class="chip others" onClick={() => setAll(!all)}>{all ? "fewer" : `${listed.length - FEW} more`}</button>}
       {total > listed.length && <span class="soft"> the {listed.length} strongest</span>}
     </span>
   );
@@ -122,7 +121,7 @@ function ActiveLatents({ texts, text, position, colour }: { texts: LanguageTexts
         return (
           <div class="layer" key={autoencoder}>
             <p><span class="soft" title={of.name}>{printable(of.site)}, {active} of {of.latents.toLocaleString("en")}</span>
-              <Chips listed={listed.map((x) => ({ unit: x.unit, value: x.value, gate: 1 }))} total={active} name={String} keyOf={(u) => `latent.${autoencoder}.${u}`} title={(w) => `latent ${w.unit}: ${w.value.toPrecision(3)}`} colour={colour} />
+              <Chips listed={listed.map((x) => ({ unit: x.unit, value: x.value, gate: 1 }))} total={active} keyOf={(u) => `latent.${autoencoder}.${u}`} title={(w) => `latent ${w.unit}: ${w.value.toPrecision(3)}`} colour={colour} />
             </p>
           </div>
         );

@@ -1,8 +1,7 @@
 import type { ComponentChildren } from "preact";
-import { number } from "../../format";
 import { diverging, sequential } from "../../colours";
 import { Hint } from "../../ui/Term";
-import type { Colouring } from "./model";
+import { short, type Colouring } from "./model";
 
 const STEPS = [0, 0.25, 0.5, 0.75, 1];
 
@@ -11,12 +10,12 @@ export function Legend({ colours, children }: { colours: Colouring; children?: C
   const both = colours.scale === "diverging", steps = both ? [...STEPS.slice(1).reverse().map((x) => -x), ...STEPS] : STEPS;
   const unit = colours.unit ? ` ${colours.unit}` : "";
   return (
-    <div class="legend">
-      <span class="legend-words"><Hint text={colours.about}>{colours.label}</Hint></span>
-      <span class="strip" aria-hidden="true">
-        <span class="n">{both ? `−${number(Number(colours.most.toPrecision(3)))}` : "0"}</span>
+    <div class="shade-key">
+      <span class="shade-words"><Hint text={colours.about}>{colours.label}</Hint></span>
+      <span class="shade-strip" aria-hidden="true">
+        <span class="n">{both ? `−${short(colours.most)}` : "0"}</span>
         <span class="shades">{steps.map((x) => <i key={x} style={{ backgroundColor: (both ? diverging : sequential)(x) }} />)}</span>
-        <span class="n">{number(Number(colours.most.toPrecision(3)))}{unit}</span>
+        <span class="n">{short(colours.most)}{unit}</span>
       </span>
       {children}
     </div>

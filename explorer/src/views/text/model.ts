@@ -48,6 +48,9 @@ function finish(label: string, about: string, values: (number | null)[], unit: s
   return { label, about, values, unit, scale: diverging ? "diverging" : "sequential", most: most ?? Math.max(1e-9, ...sizes) };
 }
 
+/** A number in three digits, without zeros that say nothing. */
+export const short = (x: number) => (Number.isFinite(x) ? Number(x.toPrecision(3)).toLocaleString("en-US", { maximumFractionDigits: 8 }).replace("-", "−") : "–");
+
 const finite = (x: number) => (Number.isFinite(x) ? x : null);
 
 /** One unit's name as the data's other parts have it: layer.unit. */
