@@ -54,7 +54,8 @@ def pages(tmp_path_factory):
     second = folder / "language-seed-1"
     if not second.exists():
         _another_seed(folder / "language", second)
-    found = {kind: write_explorer([folder / kind], folder / kind / "report.html") for kind in ("language", "classifier")}
+    found = {kind: write_explorer([folder / kind], folder / kind / "report.html")
+             for kind in ("language", "classifier")}
     found["compare"] = write_explorer([folder / "language", second, folder / "baseline"], folder / "compare.html")
     return found
 
