@@ -69,6 +69,7 @@ def test_training_curves_say_their_values_and_smooth(show):
     lines = chart.locator(".plot [aria-label=line] path")
     before = lines.count()
     chart.locator("input[type=range]").fill("0.8")
+    assert chart.locator("output").inner_text() == "0.80"
     page.wait_for_function("n => document.querySelectorAll('.plot [aria-label=line] path').length > n", arg=before)
     chart.get_by_role("button", name="Show training, loss clean").click()
     assert chart.locator(".key.off").count() == 1

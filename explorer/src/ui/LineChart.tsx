@@ -32,12 +32,15 @@ interface Props {
   children?: ComponentChildren;
 }
 
+/** Points from which a curve is smoothed: a few that were measured on a whole split are left as they are. */
+const MANY = 60;
+
 interface Point { x: number; y: number; raw: number; label: string; line: number }
 
 /** Curves over one pair of axes: hover for values, press a name to hide it. */
 export function LineChart({ name, lines, xLabel, yLabel, logX = false, logY = false, smoothing, scales, height = 300, children }: Props) {
   const [hidden, setHidden] = useState<ReadonlySet<string>>(new Set());
-  const [smooth, setSmooth] = useState(0);
+  const [smooth, setSmooth] = useState(smoothing && lines.some((l) => l.x.length > MANY) ? 0.6 : 0);
   const [yScale, setYScale] = useState<"linear" | "log">(logY ? "log" : "linear");
   const [xScale, setXScale] = useState<"linear" | "log">(logX ? "log" : "linear");
   const data = useMemo(() => lines.map((l, i) => points(l, i, smooth, xScale === "log", yScale === "log")), [lines, smooth, xScale, yScale]);
@@ -49,7 +52,7 @@ export function LineChart({ name, lines, xLabel, yLabel, logX = false, logY = fa
     <Chart alt={`${name}: ${yLabel} over ${xLabel}. ${lines.map((l) => `${l.label} ends at ${number(l.y.at(-1))}`).slice(0, 8).join("; ")}.`}
       deps={[drawn, xScale, yScale]}
       options={(width) => ({
-        height: width < 480 ? Math.min(height, 240) : height, marginLeft: 52, marginRight: 12, marginBottom: 34,
+        height: width < 480 ? Math.min(height, 240) : height, marginLeft: 52, marginRight: 22, marginBottom: 34,
         x: { label: xLabel, type: xScale, labelAnchor: "right", ticks: xScale === "log" ? logTicks(all.map((p) => p.x)) : width < 480 ? 4 : 8, tickFormat: tick },
         y: { label: yLabel, type: yScale, grid: yScale === "linear", ticks: yScale === "log" ? [] : 6, tickFormat: tick, nice: yScale === "linear" },
         marks: [
@@ -95,11 +98,12 @@ export function LineChart({ name, lines, xLabel, yLabel, logX = false, logY = fa
 function points(line: Line, index: number, smooth: number, logX: boolean, logY: boolean): Point[] {
   const out: Point[] = [];
   let mean = 0, weight = 0;
+  const keep = line.x.length > MANY ? smooth : 0;
   line.x.forEach((x, i) => {
     const y = line.y[i];
     if (x == null || y == null || (logX && x <= 0) || (logY && y <= 0)) return;
-    mean = smooth * mean + (1 - smooth) * y;
-    weight = smooth * weight + (1 - smooth);
+    mean = keep * mean + (1 - keep) * y;
+    weight = keep * weight + (1 - keep);
     out.push({ x, y: mean / weight, raw: y, label: line.label, line: index });
   });
   return out;
@@ -114,7 +118,7 @@ function said(p: Point, drawn: Point[][], lines: readonly Line[], xLabel: string
 /** Round places on a logarithmic axis: 1, 2 and 5 of each decade, or of a short stretch equal steps. */
 function logTicks(values: number[]): number[] {
   const low = Math.min(...values), high = Math.max(...values);
-  if (!(low > 0) || high / low < 12) return high > low ? ticks(low, high, 5) : [low];
+  if (!(low > 0) || high / low < 4) return high > low ? ticks(low, high, 5) : [low];
   const few = high / low > 1e3, out = [];
   for (let p = Math.floor(Math.log10(low)); p <= Math.log10(high); p++) for (const m of few ? [1] : [1, 2, 5]) out.push(Number((m * 10 ** p).toPrecision(3)));
   return out.filter((t) => t >= low * 0.999 && t <= high * 1.001);

@@ -80,7 +80,7 @@ function HeatmapTable({ panel, most }: { panel: Heatmap; most?: number }) {
   const least = Math.min(0, ...flat), top = most ?? Math.max(...flat, least + 1e-12);
   const width = panel.values[0]?.length ?? 0;
   const column = (j: number) => panel.columns[j] ?? `${panel.x_label.replace(/s$/, "")} ${j}`;
-  const said = at ? `${visible(printable(panel.rows[at[0]]!))} × ${printable(column(at[1]))}: ${number(panel.values[at[0]]![at[1]])}` : `${panel.rows.length} rows × ${width.toLocaleString("en")} ${panel.x_label}; shade: ${panel.value_label}, up to ${number(top)}`;
+  const said = at ? `${visible(printable(panel.rows[at[0]]!))} × ${printable(column(at[1]))}: ${number(panel.values[at[0]]![at[1]])}` : `${panel.rows.length} rows × ${/^\d/.test(panel.x_label) ? "" : `${width.toLocaleString("en")} `}${panel.x_label}; shade: ${panel.value_label}, up to ${number(top)}`;
   const named = panel.columns.length > 0 && width <= 24;
   return (
     <div class="heatmap" role="img" aria-label={`Heat map of ${panel.value_label}: ${panel.rows.length} rows, ${width} ${panel.x_label}.`}>
@@ -93,7 +93,7 @@ function HeatmapTable({ panel, most }: { panel: Heatmap; most?: number }) {
               <tr key={i}>
                 <th scope="row" class={at?.[0] === i ? "on" : ""}>{visible(printable(panel.rows[i]!))}</th>
                 {row.map((v, j) => <td key={j} style={{ backgroundColor: sequential(((v ?? 0) - least) / (top - least)), minWidth: width > 60 ? "4px" : width > 24 ? "12px" : "34px" }} onMouseEnter={() => setAt([i, j])} />)}
-                {panel.bars.length > 0 && <td class="row-bar"><meter min={0} max={1} value={panel.bars[i] ?? 0} title={`${panel.bar_label}: ${number(panel.bars[i])}`} /></td>}
+                {panel.bars.length > 0 && <td class="row-bar"><i style={{ "--part": `${100 * (panel.bars[i] ?? 0)}%` }} title={`${panel.bar_label}: ${number(panel.bars[i])}`} /></td>}
               </tr>
             ))}
           </tbody>

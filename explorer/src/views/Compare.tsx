@@ -35,19 +35,20 @@ function Side({ comparison, runs, params }: { comparison: Comparison; runs: Run[
   const lines: Line[] = useMemo(() => comparison.columns.map((figure, index) => ({ figure, index })).filter((l) => !suite || l.figure.suite === suite), [comparison, suite]);
   const picked = lines.find((l) => `${l.figure.suite}/${l.figure.name}` === params.figure) ?? lines[0];
   const paper = PUBLISHED.find((p) => p.name === params.paper) ?? (params.paper === "none" ? undefined : rows.map((r) => publishedRow(first(r, runs).results)).find((p) => p && p.k !== null));
+  const notes = [...theManifest().notes, ...comparison.notes];
   const comparable = rows.every((r) => paperShape(first(r, runs).results));
   const language = runs[0]!.results.config.task !== "classification";
   const columns: Column<Line>[] = [
-    ...(suite ? [] : [{ title: "suite", value: (l: Line) => l.figure.suite, show: (l: Line) => <span class="soft">{l.figure.suite}</span> }]),
     { title: "figure", value: (l) => heading(l.figure.name, l.figure.unit, l.figure.better), show: (l) => <><Explained text={l.figure.name} /> <span class="soft">{heading("", l.figure.unit, l.figure.better)}</span></> },
-    ...rows.flatMap((r, i): Column<Line>[] => [
+    ...[reference, ...rows.keys()].filter((i, at) => at === 0 || i !== reference).flatMap((i): Column<Line>[] => { const r = rows[i]!; return [
       { title: names[i]! + (r.runs.length > 1 ? ` (n = ${r.runs.length})` : ""), value: (l) => r.cells[l.index]!, show: (l) => <Value estimate={r.cells[l.index]!} /> },
       ...(i === reference ? [] : [{
         title: `${rows.length > 2 ? `${names[i]} ` : ""}− ${names[reference]}`, about: "Difference with its 95 % interval, of two independent estimates. Marked where the interval leaves out 0.",
         value: (l: Line) => difference(r.cells[l.index]!, rows[reference]!.cells[l.index]!),
         show: (l: Line) => <Delta of={difference(r.cells[l.index]!, rows[reference]!.cells[l.index]!)} better={l.figure.better} />,
       }]),
-    ]),
+    ]; }),
+    ...(suite ? [] : [{ title: "suite", value: (l: Line) => l.figure.suite, show: (l: Line) => <span class="soft">{l.figure.suite}</span> }]),
     ...(paper && language ? [{ title: `paper: ${paper.name}`, about: SOURCE, value: (l: Line) => published(paper, l.figure.suite, l.figure.name) ?? null, show: (l: Line) => <PaperValue value={published(paper, l.figure.suite, l.figure.name)} /> }] : []),
   ];
   return (
@@ -55,7 +56,7 @@ function Side({ comparison, runs, params }: { comparison: Comparison; runs: Run[
       <header class="page-head"><h1>Compare</h1>
         <p class="soft">{rows.length} configurations, {runs.length} runs. {rows.some((r) => r.runs.length > 1) ? <>n runs of a configuration: mean with its 95 % interval (<Term name="student t">Student t</Term> over runs). </> : ""}A run alone has the interval of its suite, within the run: it says nothing of other <Term name="seed">seeds</Term>.</p>
       </header>
-      {comparison.notes.length > 0 && <Note title="Mind"><ul class="plain">{comparison.notes.map((n) => <li key={n}>{printable(n)}</li>)}</ul></Note>}
+      {notes.length > 0 && <Note title="Mind"><ul class="plain">{notes.map((n) => <li key={n}>{printable(n)}</li>)}</ul></Note>}
       <Configurations comparison={comparison} runs={runs} />
       <section class="card">
         <h2>Figures</h2>

@@ -75,7 +75,13 @@ function anchor(name: string): string {
 }
 
 function wide(panel: Panel): boolean {
-  return panel.kind === "grid" ? panel.columns.length > 5 : panel.kind !== "bars" || panel.bars.length > 8;
+  switch (panel.kind) {
+    case "grid": return panel.columns.length > 5;
+    case "bars": return panel.bars.length > 8;
+    case "heatmap": return (panel.values[0]?.length ?? 0) > 24;
+    case "network": return panel.nodes.length > 14;
+    default: return true;
+  }
 }
 
 /** Panels, those that hold another one's numbers under it. */
