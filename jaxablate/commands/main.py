@@ -13,6 +13,7 @@ COMMANDS = {
     "export": "write a language model as a Hugging Face folder",
     "score": "measure a checkpoint: results.json, report.html and a table",
     "compare": "one table over scored runs",
+    "serve": "show runs in a browser while they train, and read typed text",
     "match": "compare a model with a baseline's checkpoint of equal loss",
     "circuit": "find the circuit of a task in a language model",
     "sae": "train sparse autoencoders on a language model's activations",

@@ -133,7 +133,7 @@ def prompts(run: Run, count: int = PROMPTS) -> list[Passage]:
 
 def evaluate(model: SelfAblatingTransformer, params: Params, passages: Sequence[Passage], tokenizer: Any, *,
              means: Mapping[str, jax.Array] | None = None, autoencoders: Sequence[tuple[str, SavedAutoencoder]] = (),
-             params_digest: str = "", step: int = 0, seed: int = 0) -> data.LanguageTexts:
+             params_digest: str = "", step: int = 0, seed: int = 0, length: int | None = None) -> data.LanguageTexts:
     """Reads texts.
 
     Args:
@@ -146,10 +146,12 @@ def evaluate(model: SelfAblatingTransformer, params: Params, passages: Sequence[
       params_digest: `Run.digest` of the parameters, for the result.
       step: updates that they have seen, for the result.
       seed: that of random gates.
+      length: tokens that a text is filled up to where it is read, so that one program serves many calls; by default
+        the length of the longest.
     """
     model, config = unrolled(model), model.config
     autoencoders = autoencoders[:AUTOENCODERS]
-    longest = max(len(passage.tokens) for passage in passages)
+    longest = max(length or 0, *(len(passage.tokens) for passage in passages))
     full = _with_large(config, passages)
     words = Vocabulary()
     texts = [_text(model, params, passage, longest, words, i in full, means, autoencoders, seed)

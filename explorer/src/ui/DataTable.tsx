@@ -36,7 +36,7 @@ interface Props<Row> {
   height?: number;
   /** Column that is sorted at first, and its direction. */
   sorted?: Order | undefined;
-  /** Called when a heading was pressed. */
+  /** Called when a heading was pressed. With it the caller sorts: `rows` are in order, and `sorted` says in which. */
   onSort?: (order: Order | null) => void;
   /** Said where no row is left. */
   none?: string;
@@ -48,7 +48,8 @@ const VIRTUAL_FROM = 150;
 
 /** A table to sort, filter and export. Long ones draw only the rows that are seen. */
 export function DataTable<Row>({ name, columns, rows, filter, onRow, isCurrent, height = 520, sorted, onSort, none = "No row has these words.", tools }: Props<Row>) {
-  const [order, setOrder] = useState<Order | null>(sorted ?? null);
+  const [own, setOwn] = useState<Order | null>(sorted ?? null);
+  const order = onSort ? sorted ?? null : own;
   const [words, setWords] = useState("");
   const [top, setTop] = useState(0);
   const box = useRef<HTMLDivElement>(null);
@@ -58,12 +59,17 @@ export function DataTable<Row>({ name, columns, rows, filter, onRow, isCurrent, 
     const parts = words.toLowerCase().split(/\s+/).filter(Boolean);
     const kept = parts.length ? rows.filter((_, i) => parts.every((p) => texts[i]!.includes(p))) : [...rows];
     const column = order && columns[order.column];
-    if (!order || !column) return kept;
+    if (!order || !column || onSort) return kept;
     const keyed = kept.map((row, i) => ({ row, i, key: sortKey(column.value(row)) }));
     keyed.sort((a, b) => compareKeys(a.key, b.key, order.ascending) || a.i - b.i);
     return keyed.map((x) => x.row);
   }, [rows, columns, order, words, texts]);
-  useEffect(() => { box.current?.scrollTo({ top: 0 }); setTop(0); }, [shown]);
+  const current = isCurrent ? shown.findIndex(isCurrent) : -1;
+  useEffect(() => { box.current?.scrollTo({ top: 0 }); setTop(0); }, [rows, order?.column, order?.ascending, words]);
+  useEffect(() => { // the current row is in sight
+    const at = current * ROW_HEIGHT, seen = box.current;
+    if (current >= 0 && seen && (at < seen.scrollTop || at > seen.scrollTop + seen.clientHeight - 2 * ROW_HEIGHT)) seen.scrollTo({ top: Math.max(0, at - seen.clientHeight / 3) });
+  }, [current, rows]);
 
   const virtual = shown.length > VIRTUAL_FROM;
   const first = virtual ? Math.max(0, Math.floor(top / ROW_HEIGHT) - 10) : 0;
@@ -71,7 +77,7 @@ export function DataTable<Row>({ name, columns, rows, filter, onRow, isCurrent, 
   const press = (j: number) => {
     const natural = columns[j]!.ascending ?? !numeric[j];
     const next = order?.column !== j ? { column: j, ascending: natural } : order.ascending === natural ? { column: j, ascending: !natural } : null;
-    setOrder(next);
+    setOwn(next);
     onSort?.(next);
   };
   const save = () => download(`${name.replace(/[^\p{L}\p{N}.-]+/gu, "-")}.csv`, csv(csvRows(columns, shown)));

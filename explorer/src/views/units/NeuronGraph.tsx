@@ -42,16 +42,16 @@ export function NeuronGraph({ model, graph }: { model: Model; graph: UnitGraph }
     <section class="card">
       <h3><Term name="neuron graph">Neuron graph</Term></h3>
       <p class="soft">Patterns of tokens that fire it, found by replacing tokens of its strongest examples, read forward to the token at which it fires; beside it the pattern's strength. On text that no example is of: {scores.map(([name, value]) => `${name} ${number(value === null ? null : Number(value.toPrecision(3)))}`).join(", ")}.</p>
-      <div class="scroll graph-scroll" tabIndex={0} role="region" aria-label="Neuron graph">
+      <div class="scroll unit-graph" tabIndex={0} role="region" aria-label="Neuron graph">
         <svg width={width} height={bottom} role="img" aria-label={graph.patterns.map((p) => words(model, p.tokens, p.more)).join("; ")}>
           {nodes.flatMap((n) => n.before.map((b, i) => (
-            <path key={`${n.y} ${i}`} class="wire" d={`M${x(b) + boxWidth} ${b.y} C${x(b) + boxWidth + 14} ${b.y} ${x(n) - 14} ${n.y} ${x(n)} ${n.y}`} />
+            <path key={`${n.y} ${i}`} class="unit-wire" d={`M${x(b) + boxWidth} ${b.y} C${x(b) + boxWidth + 14} ${b.y} ${x(n) - 14} ${n.y} ${x(n)} ${n.y}`} />
           )))}
           {nodes.map((n, i) => {
             const height = n.label.length * LINE + 2 * PAD;
             return (
               <g key={i}>
-                <rect x={x(n)} y={n.y - height / 2} width={boxWidth} height={height} rx="6" class={n.depth === 0 ? "box pivot" : "box"} />
+                <rect x={x(n)} y={n.y - height / 2} width={boxWidth} height={height} rx="6" class={n.depth === 0 ? "unit-box pivot" : "unit-box"} />
                 {n.label.map((word, j) => <text key={j} x={x(n) + boxWidth / 2} y={n.y - height / 2 + PAD + 11 + j * LINE} text-anchor="middle">{word}</text>)}
                 {n.depth === 0 && <text class="strength" x={x(n) + boxWidth + 6} y={n.y + 4}>{percent(strongest(n), 0)}</text>}
               </g>

@@ -1,7 +1,7 @@
 import * as Plot from "@observablehq/plot";
 import { useMemo, useState } from "preact/hooks";
 import { diverging, sequential } from "../../colours";
-import { number, percent, printable, visible } from "../../format";
+import { percent, printable, visible } from "../../format";
 import { Chart } from "../../ui/Chart";
 import { Term } from "../../ui/Term";
 import { NeuronGraph } from "./NeuronGraph";
@@ -31,15 +31,15 @@ export function UnitPage({ model, unit, link }: Props) {
           {twin && <> · <a href={link(twin)}>{twin.group.sort.endsWith("gate") ? "its gate" : `the ${twin.group.sort} it gates`}</a></>}
         </p>
       </header>
-      <dl class="tiles">
+      <dl class="unit-tiles">
         <Tile name={<Term name="firing rate">fires on</Term>} value={shareOf(unit.rate)} note={`${fired.toLocaleString("en")} of ${model.data.tokens.toLocaleString("en")} tokens`} />
-        <Tile name={group.sort.endsWith("gate") ? <Term name="winning margin">largest margin</Term> : "strongest"} value={number(round(unit.strongest))} note={unit.rate === 0 ? "never above its threshold" : `fires above ${number(round(at(unpack(group.threshold), unit.index)))}`} />
+        <Tile name={group.sort.endsWith("gate") ? <Term name="winning margin">largest margin</Term> : "strongest"} value={short(unit.strongest)} note={unit.rate === 0 ? "never above its threshold" : `fires above ${short(at(unpack(group.threshold), unit.index))}`} />
         {["information", "effective_tokens"].map((name) => {
           const measure = group.measures.find((m) => m.name === name);
           if (!measure) return null;
           const m = model.measure(unit, measure);
           const null_ = name === "information" ? m.random : m.shuffled;
-          return <Tile key={name} name={<Term name={name.replace("_", " ")}>{measure.label}</Term>} value={number(round(m.value))} note={null_ == null || Number.isNaN(null_) ? "" : `by chance ${number(round(null_))}`} />;
+          return <Tile key={name} name={<Term name={name.replace("_", " ")}>{measure.label}</Term>} value={short(m.value)} note={null_ == null || Number.isNaN(null_) ? "" : `by chance ${short(null_)}`} />;
         })}
       </dl>
       {contexts.length === 0 ? <section class="card"><h3>Where it fires</h3><p class="soft">It is never active in the {model.data.tokens.toLocaleString("en")} tokens that were read.</p></section> : (
@@ -50,7 +50,7 @@ export function UnitPage({ model, unit, link }: Props) {
             <h3 class="later">And where it is weaker</h3>
             <Contexts model={model} unit={unit} contexts={contexts.filter((c) => c.weaker)} onHover={setHovered} />
           </>}
-          <p class="soft legend"><Ramp signed={group.signed} /> shade: activation as a share of the strongest; underlined: the place itself.</p>
+          <p class="soft unit-legend"><Ramp signed={group.signed} /> shade: activation as a share of the strongest; underlined: the place itself.</p>
         </section>
       )}
       <div class="unit-columns">
@@ -66,20 +66,20 @@ export function UnitPage({ model, unit, link }: Props) {
 }
 
 function Tile({ name, value, note }: { name: preact.ComponentChildren; value: string; note: string }) {
-  return <div class="tile"><dt>{name}</dt><dd>{value}</dd><dd class="soft">{note}</dd></div>;
+  return <div class="unit-tile"><dt>{name}</dt><dd>{value}</dd><dd class="soft">{note}</dd></div>;
 }
 
 function Ramp({ signed }: { signed: boolean }) {
   const steps = signed ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1];
-  return <span class="ramp" aria-hidden="true">{steps.map((x) => <i key={x} style={{ backgroundColor: signed ? diverging(x) : sequential(x) }} />)}</span>;
+  return <span class="unit-ramp" aria-hidden="true">{steps.map((x) => <i key={x} style={{ backgroundColor: signed ? diverging(x) : sequential(x) }} />)}</span>;
 }
 
 function Contexts({ model, unit, contexts, onHover }: { model: Model; unit: Unit; contexts: Context[]; onHover: (value: number | null) => void }) {
   return (
-    <ol class="contexts" onMouseLeave={() => onHover(null)}>
+    <ol class="unit-contexts" onMouseLeave={() => onHover(null)}>
       {contexts.map((c) => (
         <li key={`${c.window} ${c.position}`}>
-          <span class="activation">{number(round(c.tokens[c.pivot]!.share * unit.strongest, 3))}</span>
+          <span class="unit-activation">{short(c.tokens[c.pivot]!.share * unit.strongest)}</span>
           <Line model={model} unit={unit} context={c} onHover={onHover} />
         </li>
       ))}
@@ -91,13 +91,13 @@ function Contexts({ model, unit, contexts, onHover }: { model: Model; unit: Unit
 function Line({ model, unit, context, onHover }: { model: Model; unit: Unit; context: Context; onHover: (value: number | null) => void }) {
   const shade = unit.group.signed ? diverging : sequential;
   return (
-    <span class="context">
+    <span class="unit-context">
       {context.cut[0] && <span class="soft">… </span>}
       {context.tokens.map(({ token, share }, i) => {
         const value = share * unit.strongest;
         return (
           <span key={i} class={`ctx ${i === context.pivot ? "pivot" : i > context.pivot ? "beyond" : ""}`} style={share ? { backgroundColor: shade(share) } : undefined}
-            title={`${visible(printable(model.word(token)))}   ${number(round(value, 3))}`} onMouseEnter={() => onHover(value)}>
+            title={`${visible(printable(model.word(token)))}   ${short(value)}`} onMouseEnter={() => onHover(value)}>
             {inline(model.word(token))}
           </span>
         );
@@ -129,7 +129,7 @@ function Histogram({ model, unit, hovered }: { model: Model; unit: Unit; hovered
           x: { label: gate ? "margin" : "activation", labelAnchor: "center", labelArrow: "none", ticks: Math.max(3, Math.floor(width / 90)) },
           y: { type: "log", label: "tokens", grid: true, domain: [0.8, Math.max(10, ...bins.map((b) => b.count))], tickFormat: "~s", ticks: 4 },
           marks: [
-            Plot.rectY(bins, { x1: "from", x2: "to", y1: 0.8, y2: "count", fill: "var(--c0)", inset: 0.5, title: (b: { from: number; to: number; count: number }) => `${number(round(b.from, 3))} to ${number(round(b.to, 3))}: ${b.count.toLocaleString("en")} tokens`, tip: { format: { x: false, y: false } } }),
+            Plot.rectY(bins, { x1: "from", x2: "to", y1: 0.8, y2: "count", fill: "var(--c0)", inset: 0.5, title: (b: { from: number; to: number; count: number }) => `${short(b.from)} to ${short(b.to)}: ${b.count.toLocaleString("en")} tokens`, tip: { format: { x: false, y: false } } }),
             inside ? Plot.ruleX([threshold], { stroke: "var(--ink)", strokeDasharray: "3 3" }) : null,
             hovered !== null ? Plot.ruleX([hovered], { stroke: "var(--c1)", strokeWidth: 2 }) : null,
           ],
@@ -149,7 +149,7 @@ function FiringTokens({ model, unit }: { model: Model; unit: Unit }) {
   return (
     <section class="card">
       <h3>Tokens it fires on</h3>
-      <table class="bars">
+      <table class="unit-bars">
         <thead><tr><th scope="col">token</th><th scope="col">share of its firings</th><th scope="col" class="n">of the token</th></tr></thead>
         <tbody>
           {tokens.map((t) => (
@@ -167,7 +167,7 @@ function Effects({ model, unit }: { model: Model; unit: Unit }) {
   const up = model.effects(unit, "promotes"), down = model.effects(unit, "suppresses");
   const most = Math.max(...[...up, ...down].map((e) => Math.abs(e.effect)), 1e-12);
   const column = (title: string, effects: Effect[], minus: boolean) => (
-    <table class="bars">
+    <table class="unit-bars">
       <thead><tr><th scope="col">{title}</th><th scope="col"><Term name="logit effect">logit</Term></th></tr></thead>
       <tbody>{effects.map((e) => (
         <tr key={e.token}><th scope="row"><Word model={model} token={e.token} /></th><td><Bar share={Math.abs(e.effect) / most} text={signed(e.effect)} minus={minus} /></td></tr>
@@ -177,7 +177,7 @@ function Effects({ model, unit }: { model: Model; unit: Unit }) {
   return (
     <section class="card">
       <h3>Tokens it makes likelier and less likely</h3>
-      <div class="effects">{column("promotes", up, false)}{column("suppresses", down, true)}</div>
+      <div class="unit-effects">{column("promotes", up, false)}{column("suppresses", down, true)}</div>
       <p class="soft">Change of the logit for an activation of 1, by what the unit writes into the residual stream itself.</p>
     </section>
   );
@@ -187,14 +187,14 @@ function Measures({ model, unit }: { model: Model; unit: Unit }) {
   return (
     <section class="card">
       <h3>Specialisation, beside chance</h3>
-      <table class="measures">
+      <table class="unit-measures">
         <thead><tr><th scope="col">measure</th><th scope="col" class="n">unit</th><th scope="col" class="n"><Term name="shuffled tokens">shuffled</Term></th><th scope="col" class="n"><Term name="random directions">random</Term></th></tr></thead>
         <tbody>{unit.group.measures.map((measure) => {
           const m = model.measure(unit, measure);
           return (
             <tr key={measure.name}>
               <th scope="row"><Term name={measure.name.replace("_", " ")}>{measure.label}</Term></th>
-              <td class="n">{shown(m.value)}</td><td class="n soft">{shown(m.shuffled)}</td><td class="n soft">{shown(m.random)}</td>
+              <td class="n">{short(m.value)}</td><td class="n soft">{short(m.shuffled)}</td><td class="n soft">{short(m.random)}</td>
             </tr>
           );
         })}</tbody>
@@ -210,13 +210,13 @@ function Partners({ model, unit, link }: Props) {
     <section class="card">
       <h3>Fires together with</h3>
       {partners.length === 0 ? <p class="soft">No unit's activation correlates with this one's by 0.1 or more{unit.rate * model.data.sampled < 6 ? "; it fires on too few tokens to tell" : ""}.</p> : (
-        <table class="bars">
+        <table class="unit-bars">
           <thead><tr><th scope="col">unit</th><th scope="col">correlation</th><th scope="col">fires on</th></tr></thead>
           <tbody>{partners.map((p) => (
             <tr key={p.unit.id}>
               <th scope="row"><a href={link(p.unit)}>{SORTS[p.unit.group.sort].one} {p.unit.name}</a></th>
               <td><Bar share={Math.abs(p.correlation)} text={p.correlation.toFixed(2).replace("-", "−")} minus={p.correlation < 0} /></td>
-              <td class="words"><Words model={model} tokens={model.firingTokens(p.unit).slice(0, 3).map((t) => t.token)} /></td>
+              <td class="unit-words"><Words model={model} tokens={model.firingTokens(p.unit).slice(0, 3).map((t) => t.token)} /></td>
             </tr>
           ))}</tbody>
         </table>
@@ -228,7 +228,7 @@ function Partners({ model, unit, link }: Props) {
 
 /** A token as a chip, its white space visible. */
 export function Word({ model, token }: { model: Model; token: number }) {
-  return <span class="word">{visible(printable(model.word(token)))}</span>;
+  return <span class="unit-word">{visible(printable(model.word(token)))}</span>;
 }
 
 export function Words({ model, tokens }: { model: Model; tokens: readonly number[] }) {
@@ -236,22 +236,26 @@ export function Words({ model, tokens }: { model: Model; tokens: readonly number
 }
 
 function Bar({ share, text, minus, soft }: { share: number; text: string; minus?: boolean; soft?: boolean }) {
-  return <span class="bar"><span class="track"><i style={{ width: `${Math.max(1, 100 * Math.min(1, share))}%` }} class={minus ? "minus" : soft ? "rest" : ""} /></span><span>{text}</span></span>;
+  return <span class="unit-bar"><span><i style={{ width: `${Math.max(1, 100 * Math.min(1, share))}%` }} class={minus ? "minus" : soft ? "rest" : ""} /></span><span>{text}</span></span>;
 }
 
 function signed(value: number): string {
-  return `${value < 0 ? "−" : "+"}${number(Math.abs(round(value, 3)))}`;
+  return `${value < 0 ? "−" : "+"}${short(Math.abs(value))}`;
 }
 
-function shown(value: number | null): string {
-  return value === null || Number.isNaN(value) ? "–" : number(round(value));
-}
 
 export function shareOf(rate: number): string {
-  return rate === 0 ? "no token" : `${number(round(100 * rate, 3))} %`;
+  return rate === 0 ? "no token" : `${short(100 * rate)} %`;
 }
 
 /** Data has three to four digits; more would be noise of how it is stored. */
 export function round(value: number, digits = 4): number {
   return Number.isFinite(value) ? Number(value.toPrecision(digits)) : value;
+}
+
+/** A number in three significant digits. */
+export function short(value: number | null): string {
+  if (value === null || Number.isNaN(value)) return "–";
+  if (value !== 0 && Math.abs(value) < 1e-4) return value.toExponential(1).replace("-", "−");
+  return value.toLocaleString("en-US", { minimumSignificantDigits: Math.abs(value) < 1000 && value !== 0 ? 3 : 1, maximumSignificantDigits: Math.abs(value) < 1000 ? 3 : 6 }).replace("-", "−");
 }

@@ -22,14 +22,25 @@ export interface Problem {
   instead: string[];
 }
 
-export const EXAMPLES: { query: string; about: string }[] = [
-  { query: 'fires on " dog" after " the"', about: "fires on a token, directly after another" },
-  { query: "neurons layer 1 rate < 1%", about: "neurons of a layer that fire rarely" },
-  { query: 'promotes " happy"', about: "raises the logit of a token" },
-  { query: "information > 0.1 effective tokens < 5", about: "says much, fires on few tokens" },
-  { query: "gates information > random", about: "gates that tell more than random directions" },
-  { query: "latents dead", about: "latents that never fire" },
-];
+/** Queries that find something among these units, to begin with. */
+export function examples(model: Model): { query: string; about: string }[] {
+  const telling = (sort: Sort) => model.units.filter((u) => u.group.sort === sort && (u.measures.information ?? 0) > 0).sort((a, b) => b.measures.information! - a.measures.information!).slice(0, 40);
+  const found: { query: string; about: string }[] = [];
+  const plain = (token: number) => /^ ?[\p{L}]{2,}$/u.test(model.word(token)) && model.word(token);
+  for (const unit of [...telling("neuron"), ...telling("latent")]) {
+    const read = model.reader(unit), word = plain(read(0, 0)), before = plain(read(0, 1));
+    if (word && before) { found.push({ query: `fires on "${word}" after "${before}"`, about: "fires on a token, directly after another" }); break; }
+  }
+  for (const unit of telling("neuron").reverse()) {
+    const word = plain(model.effects(unit, "promotes")[0]?.token ?? -1);
+    if (word) { found.push({ query: `promotes "${word}"`, about: "raises the logit of a token" }); break; }
+  }
+  const layer = Math.max(...model.data.groups.map((g) => g.layer));
+  found.push({ query: `neurons layer ${layer} rate < 2%`, about: "neurons of a layer that fire rarely" }, { query: "information > random effective tokens < 5", about: "tells more than random directions, and fires on few tokens" });
+  if (model.data.groups.some((g) => g.sort === "neuron gate")) found.push({ query: "gates never fire", about: "gates that never win" });
+  if (model.data.groups.some((g) => g.sort === "latent")) found.push({ query: "latents rate < 0.1%", about: "latents that are rarely active" });
+  return found;
+}
 
 const MEASURES: Record<string, string> = {
   information: "information", bits: "information", "effective tokens": "effective_tokens", tokens: "effective_tokens", selectivity: "selectivity",
@@ -64,7 +75,7 @@ export function search(model: Model, units: readonly Unit[], query: string): Ans
     return true;
   });
   if (matches.size) found.sort((a, b) => matches.get(b.id)!.strength - matches.get(a.id)!.strength || a.id - b.id);
-  return { units: found, matches, meaning: conditions.map((c) => c.meaning), problems };
+  return { units: found, matches, meaning: conditions.map((c) => c.meaning).filter(Boolean), problems };
 }
 
 export function parse(model: Model, query: string): { conditions: Condition[]; problems: Problem[] } {
@@ -183,7 +194,7 @@ function tokenConditions(model: Model, words: Partial<Record<Phrase, string[]>>,
   for (const which of ["promotes", "suppresses"] as const) {
     for (const text of words[which] ?? []) {
       const wanted = asTokens(model, text, which, problems);
-      if (!wanted) continue;
+      if (!wanted) { conditions.push({ meaning: "", test: () => false }); continue; }
       conditions.push({ meaning: `${which} ${quote(text)}`, test: (u) => {
         const effects = model.effects(u, which);
         const i = effects.findIndex((x) => wanted.has(x.token));
@@ -196,7 +207,7 @@ function tokenConditions(model: Model, words: Partial<Record<Phrase, string[]>>,
   const around = (words.with ?? []).map((text) => asTokens(model, text, "with", problems));
   if ([...on, ...after, ...around].some((x) => x === null)) {
     conditions.push({ meaning: "", test: () => false });
-    return conditions.filter((c) => c.meaning);
+    return conditions;
   }
   if (on.length + after.length + around.length === 0) return conditions;
   const places = model.data.strongest;
