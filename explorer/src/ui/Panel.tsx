@@ -3,11 +3,11 @@ import { useState } from "preact/hooks";
 import { sequential } from "../colours";
 import { number, printable, visible } from "../format";
 import { href } from "../route";
-import type { Beside, CircuitGraph, Grid, Heatmap, Network, Passages, SuiteRecord } from "../schema/results";
+import type { Beside, CircuitGraph, Grid, Heatmap, Network, Passages, Series, SuiteRecord } from "../schema/results";
 import { DataTable, type CellValue } from "./DataTable";
 import { DotChart } from "./DotChart";
 import { Histograms } from "./Histograms";
-import { LineChart } from "./LineChart";
+import { LineChart, type Line } from "./LineChart";
 
 export type Panel = SuiteRecord["panels"][number];
 
@@ -30,7 +30,7 @@ function body(panel: Panel): ComponentChildren {
   switch (panel.kind) {
     case "grid": return <GridTable panel={panel} />;
     case "bars": return <DotChart name={panel.title} unit={panel.unit} dots={panel.bars} mark={panel.mark} markLabel={panel.mark_label} />;
-    case "curves": return <LineChart name={panel.title} lines={panel.series} xLabel={panel.x_label} yLabel={panel.y_label} logX={panel.log_x} logY={panel.log_y} scales={panel.series.some((s) => s.x.length > 20)} />;
+    case "curves": return <LineChart name={panel.title} lines={kin(panel.series)} xLabel={panel.x_label} yLabel={panel.y_label} logX={panel.log_x} logY={panel.log_y} scales={panel.series.some((s) => s.x.length > 20)} />;
     case "histograms": return <Histograms panel={panel} />;
     case "passages": return <PassageList panel={panel} />;
     case "heatmap": return <HeatmapTable panel={panel} />;
@@ -38,6 +38,13 @@ function body(panel: Panel): ComponentChildren {
     case "beside": return <SideBySide panel={panel} />;
     case "circuit": return <EdgeList panel={panel} />;
   }
+}
+
+/** Curves of which "x, y" has the colour of "x", dashed, where there is an "x". */
+function kin(lines: readonly Series[]): Line[] {
+  const stems = lines.map((l) => l.label.split(", ")[0]!);
+  const own = [...new Set(stems)].filter((s) => lines.some((l) => l.label === s));
+  return lines.map((l, i) => (own.includes(stems[i]!) ? { ...l, colour: own.indexOf(stems[i]!), dashed: l.label !== stems[i] } : { ...l, colour: own.length + i }));
 }
 
 /** Something that is drawn only once it is opened. */

@@ -68,7 +68,6 @@ function stored(): string {
 export function Footer({ manifest }: { manifest: Manifest }) {
   return (
     <footer class="bottom soft">
-      {manifest.notes.map((n) => <p key={n}>{printable(n)}</p>)}
       <p>Written by jaxablate {manifest.version}. Everything is in this page: it needs no network.</p>
     </footer>
   );

@@ -1,4 +1,4 @@
-import { useMemo, useState } from "preact/hooks";
+import { useEffect, useMemo, useState } from "preact/hooks";
 import { heading, printable } from "../format";
 import { href, setParams } from "../route";
 import type { Grid, Results, SuiteRecord } from "../schema/results";
@@ -13,7 +13,7 @@ const NUMBERS = ", in numbers";
 
 /** All figures and panels of one suite at a time; a search finds them in all. */
 export function Measurements({ run, route }: ViewProps) {
-  const suites = Object.values(run.results.suites);
+  const suites = Object.values(run.results.suites).filter((s) => s.figures.length + s.panels.length > 0);
   const words = route.params.find ?? "";
   const current = suites.find((s) => s.suite === route.path[0]) ?? suites[0];
   if (!current) return <Note title="Nothing is measured yet">Run <code>jaxablate score --workdir DIR</code>.</Note>;
@@ -31,7 +31,7 @@ export function Measurements({ run, route }: ViewProps) {
         </nav>
       </aside>
       <div class="body">
-        {words ? <Found results={run.results} words={words} link={link} /> : <Suite key={`${run.entry.name} ${current.suite}`} record={current} results={run.results} at={route.params.panel} />}
+        {words ? <Found results={run.results} words={words} link={link} /> : <Suite key={`${run.entry.name} ${current.suite}`} record={current} results={run.results} at={route.params.panel} link={(panel) => href("measurements", [current.suite], { run: route.params.run, panel })} />}
       </div>
     </div>
   );
@@ -41,23 +41,23 @@ export function title(suite: string): string {
   return printable(suite.length > 3 ? suite[0]!.toUpperCase() + suite.slice(1) : suite.toUpperCase());
 }
 
-function Suite({ record, results, at }: { record: SuiteRecord; results: Results; at?: string }) {
+function Suite({ record, results, at, link }: { record: SuiteRecord; results: Results; at?: string; link: (panel: string) => string }) {
   const panels = useMemo(() => joined(record.panels), [record]);
   const [closed, setClosed] = useState<ReadonlySet<string>>(new Set());
   const every = closed.size < panels.length;
-  const jump = (name: string) => document.getElementById(anchor(name))?.scrollIntoView({ behavior: "smooth" });
+  const jump = (name: string) => document.getElementById(anchor(name))?.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  useEffect(() => { if (at) jump(at); }, [at]);
   return (
     <>
       <header class="suite-head">
         <div><h1>{title(record.suite)}</h1><p class="soft">{printable(record.about)}</p></div>
         {panels.length > 1 && <button type="button" class="quiet" onClick={() => setClosed(every ? new Set(panels.map((p) => p.panel.title)) : new Set())}>{every ? "Fold all" : "Unfold all"}</button>}
       </header>
-      {panels.length > 2 && <nav class="jump" aria-label="Panels of this suite">{panels.map(({ panel }) => <button type="button" key={panel.title} class="link" onClick={() => jump(panel.title)}>{printable(panel.title)}</button>)}</nav>}
+      {panels.length > 2 && <nav class="jump" aria-label="Panels of this suite">{panels.map(({ panel }) => <a key={panel.title} href={link(panel.title)} onClick={() => jump(panel.title)}>{printable(panel.title)}</a>)}</nav>}
       {record.figures.length > 0 && <section class="card"><h2>Figures</h2><Figures record={record} /></section>}
       <div class="panels">
         {panels.map(({ panel, numbers }) => (
           <details key={panel.title} id={anchor(panel.title)} class={`card panel ${wide(panel) ? "wide" : ""}`} open={!closed.has(panel.title)}
-            ref={(e) => { if (e && at === panel.title) e.scrollIntoView(); }}
             onToggle={(e) => { const open = e.currentTarget.open; setClosed((now) => { const next = new Set(now); if (open) next.delete(panel.title); else next.add(panel.title); return next; }); }}>
             <summary><h2>{printable(panel.title)}</h2></summary>
             {panel.caption && <p class="about">{printable(panel.caption)}</p>}

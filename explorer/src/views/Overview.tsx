@@ -24,6 +24,7 @@ export function Overview({ run, route }: ViewProps) {
   return (
     <>
       <header class="page-head"><h1>{printable(run.entry.name)}</h1><p class="soft">{printable(run.entry.summary)}</p></header>
+      {theManifest().notes.length > 0 && <Note title="Mind"><ul class="plain">{theManifest().notes.map((n) => <li key={n}>{printable(n)}</li>)}</ul></Note>}
       {shown.length > 0
         ? <section class="tiles" aria-label="Figures that matter">{shown.map((h) => <Tile key={h.figure.name} highlight={h} link={link(h.suite)} baseline={baseline.state === "ready" ? baseline.value : null} />)}</section>
         : <Note title="Nothing is measured yet">Run <code>jaxablate score --workdir DIR</code> for figures with intervals and nulls.</Note>}
@@ -34,12 +35,15 @@ export function Overview({ run, route }: ViewProps) {
       <section class="card">
         <h2>What was measured</h2>
         <ul class="suites-list">
-          {Object.values(run.results.suites).map((s) => <li key={s.suite}><a href={link(s.suite)}>{title(s.suite)}</a> <span class="soft">{printable(s.about)}</span></li>)}
+          {Object.values(run.results.suites).map((s) => <li key={s.suite}><a href={s.figures.length + s.panels.length > 0 ? link(s.suite) : href(OF_SUITE[s.suite] ?? "measurements", [], { run: route.params.run })}>{title(s.suite)}</a> <span class="soft">{printable(s.about)}</span></li>)}
         </ul>
       </section>
     </>
   );
 }
+
+/** Views of suites whose findings are theirs alone. */
+const OF_SUITE: Record<string, string> = { texts: "text", units: "units" };
 
 /** The run of this page to set beside: the one that its entry names. */
 function baselineOf(entry: RunEntry): RunEntry | undefined {
@@ -130,7 +134,7 @@ function Facts({ run }: { run: Run }) {
   const facts: [string, string | null][] = [
     ["task", results.config.task === "classification" ? "text classification" : "language model"],
     ["parameters", results.parameters.toLocaleString("en")],
-    ["shape", `${words(model.n_layers)} layers, width ${words(model.d_model)}, ${words(model.n_heads)} heads`],
+    ["shape", `${words(model.n_layers)} layer${model.n_layers === 1 ? "" : "s"}, width ${words(model.d_model)}, ${words(model.n_heads)} heads`],
     ["ablation", model.ablation === "none" ? "none (no gates)" : `${words(model.ablation)}, ${words(model.gate)}; k ${words(model.k_attention)} of attention, ${words(model.k_neurons)} of neurons`],
     ["data", [data.source ?? data.dataset, data.tokenizer && `tokenizer ${words(data.tokenizer)}`].filter(Boolean).map(String).join(", ") || null],
     ["trained for", train.steps ? `${words(train.steps)} steps of ${words(train.batch_size)} × ${words(train.sequence_length)} tokens` : train.epochs ? `up to ${words(train.epochs)} epochs of batches of ${words(train.batch_size)}` : null],
