@@ -12,7 +12,7 @@ from jaxablate.reports.explorer import read_run, write_runs
 VIEWS = {"overview": ("language", "#/"), "measurements": ("language", "#/measurements/neurons"),
          "gates": ("language", "#/measurements/gates"), "classifier": ("classifier", "#/"),
          "classifier-measurements": ("classifier", "#/measurements/importance"),
-         "explanations": ("classifier", "#/measurements/explanations"), "compare": ("compare", "#/compare")}
+         "superposition": ("classifier", "#/measurements/superposition"), "compare": ("compare", "#/compare")}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -65,12 +65,12 @@ def test_training_curves_say_their_values_and_smooth(show):
     box = chart.locator(".plot svg").last.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.wait_for_selector(".plot [aria-label=tip] text")
-    assert "step" in page.locator(".plot [aria-label=tip]").first.inner_text()
-    lines = chart.locator(".plot [aria-label=line] path")
+    assert "step" in page.locator(".plot [aria-label=tip]").first.text_content()
+    lines = chart.locator(".plot [data-mark=line] path")
     before = lines.count()
     chart.locator("input[type=range]").fill("0.8")
     assert chart.locator("output").inner_text() == "0.80"
-    page.wait_for_function("n => document.querySelectorAll('.plot [aria-label=line] path').length > n", arg=before)
+    page.wait_for_function("n => document.querySelectorAll('.plot [data-mark=line] path').length > n", arg=before)
     chart.get_by_role("button", name="Show training, loss clean").click()
     assert chart.locator(".key.off").count() == 1
     chart.locator("summary", has_text="Numbers").click()
@@ -144,8 +144,8 @@ def test_numbers_of_a_picture_are_under_it_not_a_second_panel(show):
 
 
 def test_heat_maps_say_the_value_under_the_pointer(show):
-    page = show("classifier", "#/measurements/explanations")
-    page.locator(".heat td").nth(3).hover()
+    page = show("language", "#/measurements/neurons")
+    page.locator(".heat tbody td").nth(3).hover()
     assert "×" in page.locator(".heatmap .said").first.inner_text()
 
 
@@ -169,7 +169,7 @@ def test_compare_shows_differences_seeds_and_what_was_published(show):
 
 def test_another_run_is_chosen_and_stays_in_the_link(show):
     page = show("compare")
-    page.get_by_label("run", exact=True).select_option("baseline")
+    page.locator(".run-choice select").select_option("baseline")
     page.wait_for_selector("h1:has-text('baseline')")
     page.locator("nav.views a", has_text="Measurements").click()
     page.wait_for_selector("nav.suites")

@@ -34,6 +34,11 @@ export function Chart<Row>({ alt, options, deps, table, children }: Props<Row>) 
     const svg = drawn instanceof SVGElement ? drawn : drawn.querySelector("svg:last-of-type");
     svg?.setAttribute("role", "img");
     svg?.setAttribute("aria-label", alt);
+    // Plot names its groups for readers, which within a picture nobody may read.
+    for (const group of drawn.querySelectorAll<SVGGElement>("g[aria-label]")) {
+      group.dataset.mark = group.getAttribute("aria-label")!;
+      group.removeAttribute("aria-label");
+    }
     place.current!.replaceChildren(drawn);
   }, [width, alt, ...deps]);
   return (

@@ -21,7 +21,7 @@ export function Histograms({ panel }: { panel: HistogramGrid }) {
         const marks = axisPlaces(edges, panel.log_x);
         return (
           <div key={h.title} class="multiple">
-            <h4><Explained text={printable(h.title)} /></h4>
+            <h3><Explained text={printable(h.title)} /></h3>
             {(h.note || h.apart !== null) && <p class="soft">{[h.note, h.apart !== null && `${h.apart_label || "apart"}: ${share(h.apart)}`].filter(Boolean).join(" · ")}</p>}
             <Chart alt={`Histogram of ${panel.x_label}, ${h.title}: ${total.toLocaleString("en")} in all${h.apart ? `, ${h.apart} ${h.apart_label}` : ""}.`}
               deps={[h, most]}

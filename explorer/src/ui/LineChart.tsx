@@ -62,9 +62,9 @@ export function LineChart({ name, lines, xLabel, yLabel, logX = false, logY = fa
             Plot.line(d, { x: "x", y: "y", stroke: colour(d[0]!.line), strokeWidth: 1.9, strokeDasharray: lines[d[0]!.line]!.dashed ? "5 4" : undefined }),
             d.length < 25 ? Plot.dot(d, { x: "x", y: "y", fill: colour(d[0]!.line), r: 2.6 }) : null,
           ]),
-          Plot.ruleX(all, Plot.pointerX({ x: "x", stroke: "var(--soft)", strokeOpacity: 0.5 })),
-          Plot.dot(all, Plot.pointer({ x: "x", y: "y", r: 4, fill: (p: Point) => colour(p.line) })),
-          Plot.tip(all, Plot.pointer({ x: "x", y: "y", fill: "var(--raised)", stroke: "var(--rule)", title: (p: Point) => said(p, drawn, lines, xLabel) })),
+          Plot.ruleX(all, Plot.pointerX({ x: "x", maxRadius: Infinity, stroke: "var(--soft)", strokeOpacity: 0.5 })),
+          Plot.dot(all, Plot.pointerX({ x: "x", y: "y", maxRadius: Infinity, r: 4, fill: (p: Point) => colour(p.line) })),
+          Plot.tip(all, Plot.pointerX({ x: "x", y: "y", maxRadius: Infinity, fill: "var(--raised)", stroke: "var(--rule)", title: (p: Point) => said(p, drawn, lines, xLabel) })),
         ].filter((m) => m !== null),
       })}
       table={{

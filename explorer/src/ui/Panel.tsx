@@ -153,7 +153,7 @@ function SideBySide({ panel }: { panel: Beside }) {
     <div class="beside">
       {panel.panels.map((p, i) => (
         <div key={i}>
-          <h4>{printable(panel.labels[i]!)}</h4>
+          <h3>{printable(panel.labels[i]!)}</h3>
           {p.kind === "heatmap" ? <HeatmapTable panel={p} most={most} /> : <ArcDiagram panel={p} most={most} />}
         </div>
       ))}
