@@ -7,7 +7,7 @@ import pytest
 from jaxablate.commands.main import main
 from jaxablate.neurons import gate_information, specialisation
 from jaxablate.registry import Registry
-from jaxablate.suites import circuits, neurons
+from jaxablate.suites import circuits, explanations, neurons
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -19,7 +19,8 @@ def run_command(*arguments: object) -> None:
 
 def few_draws(patch: pytest.MonkeyPatch) -> None:
     """Few prompts, random directions, shuffles, updates and methods in every suite of language models, so that all are
-    quick."""
+    quick; of text classifiers the explorer has short texts too, as those of `helpers.runs` are."""
+    patch.setattr(explanations, "SHORTEST", 3)
     patch.setattr(circuits, "METHODS", Registry("method", [circuits.METHODS[name] for name in ("eap-ig", "random")]))
     for module, counts in ((circuits, {"PROMPTS": 6, "BATCHES": 2, "ORDERS": 1, "RANDOM_MODELS": 1, "DRAWS": 20,
                                       "PRUNE_STEPS": 2, "PRUNE_SEEDS": 1}),
