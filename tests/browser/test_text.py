@@ -162,7 +162,7 @@ def test_a_head_is_chosen_and_looks_at_tokens(show):
 def test_the_ablated_stream_has_patterns_of_its_own(show):
     page = show("language", "#/text/0?position=9&layer=1&head=0")
     clean = page.locator(".looks").inner_text()
-    page.locator(".rest").get_by_role("button", name="ablated").click()
+    page.locator(".beneath").get_by_role("button", name="ablated").click()
     assert "stream=ablated" in page.url and page.locator(".looks").inner_text() != clean
 
 

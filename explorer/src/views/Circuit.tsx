@@ -90,7 +90,7 @@ function Circuits({ run, route, task, other, others }: ViewProps & { task: TaskE
             format={(i) => `${short(sizes[i] ?? 0)}: ${panes.map((p) => p.edges.filter((e) => Math.abs(e.score) >= (sizes[i] ?? 0)).length).join(" and ")} edges`} />
         )}
       </div>
-      <div class={`graphs ${panes.length > 1 ? "two" : ""}`}>
+      <div class={`graphs ${panes.length > 1 ? "twin" : ""}`}>
         {panes.map((p, i) => (
           <section class="card" key={p.title} aria-label={p.title}>
             <h2>{printable(p.title)}</h2>
@@ -101,8 +101,8 @@ function Circuits({ run, route, task, other, others }: ViewProps & { task: TaskE
         ))}
       </div>
       <p class="soft graph-key">
-        <svg width="30" height="10" aria-hidden="true"><path d="M1 5h28" class="wire" stroke-width="3" /></svg> helps the answer
-        <svg width="30" height="10" aria-hidden="true"><path d="M1 5h28" class="wire minus" stroke-width="3" /></svg> hinders it; the wider, the more.
+        <svg width="30" height="10" aria-hidden="true"><path d="M1 5h28" class="flow" stroke-width="3" /></svg> helps the answer
+        <svg width="30" height="10" aria-hidden="true"><path d="M1 5h28" class="flow minus" stroke-width="3" /></svg> hinders it; the wider, the more.
         <span class="ports"><i class="q">Q</i> queries <i class="k">K</i> keys <i class="v">V</i> values of a head.</span>
       </p>
       <div class={held ? "below" : ""}>
@@ -112,7 +112,7 @@ function Circuits({ run, route, task, other, others }: ViewProps & { task: TaskE
       <section class="card">
         <h2><Term name="faithfulness">How faithful circuits are</Term></h2>
         <p class="soft">Share of the model's logit difference that the circuit alone has, on prompts it was not found on: 1 is the model, 0 is everything patched.</p>
-        <div class={`graphs ${panes.length > 1 && beside !== "pruning" ? "two" : ""}`}>
+        <div class={`graphs ${panes.length > 1 && beside !== "pruning" ? "twin" : ""}`}>
           {(beside === "pruning" ? panes.slice(0, 1) : panes).map((p) => <Faithfulness key={p.title} title={beside === "pruning" ? `${stream} stream` : p.title} stream={p.stream} />)}
         </div>
       </section>

@@ -42,7 +42,7 @@ export function Graph({ task, edges, most, pointed, held, onPoint, onHold, label
             {wires.map(({ edge, d }) => (
               <g key={edge.name} class={`edge ${touches(edge) ? "on" : ""}`} onMouseEnter={() => point(edge)} onMouseLeave={() => point(null)}>
                 <path class="reach" d={d} />
-                <path class={`wire ${edge.score < 0 ? "minus" : ""}`} d={d} stroke-width={0.8 + 4.2 * crowd * weight(edge.score, most)} stroke-opacity={(0.35 + 0.55 * weight(edge.score, most)) * (0.45 + 0.55 * crowd)}>
+                <path class={`flow ${edge.score < 0 ? "minus" : ""}`} d={d} stroke-width={0.8 + 4.2 * crowd * weight(edge.score, most)} stroke-opacity={(0.35 + 0.55 * weight(edge.score, most)) * (0.45 + 0.55 * crowd)}>
                   <title>{`${edge.name}: ${short(edge.score)}`}</title>
                 </path>
               </g>

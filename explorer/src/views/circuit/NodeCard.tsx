@@ -71,7 +71,7 @@ function Looks({ texts, run, layer, head }: { texts: LanguageTexts; run: Run; la
         <p class="soft">{printable(text.title)}: from the last token, <code>{visible(printable(tokens[last]!))}</code></p>
         <ol class="looks">
           {strongest(found, last, 8).map(({ key, weight }) => (
-            <li key={key}><code>{visible(printable(tokens[key]!))}</code> <span class="track"><i style={{ width: `${100 * weight}%` }} /></span><span class="n">{Math.round(100 * weight)} %</span></li>
+            <li key={key}><code>{visible(printable(tokens[key]!))}</code> <span class="weight-bar"><i style={{ width: `${100 * weight}%` }} /></span><span class="n">{Math.round(100 * weight)} %</span></li>
           ))}
         </ol>
         <p><a href={link(last)}>This head in the text →</a></p>

@@ -69,7 +69,7 @@ export function Classifier({ texts, route }: { texts: ClassifiedTexts; route: Ro
           <p class="soft">{printable(text.about)} Arcs: {pairs === "attention" ? "attention" : "shared neurons"} {all ? "between the strongest pairs of words" : "of the chosen word"}.</p>
         </section>
         <Word texts={texts} text={text} reading={reading} tokens={tokens} position={position} pinned={position === pinned} stream={stream} />
-        <div class="rest">
+        <div class="beneath">
           <section class="card" aria-label="Neurons">
             <h2><Hint text="Neurons (columns) stand under the word that drives them most; darker is stronger. The diagonal is what words have to themselves, what lies beside it is shared.">Which words have which neurons</Hint></h2>
             <p class="soft">{unpack(reading.neurons).data.length} of {reading.active_neurons} active neurons of {texts.n_neurons}. Point at one; a click colours the text by it.</p>
@@ -103,7 +103,7 @@ function Partners({ pattern, tokens, position, pairs }: { pattern: Pattern; toke
       {found.length === 0 && <p class="soft">no other word</p>}
       <ol class="looks">
         {found.map(({ key, weight }) => (
-          <li key={key}><button type="button" onClick={() => setParams({ position: key })}><code>{visible(printable(tokens[key]!))}</code></button> <span class="track"><i style={{ width: `${100 * Math.min(1, weight)}%` }} /></span><span class="n">{weight.toFixed(2)}</span></li>
+          <li key={key}><button type="button" onClick={() => setParams({ position: key })}><code>{visible(printable(tokens[key]!))}</code></button> <span class="weight-bar"><i style={{ width: `${100 * Math.min(1, weight)}%` }} /></span><span class="n">{weight.toFixed(2)}</span></li>
         ))}
       </ol>
     </>
@@ -175,7 +175,7 @@ function Word({ texts, text, reading, tokens, position, pinned, stream }: { text
       {strong.length === 0 && <p class="soft">It drives none.</p>}
       <ol class="looks">
         {strong.map(({ neuron, value }) => (
-          <li key={neuron}><button type="button" onClick={() => setParams({ colour: `neuron.${neuron}` })}>neuron {neuron}</button> <span class="track"><i style={{ width: `${(100 * value) / strong[0]!.value}%` }} /></span><span class="n">{value.toPrecision(2)}</span></li>
+          <li key={neuron}><button type="button" onClick={() => setParams({ colour: `neuron.${neuron}` })}>neuron {neuron}</button> <span class="weight-bar"><i style={{ width: `${(100 * value) / strong[0]!.value}%` }} /></span><span class="n">{value.toPrecision(2)}</span></li>
         ))}
       </ol>
     </section>

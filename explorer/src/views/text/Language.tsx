@@ -71,14 +71,14 @@ function Attention({ texts, text, tokens, position, settings, arcs }: { texts: L
   if (!text.attention) {
     const other = texts.texts.findIndex((x) => x.attention);
     return (
-      <section class="card rest"><h2>Attention</h2>
+      <section class="card beneath"><h2>Attention</h2>
         <p class="soft">To keep the page small, attention patterns and activations are stored for some of the texts only{other >= 0 && <>, for example <a href={href("text", [other])}>{texts.texts[other]!.title}</a></>}.</p>
       </section>
     );
   }
   const found = pattern(text, stream, layer, head)!;
   return (
-    <section class="card rest" aria-label="Attention">
+    <section class="card beneath" aria-label="Attention">
       <div class="controls">
         <h2><Term name="attention pattern">Attention</Term></h2>
         <label><span class="soft">layer</span>
@@ -93,7 +93,7 @@ function Attention({ texts, text, tokens, position, settings, arcs }: { texts: L
           <p class="soft from"><Hint text="Weights of the query at this token over the keys; they sum to 1.">From <code>{visible(printable(tokens[position] ?? ""))}</code>, head {head} looks at</Hint></p>
           <ol class="looks">
             {strongest(found, position, 8).map(({ key, weight }) => (
-              <li key={key}><button type="button" onClick={() => setParams({ position: key })}><code>{visible(printable(tokens[key]!))}</code></button> <span class="track"><i style={{ width: `${100 * weight}%` }} /></span><span class="n">{Math.round(100 * weight)} %</span></li>
+              <li key={key}><button type="button" onClick={() => setParams({ position: key })}><code>{visible(printable(tokens[key]!))}</code></button> <span class="weight-bar"><i style={{ width: `${100 * weight}%` }} /></span><span class="n">{Math.round(100 * weight)} %</span></li>
             ))}
           </ol>
         </div>
