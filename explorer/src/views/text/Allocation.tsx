@@ -3,6 +3,7 @@ import { unpack } from "../../data";
 import { printable, visible } from "../../format";
 import { sequential } from "../../colours";
 import type { Reading } from "../../schema/texts";
+import { paint } from "./Attention";
 import { numbers, place } from "./model";
 
 /** Words by neurons as shades, with each word's capacity at the end of its row. */
@@ -11,16 +12,7 @@ export function Allocation({ reading, tokens, current, onNeuron }: { reading: Re
   const [at, setAt] = useState<{ t: number; c: number } | null>(null);
   const canvas = useRef<HTMLCanvasElement>(null);
   const most = Math.max(1, ...values.data);
-  useLayoutEffect(() => {
-    const pen = canvas.current?.getContext("2d");
-    if (!pen || !n) return;
-    canvas.current!.width = n;
-    canvas.current!.height = tokens.length;
-    const hex = getComputedStyle(document.documentElement).getPropertyValue("--shade").trim().match(/[0-9a-f]{2}/gi)?.map((x) => parseInt(x, 16)) ?? [63, 134, 221];
-    const image = pen.createImageData(n, tokens.length);
-    for (let i = 0; i < n * tokens.length; i++) image.data.set([hex[0]!, hex[1]!, hex[2]!, 255 * (values.data[i]! / most) ** 0.6], 4 * i);
-    pen.putImageData(image, 0, 0);
-  }, [reading]);
+  useLayoutEffect(() => { if (canvas.current) paint(canvas.current, tokens.length, n, (t, c) => values.data[place(values, t, c)]! / most); }, [reading]);
   const box = useRef<HTMLDivElement>(null);
   const find = (e: MouseEvent) => {
     const frame = box.current!.getBoundingClientRect();

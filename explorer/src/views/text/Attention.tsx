@@ -8,26 +8,28 @@ import type { Pattern } from "./model";
 const lifted = (weight: number) => Math.min(1, Math.max(0, weight)) ** 0.6;
 const LEAST_ARC = 0.02, MOST_NAMES = 32;
 
-/** Paints a pattern with one canvas pixel a weight; the page scales it up. */
-function paint(canvas: HTMLCanvasElement, { T, at }: Pattern): void {
-  canvas.width = canvas.height = T;
+/** Paints shades in [0, 1], one canvas pixel each, row by row; the page scales them up. */
+export function paint(canvas: HTMLCanvasElement, rows: number, columns: number, at: (row: number, column: number) => number): void {
+  canvas.width = columns;
+  canvas.height = rows;
   const pen = canvas.getContext("2d");
-  if (!pen) return;
-  const [r, g, b] = shade();
-  const image = pen.createImageData(T, T);
-  for (let i = 0; i < T; i++)
-    for (let j = 0; j < T; j++) image.data.set([r, g, b, 255 * lifted(at(i, j))], 4 * (i * T + j));
+  if (!pen || !rows || !columns) return;
+  const [r = 63, g = 134, b = 221] = getComputedStyle(document.documentElement).getPropertyValue("--shade").match(/[0-9a-f]{2}/gi)?.map((x) => parseInt(x, 16)) ?? [];
+  const image = pen.createImageData(columns, rows);
+  for (let i = 0, at4 = 0; i < rows; i++) {
+    for (let j = 0; j < columns; j++, at4 += 4) {
+      image.data[at4] = r;
+      image.data[at4 + 1] = g;
+      image.data[at4 + 2] = b;
+      image.data[at4 + 3] = 255 * lifted(at(i, j));
+    }
+  }
   pen.putImageData(image, 0, 0);
-}
-
-function shade(): [number, number, number] {
-  const hex = getComputedStyle(document.documentElement).getPropertyValue("--shade").trim().match(/^#(..)(..)(..)$/);
-  return hex ? [parseInt(hex[1]!, 16), parseInt(hex[2]!, 16), parseInt(hex[3]!, 16)] : [63, 134, 221];
 }
 
 function Painted({ pattern, deps }: { pattern: Pattern; deps: readonly unknown[] }) {
   const canvas = useRef<HTMLCanvasElement>(null);
-  useLayoutEffect(() => { if (canvas.current) paint(canvas.current, pattern); }, deps as unknown[]);
+  useLayoutEffect(() => { if (canvas.current) paint(canvas.current, pattern.T, pattern.T, pattern.at); }, deps as unknown[]);
   return <canvas ref={canvas} aria-hidden="true" />;
 }
 
