@@ -71,6 +71,8 @@ def _another_seed(run, to):
         figure["estimate"] |= {k: figure["estimate"][k] * 1.02 for k in ("value", "low", "high")
                                if figure["estimate"][k] is not None}
     path.write_text(json.dumps(values))
+    for attached in (to / "explorer").glob("*.json"):
+        attached.write_text(json.dumps(json.loads(attached.read_text()) | {"params_digest": "another"}))
 
 
 @pytest.fixture(scope="session")

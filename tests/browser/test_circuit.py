@@ -35,7 +35,7 @@ def _edges(page):
 def test_both_streams_stand_side_by_side_with_all_nodes(show):
     page = show("language", "#/circuit?circuit=every+edge")
     assert page.locator(".graphs .card h2").all_inner_texts()[:2] == ["clean stream", "ablated stream"]
-    names = page.locator(".graph").first.locator(".node text:first-of-type").all_inner_texts()
+    names = page.locator(".graph").first.locator(".node > text").all_text_contents()
     assert {"Resid Start", "A0.0", "A0.1", "MLP 0", "A1.0", "A1.1", "MLP 1", "Resid End"} <= set(names)
     assert all(_edges(page))
 
@@ -54,7 +54,7 @@ def test_the_slider_leaves_the_strongest_edges(show):
 
 def test_pointing_at_a_node_tells_its_edges_in_both_drawings(show):
     page = show("language", "#/circuit?circuit=every+edge")
-    node = page.locator(".graph").first.locator(".node.mlp").first
+    node = page.locator(".graph").first.locator(".node[aria-label^='MLP 1']")
     node.hover()
     assert re.match(r"MLP 1: \d+ in", page.locator(".said-edge").first.inner_text())
     assert page.locator("svg.some").count() == 2
@@ -83,7 +83,7 @@ def test_a_head_leads_to_its_pattern_in_the_text_and_to_its_units(show):
     card.get_by_role("link", name="This head in the text").click()
     page.wait_for_selector(".token")
     assert "layer=1" in page.url and "head=1" in page.url
-    assert page.get_by_role("button", name="head 1").get_attribute("aria-pressed") == "true"
+    assert page.get_by_role("button", name="head 1", exact=True).get_attribute("aria-pressed") == "true"
 
 
 def test_an_edge_list_walks_the_graph(show):

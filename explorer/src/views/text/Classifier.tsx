@@ -4,12 +4,12 @@ import { printable, visible } from "../../format";
 import { setParams, type Route } from "../../route";
 import type { ClassifiedText, ClassifiedTexts, Reading } from "../../schema/texts";
 import { Choice } from "../../ui/Tabs";
-import { Hint, Term } from "../../ui/Term";
+import { Hint } from "../../ui/Term";
 import { Tokens } from "../../ui/Tokens";
 import { Allocation } from "./Allocation";
 import { Arcs, Heads, Matrix, strongest } from "./Attention";
 import { Chooser, chosenText } from "./Chooser";
-import { streamColour } from "./Details";
+import { StreamHeads, streamColour } from "./Details";
 import { Legend } from "./Legend";
 import { numbers, place, short, words, type Colouring, type Pattern } from "./model";
 
@@ -40,7 +40,7 @@ export function Classifier({ texts, route }: { texts: ClassifiedTexts; route: Ro
         <section class="card the-text" aria-label="The text">
           <div class="controls">
             <label><span class="soft">Colour</span>
-              <select value={colour} onChange={(e) => setParams({ colour: e.currentTarget.value })}>
+              <select aria-label="Colour by" value={colour} onChange={(e) => setParams({ colour: e.currentTarget.value })}>
                 <optgroup label="How much a word counts">
                   {text.keep && <option value="keep">kept by VMASK</option>}
                   <option value="gradient">gradient × input</option>
@@ -151,7 +151,7 @@ function Word({ texts, text, reading, tokens, position, pinned, stream }: { text
     <section class="card details" aria-label="The word">
       <h2>The text</h2>
       <table class="paired">
-        <thead class="hidden"><tr><th scope="col">class</th>{texts.streams.map((s) => <th key={s} scope="col">{s}</th>)}</tr></thead>
+        <StreamHeads streams={texts.streams} first="class" />
         <tbody>{texts.classes.map((name, c) => (
           <tr key={c} class={c === text.label ? "follows" : ""}>
             <th scope="row">{printable(name)}{c === text.label && <span class="tick" title="the label">✓<span class="hidden"> the label</span></span>}</th>
@@ -160,7 +160,6 @@ function Word({ texts, text, reading, tokens, position, pinned, stream }: { text
           </tr>))}
         </tbody>
       </table>
-      {texts.streams.length > 1 && <p class="soft stream-key">{texts.streams.map((s) => <span key={s}><i class="sign" style={{ background: streamColour(s) }} /> <Term name={`${s} stream`}>{s}</Term> </span>)}</p>}
       <header class="second">
         <h2><code class="big">{visible(printable(tokens[position] ?? ""))}</code></h2>
         <span class="soft">word {position + 1} of {tokens.length}{pinned ? "" : " · pointed at"}</span>

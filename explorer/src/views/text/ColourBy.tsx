@@ -33,7 +33,7 @@ export function ColourBy({ texts, text, value }: { texts: LanguageTexts; text: L
   return (
     <span class="colour-by">
       <label><span class="soft">Colour</span>
-        <select value={now.what} onChange={(e) => set({ what: e.currentTarget.value, ...(e.currentTarget.value === "latent" ? { layer: 0, unit: 0 } : {}) })}>
+        <select aria-label="Colour by" value={now.what} onChange={(e) => set({ what: e.currentTarget.value, ...(e.currentTarget.value === "latent" ? { layer: 0, unit: 0 } : {}) })}>
           <optgroup label="What a token costs">
             <option value="loss.clean">loss{both ? ", clean stream" : ""}</option>
             {both && <option value="loss.ablated">loss, ablated stream</option>}

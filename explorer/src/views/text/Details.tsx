@@ -48,24 +48,32 @@ const share = (p: number) => (p >= 0.0995 ? `${Math.round(100 * p)} %` : p >= 0.
 
 /** Next tokens with a bar for each stream. */
 function Next({ texts, candidates, after }: { texts: LanguageTexts; candidates: Candidate[]; after: string }) {
-  const two = texts.streams.length > 1;
   return (
     <div class="next">
       <h3><Hint text="The tokens that a stream holds likeliest after this one, and the one that follows in the text.">What may follow <code>{visible(printable(after))}</code></Hint></h3>
       <table class="paired">
-        <thead class="hidden"><tr><th scope="col">token</th>{texts.streams.map((s) => <th key={s} scope="col">{s}</th>)}</tr></thead>
+        <StreamHeads streams={texts.streams} first="token" />
         <tbody>
           {candidates.map((c, i) => (
             <tr key={i} class={c.follows ? "follows" : ""}>
               <th scope="row" title={`id ${c.id}`}><code>{visible(printable(c.token))}</code>{c.follows && <span class="tick" title="follows in the text">✓<span class="hidden"> follows in the text</span></span>}</th>
               <td class="pair" aria-hidden="true">{texts.streams.map((s) => <i key={s} style={{ width: `${Math.max(0.4, 100 * c.probability[s]!)}%`, background: streamColour(s) }} />)}</td>
-              {texts.streams.map((s) => <td key={s} class="n" style={two ? { color: streamColour(s) } : undefined}>{share(c.probability[s]!)}</td>)}
+              {texts.streams.map((s) => <td key={s} class="n">{share(c.probability[s]!)}</td>)}
             </tr>
           ))}
         </tbody>
       </table>
-      {two && <p class="soft stream-key">{texts.streams.map((s) => <span key={s}><i class="sign" style={{ background: streamColour(s) }} /> <Term name={`${s} stream`}>{s}</Term> </span>)}<span class="tick">✓</span> follows in the text</p>}
+      <p class="soft"><span class="tick">✓</span> follows in the text</p>
     </div>
+  );
+}
+
+/** Heads of a table with a pair of bars and a number for each stream in a row. */
+export function StreamHeads({ streams, first }: { streams: string[]; first: string }) {
+  return (
+    <thead class={streams.length > 1 ? "" : "hidden"}>
+      <tr><th scope="col"><span class="hidden">{first}</span></th><td /> {streams.map((s) => <th key={s} scope="col"><i class="sign" style={{ background: streamColour(s) }} /> <Term name={`${s} stream`}>{s}</Term></th>)}</tr>
+    </thead>
   );
 }
 
@@ -102,7 +110,7 @@ function Chips({ listed, total, keyOf, title, colour }: { listed: Winner[]; tota
   return (
     <span class="chips">
       {shown.map((w) => (
-        <button type="button" key={w.unit} class="chip" aria-pressed={colour === keyOf(w.unit)} title={title(w)} aria-label={title(w)} style={{ backgroundColor: diverging((0.75 * w.value) / most) }}
+        <button type="button" key={w.unit} class="chip" aria-pressed={colour === keyOf(w.unit)} title={title(w)} aria-label={title(w)} style={{ backgroundColor: diverging(w.value / most) }}
           onClick={() => setParams({ colour: colour === keyOf(w.unit) ? undefined : keyOf(w.unit) })}>{w.unit}</button>
       ))}
       {listed.length > FEW && <button type="button" class="chip others" onClick={() => setAll(!all)}>{all ? "fewer" : `${listed.length - FEW} more`}</button>}

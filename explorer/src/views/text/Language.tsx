@@ -82,7 +82,7 @@ function Attention({ texts, text, tokens, position, settings, arcs }: { texts: L
       <div class="controls">
         <h2><Term name="attention pattern">Attention</Term></h2>
         <label><span class="soft">layer</span>
-          <select value={layer} onChange={(e) => setParams({ layer: Number(e.currentTarget.value) })}>{Array.from({ length: texts.n_layers }, (_, i) => <option key={i} value={i}>{i}</option>)}</select>
+          <select aria-label="Layer of the head" value={layer} onChange={(e) => setParams({ layer: Number(e.currentTarget.value) })}>{Array.from({ length: texts.n_layers }, (_, i) => <option key={i} value={i}>{i}</option>)}</select>
         </label>
         {texts.streams.length > 1 && <Choice label="Stream" options={texts.streams as ("clean" | "ablated")[]} value={stream as "clean"} onChange={(s) => setParams({ stream: s })} />}
         <Choice label="Drawn as" options={[["arcs", "arcs over the text"], ["none", "no arcs"]]} value={arcs ? "arcs" : "none"} onChange={(draw) => setParams({ draw: draw === "arcs" ? undefined : draw })} />
