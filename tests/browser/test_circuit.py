@@ -3,7 +3,6 @@
 import re
 
 import pytest
-
 from browser.conftest import axe_findings, keep, too_wide
 
 VIEWS = {"circuit": ("language", "#/circuit"), "circuit-pruning": ("language", "#/circuit?beside=pruning&node=A1.0"),

@@ -3,7 +3,6 @@
 import re
 
 import pytest
-
 from browser.conftest import axe_findings, keep, too_wide
 
 VIEWS = {"text": ("language", "#/text/0?position=5&layer=1&head=1"),
