@@ -1,6 +1,6 @@
 # Every target sets itself up on a machine that has only Python 3.11+, pip and make.
 #   make quickstart   train a small self-ablating model on the embedded stories, score it, print samples
-#   make test         the whole test suite
+#   make test         the whole test suite, but for the explorer in a browser, which .ci/explorer tests
 #   make test-fast    the suite without its slow files
 #   make lint         ruff and pyright
 #   make torture      an hour of kills, full disks, damaged files and hostile input; ARGS='--count 0.1' for less
@@ -38,10 +38,10 @@ quickstart: $(READY)
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: $(READY)
-	$(PYTEST)
+	$(PYTEST) -m "not browser"
 
 test-fast: $(READY)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not browser"
 
 torture: $(READY)
 	cd tests && ../$(BIN)/python -m faults.torture $(ARGS)

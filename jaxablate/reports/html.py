@@ -13,7 +13,7 @@ from markupsafe import Markup
 from jaxablate.reports import svg
 from jaxablate.reports.circuit_graph import circuit_svg
 from jaxablate.reports.panels import Bars, Beside, CircuitGraph, Curves, Heatmap, HistogramGrid, Network, Panel
-from jaxablate.reports.tables import cell_text, prose, text_columns
+from jaxablate.reports.tables import cell_text, text_columns
 from jaxablate.stats import number
 from jaxablate.terminal import printable
 
@@ -28,8 +28,7 @@ def template(name: str) -> jinja2.Template:
     loader = jinja2.PackageLoader("jaxablate.reports", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined, finalize=_shown)
-    environment.filters |= {"number": number, "cell": cell_text, "draw": draw, "prose": prose,
-                            "text_columns": text_columns}
+    environment.filters |= {"number": number, "cell": cell_text, "draw": draw, "text_columns": text_columns}
     return environment.get_template(name)
 
 
@@ -51,6 +50,6 @@ def circuit_page(panel: CircuitGraph, lines: Sequence[tuple[str, str]], conditio
 
 
 def draw(panel: Panel) -> str:
-    """SVG of a panel that is a picture; empty for tables and texts, which the template sets itself."""
+    """SVG of a panel that is a picture; empty for others."""
     drawing = _DRAWINGS.get(type(panel))
     return Markup(drawing(panel) if drawing else "")

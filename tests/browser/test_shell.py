@@ -5,9 +5,11 @@ import io
 
 import pytest
 from browser.conftest import axe_findings, keep, too_wide
+from helpers.results import ALL_PANELS, record, results
 
 from jaxablate.reports import explorer
 from jaxablate.reports.explorer import read_run, write_runs
+from jaxablate.reports.results import Figure
 
 VIEWS = {"overview": ("language", "#/"), "measurements": ("language", "#/measurements/neurons"),
          "gates": ("language", "#/measurements/gates"), "classifier": ("classifier", "#/"),
@@ -149,6 +151,19 @@ def test_heat_maps_say_the_value_under_the_pointer(show):
     assert "×" in page.locator(".heatmap .said").first.inner_text()
 
 
+def test_every_kind_of_panel_is_drawn(show, tmp_path):
+    suites = {"demo": record("demo", [Figure("f", 1.0)], ALL_PANELS)}
+    path = write_runs([explorer.ShownRun(name="kinds", results=results(suites=suites))], tmp_path / "p.html")
+    page = show("", "#/measurements/demo", path=path)
+    assert page.locator("details.panel").count() == len(ALL_PANELS)
+    for shape in (".multiple svg", ".dot-row", ".plot svg", ".data-table", "blockquote", ".heat", ".network svg path",
+                  ".beside .heat"):
+        assert page.locator(f"details.panel {shape}").count(), shape
+    page.wait_for_timeout(150)
+    assert axe_findings(page) == [] and not too_wide(page)
+    keep(page, "kinds-1280-light")
+
+
 def test_compare_shows_differences_seeds_and_what_was_published(show):
     page = show("compare", "#/compare")
     assert "2 configurations, 3 runs" in page.locator(".page-head").inner_text()
@@ -178,12 +193,13 @@ def test_another_run_is_chosen_and_stays_in_the_link(show):
 
 def test_colours_are_chosen_and_kept(show):
     page = show("language")
-    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
     page.get_by_label("Colours").select_option("dark")
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    page.wait_for_function(f"light => {ground} !== light", arg=light)
     page.reload()
     page.wait_for_selector(".tile")
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    assert page.evaluate(ground) != light
 
 
 def test_hostile_names_are_text(show, pages, tmp_path):

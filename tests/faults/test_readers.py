@@ -7,7 +7,7 @@ import random
 
 import pytest
 from helpers.commands import ROOT
-from helpers.results import PANELS, record, results
+from helpers.results import ALL_PANELS, HEATMAP, NETWORK, record, results
 
 from faults.damage import OTHERS, other_value, refusal
 from faults.hostile import JSON
@@ -39,35 +39,12 @@ from jaxablate.reports.neuron_records import (
     search,
     to_json,
 )
-from jaxablate.reports.panels import (
-    Beside,
-    CircuitEdge,
-    CircuitGraph,
-    CircuitNode,
-    Edge,
-    Heatmap,
-    Network,
-    Node,
-    panel_from_dict,
-)
+from jaxablate.reports.panels import Edge, panel_from_dict
 from jaxablate.reports.results import Figure
 from jaxablate.stats import Estimate
 
-HEATMAP = Heatmap(title="M", caption="", rows=("a", "b"), values=((1.0, 2.0), (0.0, 3.0)), x_label="x",
-                  value_label="v", columns=("c", "d"), bars=(0.5, 0.1), bar_label="b")
-NETWORK = Network(title="N", caption="", edges=(Edge(first=0, second=1, weight=2.0),),
-                  nodes=(Node(label="a", size=0.1), Node(label="b", size=1.0)),
-                  size_label="s", weight_label="w")
-CIRCUIT = CircuitGraph(title="C", caption="", score_label="s", nodes=(
-    CircuitNode(name="Resid Start", kind="start", layer=-1, x=0.0), CircuitNode(name="A0.1", kind="head", layer=0,
-                                                                               x=0.5),
-    CircuitNode(name="Resid End", kind="end", layer=2, x=0.0)), edges=(
-    CircuitEdge(source=0, destination=1, port="Q", score=1.5, negative=False, weight=0.5, label="q"),
-    CircuitEdge(source=1, destination=2, score=None, negative=True, weight=1.0, label="r")))
-ALL = (*PANELS, HEATMAP, NETWORK, CIRCUIT, Beside(title="B", caption="", labels=("l", "r"), panels=(HEATMAP, HEATMAP)))
 
-
-def measured(panels=ALL):
+def measured(panels=ALL_PANELS):
     figures = [Figure("f", None), Figure("g", 1.5, "nats", "down"),
                Figure("h", Estimate(3, 1, 5, n=9), range=stats.COUNT)]
     return results(suites={"s": record("s", figures, panels)})
@@ -89,7 +66,8 @@ def show(found):
     tables.first_passages(found)
 
 
-@pytest.mark.parametrize("panels", [ALL[i : i + 2] for i in range(0, len(ALL), 2)], ids=lambda p: p[0].kind)
+@pytest.mark.parametrize("panels", [ALL_PANELS[i : i + 2] for i in range(0, len(ALL_PANELS), 2)],
+                         ids=lambda p: p[0].kind)
 def test_results_with_any_value_exchanged_are_refused_in_one_line_or_shown(tmp_path, panels):
     """Fields of other types passed `read` and raised KeyError, TypeError and AttributeError in table and report."""
     rng, whole = random.Random(panels[0].kind), plain(measured(panels))
@@ -118,7 +96,7 @@ def test_results_with_any_value_exchanged_are_refused_in_one_line_or_shown(tmp_p
     (("step",), "6", r"\$.step"), (("suites", "s", "panels", 0, "kind"), [], "kind .* of panel 0"),
 ])
 def test_the_place_of_what_is_wrong_is_named(tmp_path, path, value, place):
-    changed = plain(measured((PANELS[1],)))
+    changed = plain(measured((ALL_PANELS[1],)))
     *outer, last = path
     inner = changed
     for key in outer:

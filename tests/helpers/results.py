@@ -1,4 +1,4 @@
-"""Made-up results: panels of every simple kind, records of suites, and results of a run."""
+"""Made-up results: panels of every kind, records of suites, and results of a run."""
 
 from jaxablate import stats
 from jaxablate.config import Config, DataConfig, ModelConfig, TrainConfig, to_dict
@@ -6,10 +6,18 @@ from jaxablate.provenance import Provenance
 from jaxablate.reports.panels import (
     Bar,
     Bars,
+    Beside,
+    CircuitEdge,
+    CircuitGraph,
+    CircuitNode,
     Curves,
+    Edge,
     Grid,
+    Heatmap,
     Histogram,
     HistogramGrid,
+    Network,
+    Node,
     Passage,
     Passages,
     Series,
@@ -29,6 +37,20 @@ PANELS = (
          rows=(("x", 1234567, None), ("y", Estimate(1.8013, 1.7891, 1.8152), 2))),
     Passages(title="P", caption="", passages=(Passage(given="Once <b>", said=(("clean", "upon & a time"),)),)),
 )
+HEATMAP = Heatmap(title="M", caption="", rows=("a", "b"), values=((1.0, 2.0), (0.0, 3.0)), x_label="x",
+                  value_label="v", columns=("c", "d"), bars=(0.5, 0.1), bar_label="b")
+NETWORK = Network(title="N", caption="", edges=(Edge(first=0, second=1, weight=2.0),),
+                  nodes=(Node(label="a", size=0.1), Node(label="b", size=1.0)),
+                  size_label="s", weight_label="w")
+CIRCUIT = CircuitGraph(title="C", caption="", score_label="s", nodes=(
+    CircuitNode(name="Resid Start", kind="start", layer=-1, x=0.0), CircuitNode(name="A0.1", kind="head", layer=0,
+                                                                               x=0.5),
+    CircuitNode(name="Resid End", kind="end", layer=2, x=0.0)), edges=(
+    CircuitEdge(source=0, destination=1, port="Q", score=1.5, negative=False, weight=0.5, label="q"),
+    CircuitEdge(source=1, destination=2, score=None, negative=True, weight=1.0, label="r")))
+ALL_PANELS = (*PANELS, HEATMAP, NETWORK, CIRCUIT,
+              Beside(title="two", caption="", labels=("l", "r"), panels=(HEATMAP, HEATMAP)))
+"""One of every kind."""
 
 
 def record(suite="perplexity", figures=(), panels=(), **options):

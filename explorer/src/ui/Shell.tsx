@@ -40,6 +40,7 @@ export function Nav({ views, current, route }: { views: View[]; current: View; r
 }
 
 const THEMES = ["auto", "light", "dark"] as const;
+document.documentElement.dataset.theme = stored(); // before anything is drawn
 
 function Theme() {
   const [theme, setTheme] = useState<string>(stored);
