@@ -35,6 +35,8 @@ export function App() {
   const entry = manifest.runs.find((r) => r.name === route.params.run) ?? manifest.runs[0];
   if (!entry) return <main class="alone"><Note title="Nothing to show">This page holds no run.</Note></main>;
   const loaded = usePromise(() => loadRun(entry), [entry]);
+  const other = manifest.runs.find((r) => r.name === route.params.beside && r !== entry && route.view !== "compare");
+  const second = usePromise(() => (other ? loadRun(other) : null), [other]);
   const view = VIEWS.find((v) => v.id === route.view) ?? VIEWS[0]!;
   useEffect(() => {
     document.title = `${printable(entry.name)}${view.id ? ` · ${view.title}` : ""} · jaxablate`;
@@ -42,12 +44,18 @@ export function App() {
   return (
     <>
       <a class="skip" href="#content" onClick={(e) => { e.preventDefault(); document.getElementById("content")?.focus(); }}>Skip to the content</a>
-      <Header runs={manifest.runs} current={entry} onRun={(name) => go(href(route.view, route.path, { run: name }))} />
+      <Header runs={manifest.runs} current={entry} beside={other} onRun={(name) => go(href(route.view, route.path, { run: name }))}
+        onBeside={(name) => go(href(route.view, route.path, { ...route.params, beside: name }))} />
       {loaded.state === "ready" && <Nav views={VIEWS.filter((v) => v.shown?.(loaded.value, manifest.runs.length) ?? true)} current={view} route={route} />}
-      <main id="content" tabIndex={-1}>
-        {loaded.state === "loading" && <Loading />}
-        {loaded.state === "failed" && <Failed what="The results of this run" why={loaded.why} />}
-        {loaded.state === "ready" && <Guarded key={`${view.id} ${entry.name}`} view={view} run={loaded.value} route={route} />}
+      <main id="content" tabIndex={-1} class={other ? "pair" : ""}>
+        {[loaded, ...(other ? [second] : [])].map((l, i) => (
+          <div key={i} class="of-run">
+            {other && <p class="of-run-name">{printable((i ? other : entry).name)}</p>}
+            {l.state === "loading" && <Loading />}
+            {l.state === "failed" && <Failed what="The results of this run" why={l.why} />}
+            {l.state === "ready" && <Guarded key={`${view.id} ${l.value.entry.name}`} view={view} run={l.value} route={route} />}
+          </div>
+        ))}
       </main>
       <Footer manifest={manifest} />
     </>

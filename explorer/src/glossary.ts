@@ -134,7 +134,7 @@ export const GLOSSARY: Record<string, string> = {
   "student t": "Interval of a mean over few repetitions (seeds), from their spread.",
   "wilson": "Interval of a share, right also near 0 and 1.",
   "null": "What the same measurement gives where there is nothing to find: chance, shuffled data or random weights.",
-  "baseline": "A model trained the same way without gates.",
+  "baseline": "A model trained the same way without gates and regularisers.",
   "seed": "Number that decides initial weights and the order of data: runs that differ in it alone are repetitions.",
   "n": "How many runs, or texts, a number is over.",
 };

@@ -22,10 +22,11 @@ function decode(text: string): string {
   }
 }
 
-/** Link to a view; a setting that is undefined or empty is left out. */
+/** Link to a view; a setting that is undefined or empty is left out. The run, and the one beside it, stay as they are. */
 export function href(view: string, path: (string | number)[] = [], params: Record<string, string | number | undefined> = {}): string {
   const query = new URLSearchParams();
-  for (const [name, value] of Object.entries(params)) if (value !== undefined && value !== "") query.set(name, String(value));
+  const { run, beside } = parseRoute(location.hash).params;
+  for (const [name, value] of Object.entries({ run, beside, ...params })) if (value !== undefined && value !== "") query.set(name, String(value));
   const parts = [view, ...path.map(String)].map(encodeURIComponent).join("/");
   return `#/${parts}${query.size ? `?${query}` : ""}`;
 }

@@ -67,7 +67,8 @@ class RunEntry:
     device: str | None
     revision: str | None
     baseline: str | None
-    """Name of the run of this page without gates that this one is set beside; None for no such run, or of itself."""
+    """Name of the run of this page without gates and regularisers that this one is set beside; None where there is no
+    such run, and of itself."""
     results: int
     """Number of the blob with `Results`, as in ``results.json``."""
     history: int
@@ -269,13 +270,15 @@ def _distinct(runs: Sequence[ShownRun]) -> list[ShownRun]:
 
 
 def _baseline(run: ShownRun, runs: Sequence[ShownRun]) -> str | None:
-    """The first run of the same task and data without gates, for one that has them."""
-    def gated(x: ShownRun) -> bool:
-        return x.results.config["model"]["ablation"] != "none"
+    """The first run of the same task and data without gates and regularisers, for one that has them."""
+    def plain(x: ShownRun) -> bool:
+        objective = x.results.config["objective"]
+        return x.results.config["model"]["ablation"] == "none" and not any(
+            objective.get(name) for name in ("importance", "interaction", "regularizers"))
 
-    same = (x for x in runs if not gated(x) and x.results.data_hash == run.results.data_hash
+    same = (x for x in runs if plain(x) and x.results.data_hash == run.results.data_hash
             and x.results.config.get("task") == run.results.config.get("task"))
-    return getattr(next(same, None), "name", None) if gated(run) else None
+    return None if plain(run) else getattr(next(same, None), "name", None)
 
 
 def _words(record: Mapping[str, Any], name: str) -> str | None:

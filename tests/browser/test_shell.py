@@ -182,9 +182,22 @@ def test_compare_shows_differences_seeds_and_what_was_published(show):
     assert page.get_by_label("published row").input_value() == "local, k 8"
 
 
+def test_two_runs_stand_side_by_side_in_every_view(show):
+    page = show("compare", width=1920)
+    page.locator(".run-choice select").nth(1).select_option("baseline")
+    for name in page.locator("nav.views a").all_inner_texts()[:-1]:
+        page.locator("nav.views a", has_text=name).click()
+        page.wait_for_selector(f'nav.views a[aria-current]:has-text("{name}")')
+        page.wait_for_selector(".of-run + .of-run :is(h1, h2)")
+        assert page.locator(".of-run-name").all_inner_texts() == ["language", "baseline"]
+        assert "beside=baseline" in page.url and not too_wide(page) and not page.locator("[role=alert]").count()
+        page.wait_for_timeout(150)
+        keep(page, f"pair-{name.lower()}-1920-light")
+
+
 def test_another_run_is_chosen_and_stays_in_the_link(show):
     page = show("compare")
-    page.locator(".run-choice select").select_option("baseline")
+    page.locator(".run-choice select").first.select_option("baseline")
     page.wait_for_selector("h1:has-text('baseline')")
     page.locator("nav.views a", has_text="Measurements").click()
     page.wait_for_selector("nav.suites")

@@ -4,7 +4,9 @@ import { href, type Route } from "../route";
 import type { Manifest, RunEntry } from "../schema/explorer";
 import type { View } from "../view";
 
-export function Header({ runs, current, onRun }: { runs: RunEntry[]; current: RunEntry; onRun: (name: string) => void }) {
+export function Header({ runs, current, beside, onRun, onBeside }: {
+  runs: RunEntry[]; current: RunEntry; beside: RunEntry | undefined; onRun: (name: string) => void; onBeside: (name: string) => void;
+}) {
   return (
     <header class="top">
       <a class="brand" href="#/" aria-label="jaxablate, overview"><Mark />jaxablate</a>
@@ -12,6 +14,14 @@ export function Header({ runs, current, onRun }: { runs: RunEntry[]; current: Ru
         <label class="run-choice"><span class="soft">run</span>
           <select value={current.name} onChange={(e) => onRun(e.currentTarget.value)}>
             {runs.map((r) => <option key={r.name} value={r.name}>{printable(r.name)}</option>)}
+          </select>
+        </label>
+      ) : null}
+      {runs.length > 1 ? (
+        <label class="run-choice"><span class="soft">beside</span>
+          <select value={beside?.name ?? ""} onChange={(e) => onBeside(e.currentTarget.value)} title="Another run in a second column, at the same place">
+            <option value="">–</option>
+            {runs.filter((r) => r !== current).map((r) => <option key={r.name} value={r.name}>{printable(r.name)}</option>)}
           </select>
         </label>
       ) : <span class="run-name">{printable(current.name)}</span>}

@@ -70,7 +70,7 @@ function Side({ comparison, runs, params }: { comparison: Comparison; runs: Run[
         <p class="soft">A marked difference has an interval that leaves out 0. Of many differences, one in twenty does so by chance. Press a row to see it as a picture.</p>
       </section>
       {picked && <Picture comparison={comparison} line={picked} names={names} runs={runs} paper={paper && language ? { name: paper.name, value: published(paper, picked.figure.suite, picked.figure.name) } : null} />}
-      <Curves runs={runs} metric={params.metric} />
+      <Curves comparison={comparison} runs={runs} metric={params.metric} />
     </>
   );
 }
@@ -123,11 +123,15 @@ function Picture({ comparison, line, names, runs, paper }: { comparison: Compari
   );
 }
 
-function Curves({ runs, metric }: { runs: Run[]; metric?: string }) {
+/** What was logged of every run, one hue a configuration; of many runs only what was validated. */
+function Curves({ comparison, runs, metric }: { comparison: Comparison; runs: Run[]; metric?: string }) {
   const names = [...new Set(runs.flatMap((r) => r.history.metrics.map((m) => m.name)))];
   const chosen = names.includes(metric ?? "") ? metric! : ["loss_clean", "accuracy", "loss"].find((n) => names.includes(n)) ?? names[0];
   if (!chosen) return null;
-  const lines = runs.flatMap((r, i) => curves(r, [chosen], `${r.entry.name}: `, i).map((l) => ({ ...l, colour: i })));
+  const hue = (r: Run) => Math.max(0, comparison.rows.findIndex((row) => row.runs.includes(r.entry.name)));
+  const all = runs.flatMap((r) => curves(r, [chosen], `${r.entry.name}: `).map((l) => ({ ...l, colour: hue(r) })));
+  const validated = all.filter((l) => l.dashed);
+  const lines = runs.length > 3 && validated.length ? validated.map((l) => ({ ...l, dashed: false })) : all;
   return (
     <section class="card">
       <h2>Training</h2>
