@@ -1,5 +1,5 @@
 # Every target sets itself up on a machine that has only Python 3.11+, pip and make.
-#   make quickstart   train a small self-ablating model on the embedded stories, score it, print samples
+#   make quickstart   train a small self-ablating model and its baseline on the embedded stories, compare them
 #   make test         the whole test suite, but for the explorer in a browser, which .ci/explorer tests
 #   make test-fast    the suite without its slow files
 #   make lint         ruff and pyright
@@ -32,8 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(READY)
-	$(BIN)/jaxablate train --config quickstart --workdir runs/quickstart
-	$(BIN)/jaxablate score --workdir runs/quickstart
+	$(BIN)/jaxablate quickstart $(ARGS)
 
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 

@@ -1,7 +1,8 @@
 """A small self-ablating model on the embedded story corpus: about three minutes of training on two CPU cores.
 
+    jaxablate quickstart                      # this model and its baseline, scored and compared
     jaxablate train --config quickstart --workdir runs/quickstart
-    jaxablate score --workdir runs/quickstart
+    jaxablate score runs/quickstart           # every suite
 
 It needs no file and no network. No model of whole stories comes below about 0.45 nats a token
 (`jaxablate.data.corpus.entropy_floor`); windows that start inside a story cost more.

@@ -128,6 +128,26 @@ def _stoppable(ends: bool) -> Iterator[None]:
             sys.unraisablehook = hook
 
 
+FOLLOWED = "JAXABLATE_FOLLOWED"
+"""Variable by which a parent says that standard input is a pipe that it holds open as long as it lives."""
+
+
+def follow_parent() -> None:
+    """Sends this process SIGTERM when the one that started it has ended, however that ended, where it asked for that.
+
+    A process that is killed takes nobody with it; but a pipe that it held open is at its end then.
+    """
+    if os.environ.pop(FOLLOWED, None) is None:
+        return
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True, name="follow").start()
+
+
 _LOCKING = frozenset({"threading", "queue", "concurrent.futures._base", "concurrent.futures.thread", "logging",
                       "importlib._bootstrap"})
 """Modules of Python whose functions take a lock, or wake who waits for one, in several steps.

@@ -491,6 +491,16 @@ def read_jsonl(path: StrPath) -> list[dict[str, Any]]:
     return [value for _, value in _log_lines(_log_content(Path(path))) if value is not None]
 
 
+def last_jsonl(path: StrPath) -> dict[str, Any] | None:
+    """The last whole line of such a log, however long it is; None where there is none among its last few.
+
+    Raises:
+      FileError: it cannot be read.
+    """
+    lines = _log_lines(_log_content(Path(path), last=1 << 15))
+    return next((value for _, value in reversed(lines) if value is not None), None)
+
+
 class JsonLines:
     """A log of one JSON object a line, each with the ``step`` it belongs to, that one process after another continues.
 
@@ -579,9 +589,11 @@ class JsonLines:
         return b"".join(kept)
 
 
-def _log_content(path: Path) -> bytes:
+def _log_content(path: Path, last: int | None = None) -> bytes:
     try:
         with open_file(path) as file:
+            if last is not None:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - last))
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return b""

@@ -59,7 +59,7 @@ def test_a_command_that_keeps_what_it_has_says_so(capsys, stop, code, line):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["scroe"], "unknown command 'scroe'; did you mean score? There are train"),
+    (["scroe"], "unknown command 'scroe'; did you mean score? There are quickstart, train"),
     (["x" * 100_000], "unknown command 'xxx"),
     (["score", "--workdir", "w", "--checkpoint", "9" * 5000], "checkpoint='999"),
     (["score", "--workdir", "w", "--batch-size", "2147483648"], "batch_size=2147483648 is out of range"),

@@ -22,7 +22,7 @@ _MODELS = _MATHS | {"gating", "ops", "regularizers", "sharding", "models"}
 _TOPICS = _MODELS | {"stats", "files"}
 _RUNS = _TOPICS | {"circuits", "neurons", "data", "provenance"}
 _EVERYTHING = _RUNS | {"objectives", "features", "classifier", "runs", "training", "reports", "suites", "interop",
-                       "exits", "terminal"}
+                       "exits", "terminal", "sweep"}
 ALLOWED = {
     "errors": set(),
     "exits": {"errors", "terminal"},
@@ -31,6 +31,7 @@ ALLOWED = {
     "stats": {"errors"},
     "registry": {"errors"},
     "files": {"errors"},
+    "sweep": {"errors", "config"},
     "provenance": {"errors", "config"},
     "terminal": set(),
     "ops": _MATHS,
@@ -47,7 +48,7 @@ ALLOWED = {
     "runs": _RUNS,
     "training": _RUNS | {"runs", "objectives", "exits", "terminal"},
     "reports": {"errors", "config", "files", "provenance", "stats", "terminal", "types"},
-    "suites": _EVERYTHING - {"training", "interop"},
+    "suites": _EVERYTHING - {"training", "interop", "sweep"},
     "commands": _EVERYTHING,
     "interop": _MODELS | {"stats", "files"},
 }

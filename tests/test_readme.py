@@ -60,7 +60,7 @@ def test_commands_parse(monkeypatch):
 
 
 def test_flags_in_the_text_are_known(capsys):
-    helps = [f"{name} --help" for name in COMMANDS] + ["train --config sst2 --help"]
+    helps = [f"{name} --help-all" for name in COMMANDS] + ["train --config sst2 --help-all"]
     for line in helps:
         with pytest.raises(SystemExit):
             parse(line)

@@ -145,7 +145,7 @@ def test_a_path_that_no_config_file_has_is_one_line(tmp_path, capsys, monkeypatc
 
 def test_help_shows_every_setting(capsys):
     with pytest.raises(SystemExit) as stop:
-        parse(["--help"])
+        parse(["--help-all"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert all(flag in text for flag in ("--model.k-neurons", "--optimizer.beta1", "--mesh.fsdp", "--train.seed"))

@@ -26,7 +26,7 @@ from jaxablate.runs.interruption import Interruption
 from jaxablate.training.metrics import MetricsLog, Recorder, read_metrics
 from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxablate.training.program import TrainState, step_key
-from jaxablate.training.progress import ProgressLine
+from jaxablate.training.progress import ProgressLine, Seldom
 from jaxablate.training.task import Pace
 from jaxablate.training.throughput import ACCELERATORS, Throughput, peak_flops, train_flops_per_token
 
@@ -235,11 +235,15 @@ def progress_text(terminal=False, peak=None, steps=200, width=200):
     return stream, ProgressLine(steps, 1000, 5e6, peak, console)
 
 
-def test_plain_progress_lines():
+def test_plain_progress_lines(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     stream, line = progress_text(peak=1e8)
     with line:
         line.update(1, {"loss": 3.0}, None)
         line.validated(50, {"loss_clean": 2.25})
+        line.update(99, {"loss": 2.5}, None)  # half a minute is not over
+        now[0] = 31
         speed = line.update(100, {"loss": 2.0, "loss_clean": 1.5, "loss_ablated": 2.5}, 10.0)
     assert speed == {"tokens_per_second": 10_000.0, "peak_fraction": 0.5}
     assert stream.getvalue().splitlines() == [
@@ -249,15 +253,21 @@ def test_plain_progress_lines():
     ]
 
 
-def test_plain_lines_come_each_hundredth_of_a_run_or_each_minute(monkeypatch):
+def test_lines_that_stay_are_seldom(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    stream, line = progress_text(steps=4000)
-    for step in range(1, 4001):
-        now[0] += 30 if step <= 10 else 0.01
-        line.update(step, {"loss": 3.0}, None)
-    printed = [int(text.split()[1].split("/")[0]) for text in stream.getvalue().splitlines()]
-    assert printed[:7] == [1, 3, 5, 7, 9, 49, 89] and printed[-2:] == [3969, 4000] and len(printed) == 105
+
+    def lines(steps, seconds):
+        seldom, count = Seldom(steps), 0
+        for step in range(1, steps + 1):
+            now[0] += seconds
+            count += seldom.due(step)
+        return count
+
+    assert 5 <= lines(4500, 0.04) <= 8  # three minutes: two lines a minute
+    assert 100 <= lines(40_000, 0.3) <= 102  # three hours: each hundredth
+    assert 4000 <= lines(4000, 604) <= 4001  # a step in ten minutes
+    assert lines(1, 1) == 1
 
 
 def test_a_terminal_of_80_columns_shows_everything_and_nothing_is_left():

@@ -1,12 +1,15 @@
 """What the commands share: settings of a stored run, parsing, lines of progress, and stopping in good order."""
 
 import abc
+import ast
 import contextlib
 import dataclasses
+import inspect
 import io
 import sys
+import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +17,15 @@ import tyro
 from rich.console import Console
 
 from jaxablate import files
+from jaxablate.commands import usage
 from jaxablate.config.checks import LARGEST, require_numbers
-from jaxablate.errors import ConfigError
+from jaxablate.errors import ConfigError, JaxablateError
 from jaxablate.exits import Terminated
-from jaxablate.terminal import printable
+from jaxablate.terminal import PlainConsole, printable
 
 S = TypeVar("S")
+Say = Callable[[str], None]
+"""Takes a line of progress."""
 MOST_ROWS = 1 << 16
 """Sequences in a batch of a command that measures, at most."""
 
@@ -106,13 +112,30 @@ def require_at_least(settings: Any, least: int, *names: str) -> None:
 
 
 def parse(kind: type[S], argv: Sequence[str], *, prog: str, description: str | None = None, default: S | None = None,
-          config: tuple[Any, ...] = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)) -> S:
+          prefixes: bool = False, common: Collection[str] = (), sections: Callable[[], usage.Sections] = dict) -> S:
     """Settings from a command line.
+
+    Args:
+      kind: dataclass of the settings.
+      argv: the command line.
+      prog: the command as it is called.
+      description: what the help says of it; by default the docstring of the settings.
+      default: an instance with other defaults.
+      prefixes: whether flags of settings inside settings have dotted names.
+      common: those of them that the short help has (`usage.show`).
+      sections: gives further lists of the help.
 
     Raises:
       ConfigError: a value is out of range.
       SystemExit: a flag is unknown (the nearest is named) or of the wrong type, or help was asked for.
     """
+    whole = usage.asked(argv)
+    if whole is not None:
+        about = description or (inspect.getdoc(kind) or "").partition("Raises:")[0]
+        usage.show(PlainConsole(), kind, prog=prog, about=about, whole=whole, default=default, prefixes=prefixes,
+                   common=common, sections=sections())
+        raise SystemExit(0)
+    config = (tyro.conf.FlagCreatePairsOff,) if prefixes else (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     printed = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -129,9 +152,64 @@ def parse(kind: type[S], argv: Sequence[str], *, prog: str, description: str | N
         raise
 
 
+def shipped(folder: str) -> dict[str, Path]:
+    """Python files of a folder that comes with the package (``configs``, ``configs/sweeps``), by name."""
+    package = Path(__file__).resolve().parent.parent
+    # The wheel has them inside the package, a checkout beside it.
+    found = next((f for f in (package / folder, package.parent / folder) if f.is_dir()), package)
+    return {path.stem: path for path in sorted(found.glob("*.py")) if path.stem != "__init__"}
+
+
+def shipped_about(folder: str) -> dict[str, str]:
+    """The first paragraph of each of those files, by name."""
+    docs = {name: ast.get_docstring(ast.parse(path.read_bytes())) or "" for name, path in shipped(folder).items()}
+    return {name: " ".join(doc.split("\n\n")[0].split()) for name, doc in docs.items()}
+
+
+def find_file(path: str | Path, known: Mapping[str, Path], option: str, function: str) -> Path:
+    """A shipped file by its name, or a file of the user.
+
+    Raises:
+      ConfigError: there is none; ``option`` says what it was given for, ``function`` what it should have.
+    """
+    if str(path) in known:
+        return known[str(path)]
+    files.check_path(path, option)
+    if not Path(path).is_file():
+        raise ConfigError(f"{option} {path} does not exist; give a Python file with {function}(), or one of "
+                          f"the shipped {', '.join(known)}")
+    return Path(path)
+
+
+def call_file(path: Path, function: str, checked: Callable[[Any], S], option: str) -> S:
+    """What a function of a Python file returns, as ``checked`` gives it.
+
+    Raises:
+      ConfigError: the file does not run, has no such function, or ``checked`` refuses what it returns.
+    """
+    try:
+        # Not by Python's import, which would take the stored bytecode of a file that had the same size and time.
+        module = types.ModuleType(f"jaxablate_config_{path.stem}")
+        module.__file__ = str(path)
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        return checked(getattr(module, function)())
+    except (JaxablateError, KeyboardInterrupt, Terminated):
+        raise
+    except BaseException as error:  # whatever the user's file raises is told in one line, SystemExit too
+        raise ConfigError(f"{option} {path} failed: {_told(error)}") from None
+
+
+def _told(error: BaseException) -> str:
+    """Type and message of an error of somebody's code, whose own ``__str__`` may fail."""
+    try:
+        return f"{type(error).__name__}: {error!s:.300}".removesuffix(": ")
+    except BaseException:
+        return type(error).__name__
+
+
 def say(console: Console, line: str) -> None:
-    """Prints a line of progress."""
-    console.print(line, style="dim", highlight=False, soft_wrap=True)
+    """Prints a line of progress, on a terminal folded between words."""
+    console.print(line, style="dim", highlight=False, soft_wrap=not console.is_terminal)
 
 
 def say_paths(console: Console, paths: Sequence[Any]) -> None:

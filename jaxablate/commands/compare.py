@@ -10,9 +10,10 @@ from rich.console import Console
 
 from jaxablate import files
 from jaxablate.commands import base
-from jaxablate.errors import CheckpointError
+from jaxablate.errors import CheckpointError, ConfigError
 from jaxablate.reports import results
-from jaxablate.reports.compare import ScoredRun, compare, file_path, terminal_view, write
+from jaxablate.reports.compare import Comparison, ScoredRun, compare, file_path, select, write
+from jaxablate.reports.differences import FEW, table, terminal_view
 from jaxablate.reports.explorer import write_explorer
 
 
@@ -22,8 +23,15 @@ class CompareSettings(base.Settings):
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Working directories that `score` has measured."""
-    out: str | None = None
-    """Folder, or common prefix, of the files .md, .csv, .tex and .html, an explorer of all the runs."""
+    suites: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SUITE")] = ()
+    """Only figures of these suites."""
+    rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIGURE")] = ()
+    """Only figures whose name (suite/figure) has one of these words in it, or matches a pattern: edges 'ioi/acc*'."""
+    against: Path | None = None
+    """One of the runs, whose configuration the others are compared with: differences with intervals, and paired tests
+    over seeds. The first one by default, of two or three configurations; of more, none."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
+    """A file (table.tex, .md, .csv, or .html, an explorer of the runs), or folder or common prefix of all four."""
     figures: bool = False
     """Also draw every figure as bars with intervals, PNG and SVG, into a folder ...-figures beside them."""
     allow_missing: bool = False
@@ -41,12 +49,25 @@ class CompareSettings(base.Settings):
     def run(self, console: Console) -> None:
         """Joins the runs, prints the table and writes it."""
         runs = read_runs(self.runs, self.allow_missing, console)
-        comparison = compare(runs)
-        console.print(terminal_view(comparison, console.width))
+        comparison = compare(select(runs, self.suites, self.rows))
+        reference = self._reference(comparison)
+        console.print(terminal_view(comparison, console.width, reference))
         if self.out:
-            paths = write(comparison, self.out, figures=self.figures)
-            page = write_explorer([run.name for run in runs], file_path(self.out, ".html"))
-            base.say_paths(console, (*paths, page))
+            more = table(comparison, reference or 0) if reference is not None or len(comparison.rows) <= FEW else None
+            paths = write(comparison, self.out, more=more, figures=self.figures)
+            page = file_path(self.out, ".html")
+            if page is not None:
+                paths.append(write_explorer([run.name for run in runs], page))
+            base.say_paths(console, paths)
+
+    def _reference(self, comparison: Comparison) -> int | None:
+        """Place of the row that ``--against`` names."""
+        if self.against is None:
+            return None
+        for i, row in enumerate(comparison.rows):
+            if any(Path(name) == self.against for name in row.runs):
+                return i
+        raise ConfigError(f"--against {self.against} is none of the runs that are compared; name one of them")
 
 
 parse = partial(base.parse, CompareSettings)

@@ -70,7 +70,7 @@ class ExplainSettings(base.RunSettings):
         before = others[0] if others else None
         paths = files.write_group(self.out or self.workdir / "explanation" / slug(self.text),
                                   file_contents(self.text, after, before, provenance(jax.devices())))
-        console.print(terminal_view(after, before))
+        console.print(terminal_view(after, before, console.width))
         base.say_paths(console, paths)
 
     def _workdirs(self) -> list[Path]:
@@ -141,7 +141,7 @@ def file_contents(text: str, after: Explained, before: Explained | None, conditi
             "explanation.html": page.encode()}
 
 
-def terminal_view(after: Explained, before: Explained | None) -> Table:
+def terminal_view(after: Explained, before: Explained | None, width: int) -> Table:
     """The verdicts and a table of the tokens."""
     step, x = after
     title, bars = f"step {step:,}: {x.verdict}", {"kept": x.keep} if x.keep else {}
@@ -155,4 +155,4 @@ def terminal_view(after: Explained, before: Explained | None) -> Table:
         "shares most with": ["-" if j is None else f"{short(x.words[j], 14)} {x.alignment[i][j]:.2f}"
                              for i, j in enumerate(partners)],
     }
-    return token_table(title, x.words, bars, facts)
+    return token_table(title, x.words, bars, facts, width)

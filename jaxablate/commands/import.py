@@ -109,7 +109,7 @@ class ImportSettings(base.Settings):
                         "train_tokens": data.train.n_tokens, "valid_tokens": data.valid.n_tokens}
 
 
-parse = partial(base.parse, ImportSettings, config=(tyro.conf.FlagCreatePairsOff,))
+parse = partial(base.parse, ImportSettings, prefixes=True)
 
 
 def write_run(workdir: Path, config: Config, params: Params, tokenizer: Tokenizer, facts: dict[str, Any]) -> None:

@@ -8,11 +8,13 @@ from jaxablate.errors import ConfigError
 from jaxablate.exits import guarded
 
 COMMANDS = {
+    "quickstart": "train a small model and its baseline, and compare them",
     "train": "train a model, or continue a run that was stopped or killed",
     "import": "make a working directory of a Hugging Face folder",
     "export": "write a language model as a Hugging Face folder",
     "score": "measure a checkpoint: results.json, report.html and a table",
     "compare": "one table over scored runs",
+    "sweep": "train and score every run of a grid",
     "serve": "show runs in a browser while they train, and read typed text",
     "match": "compare a model with a baseline's checkpoint of equal loss",
     "circuit": "find the circuit of a task in a language model",
@@ -64,6 +66,7 @@ def _run(name: str, argv: Sequence[str], prog: str) -> None:
 
 def _usage(prog: str) -> str:
     lines = [f"usage: {prog} COMMAND ...", "",
-             "Trains transformers that are interpretable by training, and measures whether they are.", ""]
-    lines += [f"  {name:<9} {what}" for name, what in COMMANDS.items()]
-    return "\n".join([*lines, "", f"{prog} COMMAND --help tells a command's options; {prog} --version the version."])
+             "Trains transformers that are interpretable by training; measures whether they are.", ""]
+    lines += [f"  {name:<11} {what}" for name, what in COMMANDS.items()]
+    return "\n".join([*lines, "", f"{prog} COMMAND --help tells a command's options, --help-all everything of them;",
+                      f"{prog} --version the version."])

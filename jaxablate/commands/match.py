@@ -65,7 +65,7 @@ class MatchSettings(base.RunSettings):
     def run(self, console: Console) -> None:
         """Finds the baseline's checkpoint of equal loss, prints both side by side and where the files are."""
         comparison, paths = match(self, partial(base.say, console))
-        console.print(matched.terminal_view(comparison))
+        console.print(matched.terminal_view(comparison, console.width))
         base.say_paths(console, paths)
 
 

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress
+from rich.live import Live
 
 from jaxablate import features, files
 from jaxablate.commands import base
@@ -49,7 +49,7 @@ from jaxablate.reports.results import Results
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.run import Run, require_language_model
 from jaxablate.sharding import data_mesh, require_room
-from jaxablate.terminal import text_column
+from jaxablate.training.progress import Seldom, picture
 from jaxablate.types import Params
 
 STATE, METRICS, ABOUT = "state.safetensors", "metrics.jsonl", "job.json"
@@ -59,8 +59,6 @@ MOST_OF_TIME = 0.05
 PAPER_L1 = 5.0
 _WINDOW_TOKENS = 4096
 """About as many tokens has a token batch."""
-_SECONDS_BETWEEN_LINES = 10.0
-"""Pace of progress lines where the console is no terminal."""
 _OTHERWISE = "choose another --workdir"
 Line = Callable[[int, Mapping[str, np.ndarray], float | None], None]
 """Shows one round: the steps made, figures [autoencoders] by name, and steps a second where they are known."""
@@ -458,20 +456,19 @@ def _held(where: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def training_line(console: Console, steps: int) -> Iterator[Line]:
-    """A live line with step, figures, speed and the time left; plain lines where the console is no terminal."""
-    columns = (BarColumn(bar_width=20), text_column())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task, last = progress.add_task("compiling", total=steps), -_SECONDS_BETWEEN_LINES
+    """A live picture of step, figures, speed and the time left, which goes when the block ends; where the console is no
+    terminal, lines now and then."""
+    seldom = Seldom(steps)
+    live = Live(picture(steps, 0, "compiling"), console=console, transient=True, refresh_per_second=4)
 
-        def show(step: int, figures: Mapping[str, np.ndarray], rate: float | None) -> None:
-            nonlocal last
-            text = line(step, steps, figures, rate)
-            progress.update(task, completed=step, description=text)
-            now = time.monotonic()
-            if not console.is_terminal and (now - last >= _SECONDS_BETWEEN_LINES or step == steps):
-                console.print(text, highlight=False, soft_wrap=True)
-                last = now
+    def show(step: int, figures: Mapping[str, np.ndarray], rate: float | None) -> None:
+        text = line(step, steps, figures, rate)
+        if console.is_terminal:
+            live.update(picture(steps, step, text))
+        elif seldom.due(step):
+            console.print(text, highlight=False, soft_wrap=True)
 
+    with live if console.is_terminal else contextlib.nullcontext():
         yield show
 
 

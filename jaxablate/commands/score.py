@@ -11,16 +11,16 @@ import jax
 import tyro
 from rich.console import Console
 
-from jaxablate.commands import base
+from jaxablate.commands import base, usage
 from jaxablate.config import RunConfig, to_dict
-from jaxablate.errors import ConfigError, FileError, TooLittleDataError
+from jaxablate.errors import CheckpointError, ConfigError, FileError, JaxablateError, TooLittleDataError
 from jaxablate.provenance import provenance
 from jaxablate.reports import results as files
 from jaxablate.reports.explorer import FILE_NAME, write_attachment, write_explorer
 from jaxablate.reports.results import Results, SuiteRecord
 from jaxablate.reports.tables import first_passages, score_table
 from jaxablate.runs.run import Run, open_run
-from jaxablate.runs.workdir import read_config
+from jaxablate.runs.workdir import CONFIG, read_config
 from jaxablate.suites import SUITES, Suite
 from jaxablate.suites.suite import attachments
 
@@ -31,8 +31,14 @@ Say = Callable[[str], None]
 class ScoreSettings(base.RunSettings):
     """Measure a checkpoint: results.json, report.html and a table."""
 
-    suites: Annotated[tuple[str, ...], tyro.conf.arg(
-        help=f"Suites to run, of {', '.join(SUITES.names())}; none given runs every one that fits the model.")] = ()
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Working directories, one after another; other files that a ``runs/*`` matches are passed over."""
+    workdir: Path | None = None
+    """The same for one working directory."""
+    missing: bool = False
+    """Run only suites that results.json does not have of this checkpoint yet."""
+    suites: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SUITE")] = ()
+    """Suites to run, of those below; none given runs every one that fits the model."""
     max_batches: int | None = None
     """Read only so many batches of each split, for a quick look: of a language model's text the first ones, of labelled
     texts, whose batches come by length, some from the shortest to the longest."""
@@ -40,24 +46,85 @@ class ScoreSettings(base.RunSettings):
     def __post_init__(self):
         super().__post_init__()
         base.require_at_least(self, 1, "max_batches")
+        if (self.workdir is None) == (not self.runs):
+            raise ConfigError("give the working directories to score, by name or by --workdir: jaxablate score "
+                              "runs/mine")
+
+    @property
+    def folder(self) -> Path:
+        """The working directory, where there is one.
+
+        Raises:
+          ConfigError: there are several.
+        """
+        if len(self.runs) > 1:
+            raise ConfigError(f"{len(self.runs)} working directories are given where one is scored")
+        (folder,) = self.runs or (self.workdir,)
+        assert folder is not None  # refused when made
+        return folder
 
     def open(self) -> Run:
         """The checkpoint."""
-        return open_run(self.workdir, self.checkpoint, batch_size=self.batch_size, max_batches=self.max_batches,
+        return open_run(self.folder, self.checkpoint, batch_size=self.batch_size, max_batches=self.max_batches,
                         seed=self.seed)
 
     def run(self, console: Console) -> None:
-        """Runs the suites and prints their figures."""
+        """Scores one run after another and prints their figures; one that cannot be scored does not stop the others.
+
+        Raises:
+          CheckpointError: some of several runs could not be scored.
+        """
+        folders = self._folders(console)
+        failed: list[Path] = []
+        before = None
+        for folder in folders:
+            try:
+                model = read_config(folder).model
+                if before not in (None, model):
+                    jax.clear_caches()  # a process can hold the compiled programs of a few models
+                before = model
+                dataclasses.replace(self, workdir=folder, runs=())._run(console)
+            except JaxablateError as error:
+                if len(folders) == 1:
+                    raise
+                failed.append(folder)
+                console.print(f"{folder} is not scored: {error}", style="yellow", highlight=False, soft_wrap=True)
+        if failed:
+            raise CheckpointError(f"{len(failed)} of {len(folders)} runs could not be scored: "
+                                  f"{', '.join(map(str, failed))}; the reasons are above")
+
+    def _folders(self, console: Console) -> list[Path]:
+        """The working directories to score.
+
+        Raises:
+          CheckpointError: a path does not exist, or none is a working directory.
+        """
+        if self.workdir is not None:
+            return [self.workdir]
+        folders = []
+        for path in dict.fromkeys(self.runs):
+            if not path.exists():
+                raise CheckpointError(f"{path} does not exist; give working directories of training runs")
+            if (path / CONFIG).exists():
+                folders.append(path)
+            else:
+                base.say(console, f"{path} is no working directory and is passed over")
+        if not folders:
+            raise CheckpointError("none of the paths is a working directory; give those of training runs")
+        return folders
+
+    def _run(self, console: Console) -> None:
+        """Runs the suites of one run and prints their figures."""
         results = score(self, partial(base.say, console))
         asked = {name: record for name, record in results.suites.items() if name in self.suites or not self.suites}
         shown = dataclasses.replace(results, suites=asked)
-        console.print(score_table(shown, f"{self.workdir} at step {results.step:,}"))
+        console.print(score_table(shown, f"{self.folder} at step {results.step:,}"))
         for passage in first_passages(shown):
             console.print(passage)
-        base.say_paths(console, (self.workdir / files.FILE_NAME, self.workdir / FILE_NAME))
+        base.say_paths(console, (self.folder / files.FILE_NAME, self.folder / FILE_NAME))
 
 
-parse = partial(base.parse, ScoreSettings)
+parse = partial(base.parse, ScoreSettings, sections=lambda: {"suites": usage.parts(SUITES)})
 
 
 def score(settings: ScoreSettings | str | Path, say: Say = lambda line: None, **options: Any) -> Results:
@@ -77,10 +144,13 @@ def score(settings: ScoreSettings | str | Path, say: Say = lambda line: None, **
     """
     if not isinstance(settings, ScoreSettings):
         settings = ScoreSettings(workdir=Path(settings), **options)
-    config = read_config(settings.workdir)
-    chosen = choose(settings.suites, config, settings.workdir, say)
+    workdir = settings.folder
+    config = read_config(workdir)
+    chosen = choose(settings.suites, config, workdir, say)
     run = settings.open()
-    results = files.merge(_earlier(settings.workdir, say), empty_results(run))
+    results = files.merge(_earlier(workdir, say), empty_results(run))
+    if settings.missing:
+        chosen = [suite for suite in chosen if not is_scored(results, suite.name)]
     for suite in chosen:
         say(f"{suite.name} ...")
         try:
@@ -93,11 +163,16 @@ def score(settings: ScoreSettings | str | Path, say: Say = lambda line: None, **
         for what, reason in record.details.get("passed_over", ()):
             say(f"{suite.name}: {what} is passed over: {reason}")
         for name, attachment in found.items():
-            write_attachment(settings.workdir, name, attachment)
+            write_attachment(workdir, name, attachment)
         results = with_record(results, record)
-        files.write(settings.workdir, results)
-    write_explorer([settings.workdir], settings.workdir / FILE_NAME)
+        files.write(workdir, results)
+    write_explorer([workdir], workdir / FILE_NAME)
     return results
+
+
+def is_scored(results: Results, suite: str) -> bool:
+    """Whether results have a suite, and not only a quick look at a few batches."""
+    return suite in results.suites and results.suites[suite].options.get("max_batches") is None
 
 
 def choose(names: Sequence[str], config: RunConfig, workdir: Path, say: Say = lambda line: None) -> list[Suite]:

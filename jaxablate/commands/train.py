@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,18 +9,23 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from jaxablate import files
 from jaxablate.commands import base
 from jaxablate.config import ClassificationConfig, Config, RunConfig, run_from_dict, to_dict
-from jaxablate.errors import ConfigError, JaxablateError
-from jaxablate.exits import Terminated
+from jaxablate.errors import ConfigError
 
 DESCRIPTION = """Trains a self-ablating transformer or a SAFR text classifier, or continues a run that was stopped or
-killed.
+killed. Any setting of the configuration can be changed: --model.ablation global --model.k-neurons 4 --train.seed 1.
 
-Any setting of the config file can be changed: --model.ablation global --model.k-neurons 4 --train.seed 1.
 Exit code 0: finished, or saved after SIGTERM or Ctrl-C (the same command continues), or a plan that fits. 2: an error
 told in one line."""
+_WITH_CONFIG = """
+
+The settings and defaults below are a language model's; with --config sst2 --help they are those of that file."""
+COMMON = ("model.d_model", "model.n_layers", "model.n_heads", "model.ablation", "model.k_attention", "model.k_neurons",
+          "model.gate", "objective.clean", "objective.ablated", "objective.reconstruction", "objective.importance",
+          "objective.interaction", "optimizer.learning_rate", "data.train_path", "data.valid_path", "data.path",
+          "data.cache_dir", "train.steps", "train.epochs", "train.batch_size", "train.seed", "train.checkpoint_every")
+"""Settings that the short help has."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,8 +133,9 @@ def parse(argv: Sequence[str], *, prog: str = "jaxablate train") -> TrainSetting
     kind = TrainSettings if isinstance(settings, Config) else ClassifierTrainSettings
     default = _unchecked(kind, config=tyro.MISSING,
                          workdir=None if "--plan" in argv else tyro.MISSING, settings=settings)
-    return base.parse(kind, argv, prog=prog, description=DESCRIPTION, default=default,
-                      config=(tyro.conf.FlagCreatePairsOff,))
+    about = DESCRIPTION if name is not None else DESCRIPTION + _WITH_CONFIG
+    return base.parse(kind, argv, prog=prog, description=about, default=default, prefixes=True, common=COMMON,
+                      sections=lambda: {"shipped configurations": base.shipped_about("configs")})
 
 
 def _unchecked(kind: type[TrainSettings], **values: Any) -> TrainSettings:
@@ -141,52 +146,24 @@ def _unchecked(kind: type[TrainSettings], **values: Any) -> TrainSettings:
     return settings
 
 
-def shipped_configs() -> dict[str, Path]:
-    """Configurations that come with the package, by name."""
-    package = Path(__file__).resolve().parent.parent
-    # The wheel has them inside the package, a checkout beside it.
-    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package)
-    return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
-
-
-def load_config(path: str | Path) -> RunConfig:
-    """What ``get_config()`` of a Python file, or of a shipped configuration, returns.
+def load_config(path: str | Path, option: str = "--config") -> RunConfig:
+    """What ``get_config()`` of a Python file, or of a shipped configuration, returns; ``option`` names it in errors.
 
     Raises:
       ConfigError: the file is missing, does not run, or has no such function.
     """
-    shipped = shipped_configs()
-    if str(path) not in shipped:
-        files.check_path(path, "--config")
-    path = shipped.get(str(path), Path(path))
-    if not path.is_file():
-        raise ConfigError(f"--config {path} does not exist; give a Python file with get_config(), or one of "
-                          f"the shipped {', '.join(shipped)}")
-    if path.suffix != ".py":
-        raise ConfigError(f"--config {path} is no Python file; its name must end in .py")
-    try:
-        # Not by Python's import, which would take the stored bytecode of a file that had the same size and time.
-        module = types.ModuleType(f"jaxablate_config_{path.stem}")
-        module.__file__ = str(path)
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-        config = module.get_config()
+    found = base.find_file(path, base.shipped("configs"), option, "get_config")
+    if found.suffix != ".py":
+        raise ConfigError(f"{option} {found} is no Python file; its name must end in .py")
+
+    def checked(config: Any) -> RunConfig:
         if not isinstance(config, RunConfig):
-            raise ConfigError(f"--config {path}: get_config() must return a jaxablate.config.Config or "
+            raise ConfigError(f"{option} {found}: get_config() must return a jaxablate.config.Config or "
                               f"ClassificationConfig, not a {type(config).__name__}")
         run_from_dict(to_dict(config))  # Python lets any value into any field
-    except (JaxablateError, KeyboardInterrupt, Terminated):
-        raise
-    except BaseException as error:  # whatever the user's file raises is told in one line, SystemExit too
-        raise ConfigError(f"--config {path} failed: {_told(error)}") from None
-    return config
+        return config
 
-
-def _told(error: BaseException) -> str:
-    """Type and message of an error of somebody's code, whose own ``__str__`` may fail."""
-    try:
-        return f"{type(error).__name__}: {error!s:.300}".removesuffix(": ")
-    except BaseException:
-        return type(error).__name__
+    return base.call_file(found, "get_config", checked, option)
 
 
 def _config_name(argv: Sequence[str]) -> str | None:

@@ -17,9 +17,13 @@ class ClassifierConfig(GatedModelConfig):
     max_length: int = 128
     """Rows of the sinusoidal position table; longer texts are cut. The paper takes 128 for SST-2, 256 for IMDB."""
     d_model: int = 256
+    """Width D of embeddings and blocks."""
     n_layers: int = 1
+    """Number of blocks."""
     n_heads: int = 8
+    """Attention heads N of a layer."""
     n_classes: int = 2
+    """Classes that a text may have."""
     dropout: float = 0.1
     """Share of the first block's inputs set to zero in training, after the positions were added."""
     padding: Literal["masked", "paper"] = "masked"
@@ -63,7 +67,9 @@ class ClassificationObjective(RegularizedObjective):
     """Coefficient of VMASK's information term, `jaxablate.regularizers.information` (beta of Chen & Ji 2020; SAFR has
     no such term)."""
     clean: float = 1.0
+    """Coefficient of the clean stream's cross-entropy, in a gated model."""
     ablated: float = 1.0
+    """Coefficient of the ablated stream's cross-entropy, in a gated model."""
     layers: tuple[int, ...] = (0,)
     """Layers whose attention and neurons regularisers read; a term is the mean over them."""
     importance_site: Literal["embedding", "neurons"] = "embedding"
@@ -120,11 +126,13 @@ class EpochTrainConfig:
     """Texts of similar length share a batch, which is padded to the next multiple of this many tokens; 0 pads every
     batch to max_length. `model.padding="paper"` always does."""
     seed: int = 0
+    """Seed of the weights, of the order of the data, and of what is drawn in training."""
     log_every: int = incidental(50)
     """Steps between two lines of the log."""
     keep_last: int = incidental(1)
     """Newest checkpoints kept, besides the best one by development accuracy."""
     tensorboard: bool = incidental(True)
+    """Write the metrics for TensorBoard, too: WORKDIR/tensorboard."""
     wandb_project: str | None = incidental(None)
     """Also log to this Weights & Biases project (extra ``wandb``)."""
 

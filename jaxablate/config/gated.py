@@ -20,10 +20,13 @@ class GatedModelConfig:
     d_model: int = 128
     """Width D of the residual stream."""
     n_layers: int = 8
+    """Number of blocks."""
     n_heads: int = 16
+    """Attention heads N of a layer."""
     d_mlp: int | None = None
     """Neurons F of a layer; None means 4 * d_model."""
     layer_norm_eps: float = 1e-5
+    """Added to the variance (of RMS norms: to the mean square) before the root is taken."""
 
     ablation: str = "none"
     """Each model says which kinds of scores it has."""
@@ -37,11 +40,14 @@ class GatedModelConfig:
     surrogate: Literal["sigmoid", "softmax"] = "sigmoid"
     """The soft gate: sigmoid as in the released code, softmax as in the paper's text."""
     temperature_attention: float = 1.0
+    """Width of the soft gate of attention channels over the gap between the k-th and the next score."""
     temperature_neurons: float = 1.0
+    """The same of neurons."""
     gate_eps: float = 1e-12
     """Added to temperature * gap, the soft gate's width."""
 
     param_dtype: Literal["float32", "float64"] = "float32"
+    """Type of the parameters and of the optimiser's state."""
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the matrix products' inputs; gates, softmax, norms and losses are at least float32."""
 

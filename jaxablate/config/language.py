@@ -158,8 +158,11 @@ class ObjectiveConfig(RegularizedObjective):
     """
 
     clean: float = 0.5
+    """Coefficient of the clean stream's cross-entropy."""
     ablated: float = 0.5
+    """Coefficient of the ablated stream's cross-entropy."""
     reconstruction: float = 0.0
+    """Coefficient of the distance R between the two streams' normalised residuals."""
     regularized_layers: tuple[int, ...] = ()
     """Layers that every regulariser is a mean over; none given takes all."""
     regularized_stream: Literal["clean", "ablated", "both"] = "both"
@@ -183,6 +186,7 @@ class DataConfig:
     train_path: str | None = incidental(None)
     """Story file to train on; None takes TinyStories from ``cache_dir``, downloaded where a network allows."""
     valid_path: str | None = incidental(None)
+    """Story file to validate on; None takes that of TinyStories."""
     cache_dir: str = incidental("data")
     """Folder of token files and downloads."""
     tokenizer: Literal["gpt2", "bpe", "corpus", "file"] = "gpt2"
@@ -191,10 +195,13 @@ class DataConfig:
     tokenizer_path: str | None = incidental(None)
     """That folder, as Hugging Face writes it."""
     bpe_vocab_size: int = 4096
+    """Tokens of a byte-pair encoding that is trained on the text (tokenizer bpe)."""
     embedded_stories: int = 20000
     """Stories of the embedded corpus to train on."""
     embedded_valid_stories: int = 500
+    """Stories of the embedded corpus to validate on."""
     embedded_seed: int = 0
+    """Seed of the embedded corpus."""
 
     def __post_init__(self):
         require_numbers(self)
@@ -217,21 +224,28 @@ class TrainConfig:
     """Length of a run, and how often it is measured, logged and saved."""
 
     steps: int = 400_000
+    """Updates of the run; the learning rate falls over as many as there are."""
     batch_size: int = 24
     """Sequences of one optimiser step, over all devices and accumulation steps."""
     sequence_length: int = 256
+    """Tokens of a training window."""
     accumulation_steps: int = incidental(0, continuable=False)
     """Gradients of this many equal parts of the batch are averaged before one update; 0 takes parts of about 512
     tokens on CPU, fastest for models of the paper's size (small ones want 1), and a single one elsewhere."""
     seed: int = 0
+    """Seed of the weights and of the order of the data."""
     log_every: int = incidental(10)
+    """Steps between two measurements of training in metrics.jsonl."""
     eval_every: int = incidental(1000)
+    """Steps between two evaluations on the validation split."""
     eval_batches: int = incidental(50, continuable=False)
     """Validation batches of a periodic evaluation, always the same ones."""
     checkpoint_every: int = incidental(1000)
+    """Steps between two checkpoints."""
     keep_last: int = incidental(2)
     """Newest checkpoints kept, besides the best one by validation loss."""
     tensorboard: bool = incidental(True)
+    """Write the metrics for TensorBoard, too: WORKDIR/tensorboard."""
     wandb_project: str | None = incidental(None)
     """Also log to this Weights & Biases project (extra ``wandb``)."""
 

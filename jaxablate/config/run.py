@@ -47,14 +47,21 @@ class OptimizerConfig:
     """AdamW with global-norm clipping and a warm-up / cosine schedule; defaults as stored with the paper's runs."""
 
     learning_rate: float = 1.4e-3
+    """Learning rate after the warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """cosine: the learning rate falls to final_fraction of it at the last step; constant: it stays."""
     warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
     final_fraction: float = 0.0
     """Learning rate at the last step over its peak (cosine)."""
     beta1: float = 0.9
+    """Decay of Adam's mean of gradients."""
     beta2: float = 0.999
+    """Decay of Adam's mean of squared gradients."""
     eps: float = 1e-8
+    """Added to the root of the mean square that Adam divides by."""
     weight_decay: float = 0.0
+    """Part of each weight that a step takes away, times the learning rate."""
     clip_norm: float | None = 1.0
     """Global gradient norm above which gradients are scaled down; None never clips."""
 

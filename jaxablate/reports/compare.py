@@ -1,32 +1,29 @@
 """Several runs in one table: seeds of one configuration become a mean with a 95 % interval.
 
-`compare` joins the runs; the rest shows the comparison in a terminal and in files. ``explorer.py`` shows it as a page.
+`compare` joins the runs; the rest writes the comparison into files. ``differences.py`` shows it in a terminal,
+``explorer.py`` as a page.
 """
 
 import dataclasses
+import difflib
+import fnmatch
 import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
 from jaxablate import files, stats
 from jaxablate.config import INCIDENTAL, flatten
+from jaxablate.errors import ConfigError
 from jaxablate.reports.figures import write_figure
 from jaxablate.reports.panels import Bar, Bars, Cell, Grid
-from jaxablate.reports.results import Better, Results
-from jaxablate.reports.tables import csv_text, csv_words, heading, latex, markdown, terminal
+from jaxablate.reports.results import Better, Results, SuiteRecord
+from jaxablate.reports.tables import csv_text, csv_words, heading, latex, markdown
 from jaxablate.stats import Estimate
-from jaxablate.terminal import PlainConsole
 
 SEED_FIELDS = ("train.seed", "data.embedded_seed")
 """Repetitions: runs that differ in nothing else are one row."""
-LABEL_WIDTHS = (40, 30, 22)
-"""Characters of the names of figures beside several runs in a terminal; the widest that fits is taken."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +61,10 @@ class Row:
     """Distinct steps of the checkpoints, ascending."""
     cells: tuple[Estimate, ...]
     """One for each of `Comparison.columns`; its n is the number of runs that have the figure, and may be 0."""
+    samples: tuple[tuple[float | None, ...], ...] = ()
+    """For each column the number of each run, None where it lacks the figure."""
+    repetitions: tuple[tuple[int | None, ...], ...] = ()
+    """What each run repeats: its values of `SEED_FIELDS`."""
 
     @property
     def steps_text(self) -> str:
@@ -128,7 +129,9 @@ def compare(runs: Sequence[ScoredRun]) -> Comparison:
         rows.append(Row(
             labels=tuple(_label(values.get(name)) for name in fields) or (alone,), runs=tuple(r.name for r in group),
             seeds=tuple(r.results.seed for r in group), steps=tuple(sorted({r.results.step for r in group})),
-            cells=tuple(_cell(group, column) for column in columns)))
+            cells=tuple(_cell(group, column) for column in columns),
+            samples=tuple(tuple(_number(run, column) for run in group) for column in columns),
+            repetitions=tuple(_repetition(run) for run in group)))
     return Comparison(fields=fields or ("run",), columns=columns, rows=tuple(rows), notes=(*notes, *_gaps(runs)))
 
 
@@ -204,6 +207,58 @@ def _cell(group: Sequence[ScoredRun], column: Column) -> Estimate:
     return stats.student([float(f.estimate) for f in figures], within=figures[0].range or stats.UNBOUNDED)
 
 
+def _number(run: ScoredRun, column: Column) -> float | None:
+    figures = run.results.suites[column.suite].figures if column.suite in run.results.suites else ()
+    found = next((f.estimate.value for f in figures if f.name == column.name), None)
+    return None if found is None else float(found)
+
+
+def _repetition(run: ScoredRun) -> tuple[int | None, ...]:
+    flat = flatten(run.results.config)
+    return tuple(flat.get(name) for name in SEED_FIELDS)
+
+
+def select(runs: Sequence[ScoredRun], suites: Sequence[str] = (), figures: Sequence[str] = ()) -> list[ScoredRun]:
+    """The runs with some of their figures alone.
+
+    Args:
+      runs: scored runs.
+      suites: names of suites; none given keeps all.
+      figures: what ``suite/figure`` has to contain, or to match as a pattern (``ioi/acc*``); none given keeps all.
+
+    Raises:
+      ConfigError: no run has a suite of that name, or a figure that fits; what there is is told.
+    """
+    there = {f"{suite}/{f.name}": None for run in runs for suite, r in run.results.suites.items() for f in r.figures}
+    _require_all(suites, list(dict.fromkeys(name.partition("/")[0] for name in there)), lambda a, b: a == b, "--suites")
+    _require_all(figures, list(there), _fits, "--rows")
+
+    def kept(suite: str, record: SuiteRecord) -> SuiteRecord:
+        return dataclasses.replace(record, figures=tuple(
+            f for f in record.figures if not figures or any(_fits(x, f"{suite}/{f.name}") for x in figures)))
+
+    out = []
+    for run in runs:
+        records = {name: kept(name, record) for name, record in run.results.suites.items()
+                   if not suites or name in suites}
+        left = {name: record for name, record in records.items() if record.figures or not figures}
+        out.append(dataclasses.replace(run, results=dataclasses.replace(run.results, suites=left)))
+    return out
+
+
+def _fits(wanted: str, name: str) -> bool:
+    wanted, name = wanted.lower(), name.lower()
+    return wanted in name or fnmatch.fnmatchcase(name, wanted) or fnmatch.fnmatchcase(name.partition("/")[2], wanted)
+
+
+def _require_all(wanted: Sequence[str], there: Sequence[str], fits: Callable[[str, str], bool], option: str) -> None:
+    for text in wanted:
+        if not any(fits(text, name) for name in there):
+            near = difflib.get_close_matches(text, [*there, *(name.partition("/")[2] for name in there)], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there)}"
+            raise ConfigError(f"{option} {text!r:.80} is in no run; {hint}")
+
+
 def _gaps(runs: Sequence[ScoredRun]) -> list[str]:
     """Notes on suites measured in some runs only, and on suites measured with other options."""
     notes = []
@@ -242,32 +297,6 @@ def figures_table(comparison: Comparison, rows: Sequence[Row]) -> Grid:
     return Grid(title="", caption="", columns=("suite", "figure", *map(comparison.label, rows)), rows=tuple(lines))
 
 
-def terminal_view(comparison: Comparison, width: int) -> Group:
-    """The comparison for a terminal of ``width`` columns: one row for each configuration where that fits, else
-    figures below each other and as many configurations side by side as fit."""
-    notes = [Text(comparison.explanation, style="dim"), *(Text(f"note: {x}", style="yellow") for x in comparison.notes)]
-    broad = terminal(dataclasses.replace(table(comparison), caption=""))
-    if _width(broad) <= width:
-        return Group(broad, *notes)
-
-    def beside(rows: Sequence[Row], most: int) -> Table:
-        return terminal(figures_table(comparison, rows), grouped=True, most=most)
-
-    parts: list[list[Row]] = []
-    for row in comparison.rows:
-        if parts and _width(beside([*parts[-1], row], LABEL_WIDTHS[-1])) <= width:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
-    tables = []
-    for part in parts:
-        choice = [beside(part, most) for most in LABEL_WIDTHS]
-        tables.append(next((x for x in choice if _width(x) <= width), choice[-1]))
-    return Group(*tables, *notes)
-
-
-def _width(renderable: Table) -> int:
-    return PlainConsole(width=10_000).measure(renderable).maximum
 
 
 def suite_bars(comparison: Comparison, suite: str) -> tuple[Bars, ...]:
@@ -282,36 +311,49 @@ def suite_bars(comparison: Comparison, suite: str) -> tuple[Bars, ...]:
     return tuple(pictures)
 
 
-def write(comparison: Comparison, out: str, *, figures: bool = False) -> list[Path]:
+def write(comparison: Comparison, out: str, *, more: Grid | None = None, figures: bool = False) -> list[Path]:
     """Writes Markdown, CSV and LaTeX; returns the files' paths, and of the figures their folder.
 
     Args:
       comparison: what to write.
       out: see `file_path`.
+      more: a second table, which Markdown has below the first.
       figures: whether to draw each figure that two rows have as PNG and SVG, into a folder ``...-figures``.
 
     Raises:
       FileError: a folder cannot be made or written to.
     """
     grid = table(comparison)
-    texts = {".md": markdown(grid, comparison.notes), ".csv": csv_text(data_table(comparison)), ".tex": latex(grid)}
-    paths = [files.write(file_path(out, suffix), text, otherwise="choose another --out")
-             for suffix, text in texts.items()]
-    if figures:
-        paths.append(file_path(out, "-figures"))
+    second = f"\n{markdown(more)}" if more is not None and more.rows else ""
+    makers: dict[str, Callable[[], str]] = {
+        ".md": lambda: markdown(grid, comparison.notes) + second, ".csv": lambda: csv_text(data_table(comparison)),
+        ".tex": lambda: latex(grid)}
+    wanted = {suffix: path for suffix in makers if (path := file_path(out, suffix)) is not None}
+    paths = [files.write(path, makers[suffix](), otherwise="choose another --out") for suffix, path in wanted.items()]
+    folder = file_path(out, "-figures") if figures else None
+    if folder is not None:
+        paths.append(folder)
         names: set[str] = set()
         for suite in comparison.suites:
             for bars in suite_bars(comparison, suite):
                 names.add(name := _file_name(f"{suite}-{bars.title.rstrip(' ↑↓')}", names))
-                write_figure(bars, paths[-1] / name)
+                write_figure(bars, folder / name)
     return paths
 
 
-def file_path(out: str, suffix: str) -> Path:
+SUFFIXES = (".md", ".csv", ".tex", ".html")
+"""Of the files of a comparison."""
+
+
+def file_path(out: str, suffix: str) -> Path | None:
     """Path of a file of a comparison: ``table`` and the suffix in ``out``, where that is an existing folder or ends in
-    ``/``, else ``out`` and the suffix."""
-    prefix = Path(out) / "table" if out.endswith("/") or Path(out).is_dir() else Path(out)
-    return prefix.with_name(prefix.name + suffix)
+    ``/``, else ``out`` and the suffix. An ``out`` that ends in one of `SUFFIXES` is the only file; None for others."""
+    if out.endswith("/") or Path(out).is_dir():
+        return Path(out) / f"table{suffix}"
+    path = Path(out)
+    if path.suffix in SUFFIXES and suffix in SUFFIXES:
+        return path if path.suffix == suffix else None
+    return path.with_name(f"{path.stem if path.suffix in SUFFIXES else path.name}{suffix}")
 
 
 def _file_name(title: str, taken: Collection[str]) -> str:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from jaxablate.reports.panels import Grid
 from jaxablate.reports.results import Better, Results
-from jaxablate.reports.tables import csv_text, heading, latex, markdown, terminal
+from jaxablate.reports.tables import NARROWEST, csv_text, fitted, heading, latex, markdown, terminal
 from jaxablate.stats import Estimate, number
 
 EXPLANATION = ("Each interval is that of the suite, within one run. Intervals apart mean that the figures differ "
@@ -123,11 +123,13 @@ def data_table(matched: Matched) -> Grid:
         "baseline step", "matched"))
 
 
-def terminal_view(matched: Matched) -> Group:
-    """The comparison for a terminal."""
+def terminal_view(matched: Matched, width: int = 120) -> Group:
+    """The comparison for a terminal of ``width`` columns; intervals stand below their numbers where it is narrow."""
+    grid = dataclasses.replace(table(matched), caption=EXPLANATION)
+    both = fitted(grid, width) or fitted(grid, width, stacked=True, widest=11) or terminal(
+        grid, grouped=True, most=NARROWEST, widest=10, stacked=True)
     verdict = Text(matched.verdict, style="green" if matched.equal else "bold red")
-    return Group(terminal(dataclasses.replace(table(matched), caption=EXPLANATION), grouped=True), verdict,
-                 *(Text(f"note: {note}", style="yellow") for note in matched.notes))
+    return Group(both, verdict, *(Text(f"note: {note}", style="yellow") for note in matched.notes))
 
 
 def texts(matched: Matched) -> dict[str, str]:

@@ -17,7 +17,7 @@ from jaxablate.reports.panels import Cell, Grid, Passages
 from jaxablate.reports.results import Results, SuiteRecord
 from jaxablate.reports.svg import short
 from jaxablate.stats import Estimate
-from jaxablate.terminal import printable
+from jaxablate.terminal import PlainConsole, printable
 
 ARROWS = {"up": "↑", "down": "↓", "none": ""}
 EXPLANATION = "In brackets: 95 % interval. ↑: larger is better, ↓: smaller is better."
@@ -26,6 +26,8 @@ _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{"
           "<": r"\textless{}", ">": r"\textgreater{}", '"': r"\char34{}",
           "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
 """What LaTeX would read as its own, and signs it lacks, written its way."""
+NAME_WIDTHS, NARROWEST = (40, 30, 22), 18
+"""Characters of names in a terminal beside numbers; the widest that fits is taken."""
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -49,20 +51,23 @@ def heading(name: str, unit: str, better: str) -> str:
     return " ".join(part for part in (name, "" if unit in ("", "fraction") else f"({unit})", ARROWS[better]) if part)
 
 
-def terminal(grid: Grid, *, grouped: bool = False, most: int | None = None) -> Table:
+def terminal(grid: Grid, *, grouped: bool = False, most: int | None = None, widest: int = 16, stacked: bool = False
+             ) -> Table:
     """A grid for a terminal, its title over and its caption under it.
 
     Args:
       grid: the table.
       grouped: whether the first column names groups of rows, which then stand under their name in place of it.
       most: characters of a line in a column of words.
+      widest: characters of a line of a column's name.
+      stacked: whether intervals stand below their numbers.
     """
     looks: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False} if grouped else {}
     table = Table(title=Text(grid.title) if grid.title else None, title_justify="left", header_style="bold",
                   caption=Text(grid.caption) if grid.caption else None, caption_justify="left", **looks)
     first = 1 if grouped else 0
     for name, words in [*zip(grid.columns, text_columns(grid), strict=True)][first:]:
-        head = Text("\n".join(textwrap.wrap(name, 16)))
+        head = Text("\n".join(textwrap.wrap(name, widest)))
         table.add_column(head, justify="left" if words else "right", overflow="fold",
                          max_width=most if words else None)
     group: Cell = None
@@ -71,8 +76,27 @@ def terminal(grid: Grid, *, grouped: bool = False, most: int | None = None) -> T
             group = row[0]
             table.add_section()
             table.add_row(Text(cell_text(group), style="bold"))
-        table.add_row(*(Text(cell_text(cell)) for cell in row[first:]))
+        texts = (cell_text(cell).replace(" [", "\n[") if stacked and isinstance(cell, Estimate) else cell_text(cell)
+                 for cell in row[first:])
+        table.add_row(*map(Text, texts))
     return table
+
+
+def fitted(grid: Grid, width: int, **looks: Any) -> Table | None:
+    """A grouped table with the widest names that fit into so many columns; None where none does. ``looks`` are further
+    arguments of `terminal`."""
+    choice = (terminal(grid, grouped=True, most=most, **looks) for most in NAME_WIDTHS)
+    return next((x for x in choice if table_width(x) <= width), None)
+
+
+def narrowest(grid: Grid, width: int) -> Table:
+    """A grouped table that fits into so many columns, or as narrow as it can be with each number on one line."""
+    return fitted(grid, width) or terminal(grid, grouped=True, most=NARROWEST, widest=10)
+
+
+def table_width(table: Table) -> int:
+    """Columns that a table takes where nothing is folded."""
+    return PlainConsole(width=10_000).measure(table).maximum
 
 
 def markdown(grid: Grid, notes: Sequence[str] = ()) -> str:
@@ -183,19 +207,22 @@ def prose(text: str) -> str:
 
 
 def token_table(title: str, words: Sequence[str], shares: Mapping[str, Sequence[float]],
-                facts: Mapping[str, Sequence[object]]) -> Table:
+                facts: Mapping[str, Sequence[object]], width: int = 120) -> Table:
     """The tokens of one text, a row for each, for a terminal.
 
-    ``shares`` are columns of numbers in [0, 1], drawn as bars, of which the first one also shades the words; ``facts``
-    are further columns, written as they are.
+    ``shares`` are columns of numbers in [0, 1], drawn as bars where ``width`` has room, of which the first one also
+    shades the words; ``facts`` are further columns, written as they are.
     """
+    cells = 8 if width >= 110 else 5 if len(shares) < 3 else 0
     table = Table(title=Text(title), title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("token", no_wrap=True)
     for name in (*shares, *facts):
-        table.add_column(Text(name), no_wrap=True, justify="left" if name in shares else "right")
+        head = Text(name if width >= 110 else "\n".join(textwrap.wrap(name, 8)))
+        table.add_column(head, no_wrap=True, justify="left" if name in shares else "right")
     first = next(iter(shares.values()), [1.0] * len(words))
     for i, word in enumerate(words):
-        bars = (Text.assemble((bar(values[i]), "blue"), f" {values[i]:.2f}") for values in shares.values())
+        numbers = (values[i] for values in shares.values())
+        bars = (Text.assemble((f"{bar(x, cells)} " if cells else "", "blue"), f"{x:.2f}") for x in numbers)
         weight = "bold" if first[i] >= 2 / 3 else "" if first[i] >= 1 / 3 else "dim"
         table.add_row(Text(short(word), style=weight), *bars, *(Text(str(v[i])) for v in facts.values()))
     return table

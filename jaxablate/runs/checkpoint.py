@@ -241,6 +241,20 @@ def trained_config(workdir: str | Path, step: int) -> dict[str, Any] | None:
     return progress.get("config")
 
 
+def stored_progress(workdir: str | Path) -> tuple[int, dict[str, Any]] | None:
+    """Step of a run's newest sealed checkpoint, and the rest of the run that was saved with it (`Checkpoints.save`).
+
+    Reads two small files and none of the arrays, so damage to these is not seen. None where there is none yet.
+    """
+    folder = _folder(workdir)
+    for step in reversed(saved_steps(folder)):
+        if read_seal(folder / str(step)) is not None:
+            with contextlib.suppress(FileError, OSError):
+                path = folder / str(step) / "progress" / "metadata"
+                return step, files.read_json(path, what="a run's progress", fix="")
+    return None
+
+
 def saved_steps(folder: Path) -> list[int]:
     """Steps that have a folder of their name, ascending, damaged ones and those without a seal included."""
     if not folder.is_dir():

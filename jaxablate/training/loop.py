@@ -18,7 +18,7 @@ from jaxablate.config.checks import require
 from jaxablate.data.pipeline import TrainBatches
 from jaxablate.errors import CheckpointError, TrainingError
 from jaxablate.provenance import device_names
-from jaxablate.runs.checkpoint import Checkpoints
+from jaxablate.runs.checkpoint import Checkpoints, stored_progress
 from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.workdir import check_workdir, hold_workdir, record_run, require_x64
 from jaxablate.sharding import BATCH_AXES, batch_sharding, check_batch, host_memory, make_mesh, require_room
@@ -113,7 +113,7 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
             task.tokenizer.save(workdir / "tokenizer")
         line = stack.enter_context(ProgressLine(
             task.pace.steps, task.units_per_step, task.flops_per_step, peak_flops(list(mesh.devices.flat)),
-            PlainConsole(highlight=False, soft_wrap=True, quiet=jax.process_index() != 0), task.unit,
+            PlainConsole(highlight=False, quiet=jax.process_index() != 0), task.unit,
             at_most=task.pace.patience > 0))
         line.say(_banner(task, program, workdir, first))
         log = None
@@ -132,6 +132,28 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
             raise TrainingError(f"{error}; {checkpoints.last_good()}; a lower learning rate may help") from error
         line.say(_ending(result, task, stopping, workdir))
         return result
+
+
+def steps_of(config: RunConfig, facts: Mapping[str, Any]) -> int | None:
+    """Updates of a run at most; of a classifier known from the facts that are recorded with its run, else None."""
+    if isinstance(config, Config):
+        return config.train.steps
+    texts = facts.get("texts", {}).get("train")
+    return None if texts is None else config.train.epochs * -(-texts // config.train.batch_size)
+
+
+def is_finished(workdir: str | Path, config: RunConfig) -> bool:
+    """Whether the newest checkpoint of a working directory is the last that the run makes.
+
+    Looks at the record that the checkpoint holds, neither at the data nor at the arrays.
+    """
+    stored = stored_progress(workdir)
+    if stored is None:
+        return False
+    step, progress = stored
+    stopping = EarlyStopping(0 if isinstance(config, Config) else config.train.patience)
+    stopping.set_state(progress.get("early_stopping", {}))
+    return stopping.over or step == steps_of(config, progress.get("facts", {}))
 
 
 def open_task(config: RunConfig, mesh: Mesh) -> Task:

@@ -13,15 +13,38 @@ from rich.text import Text
 _TRAIN = {"loss_clean": "clean", "loss_ablated": "ablated", "cross_entropy": "ce", "accuracy": "accuracy",
           "importance": "importance", "interaction": "interaction"}
 _VALID = {"loss_clean": "clean", "accuracy": "accuracy"}
-_PLAIN_EVERY_S = 60
-_PLAIN_FRACTION = 0.01
+_LINE_FRACTION, _LINE_SECONDS, _SILENT_SECONDS = 0.01, 30.0, 600.0
+
+
+class Seldom:
+    """Which steps get a line where lines stay, as in the log of a job: the first and the last, and in between after
+    each hundredth of the run, but not twice in half a minute, nor never for ten.
+
+    Args:
+      steps: updates of the run; None where they are not known.
+    """
+
+    def __init__(self, steps: int | None):
+        self._steps = steps
+        self._last: tuple[int, float] | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether this step gets a line; if so it counts as written."""
+        now = time.monotonic()
+        if self._last is not None and step != self._steps:
+            since, seconds = step - self._last[0], now - self._last[1]
+            often = seconds < _LINE_SECONDS or (self._steps is not None and since < _LINE_FRACTION * self._steps)
+            if since <= 0 or (often and seconds < _SILENT_SECONDS):
+                return False
+        self._last = step, now
+        return True
 
 
 class ProgressLine:
     """Shows step, losses, speed, fraction of peak and time left.
 
-    On a terminal the picture is two lines, which go when the run ends. Elsewhere a line is printed at the first and the
-    last step, and in between after each hundredth of the run, or each minute where that is shorter.
+    On a terminal the picture is two lines, which go when the run ends. Elsewhere a line is printed now and then
+    (`Seldom`).
 
     Args:
       steps: updates of the run.
@@ -40,8 +63,8 @@ class ProgressLine:
         self._flops_per_step, self._peak = flops_per_step, peak
         self._left = "left at most" if at_most else "left"
         self._valid = ""
-        self._printed = (0, time.monotonic())
-        self._live = Live(self._picture(0, "compiling", ""), console=console, transient=True, refresh_per_second=4)
+        self._seldom = Seldom(steps)
+        self._live = Live(picture(steps, 0, "compiling"), console=console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> "ProgressLine":
         if self._console.is_terminal:
@@ -53,7 +76,7 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """Prints a line of its own."""
-        self._console.print(text)
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
 
     def validated(self, step: int, values: Mapping[str, float]) -> None:
         """Shows an evaluation: on a terminal until the next one, with its step; elsewhere on a line of its own."""
@@ -76,7 +99,7 @@ class ProgressLine:
             if self._peak is not None and self._flops_per_step is not None:
                 speed["peak_fraction"] = rate * self._flops_per_step / self._peak
                 pace.append(f"{speed['peak_fraction']:.1%} of peak")
-            pace.append(f"{_duration((self._steps - step) / rate)} {self._left}")
+            pace.append(f"{duration((self._steps - step) / rate)} {self._left}")
         shown = [name for name in _TRAIN if name in values]
         losses = [f"loss {values['loss']:.4f}"]
         if shown != ["loss_clean"]:  # else the loss is the clean one
@@ -84,31 +107,27 @@ class ProgressLine:
         where = f"step {step}/{self._steps}"
         if self._console.is_terminal:
             losses = filter(None, [*losses, self._valid])
-            self._live.update(self._picture(step, "  ".join([where, *pace]), "  ".join(losses)))
-        elif self._due(step):
+            self._live.update(picture(self._steps, step, "  ".join([where, *pace]), "  ".join(losses)))
+        elif self._seldom.due(step):
             self.say("  ".join([where, *losses, *pace]))
         return speed
 
-    def _due(self, step: int) -> bool:
-        """Whether a plain line is printed at this step."""
-        last, then = self._printed
-        now = time.monotonic()
-        due = (step in (1, self._steps) or step - last >= _PLAIN_FRACTION * self._steps
-               or now - then >= _PLAIN_EVERY_S)
-        if due:
-            self._printed = step, now
-        return due
 
-    def _picture(self, step: int, pace: str, losses: str) -> Group:
-        # Lines are folded at the terminal's width; the console's soft_wrap would cut them.
-        head, below = (Text(text, no_wrap=False, overflow="fold") for text in (pace, losses))
-        bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=self._steps, completed=step, width=20), head)
-        return Group(bar, below)
+def picture(steps: int, step: int, beside: str, below: str = "") -> Group:
+    """A bar with a text beside it and one below, both folded at the terminal's width."""
+    # The console's soft_wrap would cut them.
+    beside_text, below_text = (Text(text, no_wrap=False, overflow="fold") for text in (beside, below))
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(ProgressBar(total=steps, completed=step, width=20), beside_text)
+    return Group(bar, below_text) if below else Group(bar)
 
 
-def _duration(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
+def duration(seconds: float) -> str:
+    """A length of time for people.
+
+    >>> duration(3723), duration(123.4)
+    ('1:02:03', '2:03')
+    """
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

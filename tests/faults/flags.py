@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import io
+import itertools
 import json
 import random
 import signal
@@ -29,6 +30,7 @@ from jaxablate.commands import train as train_command
 from jaxablate.commands.main import COMMANDS, main
 from jaxablate.config import ClassificationConfig, Config, DataConfig, SentimentDataConfig, to_dict
 from jaxablate.data.__main__ import main as data_main
+from jaxablate.errors import ConfigError
 
 SECONDS = 60
 """A line that takes longer hangs."""
@@ -62,6 +64,8 @@ def check(argv: Sequence[str], *, seconds: float = SECONDS) -> str | None:
         before = sorted(Path(name).rglob("*"))
         stack.enter_context(contextlib.chdir(here))
         stack.enter_context(mock.patch("jaxablate.training.loop.train", _stopped))
+        for command, name in itertools.product(("sweep", "quickstart"), ("do", "do_all")):
+            stack.enter_context(mock.patch(f"jaxablate.commands.{command}.{name}", _refused))
         filled = [functools.reduce(lambda text, item: text.replace(*item), inputs.items(), part) for part in argv]
         code, out, err = _run(filled, seconds)
         jax.config.update("jax_enable_x64", False)
@@ -123,6 +127,11 @@ def _stopped(config: Any, workdir: Path, **_: Any) -> Any:
     return types.SimpleNamespace(signalled=True)
 
 
+def _refused(*_: Any) -> Any:
+    """In the place of what starts runs."""
+    raise ConfigError("nothing is begun here")
+
+
 CONFIG = """
 from jaxablate.config import *
 
@@ -171,7 +180,7 @@ def _line(rng: random.Random) -> list[str]:
         for flag, _ in flags:
             if flag in required:
                 line += [flag, required[flag]]
-        line += ["{run}"] if command == "compare" else []
+        line += {"compare": ["{run}"], "sweep": ["paper_table"]}.get(command, [])
     for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 3))):
         line += _setting(rng.choice(flags), rng)
     if command == "data":  # the embedded corpus would be made, TinyStories or a treebank be fetched

@@ -1,6 +1,8 @@
 """The program's commands as a user calls them."""
 
+import io
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -38,3 +40,19 @@ def error_of(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
+
+
+class Ended:
+    """A process of a sweep that has ended, or has never been one."""
+
+    def __init__(self, code: int):
+        self.returncode, self.stdin = code, io.BytesIO()
+
+    def poll(self) -> int:
+        """Its exit code."""
+        return self.returncode
+
+
+def in_this_process(line: Sequence[str], log: pathlib.Path, variables: Mapping[str, str]) -> Ended:
+    """In the place of `jaxablate.commands.sweep.start`: the command, to its end."""
+    return Ended(main(list(line)))
