@@ -11,6 +11,8 @@ from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.formats import save_circuit
 from jaxablate.circuits.graph import Graph
 from jaxablate.config import Config
+from jaxablate.reports import circuits as data
+from jaxablate.reports import schemas
 from jaxablate.reports.html import draw
 from jaxablate.reports.packed import unpack
 from jaxablate.reports.panels import CircuitGraph, Grid, panel_from_dict
@@ -131,6 +133,13 @@ def test_explorer_has_the_edges_of_circuits_and_of_the_largest_scores(known, fou
     assert unpack(few.scores["EAP-IG"]).tolist() == [-4.0, 2.0, 3.0, 0.0]
     assert unpack(few.circuits[0].kept).tolist() == [0, 0, 0, 1]
     assert (few.circuits[0].name, few.circuits[0].edges, few.circuits[0].faithfulness.value) == ("mine", 1, 0.5)
+
+
+def test_what_is_attached_follows_its_schema(found):
+    validate = pytest.importorskip("jsonschema", reason="the extra test brings it").validate
+    shown = data.TaskEdges(params_digest="0", step=1, task="known", prompts=12, n_layers=3, n_heads=2,
+                           shown_method="EAP-IG", streams=(found[1],))
+    validate(json.loads(json.dumps(dataclasses.asdict(shown), allow_nan=False)), schemas.schema("circuits"))
 
 
 def test_circuits_of_the_command_are_shown_too(known, tmp_path):

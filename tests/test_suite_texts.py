@@ -11,6 +11,7 @@ import pytest
 from jaxablate import features
 from jaxablate.classifier.explanation import attention_patterns, explain
 from jaxablate.features.sae import init
+from jaxablate.reports import schemas
 from jaxablate.reports import texts as data
 from jaxablate.reports.packed import unpack
 from jaxablate.runs.run import open_run
@@ -196,6 +197,19 @@ def test_large_arrays_are_of_prompts_first_and_as_many_as_there_is_room(run, pas
 def _large_bytes(text):
     return (sum(unpack(x.values).size for x in text.activations.values())
             + sum(unpack(x).size for x in text.attention.values()) // 2)
+
+
+def test_what_is_attached_follows_its_schema(found, classifier_run, monkeypatch):
+    validate = pytest.importorskip("jsonschema", reason="the extra test brings it").validate
+    monkeypatch.setattr(explanations, "SHORTEST", 3)
+    run = open_run(classifier_run)
+    read = explanations.read(run.model, run.params, run.splits["test"].batches(), run.tokenizer,
+                             run.splits["test"].texts)
+    for texts in (found, read):
+        stored = json.loads(json.dumps(dataclasses.asdict(texts), allow_nan=False))
+        validate(stored, schemas.schema("texts"))
+        with pytest.raises(Exception, match="is not valid under any of the given schemas"):
+            validate(stored | {"step": "one"}, schemas.schema("texts"))
 
 
 def test_a_baseline_has_one_stream_and_no_gates(baseline_run):

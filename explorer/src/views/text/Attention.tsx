@@ -65,7 +65,7 @@ export function Matrix({ pattern, tokens, current, onPick, label, deps, symmetri
     <div class="matrix">
       <div class="rows">
         {pattern.T <= MOST_NAMES && <ol class="names" aria-hidden="true">{tokens.map((_, i) => <li key={i} class={i === current ? "current" : ""}>{visible(printable(tokens[i]!))}</li>)}</ol>}
-        <div class="square" ref={box} role="img" aria-label={label} onMouseMove={(e) => setAt(find(e))} onMouseLeave={() => setAt(null)} onClick={(e) => onPick(find(e).i)}>
+        <div class="square" ref={box} role="img" style={{ maxWidth: `${Math.max(150, 30 * pattern.T)}px` }} aria-label={label} onMouseMove={(e) => setAt(find(e))} onMouseLeave={() => setAt(null)} onClick={(e) => onPick(find(e).i)}>
           <Painted pattern={pattern} deps={deps} />
           <i class="row" style={{ top: `${(100 * current) / pattern.T}%`, height: `${100 / pattern.T}%` }} />
           {at && <i class="cell" style={{ top: `${(100 * at.i) / pattern.T}%`, left: `${(100 * at.j) / pattern.T}%`, width: `${100 / pattern.T}%`, height: `${100 / pattern.T}%` }} />}
