@@ -5,8 +5,8 @@ import re
 import pytest
 from browser.conftest import axe_findings, keep, too_wide
 
-VIEWS = {"circuit": ("language", "#/circuit"), "circuit-pruning": ("language", "#/circuit?beside=pruning&node=A1.0"),
-         "circuit-runs": ("compare", "#/circuit?beside=run"), "circuit-alone": ("language", "#/circuit?beside=alone")}
+VIEWS = {"circuit": ("language", "#/circuit"), "circuit-pruning": ("language", "#/circuit?panes=pruning&node=A1.0"),
+         "circuit-runs": ("compare", "#/circuit?panes=run"), "circuit-alone": ("language", "#/circuit?panes=alone")}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -40,7 +40,7 @@ def test_both_streams_stand_side_by_side_with_all_nodes(show):
 
 
 def test_the_slider_leaves_the_strongest_edges(show):
-    page = show("language", "#/circuit?circuit=every+edge&beside=alone&least=0")
+    page = show("language", "#/circuit?circuit=every+edge&panes=alone&least=0")
     every, = _edges(page)
     slider = page.get_by_label("weakest edge")
     slider.press("End")
@@ -64,13 +64,13 @@ def test_pointing_at_a_node_tells_its_edges_in_both_drawings(show):
 
 
 def test_pointing_at_an_edge_tells_its_score(show):
-    page = show("language", "#/circuit?circuit=every+edge&beside=alone")
+    page = show("language", "#/circuit?circuit=every+edge&panes=alone")
     page.locator(".graph .edge .reach").last.dispatch_event("mouseenter")
     assert "→" in page.locator(".said-edge").inner_text()
 
 
 def test_a_head_leads_to_its_pattern_in_the_text_and_to_its_units(show):
-    page = show("language", "#/circuit?circuit=every+edge&beside=alone")
+    page = show("language", "#/circuit?circuit=every+edge&panes=alone")
     head = page.locator(".node.head[aria-label^='A1.1']")
     head.focus()
     page.keyboard.press("Enter")
@@ -86,7 +86,7 @@ def test_a_head_leads_to_its_pattern_in_the_text_and_to_its_units(show):
 
 
 def test_an_edge_list_walks_the_graph(show):
-    page = show("language", "#/circuit?circuit=every+edge&beside=alone&node=Resid+End")
+    page = show("language", "#/circuit?circuit=every+edge&panes=alone&node=Resid+End")
     first = page.locator(".edge-list button").first
     name = first.inner_text()
     first.click()
@@ -96,15 +96,15 @@ def test_an_edge_list_walks_the_graph(show):
 
 
 def test_before_and_after_pruning_and_another_run(show):
-    page = show("language", "#/circuit?beside=pruning&least=0")
+    page = show("language", "#/circuit?panes=pruning&least=0")
     before, after = _edges(page)
     assert before > after
-    page = show("compare", "#/circuit?beside=run")
+    page = show("compare", "#/circuit?panes=run")
     assert "seed-1" in page.locator(".graphs .card h2").nth(1).inner_text()
 
 
 def test_faithfulness_stands_beside_with_its_numbers(show):
-    page = show("language", "#/circuit?beside=alone")
+    page = show("language", "#/circuit?panes=alone")
     section = page.locator("section", has_text="How faithful circuits are")
     if section.locator("svg[role=img]").count():
         section.locator("summary").click()

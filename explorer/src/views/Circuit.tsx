@@ -34,7 +34,7 @@ export function Circuit({ run, route }: ViewProps) {
   const found = useAttachment<TaskEdges>(run, "circuits");
   const others = theManifest().runs.filter((r) => r.name !== run.entry.name && r.attachments["circuits"] !== undefined);
   const beside = others.find((r) => r.name === route.params.other) ?? others[0];
-  const other = usePromise(() => (beside && route.params.beside === "run" ? blob<TaskEdges>(beside.attachments["circuits"]!) : null), [beside, route.params.beside]);
+  const other = usePromise(() => (beside && route.params.panes === "run" ? blob<TaskEdges>(beside.attachments["circuits"]!) : null), [beside, route.params.panes]);
   if (found.state === "loading" || other.state === "loading") return <Loading />;
   if (found.state === "failed") return <Failed what="The circuits" why={found.why} />;
   if (other.state === "failed") return <Failed what={`The circuits of ${beside?.name}`} why={other.why} />;
@@ -42,13 +42,13 @@ export function Circuit({ run, route }: ViewProps) {
   return <Circuits key={run.entry.name} run={run} route={route} task={found.value} other={other.state === "ready" && beside ? { name: beside.name, task: other.value } : null} others={others.map((r) => r.name)} />;
 }
 
-type Beside = "streams" | "pruning" | "run" | "alone";
+type Panes = "streams" | "pruning" | "run" | "alone";
 
 function Circuits({ run, route, task, other, others }: ViewProps & { task: TaskEdges; other: { name: string; task: TaskEdges } | null; others: string[] }) {
   const names = task.streams.map((s) => s.stream), asked = route.params;
   const stream = names.includes(asked.stream ?? "") ? asked.stream! : names[0]!;
-  const options: [Beside, string][] = [...(names.length > 1 ? [["streams", "both streams"] as [Beside, string]] : []), ["pruning", "before and after pruning"], ...(others.length ? [["run", "another run"] as [Beside, string]] : []), ["alone", "alone"]];
-  const beside = options.find(([id]) => id === asked.beside)?.[0] ?? options[0]![0];
+  const options: [Panes, string][] = [...(names.length > 1 ? [["streams", "both streams"] as [Panes, string]] : []), ["pruning", "before and after pruning"], ...(others.length ? [["run", "another run"] as [Panes, string]] : []), ["alone", "alone"]];
+  const beside = options.find(([id]) => id === asked.panes)?.[0] ?? options[0]![0];
   const of = task.streams.find((s) => s.stream === stream)!, methods = Object.keys(of.scores);
   const method = methods.includes(asked.score ?? "") ? asked.score! : methods.includes(task.shown_method) ? task.shown_method : methods[0]!;
   const circuits = [...of.circuits.map((c) => c.name), EVERY];
@@ -74,7 +74,7 @@ function Circuits({ run, route, task, other, others }: ViewProps & { task: TaskE
       <h1>Circuit</h1>
       <p class="soft">The task <b>{printable(task.task)}</b>, {task.prompts} prompts. Nodes write into the residual stream and read from it; an edge is what one reads of another. Point at a node or an edge; press a node to hold it.</p>
       <div class="controls">
-        {options.length > 1 && <Choice label="What stands side by side" options={options} value={beside} onChange={(b) => setParams({ beside: b })} />}
+        {options.length > 1 && <Choice label="What stands side by side" options={options} value={beside} onChange={(b) => setParams({ panes: b })} />}
         {beside === "run" && others.length > 1 && (
           <label><span class="soft">run</span> <select value={other?.name} onChange={(e) => setParams({ other: e.currentTarget.value })}>{others.map((n) => <option key={n} value={n}>{printable(n)}</option>)}</select></label>
         )}
