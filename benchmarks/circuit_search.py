@@ -8,11 +8,12 @@
 ``trained``: a baseline with the paper's layers, heads and width, trained on the embedded corpus (a quarter of an hour,
 kept in runs/corpus-8x16) and asked for the corpus's indirect objects. Its output matrix has rows of zeros besides, up
 to the paper's 50,257, so that an evaluated edge costs what it costs there. ``random``: weights as they are drawn,
-random prompts. ``strong``: the same with kernels times 3 and embeddings times 6, so that no edge is without effect and
-most nodes stay alive: what a search has to fear.
+random prompts. ``strong``: the same with kernels times 3 (8 at GPT-2's shape) and embeddings times 6, so that no edge is
+without effect and most nodes stay alive: what a search has to fear.
 """
 
 import dataclasses
+import functools
 import json
 import statistics
 import time
@@ -107,7 +108,8 @@ def drawn(options: Options) -> tuple[ModelConfig, Params, PromptPairs]:
     shape = SHAPES[options.shape]
     params = jax.jit(SelfAblatingTransformer(shape).init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     if options.weights == "strong":
-        params = jax.tree_util.tree_map_with_path(_stronger, params)
+        factor = 3 if options.shape == "paper" else 8
+        params = jax.tree_util.tree_map_with_path(functools.partial(_stronger, factor), params)
     rng = np.random.default_rng(0)
     clean = rng.integers(0, shape.vocab_size, (options.prompts, options.length), np.int32)
     corrupt = clean.copy()
@@ -116,9 +118,9 @@ def drawn(options: Options) -> tuple[ModelConfig, Params, PromptPairs]:
     return shape, params, PromptPairs.from_ids(clean.tolist(), corrupt.tolist(), *answers, name="random tokens")
 
 
-def _stronger(path, x: jax.Array) -> jax.Array:
+def _stronger(factor: float, path, x: jax.Array) -> jax.Array:
     name = jax.tree_util.keystr(path)
-    return 6 * x if "'embed'" in name else 3 * x if "kernel" in name else x
+    return 6 * x if "'embed'" in name else factor * x if "kernel" in name else x
 
 
 def _timed(run) -> float:
