@@ -1,15 +1,15 @@
-"""ACDC and EAP over all edges of the paper's shape (23,981) or GPT-2 small's (32,491): seconds, evaluated, memory.
+"""ACDC and EAP over all edges of the paper's shape (23,981), GPT-2 small's (32,491) or Qwen2-0.5B's (79,813).
 
     python -m benchmarks.circuit_search --weights trained
     python -m benchmarks.circuit_search --weights random
     python -m benchmarks.circuit_search --weights strong
     python -m benchmarks.circuit_search --weights strong --shape gpt2 --repeats 1
 
-``trained``: a baseline with the paper's layers, heads and width, trained on the embedded corpus (a quarter of an hour,
-kept in runs/corpus-8x16) and asked for the corpus's indirect objects. Its output matrix has rows of zeros besides, up
-to the paper's 50,257, so that an evaluated edge costs what it costs there. ``random``: weights as they are drawn,
-random prompts. ``strong``: the same with kernels times 3 (8 at GPT-2's shape) and embeddings times 6, so that no edge is
-without effect and most nodes stay alive: what a search has to fear.
+``trained``: a baseline with the paper's layers, heads and width, trained on the embedded corpus (a quarter of an
+hour, kept in runs/corpus-8x16) and asked for the corpus's indirect objects. Its output matrix has rows of zeros
+besides, up to the paper's 50,257, so that an evaluated edge costs what it costs there. ``random``: weights as they
+are drawn, random prompts. ``strong``: the same with kernels times 3 (8 at other shapes than the paper's) and
+embeddings times 6, so that no edge is without effect and most nodes stay alive: what a search has to fear.
 """
 
 import dataclasses
@@ -39,7 +39,9 @@ from jaxablate.types import Params
 
 SHAPE = ModelConfig(vocab_size=50257, context_length=256, d_model=128, n_layers=8, n_heads=16, ablation="none")
 SHAPES = {"paper": SHAPE, "gpt2": family("gpt2", vocab_size=50257, context_length=1024, d_model=768, n_layers=12,
-                                         n_heads=12, ablation="none")}
+                                         n_heads=12, ablation="none"),
+          "qwen2": family("qwen2", vocab_size=151936, context_length=1024, d_model=896, n_layers=24, n_heads=14,
+                          kv_heads=2, d_mlp=4864, ablation="none")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Options:
     """What to measure; the defaults are the paper's shape and protocol."""
 
     weights: Literal["trained", "random", "strong"] = "trained"
-    shape: Literal["paper", "gpt2"] = "paper"
+    shape: Literal["paper", "gpt2", "qwen2"] = "paper"
     """Of weights as they are drawn; trained ones have the paper's."""
     taus: tuple[float, ...] = (0.03,)
     prompts: int = 64
