@@ -172,8 +172,12 @@ def test_compare_shows_differences_seeds_and_what_was_published(show):
     page.get_by_label("published row").select_option("local, k 8")
     assert row.locator(".paper").inner_text() == "6.47"
     assert "for orientation, not for comparison" in page.locator("main").inner_text()
-    page.locator("tr", has_text="mean |w|").first.locator("td").first.click()
+    row.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
     page.wait_for_function("location.hash.includes('figure=')")
+    page.locator("tr", has_text="mean |w|").first.locator("td").nth(1).click()
+    page.wait_for_selector("h2:has-text('mean |w|')")
     assert page.locator("h2", has_text="mean |w|").count() == 1 and page.locator(".dot-rows .point").count() == 2
     link = page.url
     page.goto("about:blank")

@@ -81,6 +81,8 @@ export function DataTable<Row>({ name, columns, rows, filter, onRow, isCurrent, 
     onSort?.(next);
   };
   const save = () => download(`${name.replace(/[^\p{L}\p{N}.-]+/gu, "-")}.csv`, csv(csvRows(columns, shown)));
+  // One row is reached by the tab key, the others from it by the arrows.
+  const reachable = onRow && isCurrent ? Math.max(0, shown.slice(first, last).findIndex(isCurrent)) : 0;
   const filtered = filter ?? rows.length > 8;
   return (
     <div class="data-table">
@@ -107,6 +109,7 @@ export function DataTable<Row>({ name, columns, rows, filter, onRow, isCurrent, 
             {first > 0 && <tr aria-hidden="true" style={{ height: `${first * ROW_HEIGHT}px` }}><td colSpan={columns.length} /></tr>}
             {shown.slice(first, last).map((row, i) => (
               <tr key={first + i} aria-rowindex={first + i + 2} class={`${onRow ? "press" : ""} ${isCurrent?.(row) ? "current" : ""}`}
+                tabIndex={onRow && (i === reachable ? 0 : -1)} onKeyDown={onRow && ((e) => rowKey(e, () => onRow(row)))}
                 onClick={onRow && (() => onRow(row))}>
                 {columns.map((c, j) => <td key={j} class={numeric[j] ? "n" : ""}>{c.show ? c.show(row) : <Cell value={c.value(row)} />}</td>)}
               </tr>))}
@@ -117,6 +120,16 @@ export function DataTable<Row>({ name, columns, rows, filter, onRow, isCurrent, 
       </div>
     </div>
   );
+}
+
+function rowKey(e: KeyboardEvent, press: () => void): void {
+  const row = e.currentTarget as HTMLElement;
+  if (e.target !== row) return;
+  const next = { ArrowDown: row.nextElementSibling, ArrowUp: row.previousElementSibling }[e.key];
+  if (next instanceof HTMLElement) next.focus();
+  else if (e.key === "Enter" || e.key === " ") press();
+  else return;
+  e.preventDefault();
 }
 
 function Cell({ value }: { value: CellValue }) {
