@@ -91,11 +91,12 @@ def show(browser, pages):
     the page says on its console, each error and each request to a network fails the test when it ends."""
     contexts, complaints = [], []
 
-    def show(name, route="#/", *, width=1280, height=900, dark=False, path=None):
+    def show(name, route="#/", *, width=1280, height=900, dark=False, path=None, first=""):
         context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True,
                                       color_scheme="dark" if dark else "light", reduced_motion="reduce")
         contexts.append(context)
         page = context.new_page()
+        page.add_init_script(first)
         page.on("console", lambda message: complaints.append(f"console {message.type}: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         page.on("request", lambda request: complaints.append(f"request: {request.url}") if request.url.startswith(

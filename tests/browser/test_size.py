@@ -14,6 +14,11 @@ from jaxablate.reports.explorer import FOLDER_NAME, LARGEST_PAGE, write_explorer
 LAYERS, LATENTS, VOCABULARY, TEXT = 8, 2048, 12_000, (512, 256)
 UNITS = {"neuron": 512, "channel": 128, "neuron gate": 512, "channel gate": 128}
 """Units of each sort in a layer."""
+WHEN_THERE = """new MutationObserver(() => {
+  if (!window.there && document.querySelector("main h1") && !document.querySelector(".loading"))
+    window.there = performance.now();
+}).observe(document, { childList: true, subtree: true });"""
+"""Notes when the view was there, in milliseconds since the address was opened."""
 PACKED = {"dtype", "shape", "data", "scale"}
 
 
@@ -69,12 +74,12 @@ def test_a_page_of_the_papers_shape_is_small_soon_written_and_soon_there(show, p
     assert time.perf_counter() - start < 60
     assert 5_000_000 < path.stat().st_size < LARGEST_PAGE and not (paper_shape / "report-data").exists()
     seconds = []
-    for route in ("#/", "#/units", "#/units"):
-        page = show("", route, path=path)
-        seconds.append(page.evaluate("performance.now()") / 1000)  # since the address was opened
+    for route in ("#/", "#/", "#/units", "#/units"):
+        page = show("", route, path=path, first=WHEN_THERE)
+        seconds.append(page.evaluate("window.there") / 1000)
         page.close()
     print(f"there after {', '.join(f'{s:.2f}' for s in seconds)} s, {path.stat().st_size / 1e6:.1f} MB")
-    assert min(seconds) < 1
+    assert min(seconds[:2]) < 1 and min(seconds[2:]) < 1
 
 
 def test_its_units_are_found_and_sorted(show, paper_shape):
