@@ -13,6 +13,7 @@ export const GLOSSARY: Record<string, string> = {
   "global ablation": "A first, clean pass scores the units of all layers at once, from the final state.",
   "channel": "One coordinate of the concatenated outputs of a layer's attention heads, before they are mixed.",
   "attention": "Of attention channels: coordinates of the concatenated head outputs of a layer.",
+  "attention pattern": "Where a head looks: for each token its weights over the tokens before it and itself, which sum to 1.",
   "neurons": "Units of the hidden layers of the MLPs, after the activation function.",
   "latent": "One of the many directions that a sparse autoencoder writes an activation with; few are active at a token.",
   "stream": "Clean: the ordinary transformer. Ablated: the pass beside it in which only k units of a kind may act.",

@@ -6,7 +6,7 @@ import type { Pattern } from "./model";
 
 /** Shade of a weight: small ones are lifted, for most are small. */
 const lifted = (weight: number) => Math.min(1, Math.max(0, weight)) ** 0.6;
-const LEAST_ARC = 0.02, MOST_NAMES = 32;
+const LEAST_ARC = 0.02, MOST_NAMES = 26;
 
 /** Paints shades in [0, 1], one canvas pixel each, row by row; the page scales them up. */
 export function paint(canvas: HTMLCanvasElement, rows: number, columns: number, at: (row: number, column: number) => number): void {
