@@ -21,8 +21,8 @@ from jaxablate.reports.tables import first_passages
 from jaxablate.runs.workdir import check_workdir
 from jaxablate.sweep import Sweep
 
-SUITES = ("perplexity", "ioi", "gates", "weights", "samples")
-"""What is measured: the suites that take seconds."""
+SUITES = ("perplexity", "ioi", "gates", "weights", "samples", "units", "texts")
+"""What is measured: the suites that take seconds, and what the explorer shows of texts and units."""
 FIGURES = ("perplexity clean", "perplexity ablated", "ioi/", "gates/live", "mean |w|")
 """What the comparison shows of it."""
 
@@ -124,3 +124,4 @@ def _conclude(workdirs: Sequence[Path], path: Path, console: Console) -> None:
             console.print(passage)
     write_explorer(workdirs, path)
     console.print(f"\nOpen {path} in a browser to look at both.", highlight=False, soft_wrap=True)
+    base.say(console, f"jaxablate score {workdirs[0]} --missing measures the rest: circuits, neurons, leakage.")
