@@ -91,7 +91,8 @@ def fitted(grid: Grid, width: int, **looks: Any) -> Table | None:
 
 def narrowest(grid: Grid, width: int) -> Table:
     """A grouped table that fits into so many columns, or as narrow as it can be with each number on one line."""
-    return fitted(grid, width) or terminal(grid, grouped=True, most=NARROWEST, widest=10)
+    return (fitted(grid, width) or fitted(grid, width, widest=10)
+            or terminal(grid, grouped=True, most=NARROWEST, widest=10))
 
 
 def table_width(table: Table) -> int:
