@@ -112,7 +112,6 @@ class SweepSettings(base.Settings):
             if self.array >= len(tasks):
                 raise ConfigError(f"--array {self.array} must be below {len(tasks)}, the number of runs; choose "
                                   f"0..{len(tasks) - 1}")
-            follow_parent()
             do(tasks[self.array], partial(base.say, console))
         else:
             self._all(tasks, console)
@@ -287,11 +286,13 @@ def listing(tasks: Sequence[CellTask], folder: Path) -> Grid:
 
 
 def do(task: CellTask, say: base.Say) -> None:
-    """Trains and scores one cell, as far as that is not done; another process that is at it is awaited first.
+    """Trains and scores one cell, as far as that is not done; another process that is at it is awaited first, and the
+    one that started this one, where it is a sweep, is followed in its end.
 
     Raises:
       SystemExit: a signal has stopped it; what was reached is saved.
     """
+    follow_parent()
     config, workdir = task.cell.config, task.workdir
     if "float64" in (config.model.param_dtype, config.model.compute_dtype):
         jax.config.update("jax_enable_x64", True)
