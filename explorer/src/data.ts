@@ -1,6 +1,6 @@
 // What the page holds: a manifest, and blobs that are unpacked when a view first asks for them.
 import { useEffect, useState } from "preact/hooks";
-import type { Comparison, History, Manifest, RunEntry } from "./schema/explorer";
+import type { Comparison, Differences, History, Manifest, RunEntry } from "./schema/explorer";
 import type { Results } from "./schema/results";
 
 declare global {
@@ -106,6 +106,12 @@ export function useAttachment<T>(run: Run, name: string): Loaded<T> {
 export function useComparison(): Loaded<Comparison> {
   const index = theManifest().comparison;
   return usePromise(() => blob<Comparison>(index), [index]);
+}
+
+/** What all configurations differ by from one of them; absent where there are none. */
+export function useDifferences(reference: number): Loaded<Differences> {
+  const index = theManifest().differences[reference];
+  return usePromise(() => (index === undefined ? null : blob<Differences>(index)), [index]);
 }
 
 /** An array of the data, as the schemas have it. */

@@ -22,8 +22,9 @@ from jaxablate import files
 from jaxablate.errors import FileError
 from jaxablate.files import StrPath
 from jaxablate.provenance import package_versions
-from jaxablate.reports import compare, results
-from jaxablate.reports.compare import ScoredRun
+from jaxablate.reports import compare, differences, results
+from jaxablate.reports.compare import Comparison, ScoredRun
+from jaxablate.reports.differences import Difference
 from jaxablate.reports.results import Results
 from jaxablate.terminal import printable
 
@@ -32,6 +33,8 @@ FOLDER_NAME = "explorer"
 """Folder of a working directory with what suites attach."""
 LARGEST_PAGE = 15_000_000
 """Bytes of one page with all data inside; a browser reads as much in a blink, and most mail takes it."""
+MOST_REFERENCES = 12
+"""Configurations that others may be set against; each is a test of every figure of all others."""
 MOST_POINTS = 1000
 """Points of a logged number; longer logs are averaged over equal stretches."""
 SCHEMA_VERSION = 1
@@ -78,6 +81,15 @@ class RunEntry:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Differences:
+    """What all configurations differ by from one of them."""
+
+    explanation: str
+    """How intervals and tests were made."""
+    found: tuple[Difference, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What an explorer holds."""
 
@@ -86,6 +98,8 @@ class Manifest:
     runs: tuple[RunEntry, ...]
     comparison: int
     """Number of the blob with the `Comparison` of all runs."""
+    differences: tuple[int, ...]
+    """Numbers of the blobs with the `Differences` from each of its first rows, in their order."""
     notes: tuple[str, ...]
     folder: str | None
     """Folder beside the page that holds the blobs; None where they are inside it."""
@@ -166,8 +180,11 @@ def build(runs: Sequence[ShownRun], notes: Sequence[str] = ()) -> tuple[Manifest
         device=_words(run.record, "device"), revision=_words(run.record, "revision"), baseline=_baseline(run, runs),
         results=add(run.results), history=add(thinned(run.history)),
         attachments={name: add(content) for name, content in sorted(run.attachments.items())}) for run in runs)
+    references = range(min(len(joined.rows), MOST_REFERENCES)) if len(joined.rows) > 1 else ()
+    against = tuple(add(_differences(joined, i)) for i in references)
     version = package_versions(("jaxablate",)).get("jaxablate", "unknown")
-    return Manifest(version=version, runs=entries, comparison=add(joined), notes=tuple(notes), folder=None), blobs
+    return Manifest(version=version, runs=entries, comparison=add(joined), differences=against,
+                    notes=tuple(notes), folder=None), blobs
 
 
 def page(manifest: Manifest, packed: Sequence[str]) -> str:
@@ -267,6 +284,12 @@ def _distinct(runs: Sequence[ShownRun]) -> list[ShownRun]:
             name, i = f"{run.name} ({i + 1})", i + 1
         out.append(dataclasses.replace(run, name=name))
     return out
+
+
+def _differences(joined: Comparison, reference: int) -> Differences:
+    found = differences.differences(joined, reference)
+    name = joined.label(joined.rows[reference])
+    return Differences(explanation=differences.explanation(found, name) if found else "", found=found)
 
 
 def _baseline(run: ShownRun, runs: Sequence[ShownRun]) -> str | None:

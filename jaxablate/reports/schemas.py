@@ -15,13 +15,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 from jaxablate import files
 from jaxablate.reports.circuits import TaskEdges
 from jaxablate.reports.compare import Comparison
-from jaxablate.reports.explorer import History, Manifest
+from jaxablate.reports.explorer import Differences, History, Manifest
 from jaxablate.reports.results import Results
 from jaxablate.reports.texts import ClassifiedTexts, LanguageTexts
 from jaxablate.reports.units import UnitsData
 
 SCHEMAS: dict[str, tuple[Any, ...]] = {
-    "circuits": (TaskEdges,), "explorer": (Manifest, History, Comparison), "results": (Results,),
+    "circuits": (TaskEdges,), "explorer": (Manifest, History, Comparison, Differences), "results": (Results,),
     "texts": (LanguageTexts | ClassifiedTexts,), "units": (UnitsData,),
 }
 """Kind of file -> the dataclass it holds, or a choice of them, and those of its further parts."""

@@ -1,10 +1,9 @@
 import { useMemo } from "preact/hooks";
-import { loadRun, theManifest, useComparison, usePromise, type Run } from "../data";
-import { difference, differs } from "../difference";
-import { estimate, heading, interval, number, printable, type EstimateLike } from "../format";
+import { loadRun, theManifest, useComparison, useDifferences, usePromise, type Run } from "../data";
+import { estimate, heading, interval, number, printable } from "../format";
 import { PUBLISHED, SOURCE, paperShape, published, publishedRow } from "../published";
 import { href, setParams } from "../route";
-import type { Column as Figure, Comparison, Row as Configuration } from "../schema/explorer";
+import type { Column as Figure, Comparison, Difference, Row as Configuration } from "../schema/explorer";
 import type { ViewProps } from "../view";
 import { DataTable, type Column } from "../ui/DataTable";
 import { DotChart, type Dot } from "../ui/DotChart";
@@ -29,13 +28,17 @@ interface Line { figure: Figure; index: number }
 
 function Side({ comparison, runs, params }: { comparison: Comparison; runs: Run[]; params: Record<string, string> }) {
   const rows = comparison.rows, names = rows.map((r) => label(comparison, r));
-  const reference = Math.max(0, params.to ? names.indexOf(params.to) : rows.findIndex((r) => gateless(r, runs)));
+  const choices = names.slice(0, Math.max(1, theManifest().differences.length));
+  const reference = Math.max(0, params.to ? choices.indexOf(params.to) : rows.slice(0, choices.length).findIndex((r) => gateless(r, runs)));
   const suites = [...new Set(comparison.columns.map((c) => c.suite))];
   const suite = suites.includes(params.suite ?? "") ? params.suite! : "";
   const lines: Line[] = useMemo(() => comparison.columns.map((figure, index) => ({ figure, index })).filter((l) => !suite || l.figure.suite === suite), [comparison, suite]);
   const picked = lines.find((l) => `${l.figure.suite}/${l.figure.name}` === params.figure) ?? lines[0];
   const paper = PUBLISHED.find((p) => p.name === params.paper) ?? (params.paper === "none" ? undefined : rows.map((r) => publishedRow(first(r, runs).results)).find((p) => p && p.k !== null));
   const notes = [...theManifest().notes, ...comparison.notes];
+  const against = useDifferences(reference);
+  const found = useMemo(() => new Map(against.state === "ready" ? against.value.found.map((d) => [`${d.row}/${d.column}`, d]) : []), [against]);
+  const tested = against.state === "ready" && against.value.found.some((d) => d.corrected !== null);
   const comparable = rows.every((r) => paperShape(first(r, runs).results));
   const language = runs[0]!.results.config.task !== "classification";
   const columns: Column<Line>[] = [
@@ -43,9 +46,14 @@ function Side({ comparison, runs, params }: { comparison: Comparison; runs: Run[
     ...[reference, ...rows.keys()].filter((i, at) => at === 0 || i !== reference).flatMap((i): Column<Line>[] => { const r = rows[i]!; return [
       { title: names[i]! + (r.runs.length > 1 ? ` (n = ${r.runs.length})` : ""), value: (l) => r.cells[l.index]!, show: (l) => <Value estimate={r.cells[l.index]!} /> },
       ...(i === reference ? [] : [{
-        title: `${rows.length > 2 ? `${names[i]} ` : ""}− ${names[reference]}`, about: "Difference with its 95 % interval, of two independent estimates. Marked where the interval leaves out 0.",
-        value: (l: Line) => difference(r.cells[l.index]!, rows[reference]!.cells[l.index]!),
-        show: (l: Line) => <Delta of={difference(r.cells[l.index]!, rows[reference]!.cells[l.index]!)} better={l.figure.better} />,
+        title: `${rows.length > 2 ? `${names[i]} ` : ""}− ${names[reference]}`, about: "Difference with its 95 % interval.",
+        value: (l: Line) => found.get(`${i}/${l.index}`)?.estimate ?? null,
+        show: (l: Line) => <Delta of={found.get(`${i}/${l.index}`)} better={l.figure.better} />,
+      }]),
+      ...(i === reference || !tested ? [] : [{
+        title: "p", about: "Two-sided p of a t-test over seeds, after Holm's correction for all tests shown.", ascending: true,
+        value: (l: Line) => found.get(`${i}/${l.index}`)?.corrected ?? null,
+        show: (l: Line) => pText(found.get(`${i}/${l.index}`)?.corrected),
       }]),
     ]; }),
     ...(suite ? [] : [{ title: "suite", value: (l: Line) => l.figure.suite, show: (l: Line) => <span class="soft">{l.figure.suite}</span> }]),
@@ -62,12 +70,12 @@ function Side({ comparison, runs, params }: { comparison: Comparison; runs: Run[
         <h2>Figures</h2>
         <div class="controls">
           <label><span class="soft">suite</span> <select value={suite} onChange={(e) => setParams({ suite: e.currentTarget.value })}><option value="">all</option>{suites.map((s) => <option key={s}>{s}</option>)}</select></label>
-          <label><span class="soft">differences to</span> <select value={names[reference]} onChange={(e) => setParams({ to: e.currentTarget.value })}>{names.map((n) => <option key={n} value={n}>{printable(n)}</option>)}</select></label>
+          <label><span class="soft">differences to</span> <select value={names[reference]} onChange={(e) => setParams({ to: e.currentTarget.value })}>{choices.map((n) => <option key={n} value={n}>{printable(n)}</option>)}</select></label>
           {language && <label><span class="soft">published row</span> <select value={paper?.name ?? "none"} onChange={(e) => setParams({ paper: e.currentTarget.value })}><option value="none">none</option>{PUBLISHED.map((p) => <option key={p.name}>{p.name}</option>)}</select></label>}
         </div>
         {paper && language && <p class="soft"><span class="paper">paper</span> {SOURCE}. {comparable ? "" : "Its models have 8 layers of width 128 and were trained on TinyStories: these runs have another shape or corpus, so the column is for orientation, not for comparison."}</p>}
         <DataTable name="comparison" columns={columns} rows={lines} filter height={560} onRow={(l) => setParams({ figure: `${l.figure.suite}/${l.figure.name}` })} isCurrent={(l) => l === picked} />
-        <p class="soft">A marked difference has an interval that leaves out 0. Of many differences, one in twenty does so by chance. Press a row to see it as a picture.</p>
+        <p class="soft">{against.state === "ready" && against.value.explanation} {tested ? "Marked: p below 0.05." : "Marked: the interval leaves out 0, as one in twenty does by chance."} Press a row to see it as a picture.</p>
       </section>
       {picked && <Picture comparison={comparison} line={picked} names={names} runs={runs} paper={paper && language ? { name: paper.name, value: published(paper, picked.figure.suite, picked.figure.name) } : null} />}
       <Curves comparison={comparison} runs={runs} metric={params.metric} />
@@ -83,13 +91,28 @@ function label(comparison: Comparison, row: Configuration): string {
 const first = (row: Configuration, runs: Run[]) => runs.find((r) => r.entry.name === row.runs[0]) ?? runs[0]!;
 const gateless = (row: Configuration, runs: Run[]) => (first(row, runs).results.config.model as Record<string, unknown>).ablation === "none";
 
-function Delta({ of, better }: { of: EstimateLike; better: string }) {
-  if (of.value === null) return <span class="soft">–</span>;
-  const sure = differs(of), good = (better === "up" && of.value > 0) || (better === "down" && of.value < 0);
-  const sign = of.value > 0 ? "+" : "";
-  const kind = sure && better !== "none" ? (good ? "good" : "bad") : sure ? "other" : "unsure";
-  const words = sure ? (better === "none" ? "differs" : good ? "better" : "worse") : sure === null ? "no interval" : "may be nothing";
-  return <span class={`delta ${kind}`} title={`${words}: ${sign}${estimate(of)}`}>{kind === "good" ? "✓ " : kind === "bad" ? "✗ " : ""}{sign}{number(of.value, of.low, of.high)} <span class="interval">{interval(of)}</span><span class="hidden">, {words}</span></span>;
+function Delta({ of, better }: { of: Difference | undefined; better: string }) {
+  if (!of || of.estimate.value === null) return <span class="soft">–</span>;
+  const { value, low, high } = of.estimate, sure = surely(of);
+  const good = (better === "up" && value > 0) || (better === "down" && value < 0);
+  const kind = !sure ? "unsure" : better === "none" ? "other" : good ? "good" : "bad";
+  const words = { good: "better", bad: "worse", other: "differs", unsure: sure === null ? "no interval" : "may be nothing" }[kind];
+  const sign = value > 0 ? "+" : "", how = { paired: "seeds paired", unpaired: "Welch's t-test", single: "of two single runs" }[of.kind];
+  return (
+    <span class={`delta ${kind}`} title={[`${words}: ${sign}${estimate(of.estimate)}`, how, of.p !== null && `p ${pText(of.p)}, corrected ${pText(of.corrected)}`].filter(Boolean).join("; ")}>
+      {kind === "good" ? "✓ " : kind === "bad" ? "✗ " : ""}{sign}{number(value, low, high)} <span class="interval">{interval(of.estimate)}</span><span class="hidden">, {words}</span>
+    </span>
+  );
+}
+
+/** Whether a difference is more than chance, by its corrected test, else by its interval; null where it has neither. */
+function surely(d: Difference): boolean | null {
+  const { low, high } = d.estimate;
+  return d.corrected !== null ? d.corrected < 0.05 : low === null || high === null ? null : low > 0 || high < 0;
+}
+
+function pText(p: number | null | undefined): string {
+  return p == null ? "" : p < 1e-4 ? "< 0.0001" : p.toFixed(4);
 }
 
 function PaperValue({ value }: { value: number | undefined }) {
