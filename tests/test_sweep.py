@@ -381,3 +381,19 @@ def test_a_hostile_log_gives_no_orders_to_the_terminal(tmp_path, monkeypatch, ca
 def test_the_shipped_sweeps_are_found_by_name():
     for path in sorted((Path(command.__file__).parents[2] / "configs" / "sweeps").glob("*.py")):
         assert load_sweep(path.stem)[0].cells(load_sweep(path.stem)[1])
+
+
+def test_lines_of_a_log_are_not_repeated(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "_LOOK_SECONDS", 0)
+    (task,) = cells(tmp_path, 1)
+    seen = [("starting", None, None), ("step 1/6", 1, None), ("step 2/6", 2, 5.0), ("step 6/6", 6, None),
+            ("step 6/6", 6, None), *[("scoring, 0 of 1 suites done", None, None)] * 2,
+            ("scoring, 1 of 1 suites done", None, None)]
+    running = {0: command.Running(task, Ended(0), 0)}
+    monkeypatch.setattr(command.Running, "look", lambda self: seen.pop(0))
+    board = command.Board(1, 0, 1, PlainConsole())
+    with board.shown(running, []):
+        while seen:
+            board.going()
+    assert capsys.readouterr().out.splitlines() == [
+        "c0: step 1/6", "c0: step 6/6", "c0: scoring, 0 of 1 suites done", "c0: scoring, 1 of 1 suites done"]

@@ -268,6 +268,8 @@ def test_lines_that_stay_are_seldom(monkeypatch):
     assert 100 <= lines(40_000, 0.3) <= 102  # three hours: each hundredth
     assert 4000 <= lines(4000, 604) <= 4001  # a step in ten minutes
     assert lines(1, 1) == 1
+    last = Seldom(4)
+    assert [last.due(step) for step in (1, 2, 4, 4, 4)] == [True, False, True, False, False]
 
 
 def test_a_terminal_of_80_columns_shows_everything_and_nothing_is_left():

@@ -435,6 +435,8 @@ class Running:
     first: tuple[int, float] | None = None
     """The first step that was seen, and when: speed counts from there."""
     seldom: Seldom | None = None
+    seen: str = ""
+    """What it was doing when it was looked at last."""
     scored: tuple[int, str] = (0, "")
     """When the results that were looked at last were written, and what was seen of them."""
 
@@ -445,7 +447,7 @@ class Running:
         stored = stored_progress(self.task.workdir)
         steps = steps_of(config, stored[1].get("facts", {}) if stored else {})
         if stored is not None and is_finished(self.task.workdir, config):
-            return self._scoring(), steps, None
+            return self._scoring(), None, None
         if last is None:
             return "starting", None, None
         step, now = last["step"], time.monotonic()
@@ -510,7 +512,8 @@ class Board:
         for one in self._running.values():
             what, step, left = one.look()
             one.seldom = one.seldom or Seldom(steps_of(one.task.cell.config, {}))
-            if step is not None and one.seldom.due(step):
+            changed, one.seen = one.seen not in ("", what), what
+            if one.seldom.due(step) if step is not None else changed:
                 self._say(f"{one.task.cell.name}: {what}" + (f"  {duration(left)} left" if left else ""))
 
     def ended(self, one: Running, reason: str | None) -> None:

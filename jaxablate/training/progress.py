@@ -31,10 +31,10 @@ class Seldom:
     def due(self, step: int) -> bool:
         """Whether this step gets a line; if so it counts as written."""
         now = time.monotonic()
-        if self._last is not None and step != self._steps:
+        if self._last is not None:
             since, seconds = step - self._last[0], now - self._last[1]
             often = seconds < _LINE_SECONDS or (self._steps is not None and since < _LINE_FRACTION * self._steps)
-            if since <= 0 or (often and seconds < _SILENT_SECONDS):
+            if since <= 0 or (often and seconds < _SILENT_SECONDS and step != self._steps):
                 return False
         self._last = step, now
         return True
