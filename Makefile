@@ -4,6 +4,7 @@
 #   make test-fast    the suite without its slow files
 #   make lint         ruff and pyright
 #   make torture      an hour of kills, full disks, damaged files and hostile input; ARGS='--count 0.1' for less
+#   make docs         the site, in site/: guides, results, notebooks as they run, API reference
 #   make bench        speed at the paper's shape
 #   make clean        remove what these made
 # PYTHON=python3.12 picks the interpreter that makes .venv; TEST_WORKERS=8 uses more cores.
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast torture lint bench clean
+.PHONY: help setup quickstart test test-fast torture lint docs bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,9 +50,16 @@ lint: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
+$(VENV)/.ready-docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
+	@touch $@
+
+docs: $(VENV)/.ready-docs
+	$(BIN)/python docs/site/build.py
+
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache build dist site .cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

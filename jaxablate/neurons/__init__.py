@@ -1,18 +1,16 @@
 """Neurons, attention channels and gates: what fires them, what they tell, and whether gates tell too much.
 
-====================  =================================================================================================
-``specialisation``    `measure` of a decoder, `measure_sites` of any model, `measure_arrays` of arrays; `summarise`
-``measures``          formulas of docs/papers.md, Neuron measures, and their nulls
-``firing_counts``     the pass of a model over a split: thresholds, power sums, tables of firings
-``units``             the units of a decoder, and random directions of their spaces
-``facts``             which unit tells which recorded fact of a text
-``survey``            the places, histograms and partners that a page about each unit shows
-``examples``          where in a text each unit is strongest, and how strong at the end of short sequences
-``graphs``            Neuron to Graph: patterns of tokens that fire units, from their examples
-``matching``          where patterns match a text, and how well that tells where a unit fires
-``leakage``           the ablated stream with its gates, or what they gate, replaced; a sample of gates; n-grams
-``gate_information``  bits that one gate tells of the next token; what a linear reader makes of all gates
-====================  =================================================================================================
+* ``specialisation``: `measure` of a decoder, `measure_sites` of any model, `measure_arrays` of arrays; `summarise`
+* ``measures``: formulas of docs/papers.md, Neuron measures, and their nulls
+* ``firing_counts``: the pass of a model over a split: thresholds, power sums, tables of firings
+* ``units``: the units of a decoder, and random directions of their spaces
+* ``facts``: which unit tells which recorded fact of a text
+* ``survey``: the places, histograms and partners that a page about each unit shows
+* ``examples``: where in a text each unit is strongest, and how strong at the end of short sequences
+* ``graphs``: Neuron to Graph: patterns of tokens that fire units, from their examples
+* ``matching``: where patterns match a text, and how well that tells where a unit fires
+* ``leakage``: the ablated stream with its gates, or what they gate, replaced; a sample of gates; n-grams
+* ``gate_information``: bits that one gate tells of the next token; what a linear reader makes of all gates
 
 Everything takes a model and its parameters, or arrays, and changes neither.
 """
