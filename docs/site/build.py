@@ -28,6 +28,8 @@ TEXTS = {"ARCHITECTURE.md": "architecture.md", "CHANGELOG.md": "changelog.md", "
 """Texts of the repository's root, and their pages."""
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)]*)?\))")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
+MARK = "<!-- explorers -->"
+"""Where the gallery has its list of explorers."""
 FOREIGN = re.compile(r'<script src="?https?://[^>]*></script>')
 """Zensical's pages ask another host for what makes the search work from disk: left out."""
 
@@ -52,8 +54,17 @@ def main() -> int:
 
 def _sources(execute: bool) -> Iterator[tuple[str, str | bytes]]:
     """(name, content) of every file that the site is made of."""
+    explorers = _explorers()
     for path in sorted((ROOT / "docs").glob("*.md")):
-        yield path.name, _relinked(path.read_text(), "docs")
+        text = path.read_text()
+        if path.name == "gallery.md":
+            links = [f"* [{name}](explorers/{name}/{page.name})" for name, page in explorers]
+            text = text.replace(MARK, "\n".join(links))
+        yield path.name, _relinked(text, "docs")
+    for name, page in explorers:
+        yield f"explorers/{name}/{page.name}", page.read_bytes()
+        for data in page.with_name(f"{page.stem}-data").glob("*"):  # of a page above 15 MB
+            yield f"explorers/{name}/{data.parent.name}/{data.name}", data.read_bytes()
     for text, page in TEXTS.items():
         yield page, _relinked((ROOT / text).read_text(), "")
     for path in (*sorted((ROOT / "docs" / "images").iterdir()), ROOT / "docs" / "site" / "extra.css"):
@@ -72,6 +83,13 @@ def _check_navigation() -> None:
     pages = {str(path.relative_to(SOURCES)) for path in SOURCES.rglob("*.md")}
     if navigation != pages:
         sys.exit(f"error: mkdocs.yml and the pages differ in {', '.join(sorted(navigation ^ pages))}")
+
+
+def _explorers() -> list[tuple[str, Path]]:
+    """(name, page) of the explorers of runs/: of single runs, and of several together."""
+    found = [(path.parent.relative_to(ROOT / "runs"), path) for path in (ROOT / "runs").glob("**/report.html")]
+    tables = [(path.with_suffix("").relative_to(ROOT / "runs"), path) for path in (ROOT / "runs").glob("*.html")]
+    return sorted(("-".join(name.parts), path) for name, path in found + tables)
 
 
 def _relinked(markdown: str, folder: str) -> str:

@@ -1,4 +1,4 @@
-"""Docstrings as the package writes them: `Example:` is griffe's section `Examples:`, and a doctest elsewhere is code."""
+"""Docstrings as the package writes them: `Example:` is griffe's section `Examples:`, a doctest elsewhere is code."""
 
 import re
 from typing import Any
