@@ -67,6 +67,7 @@ def test_a_first_look_within_a_compiled_function_leaves_values_behind():
 
 def test_a_run_brings_model_tokenizer_and_task(language_run):
     run = open_run(language_run)
+    assert repr(run).startswith(f"Run({str(language_run)!r}, step ") and len(repr(run)) < 400  # no arrays
     task = problem(run, task="ioi", prompts=6, seed=1)
     assert (len(task.pairs), task.pairs.name) == (6, "IOI")
     again = problem(run, task.pairs, stream="ablated")

@@ -31,7 +31,7 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 MARK = "<!-- explorers -->"
 """Where the gallery has its list of explorers."""
 FOREIGN = re.compile(r'<script src="?https?://[^>]*></script>')
-"""Zensical's pages ask another host for what makes the search work from disk: left out."""
+"""Zensical's pages ask another host for what makes the search work from disk; worker.js does the same."""
 
 
 def main() -> int:
@@ -47,8 +47,10 @@ def main() -> int:
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     if done.returncode == 0:
+        worker = "<script>" + (ROOT / "docs" / "site" / "worker.js").read_text() + "</script>"
         for path in (ROOT / "site").rglob("*.html"):
-            path.write_text(FOREIGN.sub("", FORMULA.sub(_drawn, path.read_text())))
+            if "explorers" not in path.parts:
+                path.write_text(FOREIGN.sub(lambda _: worker, FORMULA.sub(_drawn, path.read_text())))
     return done.returncode
 
 

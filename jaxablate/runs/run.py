@@ -88,6 +88,10 @@ class Run:
     facts: Callable[[], Facts] | None = None
     """Recorded facts of every token of the validation split, in file order; None where the data has none."""
 
+    def __repr__(self) -> str:
+        where = "" if self.workdir is None else f"{str(self.workdir)!r}, "
+        return f"Run({where}step {self.step:,}, {type(self.model).__name__} of {self.n_parameters:,} parameters)"
+
     @property
     def streams(self) -> tuple[Stream, ...]:
         """The residual streams the model has."""
