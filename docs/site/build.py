@@ -21,6 +21,7 @@ import griffe
 import latex2mathml.converter
 import nbclient
 import nbformat
+import traitlets.config
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "build" / "docs"
@@ -156,21 +157,23 @@ def _notebook(path: Path, execute: bool) -> Iterator[tuple[str, str]]:
     notebook = nbformat.read(path, as_version=4)
     if execute:
         with tempfile.TemporaryDirectory() as folder:
-            nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}}).execute()
+            sockets = traitlets.config.Config({"KernelManager": {"transport": "ipc"}})  # no port is opened
+            nbclient.NotebookClient(notebook, timeout=600, config=sockets,
+                                    resources={"metadata": {"path": folder}}).execute()
     lines, pictures = [], 0
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             lines += [cell.source, ""]
             continue
         lines += ["```python", cell.source, "```", ""]
-        for output in cell.outputs:
-            data = output.get("data", {})
-            if "image/svg+xml" in data:
-                pictures += 1
-                yield f"notebooks/{path.stem}-{pictures}.svg", data["image/svg+xml"]
-                lines += [f"![What this cell draws]({path.stem}-{pictures}.svg)", ""]
-            elif text := output.get("text") or data.get("text/plain"):
-                lines += ["```text", text.rstrip("\n"), "```", ""]
+        drawn = [output.data["image/svg+xml"] for output in cell.outputs if "image/svg+xml" in output.get("data", {})]
+        printed = [output.text for output in cell.outputs if output.output_type == "stream"]
+        if printed:
+            lines += ["```text", "".join(printed).rstrip("\n"), "```", ""]
+        for picture in drawn:
+            pictures += 1
+            yield f"notebooks/{path.stem}-{pictures}.svg", picture
+            lines += [f"![What this cell draws]({path.stem}-{pictures}.svg)", ""]
     lines.insert(1, f"[The notebook]({path.name}) to run yourself. What it prints here, it printed when this page was "
                     "built.\n")
     yield f"notebooks/{path.stem}.md", "\n".join(lines)
