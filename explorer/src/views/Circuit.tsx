@@ -53,11 +53,12 @@ function Circuits({ run, route, task, other, others }: ViewProps & { task: TaskE
   const method = methods.includes(asked.score ?? "") ? asked.score! : methods.includes(task.shown_method) ? task.shown_method : methods[0]!;
   const circuits = [...of.circuits.map((c) => c.name), EVERY];
   const circuit = circuits.includes(asked.circuit ?? "") ? asked.circuit! : firstCircuit(of);
+  const pruned = circuit === EVERY ? of.circuits[0]?.name ?? EVERY : circuit;
   const panes = useMemo(() => {
     const pane = (title: string, t: TaskEdges, s: StreamEdges | undefined, c: string): Pane[] => (s ? [{ title, task: t, stream: s, circuit: c, edges: edges(s, method, c).filter((e) => e.kept) }] : []);
     const called = (t: TaskEdges, s: string) => t.streams.find((x) => x.stream === s);
     if (beside === "streams") return names.flatMap((s) => pane(`${s} stream`, task, called(task, s), circuit));
-    if (beside === "pruning") return [...pane(`before: every edge, ${stream} stream`, task, of, EVERY), ...pane(`after: ${circuit === EVERY ? firstCircuit(of) : circuit}`, task, of, circuit === EVERY ? firstCircuit(of) : circuit)];
+    if (beside === "pruning") return [...pane(`before: every edge, ${stream} stream`, task, of, EVERY), ...pane(`after: ${pruned}`, task, of, pruned)];
     if (beside === "run" && other) return [...pane(`${run.entry.name}, ${stream} stream`, task, of, circuit), ...pane(`${other.name}, ${called(other.task, stream) ? stream : "clean"} stream`, other.task, called(other.task, stream) ?? other.task.streams[0], circuit)];
     return pane(`${stream} stream`, task, of, circuit);
   }, [task, other, beside, stream, circuit, method]);
@@ -121,10 +122,10 @@ function Circuits({ run, route, task, other, others }: ViewProps & { task: TaskE
   );
 }
 
-/** The circuit at the papers' threshold, or at another that has edges. */
+/** The circuit at the papers' threshold, or at another that has edges; without any, every edge. */
 function firstCircuit(stream: StreamEdges): string {
   const some = stream.circuits.filter((c) => c.edges > 0);
-  return (some.find((c) => c.name.endsWith(" 0.03")) ?? some[0] ?? stream.circuits[0])?.name ?? EVERY;
+  return (some.find((c) => c.name.endsWith(" 0.03")) ?? some[0])?.name ?? EVERY;
 }
 
 /** Weakest edge that is shown at first: so that no drawing begins with more than can be told apart. */
