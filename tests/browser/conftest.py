@@ -40,8 +40,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory):
-    """Explorers by name: ``language`` and ``classifier`` of one run each, ``compare`` of a gated run, another seed of
-    it and a baseline. ``JAXABLATE_PAGES`` names a folder where the scored runs stay for the next time."""
+    """Explorers by name: ``language`` and ``classifier`` of one run each, ``compare`` of a gated run and a
+    baseline, two seeds each. ``JAXABLATE_PAGES`` names a folder where the scored runs stay for the next time."""
     kept = os.environ.get("JAXABLATE_PAGES")
     folder = pathlib.Path(kept) if kept else tmp_path_factory.mktemp("pages")
     shared = shared_folder(tmp_path_factory.getbasetemp())
@@ -51,12 +51,13 @@ def pages(tmp_path_factory):
             if not (folder / kind / "results.json").exists():
                 run = copy_run(shared_run(kind, shared), folder / kind)
                 run_command("score", "--workdir", run, *(("--suites", *SUITES[kind]) if kind in SUITES else ()))
-    second = folder / "language-seed-1"
-    if not second.exists():
-        _another_seed(folder / "language", second)
+    for kind in ("language", "baseline"):
+        if not (folder / f"{kind}-seed-1").exists():
+            _another_seed(folder / kind, folder / f"{kind}-seed-1")
     found = {kind: write_explorer([folder / kind], folder / kind / "report.html")
              for kind in ("language", "classifier")}
-    found["compare"] = write_explorer([folder / "language", second, folder / "baseline"], folder / "compare.html")
+    runs = [folder / name for name in ("language", "language-seed-1", "baseline", "baseline-seed-1")]
+    found["compare"] = write_explorer(runs, folder / "compare.html")
     return found
 
 
@@ -65,14 +66,14 @@ def _another_seed(run, to):
     shutil.copytree(run, to)
     path = to / "results.json"
     values = json.loads(path.read_text())
-    values |= {"seed": 1, "params_digest": "another"}
+    values |= {"seed": 1, "params_digest": f"another {run.name}"}
     values["config"]["train"]["seed"] = 1
     for figure in (f for suite in values["suites"].values() for f in suite["figures"]):
         figure["estimate"] |= {k: figure["estimate"][k] * 1.02 for k in ("value", "low", "high")
                                if figure["estimate"][k] is not None}
     path.write_text(json.dumps(values))
     for attached in (to / "explorer").glob("*.json"):
-        attached.write_text(json.dumps(json.loads(attached.read_text()) | {"params_digest": "another"}))
+        attached.write_text(json.dumps(json.loads(attached.read_text()) | {"params_digest": f"another {run.name}"}))
 
 
 @pytest.fixture(scope="session")

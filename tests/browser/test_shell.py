@@ -166,9 +166,9 @@ def test_every_kind_of_panel_is_drawn(show, tmp_path):
 
 def test_compare_shows_differences_seeds_and_what_was_published(show):
     page = show("compare", "#/compare")
-    assert "2 configurations, 3 runs" in page.locator(".page-head").inner_text()
+    assert "2 configurations, 4 runs" in page.locator(".page-head").inner_text()
     row = page.locator("tr", has_text="perplexity clean").first
-    assert "[" in row.locator(".delta").inner_text()
+    assert "[" in row.locator(".delta").inner_text() and "paired" in page.locator("main").inner_text()
     page.get_by_label("published row").select_option("local, k 8")
     assert row.locator(".paper").inner_text() == "6.47"
     assert "for orientation, not for comparison" in page.locator("main").inner_text()
@@ -178,7 +178,7 @@ def test_compare_shows_differences_seeds_and_what_was_published(show):
     page.wait_for_function("location.hash.includes('figure=')")
     page.locator("tr", has_text="mean |w|").first.locator("td").nth(1).click()
     page.wait_for_selector("h2:has-text('mean |w|')")
-    assert page.locator("h2", has_text="mean |w|").count() == 1 and page.locator(".dot-rows .point").count() == 2
+    assert page.locator("h2", has_text="mean |w|").count() == 1 and page.locator(".dot-rows .point").count() == 4
     link = page.url
     page.goto("about:blank")
     page.goto(link)

@@ -121,7 +121,7 @@ function ArcDiagram({ panel, most }: { panel: Network; most?: number }) {
   const reach = Math.max(...panel.edges.map((e) => xs[e.second]! - xs[e.first]!), 40);
   const height = Math.min(180, reach / 2 + 20);
   const ties = at === null ? null : panel.edges.filter((e) => e.first === at || e.second === at);
-  const said = at === null ? `${panel.edges.length} ties between ${panel.nodes.length} tokens; width: ${panel.weight_label}; dots: ${panel.size_label}`
+  const said = at === null ? `${panel.edges.length} tie${panel.edges.length === 1 ? "" : "s"} between ${panel.nodes.length} tokens; width: ${panel.weight_label}; dots: ${panel.size_label}`
     : `${visible(printable(panel.nodes[at]!.label))} (${number(panel.nodes[at]!.size)}): ${ties!.map((e) => `${visible(printable(panel.nodes[e.first === at ? e.second : e.first]!.label))} ${number(e.weight)}`).join(", ") || "no tie"}`;
   return (
     <div class="network">

@@ -56,8 +56,8 @@ function Suite({ record, results, at, link }: { record: SuiteRecord; results: Re
       {panels.length > 2 && <nav class="jump" aria-label="Panels of this suite">{panels.map(({ panel }) => <a key={panel.title} href={link(panel.title)} onClick={() => jump(panel.title)}>{printable(panel.title)}</a>)}</nav>}
       {record.figures.length > 0 && <section class="card"><h2>Figures</h2><Figures record={record} /></section>}
       <div class="panels">
-        {panels.map(({ panel, numbers }) => (
-          <details key={panel.title} id={anchor(panel.title)} class={`card panel ${wide(panel) ? "wide" : ""}`} open={!closed.has(panel.title)}
+        {panels.map(({ panel, numbers }, i) => (
+          <details key={`${i} ${panel.title}`} id={anchor(panel.title)} class={`card panel ${wide(panel) ? "wide" : ""}`} open={!closed.has(panel.title)}
             onToggle={(e) => { const open = e.currentTarget.open; setClosed((now) => { const next = new Set(now); if (open) next.delete(panel.title); else next.add(panel.title); return next; }); }}>
             <summary><h2>{printable(panel.title)}</h2></summary>
             {panel.caption && <p class="about">{printable(panel.caption)}</p>}
