@@ -117,7 +117,8 @@ def _agreed() -> bool:
 
 def _conclude(workdirs: Sequence[Path], path: Path, console: Console) -> None:
     runs = [ScoredRun(name=str(workdir), results=results.read(workdir)) for workdir in workdirs]
-    console.print(terminal_view(compare(select(runs, figures=FIGURES)), console.width))
+    comparison = compare(select(runs, figures=FIGURES))
+    console.print(terminal_view(comparison, console.width, len(comparison.rows) - 1))  # from the baseline
     for run in runs:
         console.print(f"\n{run.name}", style="bold", highlight=False, soft_wrap=True)
         for passage in first_passages(run.results):
