@@ -79,7 +79,7 @@ def test_a_page_of_the_papers_shape_is_small_soon_written_and_soon_there(show, p
         seconds.append(page.evaluate("window.there") / 1000)
         page.close()
     print(f"there after {', '.join(f'{s:.2f}' for s in seconds)} s, {path.stat().st_size / 1e6:.1f} MB")
-    assert min(seconds[:2]) < 1 and min(seconds[2:]) < 1
+    assert min(seconds[:2]) < 1 and min(seconds[2:]) < 2  # all units are unpacked in the second
 
 
 def test_its_units_are_found_and_sorted(show, paper_shape):
