@@ -2,6 +2,8 @@ import { useEffect, useErrorBoundary } from "preact/hooks";
 import { loadRun, theManifest, usePromise, type Run } from "./data";
 import { printable } from "./format";
 import { go, href, useRoute, type Route } from "./route";
+import { useLive } from "./live";
+import { LiveSign } from "./ui/LiveSign";
 import { Footer, Header, Nav } from "./ui/Shell";
 import { Failed, Loading, Note, NotMeasured } from "./ui/Note";
 import { Circuit } from "./views/Circuit";
@@ -37,6 +39,7 @@ export function App() {
   const loaded = usePromise(() => loadRun(entry), [entry]);
   const other = manifest.runs.find((r) => r.name === route.params.beside && r !== entry && route.view !== "compare");
   const second = usePromise(() => (other ? loadRun(other) : null), [other]);
+  const lives = [useLive(loaded.state === "ready" ? loaded.value : null), useLive(second.state === "ready" ? second.value : null)];
   const view = VIEWS.find((v) => v.id === route.view) ?? VIEWS[0]!;
   useEffect(() => {
     document.title = `${printable(entry.name)}${view.id ? ` · ${view.title}` : ""} · jaxablate`;
@@ -45,7 +48,7 @@ export function App() {
     <>
       <a class="skip" href="#content" onClick={(e) => { e.preventDefault(); document.getElementById("content")?.focus(); }}>Skip to the content</a>
       <Header runs={manifest.runs} current={entry} beside={other} onRun={(name) => go(href(route.view, route.path, { run: name }))}
-        onBeside={(name) => go(href(route.view, route.path, { ...route.params, beside: name }))} />
+        sign={lives[0]!.state && <LiveSign state={lives[0]!.state} />} onBeside={(name) => go(href(route.view, route.path, { ...route.params, beside: name }))} />
       {loaded.state === "ready" && <Nav views={VIEWS.filter((v) => v.shown?.(loaded.value, manifest.runs.length) ?? true)} current={view} route={route} />}
       <main id="content" tabIndex={-1} class={other ? "pair" : ""}>
         {[loaded, ...(other ? [second] : [])].map((l, i) => (
@@ -53,7 +56,7 @@ export function App() {
             {other && <p class="of-run-name">{printable((i ? other : entry).name)}</p>}
             {l.state === "loading" && <Loading />}
             {l.state === "failed" && <Failed what="The results of this run" why={l.why} />}
-            {l.state === "ready" && <Guarded key={`${view.id} ${l.value.entry.name}`} view={view} run={l.value} route={route} />}
+            {l.state === "ready" && <Guarded key={`${view.id} ${l.value.entry.name}`} view={view} run={lives[i]!.run ?? l.value} route={route} />}
           </div>
         ))}
       </main>

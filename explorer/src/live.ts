@@ -32,11 +32,11 @@ export interface LiveState {
 const EVERY_MS = 2500;
 
 /** The run with its log as it grows, and how it stands; the run as it is where the page is a file. */
-export function useLive(run: Run): { run: Run; state: LiveState | null } {
-  const [now, setNow] = useState<{ run: Run; state: LiveState | null }>({ run, state: null });
+export function useLive(run: Run | null): { run: Run | null; state: LiveState | null } {
+  const [now, setNow] = useState<{ of: Run | null; run: Run | null; state: LiveState | null }>({ of: run, run, state: null });
   useEffect(() => {
-    setNow({ run, state: null });
-    if (!isLive()) return;
+    setNow({ of: run, run, state: null });
+    if (!run || !isLive()) return;
     let lines: Line[] = [], scored: number | undefined, ended = false, grownAt = 0, timer: ReturnType<typeof setTimeout> | undefined;
     const ask = async () => {
       try {
@@ -51,7 +51,7 @@ export function useLive(run: Run): { run: Run; state: LiveState | null } {
           lines = [...lines.slice(0, state.from), ...state.log];
           scored ??= state.scored;
           const next = { checkpoint: state.checkpoint, rescored: state.scored !== scored, lost: null, growing: Date.now() - grownAt < 60_000 };
-          setNow((before) => ({ run: grown ? { ...run, history: historyOf(lines) } : before.run, state: next }));
+          setNow((before) => ({ of: run, run: grown ? { ...run, history: historyOf(lines) } : before.run, state: next }));
         }
       } catch (e) {
         if (!ended) setNow((before) => ({ ...before, state: { checkpoint: before.state?.checkpoint ?? 0, rescored: false, growing: false, lost: e instanceof Error ? e.message : String(e) } }));
@@ -61,7 +61,7 @@ export function useLive(run: Run): { run: Run; state: LiveState | null } {
     void ask();
     return () => { ended = true; clearTimeout(timer); };
   }, [run]);
-  return now;
+  return now.of === run ? now : { run, state: null };
 }
 
 const MOST_POINTS = 1000;

@@ -12,11 +12,14 @@ import os
 import pathlib
 import shutil
 
+import jax
 import pytest
 from helpers.commands import few_draws, run_command
 from helpers.runs import copy_run, shared_folder, shared_run
 
+from jaxablate import features
 from jaxablate.reports.explorer import write_explorer
+from jaxablate.runs.run import open_run
 
 HERE = pathlib.Path(__file__).parent
 SCREENSHOTS = HERE / "screenshots"
@@ -50,6 +53,8 @@ def pages(tmp_path_factory):
         for kind in ("language", "baseline", "classifier"):
             if not (folder / kind / "results.json").exists():
                 run = copy_run(shared_run(kind, shared), folder / kind)
+                if kind == "language":
+                    _with_latents_and_graphs(run)
                 run_command("score", "--workdir", run, *(("--suites", *SUITES[kind]) if kind in SUITES else ()))
     for kind in ("language", "baseline"):
         if not (folder / f"{kind}-seed-1").exists():
@@ -59,6 +64,23 @@ def pages(tmp_path_factory):
     runs = [folder / name for name in ("language", "language-seed-1", "baseline", "baseline-seed-1")]
     found["compare"] = write_explorer(runs, folder / "compare.html")
     return found
+
+
+def _with_latents_and_graphs(workdir):
+    """Stores an autoencoder as it is drawn, and the index of graphs with one neuron's."""
+    run = open_run(workdir)
+    sae = features.sae.init(jax.random.key(0), features.AutoencoderConfig(d_in=16, d_sae=32))
+    features.save(workdir / "autoencoders" / "drawn", sae, "clean.layer_0.mlp_out", model=run.model.config,
+                  params=run.params)
+    patterns = [{"tokens": [[5], [6, 7]], "strength": 0.9, "examples": 3},
+                {"tokens": [[5], None, [8]], "strength": 0.6, "examples": 2}]
+    index = {"format": "jaxablate neuron graphs", "version": 2, "layers": [{}, {}], "units": 64,
+             "about": {"step": run.step, "params_digest": run.digest, "settings": {"units": "neurons"},
+                       "provenance": {"revision": None, "date": "today"}},
+             "neurons": [{"neuron": "1.3", "f1": 0.5, "precision": 0.6, "recall": 0.4, "patterns": patterns}]}
+    folder = workdir / "neurons" / "graphs"
+    folder.mkdir(parents=True)
+    (folder / "index.json").write_text(json.dumps(index))
 
 
 def _another_seed(run, to):

@@ -1,11 +1,12 @@
+import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { printable } from "../format";
 import { href, type Route } from "../route";
 import type { Manifest, RunEntry } from "../schema/explorer";
 import type { View } from "../view";
 
-export function Header({ runs, current, beside, onRun, onBeside }: {
-  runs: RunEntry[]; current: RunEntry; beside: RunEntry | undefined; onRun: (name: string) => void; onBeside: (name: string) => void;
+export function Header({ runs, current, beside, onRun, onBeside, sign }: {
+  runs: RunEntry[]; current: RunEntry; beside: RunEntry | undefined; onRun: (name: string) => void; onBeside: (name: string) => void; sign?: ComponentChildren;
 }) {
   return (
     <header class="top">
@@ -25,6 +26,7 @@ export function Header({ runs, current, beside, onRun, onBeside }: {
           </select>
         </label>
       ) : <span class="run-name">{printable(current.name)}</span>}
+      {sign}
       <Theme />
     </header>
   );
@@ -79,7 +81,7 @@ function stored(): string {
 export function Footer({ manifest }: { manifest: Manifest }) {
   return (
     <footer class="bottom soft">
-      <p>Written by jaxablate {manifest.version}. Everything is in this page: it needs no network.</p>
+      <p>Written by jaxablate {manifest.version}. {manifest.live ? "It comes from jaxablate serve on this machine." : "Everything is in this page: it needs no network."}</p>
     </footer>
   );
 }

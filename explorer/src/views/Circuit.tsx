@@ -1,6 +1,7 @@
 import { useMemo, useState } from "preact/hooks";
 import { blob, theManifest, useAttachment, usePromise } from "../data";
 import { printable } from "../format";
+import { isLive } from "../live";
 import { setParams } from "../route";
 import type { StreamEdges, TaskEdges } from "../schema/circuits";
 import { DataTable, type Column } from "../ui/DataTable";
@@ -15,6 +16,8 @@ import { Graph } from "./circuit/Graph";
 import { edges, type Edge } from "./circuit/model";
 import { short } from "./text/model";
 import { NodeCard } from "./circuit/NodeCard";
+import { Switches } from "./live/Switches";
+import { switches, toggled } from "./live/Typed";
 import "./circuit/circuit.css";
 
 const EVERY = "every edge";
@@ -38,9 +41,13 @@ export function Circuit({ run, route }: ViewProps) {
   if (found.state === "loading" || other.state === "loading") return <Loading />;
   if (found.state === "failed") return <Failed what="The circuits" why={found.why} />;
   if (other.state === "failed") return <Failed what={`The circuits of ${beside?.name}`} why={other.why} />;
+  if (found.state === "absent" && isLive()) return <><h1>Circuit</h1><Switches run={run} route={route} /><NotMeasured view="Edges" suite="circuits" /></>;
   if (found.state === "absent") return <NotMeasured view="Circuit" suite="circuits" />;
   return <Circuits key={run.entry.name} run={run} route={route} task={found.value} other={other.state === "ready" && beside ? { name: beside.name, task: other.value } : null} others={others.map((r) => r.name)} />;
 }
+
+/** Start and end of the graph are no parts of the model that could be off. */
+const switchable = (name: string) => /^(A\d+\.\d+|MLP \d+)$/.test(name);
 
 type Panes = "streams" | "pruning" | "run" | "alone";
 
@@ -70,6 +77,7 @@ function Circuits({ run, route, task, other, others }: ViewProps & { task: TaskE
   const shown = panes.map((p) => p.edges.filter((e) => !(Math.abs(e.score) < floor)).slice(0, MOST_DRAWN));
   const [pointed, setPointed] = useState<string | null>(null);
   const held = asked.node ?? null;
+  const { off } = switches(route), press = isLive() && asked.press === "switch";
   return (
     <>
       <h1>Circuit</h1>
@@ -97,7 +105,7 @@ function Circuits({ run, route, task, other, others }: ViewProps & { task: TaskE
             <h2>{printable(p.title)}</h2>
             <Facts pane={p} drawn={shown[i]!.length} />
             <Graph task={p.task} edges={shown[i]!} most={most} pointed={pointed} held={held} onPoint={setPointed}
-              onHold={(n) => setParams({ node: n === held ? undefined : n })} label={`${p.title}: ${shown[i]!.length} edges`} />
+              off={off} onHold={(n) => setParams(press && switchable(n) ? { off: toggled(off, n) } : { node: n === held ? undefined : n })} label={`${p.title}: ${shown[i]!.length} edges`} />
           </section>
         ))}
       </div>
@@ -106,6 +114,7 @@ function Circuits({ run, route, task, other, others }: ViewProps & { task: TaskE
         <svg width="30" height="10" aria-hidden="true"><path d="M1 5h28" class="flow minus" stroke-width="3" /></svg> hinders it; the wider, the more.
         <span class="ports"><i class="q">Q</i> queries <i class="k">K</i> keys <i class="v">V</i> values of a head.</span>
       </p>
+      {isLive() && <Switches run={run} route={route} drawing />}
       <div class={held ? "below" : ""}>
         {held && <NodeCard run={run} task={task} name={held} panes={panes.map((p, i) => ({ title: p.title, edges: shown[i]! }))} onNode={(n) => setParams({ node: n })} />}
         <section class="card"><h2>Edges</h2><EdgeTable panes={panes} shown={shown} held={held} /></section>

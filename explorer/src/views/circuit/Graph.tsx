@@ -7,8 +7,8 @@ import { at, entry, layout, PORTS, route, type Edge, type GraphNode, type Place 
 const weight = (score: number, most: number) => (Number.isFinite(score) ? Math.sqrt(Math.min(1, Math.abs(score) / (most || 1))) : 1);
 
 /** A decoder's nodes from the start at the bottom to the end at the top, and edges between them. */
-export function Graph({ task, edges, most, pointed, held, onPoint, onHold, label }: {
-  task: TaskEdges; edges: Edge[]; most: number; pointed: string | null; held: string | null; onPoint: (name: string | null) => void; onHold: (name: string) => void; label: string;
+export function Graph({ task, edges, most, pointed, held, off, onPoint, onHold, label }: {
+  task: TaskEdges; edges: Edge[]; most: number; pointed: string | null; held: string | null; off: readonly string[]; onPoint: (name: string | null) => void; onHold: (name: string) => void; label: string;
 }) {
   const box = useRef<HTMLDivElement>(null);
   const [room, setRoom] = useState(0);
@@ -48,7 +48,7 @@ export function Graph({ task, edges, most, pointed, held, onPoint, onHold, label
               </g>
             ))}
             {[...plan.places.values()].map((p) => (
-              <Node key={p.node.name} place={p} ports={ports.get(p.node.name)} busy={busy.has(p.node.name)} on={chosen === p.node.name || near.has(p.node.name)} held={held === p.node.name}
+              <Node key={p.node.name} place={p} ports={ports.get(p.node.name)} busy={busy.has(p.node.name)} on={chosen === p.node.name || near.has(p.node.name)} held={held === p.node.name} off={off.includes(p.node.name)}
                 about={counts(p.node.name, edges)} onPoint={(on) => { setSaid(null); onPoint(on ? p.node.name : null); }} onHold={() => onHold(p.node.name)} />
             ))}
           </svg>
@@ -68,12 +68,12 @@ function counts(name: string, edges: Edge[]): string {
   return `${into.length} in${by.length ? ` (${by.map(([p, n]) => `${p} ${n}`).join(", ")})` : ""}, ${out} out`;
 }
 
-function Node({ place, ports, busy, on, held, about, onPoint, onHold }: {
-  place: Place & { node: GraphNode }; ports: Set<string> | undefined; busy: boolean; on: boolean; held: boolean; about: string; onPoint: (on: boolean) => void; onHold: () => void;
+function Node({ place, ports, busy, on, held, off, about, onPoint, onHold }: {
+  place: Place & { node: GraphNode }; ports: Set<string> | undefined; busy: boolean; on: boolean; held: boolean; off: boolean; about: string; onPoint: (on: boolean) => void; onHold: () => void;
 }) {
   const { node, x, y, w, h } = place, words = node.kind === "head" && w < 40 ? String(node.head) : node.name;
   return (
-    <g class={`node ${node.kind} ${busy ? "" : "idle"} ${on ? "on" : ""} ${held ? "held" : ""}`} role="button" aria-pressed={held} tabIndex={busy || held ? 0 : -1} aria-label={`${node.name}: ${about}`}
+    <g class={`node ${node.kind} ${busy ? "" : "idle"} ${on ? "on" : ""} ${held ? "held" : ""} ${off ? "off" : ""}`} role="button" aria-pressed={held} tabIndex={busy || held ? 0 : -1} aria-label={`${node.name}: ${about}`}
       onMouseEnter={() => onPoint(true)} onMouseLeave={() => onPoint(false)} onFocus={() => onPoint(true)} onBlur={() => onPoint(false)} onClick={onHold}
       onKeyDown={(e) => { if (e.key === "Enter" || e.key === " ") { onHold(); e.preventDefault(); } }}>
       <title>{`${node.name}: ${about}`}</title>

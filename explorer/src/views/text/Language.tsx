@@ -1,3 +1,4 @@
+import type { ComponentChildren } from "preact";
 import { useMemo, useRef, useState } from "preact/hooks";
 import type { Run } from "../../data";
 import { printable, visible } from "../../format";
@@ -21,7 +22,7 @@ function setting(route: Route, name: string, size: number, otherwise = 0): numbe
 }
 
 /** A story or a prompt as a language model reads it. */
-export function Language({ texts, run, route }: { texts: LanguageTexts; run: Run; route: Route }) {
+export function Language({ texts, run, route, above }: { texts: LanguageTexts; run: Run; route: Route; above?: ComponentChildren }) {
   const text = texts.texts[chosenText(texts, route)]!;
   const tokens = useMemo(() => words(texts.vocabulary, text.tokens), [texts, text]);
   const [pointed, setPointed] = useState<number | null>(null);
@@ -41,7 +42,8 @@ export function Language({ texts, run, route }: { texts: LanguageTexts; run: Run
     <>
       <h1>Text</h1>
       <p class="soft">What the model makes of every token. Point at one or go through them with the arrow keys; click or Enter keeps it.</p>
-      <Chooser texts={texts} route={route} />
+      {above}
+      {texts.texts.length > 1 && <Chooser texts={texts} route={route} />}
       <div class="reading-room">
         <section class="card the-text" aria-label="The text">
           <div class="controls">
