@@ -21,7 +21,7 @@ export const VIEWS: View[] = [
   { id: "", title: "Overview", component: Overview },
   { id: "measurements", title: "Measurements", component: Measurements },
   { id: "text", title: "Text", component: Text },
-  { id: "units", title: "Units", component: Units, needs: { attachment: "units", suite: "units" } },
+  { id: "units", title: "Units", component: Units, needs: { attachment: "units", suite: "units" }, shown: (run) => run.results.config.task !== "classification" },
   { id: "circuit", title: "Circuit", component: Circuit, shown: (run) => suite("circuits")(run) || run.results.config.task !== "classification" },
   { id: "compare", title: "Compare", component: Compare, shown: (_, runs) => runs > 1 },
 ];

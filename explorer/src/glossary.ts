@@ -130,6 +130,10 @@ export const GLOSSARY: Record<string, string> = {
   "reconstruction": "Mean squared difference of the two streams' states after each is scaled to length 1.",
   "tokens_per_second": "Tokens that were trained on a second.",
   // Statistics
+  "winning margin": "By how much a gate's relevance score exceeds the middle between the least score that wins and the next one; a gate that is closed has none.",
+  "logit effect": "Change of a token's logit when the unit's activation rises by 1, by what it writes into the residual stream itself: without later layers, and without the final norm's division.",
+  "neuron graph": "Neuron to Graph: patterns of tokens that fire a neuron, found by replacing tokens of its strongest examples one after another. jaxablate neurons makes them.",
+  "information": "Bits that the unit's firing tells of the current token, less what it tells of shuffled tokens.",
   "95 % interval": "Where the number would lie in 95 of 100 repetitions of the same measurement, by the method named.",
   "bootstrap": "Interval from drawing the texts, prompts or units with replacement many times.",
   "student t": "Interval of a mean over few repetitions (seeds), from their spread.",

@@ -34,7 +34,7 @@ function Browser({ data, route }: { data: UnitsData; route: ViewProps["route"] }
   const link = (u: Unit) => href("units", [u.group.name, u.index], route.params);
   useEffect(() => {
     if (unit) document.getElementById("unit-title")?.focus({ preventScroll: true });
-    if (unit && matchMedia("(max-width: 1099px)").matches) scrollTo({ top: 0 });
+    if (unit && !document.querySelector<HTMLElement>(".units-list")?.offsetParent) scrollTo({ top: 0 });
   }, [unit?.id]);
   const around = unit && neighbours(answer.units, unit);
   return (
@@ -46,7 +46,7 @@ function Browser({ data, route }: { data: UnitsData; route: ViewProps["route"] }
       <QueryBox query={query} answer={answer} model={model} />
       <Kinds kinds={kinds} model={model} current={kind} onKind={(k) => (only ? go(href("units", [], { ...route.params, kind: k })) : setParams({ kind: k }))} />
       {only && <p class="soft only">Only {only.title.charAt(0).toLowerCase() + only.title.slice(1)}. <a href={href("units", [], { ...route.params, kind: only.sort })}>Show all {SORTS[only.sort].many.toLowerCase()}</a></p>}
-      <div class={`units-layout ${unit ? "with-page" : ""}`}>
+      <div class="units-room"><div class={`units-layout ${unit ? "with-page" : ""}`}>
         <section class="card units-list" aria-label="List of units">
           <List key={only?.name ?? kind ?? "all"} model={model} answer={answer} current={unit} narrow={unit !== undefined} link={link} sort={sort} />
         </section>
@@ -62,7 +62,7 @@ function Browser({ data, route }: { data: UnitsData; route: ViewProps["route"] }
             <UnitPage key={unit.id} model={model} unit={unit} link={link} />
           </div>
         )}
-      </div>
+      </div></div>
     </>
   );
 }
