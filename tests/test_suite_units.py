@@ -132,6 +132,17 @@ def test_the_suite_attaches_the_same_data_each_time(run, found):
     assert result.headline() == () and len(result.panels()[0].rows) == 9
 
 
+def test_measures_of_a_short_split_are_made_once_for_both_suites(run, found, monkeypatch):
+    other = dataclasses.replace(run)
+    assert not other.made
+    other.made["neurons"] = run.made["neurons"]
+    monkeypatch.setattr("jaxablate.suites.neurons.measure", None)
+    result, _ = SUITES["neurons"].run(other)
+    rates = np.concatenate([unpack(g.rate) for g in found.groups if g.sort == "neuron gate"])
+    gates = next(x for x in result.overall() if x.kind == "neurons gates")
+    assert rates.mean() == pytest.approx(gates.rate, rel=1e-3)
+
+
 def test_a_models_layers_are_left_out_where_it_has_too_many_units(run, monkeypatch):
     monkeypatch.setattr(units, "MOST_UNITS", 170)
     groups, left_out = units._groups(run.model.config, {})

@@ -87,6 +87,8 @@ class Run:
     """Nats a token that no model of the data can beat; None where it is not known."""
     facts: Callable[[], Facts] | None = None
     """Recorded facts of every token of the validation split, in file order; None where the data has none."""
+    made: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    """What one suite found and another takes, by name; empty again in a copy with other parameters."""
 
     def __repr__(self) -> str:
         where = "" if self.workdir is None else f"{str(self.workdir)!r}, "

@@ -147,11 +147,18 @@ def evaluate(model: SelfAblatingTransformer, params: Params, batches: Batches, *
     """Measures every unit as `jaxablate.neurons.measure`, whose errors it raises, and averages over units."""
     measures = measure(model, params, batches, match_k=match_k, facts=facts, directions=DIRECTIONS, shuffles=SHUFFLES,
                        seed=seed)
+    return averaged(measures, params, decode=decode, seed=seed)
+
+
+def averaged(measures: NeuronMeasures, params: Params, *, decode: Callable[[int], str] = str, seed: int = 0
+             ) -> NeuronsResult:
+    """The result of measures that were made with these parameters."""
     groups = summarise(measures, seed)
     return NeuronsResult(
         tokens=measures.tokens, sampled=measures.sampled, token_information=measures.token_information,
         groups=groups, histograms=_by_information(measures, groups), telling=telling_units(measures, decode),
-        capacities=weight_capacities(params, model.config.n_layers, seed), facts=fact_summaries(measures.facts, seed))
+        capacities=weight_capacities(params, len(measures.of(measures.kinds[0])), seed),
+        facts=fact_summaries(measures.facts, seed))
 
 
 def _by_information(measures: NeuronMeasures, groups: Sequence[GroupSummary]) -> tuple[Histogram, ...]:
@@ -331,10 +338,17 @@ def _fact_table(result: NeuronsResult) -> Grid:
                          "fires", "is silent", "accuracy", "random directions", "majority"))
 
 
+def measured(run: Run) -> NeuronMeasures:
+    """Measures of all units over the whole validation split, made once for all suites."""
+    if "neurons" not in run.made:
+        facts = None if run.facts is None else run.facts()
+        run.made["neurons"] = measure(run.model, run.params, run.splits["valid"].batches, facts=facts,
+                                      directions=DIRECTIONS, shuffles=SHUFFLES, seed=run.seed)
+    return run.made["neurons"]
+
+
 def _run(run: Run) -> tuple[NeuronsResult, dict[str, Any]]:
-    facts = None if run.facts is None else run.facts()
-    result = evaluate(run.model, run.params, run.splits["valid"].batches, facts=facts, seed=run.seed,
-                      decode=lambda token: readable(run.tokenizer, [token]))
+    result = averaged(measured(run), run.params, seed=run.seed, decode=lambda token: readable(run.tokenizer, [token]))
     return result, {"directions": DIRECTIONS, "shuffles": SHUFFLES, "sampled_tokens": result.sampled,
                     "bootstrap_resamples": stats.RESAMPLES, "direction_resamples": DIRECTION_RESAMPLES,
                     "seed": run.seed}

@@ -33,7 +33,7 @@ from jaxablate.reports.panels import Grid, Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
 from jaxablate.suites import autoencoders
-from jaxablate.suites.neurons import LABELS
+from jaxablate.suites.neurons import LABELS, measured
 from jaxablate.suites.samples import readable
 from jaxablate.suites.suite import Suite
 from jaxablate.types import Batch, Params
@@ -176,11 +176,14 @@ def collect(run: Run) -> data.UnitsData:
     config = cast(Config, run.config).model
     stored = dict(autoencoders.of_checkpoint(run)[:MOST_AUTOENCODERS])
     groups, left_out = _groups(config, stored)
-    sizes = [group.n for group in groups]
-    batches = functools.partial(_first, run.splits["valid"].batches, most_tokens(sum(sizes), MOST_TOKENS))
+    sizes, valid = [group.n for group in groups], run.splits["valid"]
+    most = most_tokens(sum(sizes), MOST_TOKENS)
+    whole = valid.tokens is not None and valid.tokens.n_tokens <= most
+    batches = functools.partial(_first, valid.batches, most)
     saes = {name: saved.sae for name, saved in stored.items()}
     model = unrolled(run.model)
-    measures = _measures(run, model, batches, saes, groups)
+    of_model = measured(run) if whole else neurons.measure(model, run.params, batches, seed=run.seed)
+    measures = _measures(run, of_model, model, batches, saes, groups)
     read = AllUnits(model, tuple(groups))
     found = survey(read, (run.params, saes), batches, UnitsRead(
         threshold=np.concatenate([0 * x.threshold if g.sort.endswith("gate") else x.threshold
@@ -226,10 +229,9 @@ def _first(batches: Any, tokens: int) -> Iterator[Batch]:
             return
 
 
-def _measures(run: Run, model: SelfAblatingTransformer, batches: Batches, saes: Mapping[str, SparseAutoencoder],
-              groups: Sequence[_Group]) -> list[neurons.UnitGroup]:
+def _measures(run: Run, of_model: neurons.NeuronMeasures, model: SelfAblatingTransformer, batches: Batches,
+              saes: Mapping[str, SparseAutoencoder], groups: Sequence[_Group]) -> list[neurons.UnitGroup]:
     """Measures of each group; those of all latents in one pass."""
-    of_model = neurons.measure(model, run.params, batches, seed=run.seed)
     sites = {group.name: group.site for group in groups if group.sort == "latent"}
     of_latents: dict[str, neurons.UnitGroup] = {}
     if sites:
@@ -244,7 +246,7 @@ def _measures(run: Run, model: SelfAblatingTransformer, batches: Batches, saes: 
             for group in groups]
 
 
-def _page(run: Run, group: _Group, first: int, measured: neurons.UnitGroup, found: Survey,
+def _page(run: Run, group: _Group, first: int, of: neurons.UnitGroup, found: Survey,
           saes: Mapping[str, SparseAutoencoder], words: "Words") -> data.Units:
     """One group of the attachment."""
     own = slice(first, first + group.n)
@@ -252,26 +254,26 @@ def _page(run: Run, group: _Group, first: int, measured: neurons.UnitGroup, foun
     strongest = np.maximum(np.maximum(high, -low) if group.signed else high, 0)
     share = found.around[own] / np.where(strongest > 0, strongest, 1)[:, None, None]
     around = np.rint(np.clip(share, -1 if group.signed else 0, 1) * STEPS).astype(np.int8)
-    frequent = measured.frequent
-    fired = np.maximum(measured.fired, 1)[:, None]
+    frequent = of.frequent
+    fired = np.maximum(of.fired, 1)[:, None]
     promotes, suppresses = _effects(run, group, saes, words)
     return data.Units(
         name=group.name, sort=group.sort, title=group.title, site=group.site, layer=group.layer, first=first, n=group.n,
-        signed=group.signed, sparse=group.sort not in ("neuron", "channel"), rate=_short(measured.rates),
-        threshold=_short(measured.threshold), low=_short(low), high=_short(high), strongest=_short(strongest),
+        signed=group.signed, sparse=group.sort not in ("neuron", "channel"), rate=_short(of.rates),
+        threshold=_short(of.threshold), low=_short(low), high=_short(high), strongest=_short(strongest),
         histogram=pack(found.histogram[own], "int32"), places=pack(found.places[own], "int32"),
         around=_scaled(around, 1 / STEPS, "int8"), firing_tokens=_tokens(words.places(frequent.tokens)),
         firing_shares=_in_steps(frequent.fired / fired, 1e-3), firing_rates=_in_steps(frequent.rates, 1e-3),
         promotes=promotes, suppresses=suppresses, partners=pack(found.partners[own], "int32"),
         correlations=_in_steps(found.correlations[own], 1e-3),
-        measures=tuple(_measure(measured, name) for name in MEASURES), graphs=_graphs(run, group, words))
+        measures=tuple(_measure(of, name) for name in MEASURES), graphs=_graphs(run, group, words))
 
 
-def _measure(measured: neurons.UnitGroup, name: str) -> data.UnitMeasure:
-    shuffled = getattr(measured.shuffled, name, None) if name != "information" else None
-    return data.UnitMeasure(name=name, label=LABELS[name], values=_short(measured.measure(name)),
+def _measure(of: neurons.UnitGroup, name: str) -> data.UnitMeasure:
+    shuffled = getattr(of.shuffled, name, None) if name != "information" else None
+    return data.UnitMeasure(name=name, label=LABELS[name], values=_short(of.measure(name)),
                             shuffled=None if shuffled is None else _short(shuffled),
-                            directions=_short(measured.matched(name)))
+                            directions=_short(of.matched(name)))
 
 
 def _effects(run: Run, group: _Group, saes: Mapping[str, SparseAutoencoder], words: "Words"

@@ -75,11 +75,12 @@ def test_a_units_page_has_contexts_histogram_tokens_and_partners(show):
     page = show("language", "#/units/neuron-1/3")
     assert "neuron 1.3" in page.locator("#unit-title").inner_text()
     assert page.locator(".unit-contexts li").count() >= 8 and page.locator(".unit-contexts .pivot").count() >= 8
-    bars = page.locator(".unit-page .plot svg [aria-label=rect] rect").count()
-    rules = page.locator(".unit-page .plot svg [aria-label=rule] line").count()
+    page.wait_for_selector(".unit-page .plot svg [data-mark=rect] rect")
+    bars = page.locator(".unit-page .plot svg [data-mark=rect] rect").count()
+    rules = page.locator(".unit-page .plot svg [data-mark=rule] line").count()
     page.locator(".unit-contexts .pivot").first.hover()
     page.wait_for_timeout(200)
-    assert bars > 3 and page.locator(".unit-page .plot svg [aria-label=rule] line").count() == rules + 1
+    assert bars > 3 and page.locator(".unit-page .plot svg [data-mark=rule] line").count() == rules + 1
     headings = page.locator(".unit-page h3").all_inner_texts()
     assert [x for x in headings if x in ("Tokens it fires on", "Fires together with")] and "Neuron graph" in headings
     assert page.locator(".unit-effects tbody tr").count() == 16

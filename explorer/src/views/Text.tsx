@@ -21,7 +21,7 @@ function Typed({ run, route }: ViewProps) {
   const { off, by } = switches(route);
   const found = useTyped(run, route.params.typed, off, by);
   const box = (said?: Parameters<typeof TypedBox>[0]["said"]) => (
-    <section class="card" aria-label="A text of your own">
+    <section class="card" aria-label="Typed text">
       <TypedBox route={route} said={said} />
       <SwitchedOff route={route} />
       <p><a href={href("text", [], { run: route.params.run })}>← stored texts</a></p>
@@ -38,5 +38,5 @@ function Stored({ run, route, above }: ViewProps & { above?: ComponentChildren }
   if (found.state === "absent" && above) return <><h1>Text</h1><section class="card">{above}</section><NotMeasured view="Stored texts" suite="texts" /></>;
   if (found.state === "absent") return <NotMeasured view="Text" suite={run.results.config.task === "classification" ? "explanations" : "texts"} />;
   if (!found.value.texts.length) return <Note title="Text">No text of the split has a length that can be shown.</Note>;
-  return found.value.kind === "language" ? <Language texts={found.value} run={run} route={route} above={above && <section class="card" aria-label="A text of your own">{above}</section>} /> : <Classifier texts={found.value} route={route} />;
+  return found.value.kind === "language" ? <Language texts={found.value} run={run} route={route} above={above && <section class="card" aria-label="Typed text">{above}</section>} /> : <Classifier texts={found.value} route={route} />;
 }

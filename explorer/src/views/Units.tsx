@@ -73,9 +73,9 @@ const KEYS: Record<string, (u: Unit, model: Model, answer: Answer) => number | s
   match: (u, _, answer) => answer.matches.get(u.id)?.strength ?? 0,
   tokens: (u, model) => wordsOf(model, firedOn(model, u)),
   rate: (u) => u.rate,
-  information: (u) => u.measures.information ?? NaN,
-  random: (u) => u.measures["random information"] ?? NaN,
-  effective: (u) => u.measures.effective_tokens ?? NaN,
+  information: (u) => u.value("information"),
+  random: (u) => u.value("information", true),
+  effective: (u) => u.value("effective_tokens"),
   promotes: (u, model) => wordsOf(model, promoted(model, u)),
   strongest: (u) => u.strongest,
 };
@@ -147,14 +147,14 @@ function List({ model, answer, current, narrow, link, sort }: {
   model: Model; answer: Answer; current: Unit | undefined; narrow: boolean; link: (u: Unit) => string; sort: string;
 }) {
   const columns = useMemo(() => {
-    const measured = (name: string) => (u: Unit) => short(u.measures[name] ?? NaN);
+    const measured = (name: string, random = false) => (u: Unit) => short(u.value(name, random));
     const value = (name: string) => (u: Unit) => KEYS[name]!(u, model, answer);
     const all: [string, Column<Unit>][] = [
       ["unit", { title: "unit", value: label, ascending: true, width: "132px", show: (u) => <a href={link(u)}><span class="soft">{SORTS[u.group.sort].one}</span> {u.name}</a> }],
       ["tokens", { title: "fires on", value: value("tokens"), about: "The tokens on which most of its firings are", show: (u) => <Words model={model} tokens={firedOn(model, u).slice(0, narrow ? 2 : 3)} /> }],
       ["rate", { title: "rate", value: value("rate"), about: "Share of tokens on which it fires", show: (u) => shareOf(u.rate) }],
       ["information", { title: "information", value: value("information"), about: "Bits that its firing tells of the current token, less what it tells of shuffled tokens", show: measured("information") }],
-      ["random", { title: "random", value: value("random"), about: "The same of random directions that fire as often", show: measured("random information") }],
+      ["random", { title: "random", value: value("random"), about: "The same of random directions that fire as often", show: measured("information", true) }],
       ["effective", { title: "effective tokens", value: value("effective"), ascending: true, about: "How many tokens fire it, counted by the entropy of the token when it fires", show: measured("effective_tokens") }],
       ["promotes", { title: "promotes", value: value("promotes"), about: "Tokens whose logits it raises most", show: (u) => <Words model={model} tokens={promoted(model, u)} /> }],
       ["strongest", { title: "strongest", value: value("strongest"), about: "Greatest activation; of a gate the largest margin by which it won", show: (u) => short(u.strongest) }],

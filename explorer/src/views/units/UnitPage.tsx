@@ -96,7 +96,7 @@ function Line({ model, unit, context, onHover }: { model: Model; unit: Unit; con
       {context.tokens.map(({ token, share }, i) => {
         const value = share * unit.strongest;
         return (
-          <span key={i} class={`ctx ${i === context.pivot ? "pivot" : i > context.pivot ? "beyond" : ""}`} style={share ? { backgroundColor: shade(share) } : undefined}
+          <span key={i} class={`ctx ${i === context.pivot ? "pivot" : ""}`} style={share ? { backgroundColor: shade(share) } : undefined}
             title={`${visible(printable(model.word(token)))}   ${short(value)}`} onMouseEnter={() => onHover(value)}>
             {inline(model.word(token))}
           </span>

@@ -12,20 +12,32 @@ export const SORTS: Record<Sort, { one: string; many: string; term: string }> = 
   latent: { one: "latent", many: "Latents", term: "latent" },
 };
 
-/** One unit as the list shows it. */
-export interface Unit {
+/** One unit of the list. */
+export class Unit {
+  constructor(readonly group: Units, /** Number in its group. */ readonly index: number, private readonly columns: Columns) {}
+
   /** Number among all units. */
-  id: number;
-  group: Units;
-  /** Number in its group. */
-  index: number;
+  get id(): number { return this.group.first + this.index; }
   /** 3.17, or the number of a latent. */
-  name: string;
-  rate: number;
-  strongest: number;
-  /** Measures by name, and under `random NAME` what random directions have. */
-  measures: Record<string, number>;
-  graph: UnitGraph | undefined;
+  get name(): string { return this.group.sort === "latent" ? `${this.index}` : `${this.group.layer}.${this.index}`; }
+  get rate(): number { return at(this.columns.rate, this.index); }
+  get strongest(): number { return at(this.columns.strongest, this.index); }
+  get graph(): UnitGraph | undefined { return this.columns.graphs.get(this.index); }
+
+  /** A measure by name; NaN where the unit does not have it. `random`: what random directions have that fire as often. */
+  value(name: string, random = false): number {
+    const array = (random ? this.columns.random : this.columns.measures).get(name);
+    return array ? at(array, this.index) : NaN;
+  }
+}
+
+/** What units of a group share: numbers of each, unpacked once. */
+interface Columns {
+  rate: Unpacked;
+  strongest: Unpacked;
+  measures: Map<string, Unpacked>;
+  random: Map<string, Unpacked>;
+  graphs: Map<number, UnitGraph>;
 }
 
 /** A token of a context. */
@@ -176,12 +188,10 @@ export function at(array: Unpacked, index: number): number {
 }
 
 function unitsOf(group: Units): Unit[] {
-  const rates = unpack(group.rate), strongest = unpack(group.strongest);
-  const measures = group.measures.map((m) => ({ name: m.name, values: unpack(m.values), random: m.directions && unpack(m.directions) }));
-  const graphs = new Map(group.graphs.map((g) => [g.unit, g]));
-  return Array.from({ length: group.n }, (_, index) => ({
-    id: group.first + index, group, index, name: group.sort === "latent" ? `${index}` : `${group.layer}.${index}`,
-    rate: at(rates, index), strongest: at(strongest, index), graph: graphs.get(index),
-    measures: Object.fromEntries(measures.flatMap((m) => [[m.name, at(m.values, index)], [`random ${m.name}`, m.random ? at(m.random, index) : NaN]])),
-  }));
+  const columns: Columns = {
+    rate: unpack(group.rate), strongest: unpack(group.strongest), graphs: new Map(group.graphs.map((g) => [g.unit, g])),
+    measures: new Map(group.measures.map((m) => [m.name, unpack(m.values)])),
+    random: new Map(group.measures.flatMap((m) => (m.directions ? [[m.name, unpack(m.directions)] as const] : []))),
+  };
+  return Array.from({ length: group.n }, (_, index) => new Unit(group, index, columns));
 }

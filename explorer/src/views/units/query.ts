@@ -24,7 +24,7 @@ export interface Problem {
 
 /** Queries that find something among these units, to begin with. */
 export function examples(model: Model): { query: string; about: string }[] {
-  const telling = (sort: Sort) => model.units.filter((u) => u.group.sort === sort && (u.measures.information ?? 0) > 0).sort((a, b) => b.measures.information! - a.measures.information!).slice(0, 40);
+  const telling = (sort: Sort) => model.units.filter((u) => u.group.sort === sort && u.value("information") > 0).sort((a, b) => b.value("information") - a.value("information")).slice(0, 40);
   const found: { query: string; about: string }[] = [];
   const plain = (token: number) => /^ ?[\p{L}]{2,}$/u.test(model.word(token)) && model.word(token);
   for (const unit of [...telling("neuron"), ...telling("latent")]) {
@@ -153,7 +153,7 @@ function comparison(model: Model, text: string, field: string): [number, Parsed]
     if (lower === "layer") return u.group.layer;
     if (lower === "unit") return u.index;
     if (lower === "rate" || lower === "density") return u.rate;
-    return measure ? u.measures[measure]! : u.strongest;
+    return measure ? u.value(measure) : u.strongest;
   };
   const title = measure ? lower : { density: "rate", maximum: "strongest", max: "strongest" }[lower] ?? lower;
   const rest = text.slice(field.length);
@@ -165,7 +165,7 @@ function comparison(model: Model, text: string, field: string): [number, Parsed]
   const random = /^\s*(<|>|above|below)\s*=?\s*(random|chance)(?:\s+directions?)?/i.exec(rest);
   if (random && measure) {
     const above = random[1] === ">" || random[1]!.toLowerCase() === "above";
-    const test = (u: Unit) => { const by = u.measures[`random ${measure}`]!; return above ? value(u) > by : value(u) < by; };
+    const test = (u: Unit) => { const by = u.value(measure, true); return above ? value(u) > by : value(u) < by; };
     return [field.length + random[0].length, { meaning: `${title} ${above ? "above" : "below"} that of random directions which fire as often`, test }];
   }
   const one = new RegExp(`^\\s*(<=|>=|=|<|>|≤|≥|above|over|below|under|at least|at most)?\\s*${NUMBER}`, "i").exec(rest);
