@@ -114,7 +114,9 @@ def _linked_files() -> set[str]:
 
 def _drawn(match: re.Match[str]) -> str:
     latex = re.sub(r"^\\[\[(]|\\[\])]$", "", html.unescape(match[2]).strip())
-    return latex2mathml.converter.convert(latex, display="block" if match[1] == "div" else "inline")
+    if match[1] == "div":
+        return f'<div class="formula">{latex2mathml.converter.convert(latex, display="block")}</div>'
+    return latex2mathml.converter.convert(latex)
 
 
 def _reference() -> Iterator[tuple[str, str]]:

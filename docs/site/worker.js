@@ -6,7 +6,7 @@ if (location.protocol === "file:") {
       this.frame.hidden = true;
       document.body.append(this.frame);
       const inside = this.frame.contentWindow;
-      inside.postMessage = (data) => this.onmessage?.({ data });
+      inside.postMessage = (data) => setTimeout(() => this.onmessage?.({ data }));
       const script = inside.document.createElement("script");
       script.src = url;
       this.ready = new Promise((loaded) => { script.onload = loaded; });
@@ -15,7 +15,7 @@ if (location.protocol === "file:") {
     }
 
     postMessage(data) {
-      this.ready.then(() => this.frame.contentWindow.onmessage({ data }));
+      this.ready.then(() => setTimeout(() => this.frame.contentWindow?.onmessage({ data })));
     }
 
     terminate() {
