@@ -76,6 +76,7 @@ def test_on_a_terminal_it_asks(finished, monkeypatch, answer, path):
 def test_it_trains_scores_and_compares_both(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "start", in_this_process)
+    monkeypatch.setattr(quickstart, "SUITES", ("perplexity", "ioi", "gates", "weights", "samples"))
     run_command("quickstart", "--set", *TINY)
     out = capsys.readouterr().out
     assert "perplexity clean" in out and "difference" in out and "\nclean: " in out

@@ -56,6 +56,6 @@ def test_promoted_tokens(at_once, monkeypatch):
 @pytest.mark.parametrize(("table", "k", "message"), [
     (TABLE[:, :3], 1, r"shape \(9, 3\), not \[V, 4\]"), (TABLE, 10, r"k=10 must be in 1\.\.9"), (TABLE, 0, "k=0 must"),
 ])
-def test_what_promotes_nothing_is_said(table, k, message):
+def test_what_promotes_nothing_is_said(unchecked_types, table, k, message):
     with pytest.raises(ConfigError, match=message):
         features.promoted(SAE, table, k)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.commands import few_draws
 
 from jaxablate import features
 from jaxablate.neurons.units import decoder_output
@@ -15,6 +16,15 @@ from jaxablate.runs.run import open_run
 from jaxablate.suites import SUITES, units
 
 SITE = "clean.layer_0.mlp_out"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    with pytest.MonkeyPatch.context() as patch:
+        few_draws(patch)
+        patch.setattr(units, "SHUFFLES", 2)
+        patch.setattr(units, "LATENT_DIRECTIONS", 8)
+        yield
 
 
 @pytest.fixture(scope="module")

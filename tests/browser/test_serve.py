@@ -6,6 +6,7 @@ import shutil
 import threading
 
 import pytest
+
 from browser.conftest import axe_findings, keep, too_wide
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")

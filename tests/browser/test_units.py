@@ -5,6 +5,7 @@ import io
 import re
 
 import pytest
+
 from browser.conftest import axe_findings, keep, too_wide
 
 PAGES = {"units": "#/units", "neuron": "#/units/neuron-1/3", "channel": "#/units/channel-0/2",
