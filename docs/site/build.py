@@ -21,7 +21,6 @@ import griffe
 import latex2mathml.converter
 import nbclient
 import nbformat
-import traitlets.config
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "build" / "docs"
@@ -159,9 +158,7 @@ def _notebook(path: Path, execute: bool) -> Iterator[tuple[str, str]]:
     notebook = nbformat.read(path, as_version=4)
     if execute:
         with tempfile.TemporaryDirectory() as folder:
-            sockets = traitlets.config.Config({"KernelManager": {"transport": "ipc"}})  # no port is opened
-            nbclient.NotebookClient(notebook, timeout=600, config=sockets,
-                                    resources={"metadata": {"path": folder}}).execute()
+            nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}}).execute()
     lines, pictures = [], 0
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
