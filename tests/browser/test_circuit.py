@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from browser.conftest import axe_findings, keep, too_wide
 
 VIEWS = {"circuit": ("language", "#/circuit"), "circuit-pruning": ("language", "#/circuit?panes=pruning&node=A1.0"),

@@ -99,6 +99,7 @@ def test_it_fits_narrow_windows_and_axe_finds_nothing_serious(page, served):
     for route in ("#/text", f"#/text?typed={TEXT.replace(' ', '%20')}&off=A0.0", "#/circuit?off=A0.0"):
         go(page, served, route)
         page.wait_for_selector(".switched-off, .typed")
+        page.wait_for_function("() => !document.querySelector('.waits')")  # an answer that is asked for anew is paler
         for width in (360, 1280):
             page.set_viewport_size({"width": width, "height": 900})
             page.wait_for_timeout(200)

@@ -4,9 +4,9 @@ import csv
 import io
 
 import pytest
-from browser.conftest import axe_findings, keep, too_wide
 from helpers.results import ALL_PANELS, record, results
 
+from browser.conftest import axe_findings, keep, too_wide
 from jaxablate.reports import explorer
 from jaxablate.reports.explorer import read_run, write_runs
 from jaxablate.reports.results import Figure
@@ -76,7 +76,7 @@ def test_training_curves_say_their_values_and_smooth(show):
     chart.get_by_role("button", name="Show training, loss clean").click()
     assert chart.locator(".key.off").count() == 1
     chart.locator("summary", has_text="Numbers").click()
-    assert chart.locator("tbody tr").count() > 5
+    chart.locator("tbody tr").nth(5).wait_for()
 
 
 def test_tabs_move_by_arrow_keys(show):
@@ -142,7 +142,7 @@ def test_numbers_of_a_picture_are_under_it_not_a_second_panel(show):
     assert "Loss with gates replaced" in titles and not [x for x in titles if x.endswith("in numbers")]
     panel = page.locator("details.panel", has_text="Loss with gates replaced").first
     panel.locator("summary", has_text="In numbers").click()
-    assert panel.locator("tbody tr").count() > 5
+    panel.locator("tbody tr").nth(5).wait_for()
 
 
 def test_heat_maps_say_the_value_under_the_pointer(show):

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from browser.conftest import axe_findings, keep, too_wide
 
 VIEWS = {"text": ("language", "#/text/0?position=5&layer=1&head=1"),
@@ -74,7 +75,7 @@ def test_both_streams_are_paired_and_winners_colour_the_text(show):
     page = show("language", "#/text/0?position=8")
     assert page.locator(".paired tbody tr").first.locator(".pair i").count() == 2
     assert _costs(page) == ["loss, clean", "loss, ablated", "leakage"]
-    layers = page.locator(".winners .layer")
+    layers = page.locator(".winners").first.locator(".layer")  # those after it are autoencoders
     assert layers.count() == 2 and "neurons, 5 of 64" in layers.first.inner_text()
     chip = layers.nth(1).locator(".chip").first
     chip.click()
@@ -92,7 +93,8 @@ def test_any_unit_may_be_chosen_and_what_there_is_not_is_told(show):
     page.get_by_label("Colour by").select_option("activation")
     page.get_by_label("layer").first.select_option("1")
     page.get_by_label("number").fill("17")
-    assert "colour=neuron.1.17" in page.url and "neuron 1.17" in page.locator(".shade-key").inner_text()
+    page.wait_for_function("() => location.hash.includes('colour=neuron.1.17')")
+    page.locator(".shade-key", has_text="neuron 1.17").wait_for()
     page.get_by_label("number").fill("64")  # there is no such neuron
     assert "colour=neuron.1.17" in page.url
     page = show("language", "#/text/0?colour=neuron.7.17")
