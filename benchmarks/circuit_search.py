@@ -50,7 +50,7 @@ class Options:
 
     weights: Literal["trained", "random", "strong"] = "trained"
     shape: Literal["paper", "gpt2", "qwen2"] = "paper"
-    """Of weights as they are drawn; trained ones have the paper's."""
+    """Model whose shape random and strong weights have; trained weights always have the paper's."""
     taus: tuple[float, ...] = (0.03,)
     prompts: int = 64
     length: int = 20

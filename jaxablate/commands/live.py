@@ -88,7 +88,7 @@ class LiveRuns:
         return found.blobs[number]
 
     def state(self, after: str) -> dict[str, Any]:
-        """Of each run the newest checkpoint, what was logged, and when it was scored (0: not yet).
+        """The newest checkpoint of each run, what was logged, and when it was scored (0: not yet).
 
         ``after`` is JSON, {name of a run: how many lines of its log are known}.
         """

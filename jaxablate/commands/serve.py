@@ -31,7 +31,7 @@ LONGEST_REQUEST = 1 << 16
 """Bytes of a request, at most."""
 HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
            "X-Frame-Options": "DENY", "Cross-Origin-Resource-Policy": "same-origin"}
-"""Of every answer. The address holds the token, so no other site may be told it."""
+"""Headers of every answer. The address holds the token, so no other site may be told it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

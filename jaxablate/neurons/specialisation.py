@@ -487,7 +487,7 @@ def _group(kind: Kind, layer: int, classes: TokenClasses, at: Calibration, candi
 
 
 def _frequent(table: np.ndarray, classes: TokenClasses) -> FrequentTokens:
-    """Of each column of a table [classes, units] its greatest entries, earlier classes first among equals."""
+    """The greatest entries of each column of a table [classes, units], earlier classes first among equals."""
     size = len(table)
     order = table.T.astype(np.int64) * size + np.arange(size - 1, -1, -1)
     shown = min(FREQUENT, size)

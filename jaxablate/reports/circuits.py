@@ -36,7 +36,7 @@ class StreamEdges:
 
     stream: str
     edges: int
-    """Of the whole graph."""
+    """Number of edges of the whole graph."""
     accuracy: Estimate
     """Fraction of the prompts on which the model prefers the right answer."""
     sources: tuple[str, ...]

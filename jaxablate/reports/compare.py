@@ -342,7 +342,7 @@ def write(comparison: Comparison, out: str, *, more: Grid | None = None, figures
 
 
 SUFFIXES = (".md", ".csv", ".tex", ".html")
-"""Of the files of a comparison."""
+"""Suffixes that a file of a comparison may have."""
 
 
 def file_path(out: str, suffix: str) -> Path | None:

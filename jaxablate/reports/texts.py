@@ -79,7 +79,7 @@ class Autoencoder:
     """A sparse autoencoder of the run."""
 
     name: str
-    """Of its folder."""
+    """Name of the folder that the autoencoder is stored in."""
     site: str
     latents: int
 
@@ -127,9 +127,9 @@ class LanguageTexts:
     n_layers: int
     n_heads: int
     n_neurons: int
-    """Of a layer."""
+    """Neurons of one layer."""
     n_channels: int
-    """Of a layer: head h has n_channels / n_heads of them, one after another."""
+    """Attention channels of one layer: head h has n_channels / n_heads of them, one after another."""
     vocabulary: Vocabulary
     autoencoders: tuple[Autoencoder, ...]
     texts: tuple[LanguageText, ...]
@@ -181,7 +181,7 @@ class ClassifiedText:
     """By stream float32 [T], gradient x input: how the log-probability of the predicted class changes with the size of
     the token's embedding."""
     readings: tuple[Reading, ...]
-    """Of every layer and stream."""
+    """One reading for every layer and stream."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

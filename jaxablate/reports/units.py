@@ -18,9 +18,9 @@ class UnitMeasure:
     """A measure of every unit of a group, beside what it is by chance; NaN where a unit does not have it."""
 
     name: str
-    """As in results, for example ``information``."""
+    """Name of the measure in results.json, for example ``information``."""
     label: str
-    """As tables call it, with its unit."""
+    """Heading of the measure in tables, with its unit."""
     values: Packed
     """float32 [U]."""
     shuffled: Packed | None
@@ -72,7 +72,7 @@ class Units:
     """The units of one kind in one layer, or the latents of one autoencoder."""
 
     name: str
-    """Of links, for example ``neuron-3``."""
+    """Name of the group in links, for example ``neuron-3``."""
     sort: UnitSort
     title: str
     site: str

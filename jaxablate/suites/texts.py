@@ -322,7 +322,7 @@ def _read_sites(model: SelfAblatingTransformer, sites: tuple[str, ...], params: 
 
 
 def _float64(x: np.typing.ArrayLike) -> np.ndarray:
-    """Of any float, which NumPy may not know."""
+    """An array of any float type, bfloat16 included, as float64."""
     return np.asarray(x, np.float64)
 
 

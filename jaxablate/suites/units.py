@@ -41,7 +41,7 @@ from jaxablate.types import Batch, Params
 MOST_TOKENS = 1 << 17
 """Tokens of the validation split that are read, at most."""
 MOST_UNITS = 1 << 16
-"""Of a model with more, some layers are left out."""
+"""Units that are shown, at most; some layers of a model with more are left out."""
 MOST_AUTOENCODERS = 4
 EFFECTS = 8
 """Tokens that a page names as promoted, and as suppressed."""
@@ -49,7 +49,7 @@ MOST_PATTERNS, MOST_ALTERNATIVES = 8, 4
 """Patterns of a graph, and tokens that are named at one of their places."""
 LATENT_DIRECTIONS = 256
 STEPS = 63
-"""Of activations in contexts, from 0 to the strongest: enough for a colour, and small when compressed."""
+"""Steps in which activations of contexts are stored, from 0 to the strongest: enough for a colour, and small when compressed."""
 
 _OF_SORT: Mapping[data.UnitSort, str] = {
     "neuron": "neurons clean", "channel": "attention clean", "neuron gate": "neurons gates",
