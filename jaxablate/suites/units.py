@@ -49,7 +49,7 @@ MOST_PATTERNS, MOST_ALTERNATIVES = 8, 4
 """Patterns of a graph, and tokens that are named at one of their places."""
 LATENT_DIRECTIONS = 256
 STEPS = 63
-"""Steps in which activations of contexts are stored, from 0 to the strongest: enough for a colour, and small when compressed."""
+"""Steps in which activations of contexts are stored, from 0 to the strongest: enough for a colour, and small."""
 
 _OF_SORT: Mapping[data.UnitSort, str] = {
     "neuron": "neurons clean", "channel": "attention clean", "neuron gate": "neurons gates",
