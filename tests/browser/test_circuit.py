@@ -2,31 +2,6 @@
 
 import re
 
-import pytest
-
-from browser.conftest import axe_findings, keep, too_wide
-
-VIEWS = {"circuit": ("language", "#/circuit"), "circuit-pruning": ("language", "#/circuit?panes=pruning&node=A1.0"),
-         "circuit-runs": ("compare", "#/circuit?panes=run"), "circuit-alone": ("language", "#/circuit?panes=alone")}
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280, 1920])
-@pytest.mark.parametrize("view", VIEWS)
-def test_a_view_fits_the_window(show, view, width, dark):
-    page = show(*VIEWS[view], width=width, dark=dark)
-    page.wait_for_selector(".graph svg")
-    assert not too_wide(page)
-    keep(page, f"{view}-{width}-{'dark' if dark else 'light'}")
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("view", VIEWS)
-def test_axe_finds_nothing_serious(show, view, dark):
-    page = show(*VIEWS[view], dark=dark)
-    page.wait_for_selector(".graph svg")
-    assert axe_findings(page) == []
-
 
 def _edges(page):
     return [page.locator(".graph").nth(i).locator(".edge").count() for i in range(page.locator(".graph").count())]

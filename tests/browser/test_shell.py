@@ -3,34 +3,12 @@
 import csv
 import io
 
-import pytest
 from helpers.results import ALL_PANELS, record, results
 
 from browser.conftest import axe_findings, keep, too_wide
 from jaxablate.reports import explorer
 from jaxablate.reports.explorer import read_run, write_runs
 from jaxablate.reports.results import Figure
-
-VIEWS = {"overview": ("language", "#/"), "measurements": ("language", "#/measurements/neurons"),
-         "gates": ("language", "#/measurements/gates"), "classifier": ("classifier", "#/"),
-         "classifier-measurements": ("classifier", "#/measurements/importance"),
-         "superposition": ("classifier", "#/measurements/superposition"), "compare": ("compare", "#/compare")}
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280, 1920, 2560])
-@pytest.mark.parametrize("view", VIEWS)
-def test_a_view_fits_the_window(show, view, width, dark):
-    page = show(*VIEWS[view], width=width, dark=dark)
-    page.wait_for_timeout(150)
-    assert not too_wide(page)
-    keep(page, f"{view}-{width}-{'dark' if dark else 'light'}")
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("view", VIEWS)
-def test_axe_finds_nothing_serious(show, view, dark):
-    assert axe_findings(show(*VIEWS[view], dark=dark)) == []
 
 
 def test_every_link_of_the_navigation_leads_to_its_view(show):

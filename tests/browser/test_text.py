@@ -2,34 +2,6 @@
 
 import re
 
-import pytest
-
-from browser.conftest import axe_findings, keep, too_wide
-
-VIEWS = {"text": ("language", "#/text/0?position=5&layer=1&head=1"),
-         "text-leakage": ("language", "#/text/1?colour=leakage&stream=ablated"),
-         "text-prompt": ("language", "#/text/16?colour=passes.neuron.1.3"), "text-baseline": ("compare", "#/text/0"),
-         "text-classifier": ("classifier", "#/text/0"),
-         "text-classifier-pairs": ("classifier", "#/text/1?pairs=attention&arcs=all&colour=gradient")}
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280, 1920])
-@pytest.mark.parametrize("view", VIEWS)
-def test_a_view_fits_the_window(show, view, width, dark):
-    page = show(*VIEWS[view], width=width, dark=dark)
-    page.wait_for_selector(".token")
-    assert not too_wide(page)
-    keep(page, f"{view}-{width}-{'dark' if dark else 'light'}")
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("view", VIEWS)
-def test_axe_finds_nothing_serious(show, view, dark):
-    page = show(*VIEWS[view], dark=dark)
-    page.wait_for_selector(".token")
-    assert axe_findings(page) == []
-
 
 def _heading(page):
     """The token that the details are of, and what is said of its place."""

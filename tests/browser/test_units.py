@@ -4,29 +4,6 @@ import csv
 import io
 import re
 
-import pytest
-
-from browser.conftest import axe_findings, keep, too_wide
-
-PAGES = {"units": "#/units", "neuron": "#/units/neuron-1/3", "channel": "#/units/channel-0/2",
-         "gate": "#/units/neuron-gate-1/3", "latent": "#/units/drawn/4", "dead-query": "#/units?query=dog"}
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280, 1920, 2560])
-@pytest.mark.parametrize("view", PAGES)
-def test_it_fits_the_window(show, view, width, dark):
-    page = show("language", PAGES[view], width=width, dark=dark)
-    page.wait_for_timeout(150)
-    assert not too_wide(page)
-    keep(page, f"{view}-{width}-{'dark' if dark else 'light'}")
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("view", PAGES)
-def test_axe_finds_nothing_serious(show, view, dark):
-    assert axe_findings(show("language", PAGES[view], dark=dark)) == []
-
 
 def test_the_list_sorts_and_the_link_keeps_it(show):
     page = show("language", "#/units")
