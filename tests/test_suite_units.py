@@ -14,6 +14,7 @@ from jaxablate.neurons.units import decoder_output
 from jaxablate.reports.packed import unpack
 from jaxablate.runs.run import open_run
 from jaxablate.suites import SUITES, units
+from jaxablate.suites.texts import Vocabulary
 
 SITE = "clean.layer_0.mlp_out"
 
@@ -172,11 +173,11 @@ def test_graphs_of_neurons_are_shown_if_they_are_of_this_checkpoint(run, tmp_pat
     for digest, count in ((run.digest, 1), ("another", 0)):
         index["about"]["params_digest"] = digest
         (folder / "index.json").write_text(json.dumps(index))
-        words = units.Words(run)
+        words = Vocabulary()
         graphs = units._graphs(own, groups[1], words)
         assert len(graphs) == count
         if graphs:
             shown = graphs[0].patterns[0]
             assert graphs[0].unit == 3 and shown.more == (1, 0, 0)
-            first = [words.strings()[i] for i in shown.tokens[0]]
+            first = [words.strings(run.tokenizer)[i] for i in shown.tokens[0]]
             assert first == [run.tokenizer.decode([i]) for i in (5, 6, 7, 8)] and shown.tokens[1] is None

@@ -25,7 +25,7 @@ from jaxablate.neurons.leakage import content_means, replaced_losses
 from jaxablate.neurons.units import decoder_output
 from jaxablate.ops.attention import attention_weights, repeat_heads
 from jaxablate.reports import texts as data
-from jaxablate.reports.packed import Packed, PackedType, pack, unpack
+from jaxablate.reports.packed import Packed, pack, pack_steps, unpack
 from jaxablate.reports.panels import Grid, Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
@@ -179,28 +179,37 @@ def _with_large(config: ModelConfig, passages: Sequence[Passage]) -> set[int]:
 
 
 class Vocabulary:
-    """Numbers the tokens that occur, in the order in which they are met."""
+    """Gives the tokens that occur numbers, their places, in the order in which they are met."""
 
     def __init__(self):
         self._places: dict[tuple[int, str | None], int] = {}
 
     def places(self, ids: np.typing.ArrayLike, strings: Sequence[str] | None = None) -> np.ndarray:
-        """Places of token ids [...], of the same shape; ``strings`` [n] is how to show each, where an id does not tell.
-        """
+        """Places of token ids [...], of the same shape; -1, which is no token, stays. ``strings`` [n] is how to show
+        each, where an id does not tell."""
         flat = np.ravel(ids).tolist()
         shown = [None] * len(flat) if strings is None else strings
-        places = [self._places.setdefault(key, len(self._places)) for key in zip(flat, shown, strict=True)]
+        places = [-1 if key[0] < 0 else self._places.setdefault(key, len(self._places))
+                  for key in zip(flat, shown, strict=True)]
         return np.array(places, np.int64).reshape(np.shape(ids))
 
     def pack(self, ids: np.typing.ArrayLike, strings: Sequence[str] | None = None) -> Packed:
         """The same, packed."""
         places = self.places(ids, strings)
-        return pack(places, "uint16" if places.max(initial=0) < data.NONE else "int32")
+        return pack(places, "uint16" if 0 <= places.min(initial=0) <= places.max(initial=0) < data.NONE else "int32")
+
+    def place_of(self, token: int) -> int | None:
+        """The place of one token; None where it has none."""
+        return self._places.get((token, None))
+
+    def strings(self, tokenizer: Any = None) -> tuple[str, ...]:
+        """All that have a place, as people read them."""
+        return tuple(readable(tokenizer, [i]) if shown is None else shown for i, shown in self._places)
 
     def vocabulary(self, tokenizer: Any = None) -> data.Vocabulary:
-        """All that have a number."""
-        strings = tuple(readable(tokenizer, [i]) if shown is None else shown for i, shown in self._places)
-        return data.Vocabulary(strings=strings, ids=pack(np.array([i for i, _ in self._places], np.int64), "int32"))
+        """Strings and ids of all that have a place."""
+        ids = pack(np.array([i for i, _ in self._places], np.int64), "int32")
+        return data.Vocabulary(strings=self.strings(tokenizer), ids=ids)
 
 
 def _text(model: SelfAblatingTransformer, params: Params, passage: Passage, longest: int, words: Vocabulary,
@@ -343,18 +352,13 @@ def _activations(x_LTU: np.ndarray) -> data.Activations:
     values = _float64(x_LTU)
     largest = np.abs(values).max(axis=1)
     shares = values / np.where(largest > 0, largest, 1)[:, None]
-    return data.Activations(values=_in_steps(shares, SHARE_STEPS, "int8"), largest=pack(largest, "float32"))
+    return data.Activations(values=pack_steps(shares, 1 / SHARE_STEPS, "int8"), largest=pack(largest, "float32"))
 
 
 def _triangle(weights_LNTT: np.ndarray) -> Packed:
     """The rows of the lower triangle one after another."""
     rows, columns = np.tril_indices(weights_LNTT.shape[-1])
-    return _in_steps(_float64(weights_LNTT[:, :, rows, columns]), WEIGHT_STEPS, "uint8")
-
-
-def _in_steps(shares: np.ndarray, steps: int, dtype: PackedType) -> Packed:
-    """Numbers in [-1, 1] in so many steps from 0 to 1, fewer than the type could hold."""
-    return dataclasses.replace(pack(np.rint(shares * steps).astype(np.int64), dtype), scale=1 / steps)
+    return pack_steps(_float64(weights_LNTT[:, :, rows, columns]), 1 / WEIGHT_STEPS, "uint8")
 
 
 def _latents(autoencoder: int, latents_TS: np.ndarray) -> data.Latents:

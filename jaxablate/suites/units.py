@@ -28,14 +28,14 @@ from jaxablate.neurons.units import Kind, Values, decoder_output, layer_values, 
 from jaxablate.ops.order_statistics import thresholds
 from jaxablate.reports import units as data
 from jaxablate.reports.neuron_records import read_index
-from jaxablate.reports.packed import Packed, PackedType, pack, unpack
+from jaxablate.reports.packed import Packed, pack, pack_steps, unpack
 from jaxablate.reports.panels import Grid, Panel
 from jaxablate.reports.results import Figure
 from jaxablate.runs.run import Run
 from jaxablate.suites import autoencoders
 from jaxablate.suites.neurons import LABELS, measured
-from jaxablate.suites.samples import readable
 from jaxablate.suites.suite import Suite
+from jaxablate.suites.texts import Vocabulary
 from jaxablate.types import Batch, Params
 
 MOST_TOKENS = 1 << 17
@@ -191,14 +191,14 @@ def collect(run: Run) -> data.UnitsData:
         signed=np.repeat([group.signed for group in groups], sizes),
         sparse=np.repeat([group.sort not in ("neuron", "channel") for group in groups], sizes),
         family=np.repeat([int(group.sort.endswith("gate")) for group in groups], sizes)), eot_id=run.tokenizer.eot_id)
-    words = Words(run)
+    words = Vocabulary()
     firsts = np.cumsum([0, *sizes])
-    text = words.places(np.where(found.mask, found.text, run.tokenizer.eot_id))
+    text = words.pack(np.where(found.mask, found.text, run.tokenizer.eot_id))
     pages = tuple(_page(run, group, int(firsts[i]), measures[i], found, saes, words) for i, group in enumerate(groups))
     return data.UnitsData(
-        params_digest=run.digest, step=run.step, text=_tokens(text), tokens=int(found.mask.sum()),
+        params_digest=run.digest, step=run.step, text=text, tokens=int(found.mask.sum()),
         sampled=found.sampled, before=BEFORE, strongest=TOP, groups=pages, left_out=left_out,
-        end=words.place_of(run.tokenizer.eot_id), vocabulary=words.strings())
+        end=words.place_of(run.tokenizer.eot_id), vocabulary=words.strings(run.tokenizer))
 
 
 def _groups(config: ModelConfig, stored: Mapping[str, features.SavedAutoencoder]) -> tuple[list[_Group], str]:
@@ -247,13 +247,13 @@ def _measures(run: Run, of_model: neurons.NeuronMeasures, model: SelfAblatingTra
 
 
 def _page(run: Run, group: _Group, first: int, of: neurons.UnitGroup, found: Survey,
-          saes: Mapping[str, SparseAutoencoder], words: "Words") -> data.Units:
+          saes: Mapping[str, SparseAutoencoder], words: Vocabulary) -> data.Units:
     """One group of the attachment."""
     own = slice(first, first + group.n)
     low, high = found.low[own], found.high[own]
     strongest = np.maximum(np.maximum(high, -low) if group.signed else high, 0)
     share = found.around[own] / np.where(strongest > 0, strongest, 1)[:, None, None]
-    around = np.rint(np.clip(share, -1 if group.signed else 0, 1) * STEPS).astype(np.int8)
+    around = np.clip(share, -1 if group.signed else 0, 1)
     frequent = of.frequent
     fired = np.maximum(of.fired, 1)[:, None]
     promotes, suppresses = _effects(run, group, saes, words)
@@ -262,10 +262,11 @@ def _page(run: Run, group: _Group, first: int, of: neurons.UnitGroup, found: Sur
         signed=group.signed, sparse=group.sort not in ("neuron", "channel"), rate=_short(of.rates),
         threshold=_short(of.threshold), low=_short(low), high=_short(high), strongest=_short(strongest),
         histogram=pack(found.histogram[own], "int32"), places=pack(found.places[own], "int32"),
-        around=_scaled(around, 1 / STEPS, "int8"), firing_tokens=_tokens(words.places(frequent.tokens)),
-        firing_shares=_in_steps(frequent.fired / fired, 1e-3), firing_rates=_in_steps(frequent.rates, 1e-3),
+        around=pack_steps(around, 1 / STEPS, "int8"), firing_tokens=words.pack(frequent.tokens),
+        firing_shares=pack_steps(frequent.fired / fired, 1e-3, "uint16"),
+        firing_rates=pack_steps(frequent.rates, 1e-3, "uint16"),
         promotes=promotes, suppresses=suppresses, partners=pack(found.partners[own], "int32"),
-        correlations=_in_steps(found.correlations[own], 1e-3),
+        correlations=pack_steps(found.correlations[own], 1e-3, "int32"),
         measures=tuple(_measure(of, name) for name in MEASURES), graphs=_graphs(run, group, words))
 
 
@@ -276,7 +277,7 @@ def _measure(of: neurons.UnitGroup, name: str) -> data.UnitMeasure:
                             directions=_short(of.matched(name)))
 
 
-def _effects(run: Run, group: _Group, saes: Mapping[str, SparseAutoencoder], words: "Words"
+def _effects(run: Run, group: _Group, saes: Mapping[str, SparseAutoencoder], words: Vocabulary
              ) -> tuple[data.TokenEffects | None, data.TokenEffects | None]:
     """Tokens that a group's units promote and suppress; None of gates, which write nothing."""
     directions = _written(run.model.config, run.params, group, saes)
@@ -287,7 +288,7 @@ def _effects(run: Run, group: _Group, saes: Mapping[str, SparseAutoencoder], wor
     result = []
     for sign in (1, -1):
         tokens, effects = features.promoted_by(directions, sign * table, k)
-        result.append(data.TokenEffects(tokens=_tokens(words.places(tokens)), effects=_short(sign * effects)))
+        result.append(data.TokenEffects(tokens=words.pack(tokens), effects=_short(sign * effects)))
     return result[0], result[1]
 
 
@@ -317,7 +318,7 @@ def _written(config: ModelConfig, params: Params, group: _Group, saes: Mapping[s
     return decoder if out is None else decoder @ out
 
 
-def _graphs(run: Run, group: _Group, words: "Words") -> tuple[data.UnitGraph, ...]:
+def _graphs(run: Run, group: _Group, words: Vocabulary) -> tuple[data.UnitGraph, ...]:
     """Graphs of the group's units, where ``jaxablate neurons`` made them of this checkpoint."""
     folders = {"neuron": "graphs", "channel": "graphs-channels"}
     if run.workdir is None or group.sort not in folders:
@@ -338,43 +339,13 @@ def _graphs(run: Run, group: _Group, words: "Words") -> tuple[data.UnitGraph, ..
     return tuple(found)
 
 
-def _pattern(pattern: Mapping[str, Any], words: "Words") -> data.GraphPattern:
+def _pattern(pattern: Mapping[str, Any], words: Vocabulary) -> data.GraphPattern:
     places = pattern["tokens"]
     return data.GraphPattern(
-        tokens=tuple(None if ids is None else tuple(words.places(np.array(ids[:MOST_ALTERNATIVES], int)).tolist())
+        tokens=tuple(None if ids is None else tuple(words.places(ids[:MOST_ALTERNATIVES]).tolist())
                      for ids in places),
         more=tuple(0 if ids is None else max(len(ids) - MOST_ALTERNATIVES, 0) for ids in places),
         strength=float(pattern["strength"]), examples=int(pattern.get("examples", 0)))
-
-
-class Words:
-    """Numbers the tokens that occur, and gives their strings."""
-
-    def __init__(self, run: Run):
-        self._tokenizer = run.tokenizer
-        self._place = np.full(run.model.config.vocab_size, -1, np.int32)
-        self._ids: list[int] = []
-
-    def places(self, ids: np.ndarray) -> np.ndarray:
-        """Numbers of tokens of any shape; -1 stays."""
-        known = np.unique(ids[ids >= 0])
-        new = known[self._place[known] < 0]
-        self._place[new] = len(self._ids) + np.arange(len(new))
-        self._ids += new.tolist()
-        return np.where(ids >= 0, self._place[np.maximum(ids, 0)], -1)
-
-    def place_of(self, token: int) -> int | None:
-        """The number of one token; None where it does not occur."""
-        return None if token < 0 or self._place[token] < 0 else int(self._place[token])
-
-    def strings(self) -> tuple[str, ...]:
-        """All that have a number."""
-        return tuple(readable(self._tokenizer, [i]) for i in self._ids)
-
-
-def _tokens(places: np.ndarray) -> Packed:
-    small = places.size == 0 or (places.min() >= 0 and places.max() < 1 << 16)
-    return pack(places, "uint16" if small else "int32")
 
 
 def _short(values: np.ndarray) -> Packed:
@@ -382,15 +353,6 @@ def _short(values: np.ndarray) -> Packed:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits + 0x800) & 0xFFFFF000).view(np.float32)
     return pack(np.where(np.isfinite(values), rounded, np.nan), "float32")
-
-
-def _scaled(stored: np.ndarray, scale: float, dtype: PackedType) -> Packed:
-    return dataclasses.replace(pack(stored, dtype), scale=scale)
-
-
-def _in_steps(values: np.ndarray, step: float) -> Packed:
-    stored = np.rint(values / step).astype(np.int32)
-    return _scaled(stored, step, "int32" if stored.min(initial=0) < 0 else "uint16")
 
 
 def _run(run: Run) -> tuple[UnitsResult, dict[str, Any]]:
