@@ -1,7 +1,8 @@
 # Every target sets itself up on a machine that has only Python 3.11+, pip and make.
 #   make quickstart   train a small self-ablating model and its baseline on the embedded stories, compare them
-#   make test         the whole test suite, but for the explorer in a browser, which .ci/explorer tests
-#   make test-fast    the suite without its slow files
+#   make test         the test suite
+#   make test-system  tests of the whole: several processes, kills, documented examples from beginning to end
+#   make test-fast    make test without its slow files
 #   make lint         ruff and pyright
 #   make torture      an hour of kills, full disks, damaged files and hostile input; ARGS='--count 0.1' for less
 #   make docs         the site, in site/: guides, results, notebooks as they run, API reference
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast torture lint docs bench clean
+.PHONY: help setup quickstart test test-system test-fast torture lint docs bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,10 +39,13 @@ quickstart: $(READY)
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: $(READY)
-	$(PYTEST) -m "not browser"
+	$(PYTEST) -m "not system and not browser"
+
+test-system: $(READY)
+	$(PYTEST) -m system
 
 test-fast: $(READY)
-	$(PYTEST) -m "not slow and not browser"
+	$(PYTEST) -m "not slow and not system and not browser"
 
 torture: $(READY)
 	cd tests && ../$(BIN)/python -m faults.torture $(ARGS)

@@ -44,7 +44,7 @@ def _share_compilation_cache() -> None:
     folder = tempfile.mkdtemp(prefix="jaxablate-test-cache-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # the many small ones cost more to write
 
 
 def _collect_garbage_rarely() -> None:
@@ -104,15 +104,15 @@ collect_ignore_glob = ["make_golden_*.py"]
 """Scripts that import other programs, which need not be installed."""
 
 _SLOW = (
-    "test_parity_sat", "test_eval_cli", "test_known_circuit", "test_circuit_command", "test_stacking",
-    "test_circuit_attribution", "test_train_classifier", "test_acdc", "test_circuit_families", "test_torture",
-    "test_processes", "test_sae_command", "test_sharding", "test_resume", "test_extending", "test_match",
-    "test_parity_acdc", "test_neurons_command", "test_suite_circuits", "test_readme", "test_guide", "test_leakage",
-    "test_parity_safr", "test_parity_topk", "test_suite_neurons", "test_suites_importance", "test_transformations",
-    "test_own_decoder", "test_sites", "test_own_models",
+    "test_parity_sat", "test_stacking", "test_families", "test_transformations", "test_circuit_families",
+    "test_suite_circuits", "test_known_circuit", "test_train_classifier", "test_eval_cli", "test_circuit_attribution",
+    "test_acdc", "test_parity_huggingface", "test_sae_command", "test_circuit_command", "test_suite_units",
+    "test_resume", "test_pruning", "test_sharding", "test_gating", "test_own_decoder", "test_parity_acdc",
+    "test_sweep", "test_circuit_problem", "test_platforms", "test_sites", "test_objectives_safr",
+    "test_neurons_command", "test_sae", "test_training_checkpoint", "test_triton", "test_classifier",
+    "test_suite_texts", "test_suites_superposition", "test_decoder", "test_sae_sites",
 )
-"""Files that compile many programs or run commands from end to end, the longest first; ``-m "not slow"`` leaves them
-out."""
+"""Files that compile many programs, the longest first; ``-m "not slow"`` leaves them out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -128,7 +128,7 @@ def assert_same(config, workdir, other):
                  parameters(config, other))
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_two_processes_with_four_devices_each_are_one_with_eight_or_one(tmp_path):
     (tmp_path / "config.py").write_text(CONFIG.format(folder=tmp_path))
     config, mesh = load_config(tmp_path / "config.py"), ["--mesh.fsdp", "2"]

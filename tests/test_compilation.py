@@ -36,6 +36,7 @@ def start(**environment):
     return done.stdout, done.stderr
 
 
+@pytest.mark.system
 def test_the_second_start_reads_what_the_first_has_compiled_and_replaces_what_is_damaged(tmp_path):
     folder = tmp_path / "jaxablate" / "compiled" / MACHINE
     assert start(XDG_CACHE_HOME=str(tmp_path)) == (f"{folder} 16 0\n", "")

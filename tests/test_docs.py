@@ -124,6 +124,7 @@ def test_every_command_of_the_docs_is_run_somewhere():
         assert word.removeprefix(".ci/") in (ROOT / where).read_text(), f"{where} does not run {command}"
 
 
+@pytest.mark.system
 def test_the_library_example_runs_and_learns(tmp_path, monkeypatch, capsys):
     example = next(block for block in blocks("python", PAGES["training.md"]) if "range(200)" in block)
     fewer = example.replace("range(200)", "range(30)")  # unoptimised code is slow: enough to see it learn
@@ -137,6 +138,7 @@ def test_the_library_example_runs_and_learns(tmp_path, monkeypatch, capsys):
     assert shown[3].startswith("Once upon a time, there was a")
 
 
+@pytest.mark.system
 def test_the_ten_lines_run(tmp_path, monkeypatch, capsys):
     (example,) = blocks("python", README)
     assert len(example.strip().splitlines()) <= 11

@@ -12,6 +12,7 @@ from helpers.explorer import read_page, shown_results, shown_titles
 
 from jaxablate.reports import results
 
+pytestmark = pytest.mark.system
 DOCS = Path(__file__).parent.parent / "docs" / "extending.md"
 COMMAND = """
 from jaxablate.commands.main import main as command

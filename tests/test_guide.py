@@ -5,9 +5,12 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
+
 GUIDE = Path(__file__).parent.parent / "docs" / "guide.md"
 
 
+@pytest.mark.system
 def test_the_guide_runs_as_it_stands(language_run, tmp_path, monkeypatch, capsys):
     script = "\n".join(re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE))
     lines = [line for line in script.splitlines() if line.strip()]

@@ -244,6 +244,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```)?", re.DOTALL 
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 
+@pytest.mark.system
 def test_the_tutorial_prints_what_it_says(tmp_path, monkeypatch, capsys):
     text = (Path(__file__).parent.parent / "docs" / "known_circuit.md").read_text()
     monkeypatch.chdir(tmp_path)

@@ -106,6 +106,7 @@ def test_sites_without_units_for_each_token_are_refused(table):
 PAGE = Path(__file__).parent.parent / "docs" / "own_models.md"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("title", ["A Linen module", "An Equinox model", "The SAFR classifier of this package"])
 def test_a_model_of_somebody_elses_is_scored_in_under_forty_lines(title, capsys):
     if "Equinox" in title:

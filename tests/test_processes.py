@@ -15,7 +15,7 @@ from jaxablate.training import processes
 from jaxablate.training.loop import train
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_both_end_with_one_line_where_one_fails_or_is_killed_and_the_resumed_pair_has_the_same_bits(tmp_path):
     """One of two that met an error of its own waited for the other for minutes, and the other for it; one that lost the
     other ended after a minute or more by SIGABRT."""

@@ -73,6 +73,7 @@ def test_on_a_terminal_it_asks(finished, monkeypatch, answer, path):
     assert "Go on in runs/quickstart-2?" in " ".join(out.getvalue().split())
 
 
+@pytest.mark.system
 def test_it_trains_scores_and_compares_both(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "start", in_this_process)

@@ -45,7 +45,6 @@ TWO, RUNS_OF_THREE = (((0, 1),),), (((0, 1),), ((2,),))
 CASES = {
     "local": ({"n_layers": 2}, {"groups": TWO}, {}),
     "written out": ({"n_layers": 2}, {"groups": TWO, "unroll": True}, {}),
-    "global": ({"n_layers": 2, "ablation": "global"}, {"groups": TWO}, {}),
     "both, recomputed": ({"n_layers": 2, "ablation": "both", "remat": "blocks"}, {"groups": TWO}, {}),
     "none": ({"n_layers": 2, "ablation": "none"}, {"groups": TWO}, {}),
     "windows": ({"attention_layers": ("global", "local"), "window_size": 3}, {"groups": ALTERNATING}, {}),

@@ -209,6 +209,7 @@ def tables(folder):
     return [(folder / "runs" / "tiny" / name).read_text() for name in TABLES]
 
 
+@pytest.mark.system
 def test_a_sweep_trains_scores_and_compares_every_run(shared):
     folder = shared / "undisturbed" / "runs" / "tiny"
     assert sorted(p.name for p in folder.iterdir()) == ["local", "none", "report.html", *TABLES]
@@ -218,6 +219,7 @@ def test_a_sweep_trains_scores_and_compares_every_run(shared):
     assert "none" in (folder / "table.md").read_text()
 
 
+@pytest.mark.system
 def test_a_sweep_that_is_killed_twice_goes_on_to_the_same_table(shared, tmp_path, monkeypatch, capsys):
     kills = [Moment(appears="runs/tiny/local/seed-0/checkpoints/4/seal.json", signal=signal.SIGKILL),
              Moment(appears="runs/tiny/local/seed-1/results.json", signal=signal.SIGKILL)]

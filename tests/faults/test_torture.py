@@ -156,24 +156,28 @@ def play(bench, campaign, index, **options):
     return stage.verdict
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("index", range(2))
 def test_killed_commands_end_with_the_same_bits(bench, index):
     verdict = play(bench, "kill", index, works=WORKS)
     assert verdict.fault is None, verdict
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("index", range(2))
 def test_commands_on_a_full_disk_go_on_where_there_is_room(bench, index):
     verdict = play(bench, "disk", index, works=WORKS, mounting=campaigns.may_mount(bench[0].folder))
     assert verdict.fault is None, verdict
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("work", "index"), [("train", 3), ("data", 0), ("data", 1)])
 def test_damaged_files_are_refused_or_passed_over(bench, work, index):
     verdict = play(bench, "damage", index, readings=campaigns.readings_of((work,)))
     assert verdict.fault is None, verdict
 
 
+@pytest.mark.system
 def test_a_run_that_differs_is_found(bench):
     rng = random.Random(0)
     stage = Stage(*bench, bench[0].folder / "cases" / "differs", rng)

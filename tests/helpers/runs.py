@@ -43,7 +43,7 @@ def language_config(folder: Path, ablation: str = "local", **train: object) -> C
                           k_neurons=5, ablation=ablation),
         optimizer=OptimizerConfig(learning_rate=1e-2),
         data=DataConfig(source="embedded", tokenizer="corpus", cache_dir=str(folder), embedded_stories=60,
-                        embedded_valid_stories=40),
+                        embedded_valid_stories=30),
         train=TrainConfig(**settings | {"batch_size": 8, "sequence_length": 32, "eval_batches": 1,
                                         "tensorboard": False} | train),
         mesh=MeshConfig(data=1),
