@@ -44,7 +44,7 @@ def _share_compilation_cache() -> None:
     folder = tempfile.mkdtemp(prefix="jaxablate-test-cache-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # the many small ones cost more to write
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 def _collect_garbage_rarely() -> None:

@@ -77,7 +77,8 @@ FOREIGN_NPZ = {
 def test_npz_files_of_every_other_kind(tmp_path, kind):
     """zlib.error, TypeError, MemoryError, TokenError, RuntimeError and NotImplementedError came out as they are."""
     path = tmp_path / "m.npz"
-    path.write_bytes(FOREIGN_NPZ[kind] or zipped({"0.npy": npy(SHAPE % b"67108764") + bytes(1 << 28)}, zipfile.ZIP_BZIP2))
+    bomb = {"0.npy": npy(SHAPE % b"67108764") + bytes(1 << 28)}
+    path.write_bytes(FOREIGN_NPZ[kind] or zipped(bomb, zipfile.ZIP_BZIP2))
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match="m.npz is no .npz file of plain arrays, or is damaged") as error:
