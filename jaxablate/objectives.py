@@ -11,10 +11,12 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from jaxablate.config import ClassificationObjective, ModelConfig, ObjectiveConfig, RegularizedObjective
 from jaxablate.config.checks import require
-from jaxablate.config.gated import UNIT_KINDS
+from jaxablate.config.gated import UNIT_KINDS, UnitKind
 from jaxablate.errors import ConfigError
+from jaxablate.gating import hard_top_k
 from jaxablate.models.classifier import ClassifierOutput, SafrClassifier
 from jaxablate.models.decoder import (
+    ChangeGate,
     DecoderOutput,
     Gates,
     LayerActivations,
@@ -31,17 +33,29 @@ from jaxablate.types import STREAMS, Batch, Params, at_least_float32
 Metrics = dict[str, jax.Array]
 
 
+@flax.struct.dataclass
+class Moment:
+    """When in a training a loss is."""
+
+    progress: jax.Array
+    """Part of the updates that are done, in [0, 1), a scalar."""
+    key: jax.Array
+    """PRNG key of the update."""
+
+
 def language_model_loss(
     model: SelfAblatingTransformer, params: Params, inputs_BT: Int[ArrayLike, "batch time"],
     targets_BT: Int[ArrayLike, "batch time"], objective: ObjectiveConfig,
     mask_BT: Shaped[ArrayLike, "..."] | None = None, gates: Gates | None = None, batch_axes: Sequence[str] = (),
+    moment: Moment | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """clean * CE(clean) + ablated * CE(ablated) + reconstruction * R (docs/papers.md, Losses), and regularisers.
 
     The mask is 1 where a target counts; None counts all. Mask and targets are as in `linear_cross_entropy`.
     Regularisers are over all positions. ``gates`` are given to the model instead of its own. ``batch_axes`` are axes of
-    a `jax.shard_map` over which the rows of a batch are split: the results are those of the whole batch. The derivative
-    is for reverse mode (`jax.grad`), and forward mode over that.
+    a `jax.shard_map` over which the rows of a batch are split: the results are those of the whole batch. ``moment`` is
+    when in a training the loss is, for what the objective changes during it; without one it is the end, and nothing is
+    drawn. The derivative is for reverse mode (`jax.grad`), and forward mode over that.
 
     Returns:
       The loss, and scalar metrics: `loss`, `loss_clean`; with an ablated stream also `loss_ablated`,
@@ -53,7 +67,8 @@ def language_model_loss(
       ConfigError: a regulariser is not registered, or reads what the model does not have.
     """
     keep = functools.partial(_layer_terms, model.config, objective)
-    out = cast(DecoderOutput, model.apply({"params": params}, inputs_BT, gates=gates, keep=keep))
+    out = cast(DecoderOutput, model.apply({"params": params}, inputs_BT, gates=gates, keep=keep,
+                                          change_gate=_change_gate(model.config, objective, moment, batch_axes)))
     dtype = jnp.dtype(model.config.compute_dtype)
     matrix = jnp.asarray(output_matrix(model.config, params)).astype(dtype)
     streams = [out.final_clean] + ([] if out.final_ablated is None else [out.final_ablated])
@@ -67,7 +82,7 @@ def language_model_loss(
     if out.final_ablated is None:
         loss = losses[0]
     else:
-        loss = objective.clean * losses[0] + objective.ablated * losses[1]
+        loss = objective.clean * losses[0] + _ablated_coefficient(objective, moment) * losses[1]
         rebuilt = [layer.reconstruction for layer in out.layers] + [reconstruction(out.final_clean, out.final_ablated)]
         metrics["reconstruction"] = mean_over_axes(jnp.asarray(sum(rebuilt)) / len(rebuilt), batch_axes)
         if objective.reconstruction:  # a zero coefficient would still pay for the term's backward pass
@@ -79,6 +94,35 @@ def language_model_loss(
     terms = {name: [x for layer in out.layers for x in layer.terms[name]] for name in _wanted(objective)}
     loss, terms = _regularized(loss, objective, mean_over_axes(terms, batch_axes))
     return loss, {"loss": loss} | metrics | terms
+
+
+def _ablated_coefficient(objective: ObjectiveConfig, moment: Moment | None) -> jax.typing.ArrayLike:
+    if moment is None or not objective.ablated_anneal:
+        return objective.ablated
+    return objective.ablated * jnp.minimum(moment.progress / objective.ablated_anneal, 1.0)
+
+
+def _change_gate(config: ModelConfig, objective: ObjectiveConfig, moment: Moment | None, axes: Sequence[str]
+                 ) -> ChangeGate | None:
+    """What training does to gates: some are those of random winners, and all close slowly; None where nothing."""
+    if moment is None or not (objective.gate_anneal or objective.random_gates):
+        return None
+
+    def changed(kind: UnitKind, layer: jax.Array, gate: jax.Array) -> jax.Array:
+        if objective.random_gates:
+            key = jax.random.fold_in(jax.random.fold_in(moment.key, layer), UNIT_KINDS.index(kind))
+            for axis in axes:  # each device has other rows
+                key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+            which, scores = jax.random.split(key)
+            k = config.layer_k(kind, 0)
+            drawn = hard_top_k(jax.random.uniform(scores, gate.shape), k).astype(gate.dtype)
+            gate = jnp.where(jax.random.bernoulli(which, objective.random_gates, (*gate.shape[:-1], 1)), drawn, gate)
+        if objective.gate_anneal:
+            opened = jnp.maximum(1 - moment.progress / objective.gate_anneal, 0).astype(gate.dtype)
+            gate = gate + opened * (1 - gate)
+        return gate
+
+    return changed
 
 
 @flax.struct.dataclass

@@ -137,8 +137,9 @@ def gather(mesh: Mesh, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def by_device(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """``function(params, rows)`` of what each device has: its part of the parameters, and of the rows of a batch.
+def by_device(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function(params, rows, *shared)`` of what each device has: its part of the parameters, of the rows of a batch,
+    and all of what is shared.
 
     A `jax.shard_map` over the axes of the batch, which the function is to sum over until all devices have the same
     results. Gradients are summed where a parameter is gathered (`gather`), and over ``data`` once, at the end. A
@@ -146,18 +147,18 @@ def by_device(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[Any,
     """
     manual = set(AXES) if mesh.shape["tensor"] == 1 else set(BATCH_AXES)
 
-    def local(params: Any, rows: Any) -> Any:
+    def local(params: Any, rows: Any, *shared: Any) -> Any:
         def varying(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
             once = ("data",) if "fsdp" in partition_spec(path_name(path)) else BATCH_AXES
             return jax.lax.pcast(x, tuple(axis for axis in once if axis not in varying_axes(x)), to="varying")
 
-        return function(jax.tree_util.tree_map_with_path(varying, params), rows)
+        return function(jax.tree_util.tree_map_with_path(varying, params), rows, *shared)
 
-    def run(params: Any, rows: Any) -> Any:
+    def run(params: Any, rows: Any, *shared: Any) -> Any:
         specs = jax.tree.map(lambda place: P(*(axis if axis in manual else None for axis in place.spec)),
                              param_shardings(mesh, params))
-        return jax.shard_map(local, mesh=mesh, in_specs=(specs, P(BATCH_AXES)), out_specs=P(), axis_names=manual)(
-            params, rows)
+        return jax.shard_map(local, mesh=mesh, in_specs=(specs, P(BATCH_AXES), *[P()] * len(shared)), out_specs=P(),
+                             axis_names=manual)(params, rows, *shared)
 
     return run
 

@@ -24,7 +24,12 @@ from jaxablate.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from jaxablate.errors import ConfigError, FileError, TrainingError
 from jaxablate.runs.interruption import Interruption
 from jaxablate.training.metrics import MetricsLog, Recorder, read_metrics
-from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxablate.training.optimizer import (
+    keep_largest,
+    learning_rate_schedule,
+    make_optimizer,
+    nonzero_schedule,
+)
 from jaxablate.training.program import TrainState, step_key
 from jaxablate.training.progress import ProgressLine, Seldom
 from jaxablate.training.task import Pace
@@ -85,6 +90,28 @@ def test_no_clip_norm_never_clips():
     gradient = np.float32([1e4])
     updates, _ = jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g))(gradient)
     np.testing.assert_allclose(updates, -1e4 / (1e4 + 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_the_largest_weights_of_each_matrix_stay(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        x = jnp.asarray(np.random.default_rng(0).permutation(60).reshape(3, 4, 5) - 30.25, dtype)
+        params = {"kernel": x, "bias": jnp.arange(3.0), "zeros": jnp.zeros((2, 2)), "one": x[0, :1, :1]}
+        for fraction in (0.001, 0.3, 1.0):
+            kept = keep_largest(params, jnp.float32(fraction))
+            k = max(round(fraction * 60), 1)
+            largest = np.sort(abs(np.asarray(x, float)).ravel())[-k]
+            np.testing.assert_array_equal(kept["kernel"], np.where(abs(x) >= largest, x, 0))
+            assert (kept["kernel"] != 0).sum() == k and (kept["bias"] == params["bias"]).all()
+            assert not kept["zeros"].any() and kept["one"] == params["one"] and kept["kernel"].dtype == dtype
+
+
+def test_the_part_that_is_not_zero_falls_linearly():
+    settings = {"nonzero_fraction": 0.2}
+    assert nonzero_schedule(OptimizerConfig(), 8) is None
+    for anneal, expected in ((0.5, [0.8, 0.6, 0.4, 0.2, 0.2]), (0, [0.2] * 5)):
+        part = nonzero_schedule(OptimizerConfig(**settings, nonzero_anneal=anneal), 8)
+        np.testing.assert_allclose([float(part(s)) for s in range(5)], expected, rtol=1e-6)
 
 
 def test_step_key_is_a_function_of_seed_and_step():

@@ -86,6 +86,16 @@ class ModelConfig(GatedModelConfig):
 
     ablation: Ablation = "local"
     """Where relevance scores come from: local (each block), global (a clean pass first), both (their sum), none."""
+    score_input: Literal["residual", "normalized"] = "residual"
+    """What a block's score heads read: the clean residual stream that enters it, as in the paper, or that with mean 0
+    and variance 1 over its channels."""
+    score_lag: int = 0
+    """A block's score heads read the residual stream that entered the block so many earlier, at the first blocks the
+    embedding."""
+    detach_scores: bool = False
+    """Score heads learn, but no gradient goes through scores into what they read."""
+    detach_clean: bool = False
+    """No gradient of the ablated stream goes into the clean stream's keys and values."""
     remat: Literal["none", "blocks"] = incidental("none")
     """blocks: recompute each block's activations in the backward pass (less memory, about a third more arithmetic)."""
 
@@ -93,6 +103,8 @@ class ModelConfig(GatedModelConfig):
         require_literals(self)
         super().__post_init__()
         require_positive(self, "vocab_size", "context_length", "window_size", "position_std", "rotary_theta")
+        require(0 <= self.score_lag < max(self.n_layers, 1), f"score_lag={self.score_lag} must be in "
+                f"0..{self.n_layers - 1}, below n_layers={self.n_layers}")
         require(len(self.attention_layers) > 0, "attention_layers is empty; give 'global', 'local' or a cycle of them")
         for name in ("attention_scale_width", "attention_cap", "logit_cap"):
             value = getattr(self, name)
@@ -163,6 +175,12 @@ class ObjectiveConfig(RegularizedObjective):
     """Coefficient of the ablated stream's cross-entropy."""
     reconstruction: float = 0.0
     """Coefficient of the distance R between the two streams' normalised residuals."""
+    ablated_anneal: float = 0.0
+    """First part of the training steps, over which the coefficient of the ablated stream rises linearly from 0."""
+    gate_anneal: float = 0.0
+    """First part of the training steps, over which gates close: from 1 for all units linearly to what they are."""
+    random_gates: float = 0.0
+    """Part of the tokens, drawn anew at each training step, whose gates in a layer are k random winners."""
     regularized_layers: tuple[int, ...] = ()
     """Layers that every regulariser is a mean over; none given takes all."""
     regularized_stream: Literal["clean", "ablated", "both"] = "both"
@@ -170,11 +188,19 @@ class ObjectiveConfig(RegularizedObjective):
     ce_chunk: int = incidental(0)
     """Tokens whose logits the linear cross-entropy holds at once; 0 lets the backend choose."""
 
+    @property
+    def changes(self) -> bool:
+        """Whether the loss depends on when in the training it is, or draws anything."""
+        return bool(self.ablated_anneal or self.gate_anneal or self.random_gates)
+
     def __post_init__(self):
         super().__post_init__()
         for name in ("clean", "ablated", "reconstruction", "ce_chunk"):
             value = getattr(self, name)
             require(value >= 0, f"objective.{name}={value} must not be negative")
+        for name in ("ablated_anneal", "gate_anneal", "random_gates"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"objective.{name}={value} must be in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,6 +307,12 @@ class Config:
         layers = self.model.n_layers
         wrong = [layer for layer in self.objective.regularized_layers if not 0 <= layer < layers]
         require(not wrong, f"objective.regularized_layers={wrong} must be in 0..{layers - 1}, the model's layers")
+        changed = [name for name in ("ablated_anneal", "gate_anneal", "random_gates") if getattr(self.objective, name)]
+        require(self.model.gated or not changed, f"objective.{next(iter(changed), '')} needs a gated model; set "
+                "model.ablation or leave it out")
+        ks = {(self.model.layer_k("attention", i), self.model.layer_k("neurons", i)) for i in range(layers)}
+        require(not self.objective.random_gates or len(ks) == 1, "objective.random_gates needs the same k in all "
+                "layers; give model.k_attention and model.k_neurons one number each")
         regularized = any(self.objective.coefficients.values())
         require(
             self.objective.regularized_stream != "ablated" or self.model.gated or not regularized,

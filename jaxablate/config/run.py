@@ -64,6 +64,11 @@ class OptimizerConfig:
     """Part of each weight that a step takes away, times the learning rate."""
     clip_norm: float | None = 1.0
     """Global gradient norm above which gradients are scaled down; None never clips."""
+    nonzero_fraction: float = 1.0
+    """Part of every weight matrix that is not zero after an update: the largest by magnitude, the others are set to 0
+    (weight-sparse training, Gao et al. 2025). 1 leaves all."""
+    nonzero_anneal: float = 0.5
+    """First part of the steps, over which that part falls linearly from 1."""
 
     def __post_init__(self):
         require_numbers(self)
@@ -73,6 +78,8 @@ class OptimizerConfig:
             value = getattr(self, name)
             require(0 <= value < 1, f"{name}={value} must be in [0, 1)")
         require(0 <= self.final_fraction <= 1, f"final_fraction={self.final_fraction} must be in [0, 1]")
+        require(0 < self.nonzero_fraction <= 1, f"nonzero_fraction={self.nonzero_fraction} must be above 0, at most 1")
+        require(0 <= self.nonzero_anneal <= 1, f"nonzero_anneal={self.nonzero_anneal} must be in [0, 1]")
         require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
         require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive or None")
 

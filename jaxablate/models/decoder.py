@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxablate.config import ModelConfig
 from jaxablate.config.checks import require
-from jaxablate.config.gated import UNIT_KINDS
+from jaxablate.config.gated import UNIT_KINDS, UnitKind
 from jaxablate.errors import ConfigError
 from jaxablate.gating import gate
 from jaxablate.models.layers import (
@@ -163,6 +163,17 @@ def keep_all(_layer: int, activations: LayerActivations) -> LayerActivations:
     return activations
 
 
+ChangeGate = Callable[[UnitKind, jax.Array, jax.Array], jax.Array]
+"""(kind, number of the layer, its gates [B, T, units]) -> the gates that are used."""
+
+ChangeLayer = Callable[[UnitKind, jax.Array], jax.Array]
+"""The same of one layer."""
+
+
+def _of_layer(change: ChangeGate | None, number: jax.Array | None) -> ChangeLayer | None:
+    return None if change is None or number is None else lambda kind, gate: change(kind, number, gate)
+
+
 KeyValueCache = tuple[tuple[jax.Array, jax.Array], ...]
 """For each layer the clean stream's keys and values, [B, S, K, H] with room for S positions."""
 
@@ -224,14 +235,15 @@ class Block(nn.Module):
             head_out = attend(q, k, v, k_self, v_self)
         return self._finish(x_BTD, qkv, head_out, gates, edit)
 
-    def both(self, x_SBTD: jax.Array, gates: GatePair | None = None) -> tuple[jax.Array, LayerActivations]:
+    def both(self, x_SBTD: jax.Array, gates: GatePair | None = None, change: ChangeLayer | None = None
+             ) -> tuple[jax.Array, LayerActivations]:
         """Both streams, the clean one first, in the same products; without given gates the block's own.
 
         Returns:
           What leaves the block, [2, B, T, D], and all activations.
         """
         scores = self.scores(x_SBTD[0])
-        pair = self.gates(scores) if gates is None else gates
+        pair = self.gates(scores, change) if gates is None else gates
         qkv = self._projected(x_SBTD)
         head_out = packed_attention(packed(qkv), **self._attention_options())
         attention, neurons = (jnp.stack([jnp.ones_like(gate), gate]) for gate in pair)
@@ -239,18 +251,22 @@ class Block(nn.Module):
         clean, ablated = (jax.tree.map(lambda x, s=s: x[s], both) for s in range(2))
         return both.resid_post, LayerActivations(clean, ablated, *scores, *pair)
 
-    def gates(self, scores: tuple[Any, Any]) -> GatePair:
-        """Gates of the layer's attention channels [B, T, U] and neurons [B, T, F] from their scores."""
+    def gates(self, scores: tuple[Any, Any], change: ChangeLayer | None = None) -> GatePair:
+        """Gates of the layer's attention channels [B, T, U] and neurons [B, T, F] from their scores, and changed."""
         attention, neurons = (gate(self.config, kind, self.layer) for kind in UNIT_KINDS)
         if self.mesh is not None:
             attention, neurons = (over_whole_rows(self.mesh, function) for function in (attention, neurons))
-        return attention(scores[0]), neurons(scores[1])
+        pair = attention(scores[0]), neurons(scores[1])
+        if change is None:
+            return pair
+        return change("attention", pair[0]), change("neurons", pair[1])
 
     def scores(self, x_BTD: jax.Array, overall: Scores | None = None) -> Scores | tuple[None, None]:
-        """Local relevance scores, read from the block's incoming clean residual, not normalised, where it has them;
-        with those that the model gives it added."""
+        """Local relevance scores, read from a clean residual (`score_source`), where the block has them; with those
+        that the model gives it added."""
         if self.config.ablation not in ("local", "both"):
             return overall or (None, None)
+        x_BTD = score_input(self.config, x_BTD)
         local = tuple(kept(head(x_BTD)) for head in (self.attention_scores, self.neuron_scores))
         return local if overall is None else (local[0] + overall[0], local[1] + overall[1])
 
@@ -281,6 +297,18 @@ class Block(nn.Module):
         query, key, value = unpacked(qkv)
         return StreamActivations(resid_pre=x, query=query, key=key, value=value, head_out=head_out, resid_mid=mid,
                                  mlp_pre=pre, mlp_post=post, resid_post=after)
+
+
+def score_input(config: ModelConfig, x_BTD: jax.Array) -> jax.Array:
+    """What a block's score heads read of a clean residual stream [B, T, D] (`ModelConfig.score_input`)."""
+    if config.detach_scores:
+        x_BTD = jax.lax.stop_gradient(x_BTD)
+    return nn.standardize(x_BTD, epsilon=config.layer_norm_eps) if config.score_input == "normalized" else x_BTD
+
+
+def score_source(config: ModelConfig, layer: int) -> int:
+    """The layer whose incoming residual stream a layer's score heads read (`ModelConfig.score_lag`)."""
+    return max(0, layer - config.score_lag)
 
 
 class OutputMatrix(nn.Module):
@@ -356,7 +384,7 @@ class SelfAblatingTransformer(nn.Module):
             self.neuron_scores = ScoreHead(c.n_layers * c.mlp_width, c)
 
     def __call__(self, tokens_BT: jax.Array, *, gates: Gates | None = None, edit: Edit | None = None,
-                 keep: Keep = keep_all) -> DecoderOutput:
+                 keep: Keep = keep_all, change_gate: ChangeGate | None = None) -> DecoderOutput:
         """Both streams.
 
         Args:
@@ -364,6 +392,7 @@ class SelfAblatingTransformer(nn.Module):
           gates: used instead of the computed ones; also gives an ablated stream to a model with `ablation="none"`.
           edit: what to change at which site; an edit of the clean stream reaches the ablated one, as it would.
           keep: what the output has of each layer. Where layers are scanned, what it leaves out takes no memory.
+          change_gate: changes the computed gates before they are used.
 
         Returns:
           `DecoderOutput`; without gates of either kind its ablated fields are None.
@@ -379,10 +408,13 @@ class SelfAblatingTransformer(nn.Module):
         if gates is None and not self.config.gated:
             clean, final = self._clean_stream(x, edit=edit, keep=keep)
             return DecoderOutput(final, None, self._logits(final), None, clean)
-        if self.groups and self.config.ablation in ("none", "local"):  # no score waits for a later layer
-            layers, final_clean, final_ablated = self._both_streams(x, given, keep)
+        c = self.config
+        # No score waits for a later layer, or is of an earlier one.
+        together = c.ablation in ("none", "local") and c.score_lag == 0 and not c.detach_clean
+        if self.groups and together:
+            layers, final_clean, final_ablated = self._both_streams(x, given, keep, change_gate)
         else:
-            layers, final_clean, final_ablated = self._one_after_another(x, given, edit, keep)
+            layers, final_clean, final_ablated = self._one_after_another(x, given, edit, keep, change_gate)
         return DecoderOutput(final_clean, final_ablated, self._logits(final_clean), self._logits(final_ablated), layers)
 
     def clean(self, tokens_BT: jax.Array, *, edit: Edit | None = None) -> CleanOutput:
@@ -416,7 +448,8 @@ class SelfAblatingTransformer(nn.Module):
         if not ablated:
             return self._logits(final)[:, 0], cache
         for block, attend, layer, overall in zip(self.blocks, attends, clean, self._overall_scores(final), strict=True):
-            gates = block.gates(block.scores(layer.resid_pre, overall))
+            source = clean[score_source(self.config, block.layer)].resid_pre
+            gates = block.gates(block.scores(source, overall))
             y = block.ablated(y, layer.key, layer.value, gates, attend.ablated, positions=positions).resid_post
         return self._logits(self.ln_f(y))[:, 0], cache
 
@@ -454,34 +487,44 @@ class SelfAblatingTransformer(nn.Module):
         x_BTD, layers = self._over_layers(body, x_BTD, attends or [None] * self.config.n_layers)
         return layers, self.ln_f(x_BTD)
 
-    def _both_streams(self, x_BTD: jax.Array, given: Sequence[GatePair | None], keep: Keep
+    def _both_streams(self, x_BTD: jax.Array, given: Sequence[GatePair | None], keep: Keep, change: ChangeGate | None
                       ) -> tuple[tuple[Any, ...], jax.Array, jax.Array]:
         """Layers, and the final norm's outputs of both streams, which go through each layer together."""
 
-        def body(block: Block, x: jax.Array, gates: GatePair | None) -> tuple[jax.Array, Any]:
-            x, activations = block.both(x, gates)
+        def body(block: Block, x: jax.Array, of_layer: Any) -> tuple[jax.Array, Any]:
+            gates, number = of_layer
+            x, activations = block.both(x, gates, _of_layer(change, number))
             return x, keep(block.layer, activations)
 
-        x_SBTD, layers = self._over_layers(body, jnp.stack([x_BTD, x_BTD]), given)
+        of_layers = list(zip(given, self._numbers(change), strict=True))
+        x_SBTD, layers = self._over_layers(body, jnp.stack([x_BTD, x_BTD]), of_layers)
         final = self.ln_f(x_SBTD)
         return layers, final[0], final[1]
 
-    def _one_after_another(self, x_BTD: jax.Array, given: Sequence[GatePair | None], edit: Edit | None, keep: Keep
-                           ) -> tuple[tuple[Any, ...], jax.Array, jax.Array]:
+    def _one_after_another(self, x_BTD: jax.Array, given: Sequence[GatePair | None], edit: Edit | None, keep: Keep,
+                           change: ChangeGate | None) -> tuple[tuple[Any, ...], jax.Array, jax.Array]:
         """The same with all of the clean stream first."""
         clean, final_clean = self._clean_stream(x_BTD, edit=edit)
+        seen = jax.lax.stop_gradient if self.config.detach_clean else lambda x: x
+        sources = [clean[score_source(self.config, i)].clean.resid_pre for i in range(len(clean))]
 
         def body(block: Block, y: jax.Array, of_layer: Any) -> tuple[jax.Array, Any]:
-            layer, overall, gates = of_layer
-            scores = block.scores(layer.clean.resid_pre, overall)
-            gates = block.gates(scores) if gates is None else gates
+            layer, source, overall, gates, number = of_layer
+            scores = block.scores(source, overall)
+            gates = block.gates(scores, _of_layer(change, number)) if gates is None else gates
             edits = self._edits(edit, f"ablated.layer_{block.layer}")
-            ablated = block.ablated(y, layer.clean.key, layer.clean.value, gates, **edits)
+            ablated = block.ablated(y, seen(layer.clean.key), seen(layer.clean.value), gates, **edits)
             return ablated.resid_post, keep(block.layer, LayerActivations(layer.clean, ablated, *scores, *gates))
 
-        of_layers = list(zip(clean, self._overall_scores(final_clean), given, strict=True))
+        overall = self._overall_scores(final_clean)
+        of_layers = list(zip(clean, sources, overall, given, self._numbers(change), strict=True))
         y, layers = self._over_layers(body, x_BTD, of_layers)
         return layers, final_clean, self.ln_f(y)
+
+    def _numbers(self, change: ChangeGate | None) -> list[jax.Array | None]:
+        """The layers' numbers, arrays that a scan can take; None where nobody asks for them."""
+        n = self.config.n_layers
+        return [None] * n if change is None else list(jnp.arange(n))
 
     def _over_layers(self, body: Callable[[Block, jax.Array, Any], tuple[jax.Array, Any]], x: jax.Array,
                      inputs: Sequence[Any]) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -513,6 +556,7 @@ class SelfAblatingTransformer(nn.Module):
         c = self.config
         if c.ablation not in ("global", "both"):
             return [None] * c.n_layers
+        final_BTD = jax.lax.stop_gradient(final_BTD) if c.detach_scores else final_BTD
         attention = jnp.split(self.attention_scores(final_BTD), c.n_layers, axis=-1)
         neuron = jnp.split(self.neuron_scores(final_BTD), c.n_layers, axis=-1)
         return list(zip(attention, neuron, strict=True))

@@ -16,7 +16,14 @@ from jaxtyping import Array, Float
 from jaxablate.config import ModelConfig, UnitKind
 from jaxablate.errors import ConfigError
 from jaxablate.gating import GATES, gate
-from jaxablate.models.decoder import DecoderOutput, LayerActivations, SelfAblatingTransformer, StreamActivations
+from jaxablate.models.decoder import (
+    DecoderOutput,
+    LayerActivations,
+    SelfAblatingTransformer,
+    StreamActivations,
+    score_input,
+    score_source,
+)
 from jaxablate.models.layers import activated, normalised
 from jaxablate.types import Params
 
@@ -162,7 +169,8 @@ def direction_values(config: ModelConfig, params: Params, out: DecoderOutput, dr
     result: Values = {}
     for i, (layer, random) in enumerate(zip(out.layers, drawn, strict=True)):
         norm = params[f"layer_{i}"]["ln_2"]
-        states = {"block": layer.clean.resid_pre, "final": out.final_clean}
+        read = score_input(config, out.layers[score_source(config, i)].clean.resid_pre)
+        states = {"block": read, "final": out.final_clean}
         neurons, attention = _random_units(config, norm, random, layer.clean)
         values = {"neurons clean": neurons, "attention clean": attention}
         if layer.ablated is not None:

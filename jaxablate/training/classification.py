@@ -80,7 +80,7 @@ def classification_learner(config: ClassificationConfig, mesh: Mesh) -> Learner:
 
     return Learner(
         init_params=lambda key: model.init(key, tokens, jnp.ones(tokens.shape))["params"],
-        train_loss=functools.partial(loss, True),
+        train_loss=lambda params, batch, key, step: loss(True, params, batch, key),
         eval_loss=functools.partial(loss, False),
         counted="weight", weighed="weight",
         parts=lambda batch: fitting_parts(mesh, *batch["tokens"].shape),

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,10 +14,10 @@ from jaxablate.data.preparation import prepare
 from jaxablate.data.progress import progress_report
 from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.models.stacking import Columns, layer_groups, stack_layers, unstack_layers
-from jaxablate.objectives import check_regularizers, language_model_loss
+from jaxablate.objectives import Moment, check_regularizers, language_model_loss
 from jaxablate.ops.triton import is_gpu
 from jaxablate.sharding import BATCH_AXES, batch_parts, by_device, fitting_parts, gather
-from jaxablate.training.program import Learner, Metrics
+from jaxablate.training.program import Learner, Metrics, Rows
 from jaxablate.training.task import Pace, Task
 from jaxablate.training.throughput import train_flops_per_token
 from jaxablate.types import Params
@@ -83,16 +82,19 @@ def language_learner(config: Config, mesh: Mesh) -> Learner:
     shared_out = batch_parts(mesh) > 1
     tokens = jnp.zeros((1, min(8, config.model.context_length)), jnp.int32)  # parameters do not depend on them
 
-    def loss_of_rows(params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Metrics]:
+    def loss_of_rows(params: Params, batch: Rows, moment: Moment | None) -> tuple[jax.Array, Metrics]:
         # A scan gathers those of its layers, one after another.
         scanned = {name: value for name, value in params.items() if groups and re.match(r"layers_\d+$", name)}
         params = gather(mesh, {name: value for name, value in params.items() if name not in scanned}) | scanned
         return language_model_loss(packed, params, batch["inputs"], batch["targets"], config.objective,
-                                   mask_BT=batch.get("mask"), batch_axes=BATCH_AXES if shared_out else ())
+                                   mask_BT=batch.get("mask"), batch_axes=BATCH_AXES if shared_out else (),
+                                   moment=moment)
 
-    def loss(params: Params, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
-        del key  # this objective draws nothing
-        return (by_device(mesh, loss_of_rows) if shared_out else loss_of_rows)(params, batch)
+    def loss(params: Params, batch: Rows, moment: Moment | None) -> tuple[jax.Array, Metrics]:
+        return (by_device(mesh, loss_of_rows) if shared_out else loss_of_rows)(params, batch, moment)
+
+    def train_loss(params: Params, batch: Rows, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Metrics]:
+        return loss(params, batch, Moment(step / config.train.steps, key) if config.objective.changes else None)
 
     def pack(params: Params) -> Params:
         return _with_vocabulary(params if groups is None else stack_layers(params, groups), rows)
@@ -102,7 +104,8 @@ def language_learner(config: Config, mesh: Mesh) -> Learner:
 
     return Learner(
         init_params=lambda key: model.init(key, tokens)["params"], pack=pack, unpack=unpack,
-        train_loss=loss, eval_loss=loss, counted="mask", parts=lambda batch: accumulation_steps(config, mesh),
+        train_loss=train_loss, eval_loss=lambda params, batch, key: loss(params, batch, None), counted="mask",
+        parts=lambda batch: accumulation_steps(config, mesh),
     )
 
 

@@ -26,7 +26,7 @@ from jaxablate.terminal import PlainConsole
 from jaxablate.training.classification import classification_learner, classification_task
 from jaxablate.training.language import accumulation_steps, language_learner, language_task
 from jaxablate.training.metrics import MetricsLog, Recorder
-from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxablate.training.optimizer import learning_rate_schedule, make_optimizer, nonzero_schedule
 from jaxablate.training.processes import unwinding
 from jaxablate.training.profiling import SKIPPED, Profile
 from jaxablate.training.program import Program, TrainState, compile_program
@@ -188,7 +188,7 @@ def _program(config: RunConfig, mesh: Mesh, steps: int) -> Program:
     is_language = isinstance(config, Config)
     learner = language_learner(config, mesh) if is_language else classification_learner(config, mesh)
     optimizer, schedule = make_optimizer(config.optimizer, steps), learning_rate_schedule(config.optimizer, steps)
-    return compile_program(learner, optimizer, schedule, mesh)
+    return compile_program(learner, optimizer, schedule, mesh, nonzero_schedule(config.optimizer, steps))
 
 
 def check_shares(config: RunConfig, mesh: Mesh) -> None:

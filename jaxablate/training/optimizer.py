@@ -72,3 +72,38 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 def _bias_correction(beta: float, count: jax.Array) -> jax.Array:
     """1 - beta**count, accurate to the last bits also where it is small."""
     return -jnp.expm1(count.astype(float) * math.log(beta)) if beta > 0 else jnp.ones(())
+
+
+def nonzero_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule | None:
+    """Part of each weight matrix that is not zero after the update that follows ``count`` earlier ones, falling
+    linearly over the first ``nonzero_anneal * steps`` updates; None where nothing is set to zero."""
+    if config.nonzero_fraction == 1:
+        return None
+    updates = max(config.nonzero_anneal * steps, 1.0)
+    return lambda count: 1 - (1 - config.nonzero_fraction) * jnp.minimum((jnp.asarray(count, float) + 1) / updates, 1.0)
+
+
+def keep_largest(params: optax.Params, fraction: jax.Array) -> optax.Params:
+    """Parameters of which only the largest of each matrix, by magnitude, are not zero (Gao et al. 2025, section 2).
+
+    A matrix is a parameter of two and more axes; vectors stay. ``round(fraction * size)`` of its numbers are left, at
+    least one, and more only where they tie. After each update of a model: the gradient and the optimiser's moments are
+    those of all numbers, so that one at zero may come back.
+    """
+    return jax.tree.map(lambda x: x if x.ndim < 2 else jnp.where(_magnitudes(x) >= _least(x, fraction), x, 0), params)
+
+
+def _magnitudes(x: jax.Array) -> jax.Array:
+    """The bits of float32's absolute values, whole numbers in the same order."""
+    return jax.lax.bitcast_convert_type(jnp.abs(x).astype(jnp.float32), jnp.int32)
+
+
+def _least(x: jax.Array, fraction: jax.Array) -> jax.Array:
+    """The magnitude of the last one that stays, bit by bit: 31 counts in place of a sort of the whole matrix."""
+    bits, k = _magnitudes(x), jnp.maximum(jnp.round(fraction * x.size), 1).astype(jnp.int32)
+
+    def halved(i: jax.Array, least: jax.Array) -> jax.Array:
+        higher = least | jnp.left_shift(jnp.int32(1), 30 - jnp.int32(i))
+        return jnp.where(jnp.sum(bits >= higher, dtype=jnp.int32) >= k, higher, least)
+
+    return jax.lax.fori_loop(0, 31, halved, jnp.int32(0))

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxablate.ops.triton import on_one_gpu
 from jaxablate.sharding import BATCH_AXES, batch_sharding, param_shardings, replicated
+from jaxablate.training.optimizer import keep_largest
 from jaxablate.types import Batch, Params
 
 Metrics = dict[str, jax.Array]
@@ -25,6 +26,8 @@ Rows = Mapping[str, jax.Array]
 """A batch, or a part of one, on the devices."""
 LossFunction = Callable[[Params, Rows, jax.Array], tuple[jax.Array, Metrics]]
 """(params, batch, PRNG key) -> (mean loss over the batch, scalar metrics)."""
+TrainingLoss = Callable[[Params, Rows, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
+"""The same with the number of updates made so far, int32, as its last argument."""
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -50,7 +53,7 @@ class Learner:
 
     init_params: Callable[[jax.Array], Params]
     """PRNG key -> parameters."""
-    train_loss: LossFunction
+    train_loss: TrainingLoss
     """Loss of a training batch, with a key to draw from. It gathers the parameters, which come as they are stored."""
     eval_loss: LossFunction
     """Loss of a validation batch; it draws nothing."""
@@ -97,9 +100,11 @@ class Program:
         return sum(x.size for x in jax.tree.leaves(self.stored.params))
 
 
-def compile_program(learner: Learner, optimizer: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh
-                    ) -> Program:
+def compile_program(learner: Learner, optimizer: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh,
+                    nonzero: optax.Schedule | None = None) -> Program:
     """Functions that train a model on a mesh; the schedule of the learning rate is only reported here.
+
+    ``nonzero`` is the part of each weight matrix that is left by each update (`jaxablate.training.optimizer`).
 
     Raises:
       ConfigError: a parameter has no partition rule.
@@ -118,11 +123,16 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
         # With `jax.jit` the loss is traced once, not once more for the shapes of its results; inline leaves the rest.
         gradient = jax.jit(jax.grad(learner.train_loss, has_aux=True), inline=True)
         with on_one_gpu(mesh):
-            grads, metrics = _mean_over_parts(gradient, weight, mesh, state.params, batch, step_key(state),
+            def at_this_step(*arguments: Any) -> Any:
+                return gradient(*arguments, state.step)
+
+            grads, metrics = _mean_over_parts(at_this_step, weight, mesh, state.params, batch, step_key(state),
                                               learner.parts(batch))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = metrics | {"grad_norm": optax.tree.norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
         params = optax.apply_updates(state.params, updates)
+        if nonzero is not None:
+            params = learner.pack(keep_largest(learner.unpack(params), jnp.asarray(nonzero(state.step))))
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     def evaluate(params: Params, batch: Rows) -> Metrics:

@@ -71,7 +71,7 @@ def _classes_gradient(padding):
 def _step(model, params, loss, batch, **how):
     settings = OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
     learner = Learner(init_params=lambda key: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params),
-                      train_loss=loss, eval_loss=loss, parts=lambda batch: 3, **how)
+                      train_loss=lambda *arguments: loss(*arguments[:3]), eval_loss=loss, parts=lambda batch: 3, **how)
     program = compile_program(learner, make_optimizer(settings, 10), learning_rate_schedule(settings, 10),
                               make_mesh(MeshConfig(data=1)))
     return program.step, (program.abstract, batch)
