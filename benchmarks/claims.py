@@ -7,7 +7,8 @@
 ``measure`` goes over the runs that are trained and scored. For each gated one it finds the checkpoint of equal loss of
 the baseline with the same seed, makes a working directory of that checkpoint alone (FOLDER/matched/seed-0/step-1500),
 scores it, and trains autoencoders on both. What is there is not measured again, so it may be stopped and started.
-Figures of each run come from its ``results.json``; ``tables --write`` keeps them in claims.json and the tables in the docs.
+Figures of each run come from its ``results.json``; ``tables --write`` keeps them in claims.json and the tables in the
+docs.
 """
 
 import dataclasses
