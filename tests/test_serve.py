@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxablate.commands import live, serve
-from jaxablate.commands.live import LiveRuns, node_means, without
-from jaxablate.errors import ConfigError
+from jaxablate.circuits.nodes import node_means, without
+from jaxablate.commands import serve
+from jaxablate.commands.live import LiveRun, LiveRuns
+from jaxablate.errors import ConfigError, DataError
 from jaxablate.neurons.units import decoder_output
 from jaxablate.reports.packed import Packed, unpack
 from jaxablate.runs.run import open_run
@@ -126,7 +127,7 @@ def test_what_cannot_be_read_is_said_in_a_line(ask, asked, status, words):
 def test_a_node_that_is_off_puts_out_zeros_or_its_mean(language_run):
     run = open_run(language_run)
     config, tokens = run.model.config, jnp.array([run.tokenizer.encode(TEXT)])
-    means = node_means(run)
+    means = node_means(run.model, run.params, run.splits["valid"].batches())
     for by in (None, means):
         params = without(config, run.params, ["A0.1", "A1.0", "MLP 1"], by)
         out = decoder_output(run.model, params, tokens)
@@ -144,10 +145,26 @@ def test_a_node_that_is_off_puts_out_zeros_or_its_mean(language_run):
     assert run.params["layer_0"]["attention"]["out"]["kernel"][1].any()  # the run's own are as they were
 
 
+def test_a_classifier_reads_typed_text_too(classifier_run):
+    live = LiveRun(classifier_run)
+    found = json.loads(live.read("a good new film", (), "mean"))
+    (text,) = found["texts"]
+    words = [found["vocabulary"]["strings"][i] for i in unpack(Packed(**text["tokens"]))]
+    assert words == ["a", "good", "‹new›", "film"] and text["label"] is text["text"] is None
+    run = open_run(classifier_run)
+    tokens = jnp.array([run.tokenizer.encode("a good new film")])
+    logits = run.model.apply({"params": run.params}, tokens, jnp.ones(tokens.shape)).logits[0]
+    np.testing.assert_allclose(text["probabilities"]["clean"], jax.nn.softmax(logits), rtol=1e-5)
+    for asked, words in ((("unheard of",), "none of the 2 words"), (("a " * 17,), "17 tokens, the model reads 16"),
+                         (("a film", ("A0.0",)), "cannot be switched off")):
+        with pytest.raises((ConfigError, DataError), match=words):
+            live.read(*asked, *[(), "mean"][len(asked) - 1 :])
+
+
 def test_a_newer_checkpoint_takes_the_place_of_an_older_one(language_run, tmp_path):
     workdir = copy_run(language_run, tmp_path / "growing")
     (workdir / "checkpoints" / "6").rename(tmp_path / "6")
-    growing = live.LiveRun(workdir)
+    growing = LiveRun(workdir)
     assert json.loads(growing.read(TEXT, (), "mean"))["step"] == 4
     (tmp_path / "6").rename(workdir / "checkpoints" / "6")
     assert json.loads(growing.read(TEXT, (), "mean"))["step"] == 6

@@ -27,7 +27,7 @@ from jaxablate.reports.tables import token_table
 from jaxablate.runs.run import Run, open_run
 from jaxablate.runs.workdir import read_config
 from jaxablate.suites.classification import class_names
-from jaxablate.suites.explanations import allocation, interactions, shown_words, side_by_side, token_grid
+from jaxablate.suites.explanations import allocation, interactions, known_tokens, shown_words, side_by_side, token_grid
 
 SCHEMA_VERSION = 1
 
@@ -60,12 +60,7 @@ class ExplainSettings(base.RunSettings):
         if len({run.tokenizer.fingerprint() for run in runs}) > 1:
             raise DataError(f"{self.before} has another vocabulary ({runs[1].tokenizer.name}) than {self.workdir} "
                             f"({runs[0].tokenizer.name}); give a --before that was trained on the same texts")
-        tokenizer = runs[0].tokenizer
-        tokens = tokenizer.encode(self.text)
-        if all(token == tokenizer.unk_id for token in tokens):
-            raise DataError(f"none of the {len(tokens)} words of the text is among the {tokenizer.vocab_size - 2} of "
-                            "the vocabulary, which are those of the training texts as they stand there; try their "
-                            "spelling and capitals, with spaces around punctuation")
+        known_tokens(runs[0].tokenizer, self.text)
         after, *others = (_explained(run, self, partial(base.say, console)) for run in runs)
         before = others[0] if others else None
         paths = files.write_group(self.out or self.workdir / "explanation" / slug(self.text),

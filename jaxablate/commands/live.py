@@ -9,27 +9,22 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 
 from jaxablate import files
-from jaxablate.circuits.graph import START, Graph
-from jaxablate.config import Config, ModelConfig, to_dict
+from jaxablate.circuits.nodes import check_nodes, node_means, without
+from jaxablate.config import ClassificationConfig, Config, to_dict
 from jaxablate.errors import CheckpointError, ConfigError, DataError
-from jaxablate.features.sites import forward, unrolled
-from jaxablate.models.decoder import SelfAblatingTransformer
 from jaxablate.reports import explorer, results
 from jaxablate.reports.explorer import ShownRun
 from jaxablate.reports.results import Results
+from jaxablate.reports.texts import ClassifiedTexts, LanguageTexts
 from jaxablate.runs.checkpoint import saved_steps
 from jaxablate.runs.run import Run, open_run
 from jaxablate.runs.workdir import METRICS, read_config, read_run
-from jaxablate.suites import autoencoders, texts
-from jaxablate.types import Params
+from jaxablate.suites import autoencoders, explanations, texts
 
-MEAN_TOKENS = 8192
-"""Tokens of the validation split over which a node's mean is taken."""
 BUILDS = 4
 """Pages whose data is kept; older ones are told to load again."""
 Replacement = Literal["mean", "zero"]
@@ -99,7 +94,7 @@ class LiveRuns:
         return {name: run.state(known.get(name, 0)) for name, run in self.runs.items()}
 
     def read(self, asked: ReadRequest) -> bytes:
-        """JSON of `reports.texts.LanguageTexts`, of one text.
+        """JSON of `reports.texts.LanguageTexts` or `ClassifiedTexts`, of one text.
 
         Raises:
           ConfigError: there is no such run or node.
@@ -144,11 +139,9 @@ class LiveRun:
 
     def read(self, text: str, off: Sequence[str], replaced_by: Replacement) -> bytes:
         """See `LiveRuns.read`; one text at a time."""
-        if not isinstance(self.config, Config):
-            raise ConfigError("a text classifier reads no typed text here; run: jaxablate explain")
         with self._lock:
             if self._reader is None or self._reader.run.step != self.newest:
-                self._reader = _Reader(open_run(self._workdir, seed=self._seed))
+                self._reader = _Reader(open_run(self._workdir, "newest", seed=self._seed))
             return self._reader.read(text, off, replaced_by)
 
 
@@ -157,10 +150,21 @@ class _Reader:
 
     def __init__(self, run: Run):
         self.run = dataclasses.replace(run, params=jax.device_put(run.params, jax.devices()[0]))
-        self._stored = autoencoders.of_checkpoint(run)
+        self._stored = autoencoders.of_checkpoint(run) if isinstance(run.config, Config) else ()
         self._means: Mapping[str, np.ndarray] | None = None
 
     def read(self, text: str, off: Sequence[str], replaced_by: Replacement) -> bytes:
+        of_classes = isinstance(self.run.config, ClassificationConfig)
+        found = self._classified(text, off) if of_classes else self._predicted(text, off, replaced_by)
+        return json.dumps(files.finite(dataclasses.asdict(found)), allow_nan=False).encode()
+
+    def _classified(self, text: str, off: Sequence[str]) -> ClassifiedTexts:
+        if off:
+            raise ConfigError(f"nodes of a text classifier cannot be switched off: {', '.join(off)}; leave off out")
+        run = self.run
+        return explanations.typed(run.model, run.params, text, run.tokenizer, params_digest=run.digest, step=run.step)
+
+    def _predicted(self, text: str, off: Sequence[str], replaced_by: Replacement) -> LanguageTexts:
         run, config = self.run, cast(Config, self.run.config).model
         ids = run.tokenizer.encode(text)
         if len(ids) < 2:
@@ -172,92 +176,10 @@ class _Reader:
         if off:
             check_nodes(config, off)
             if replaced_by == "mean" and self._means is None:
-                self._means = node_means(run)
+                self._means = node_means(run.model, run.params, run.splits["valid"].batches())
             params = without(config, params, off, self._means if replaced_by == "mean" else None)
             about += f"; switched off: {', '.join(off)}"
         passage = texts.Passage(title="typed text", about=f"{about}.", kind="prompt", tokens=tuple(ids))
         length = min(config.context_length, 1 << (len(ids) - 1).bit_length())  # few lengths, so few programs
-        found = texts.evaluate(run.model, params, [passage], run.tokenizer, autoencoders=self._stored, length=length,
-                               params_digest=run.digest, step=run.step, seed=run.seed)
-        return json.dumps(files.finite(dataclasses.asdict(found)), allow_nan=False).encode()
-
-
-def node_means(run: Run) -> dict[str, np.ndarray]:
-    """Mean output of every head and MLP in the clean stream over validation text: ``head_out`` [L, N H] and ``mlp_out``
-    [L, D]."""
-    model, total, count = unrolled(run.model), {}, 0
-    for batch in run.splits["valid"].batches():
-        mask = np.asarray(batch["mask"]) > 0
-        sums = _node_sums(model, run.params, np.asarray(batch["inputs"]), mask)  # one device has the parameters
-        for name, x in jax.device_get(sums).items():
-            total[name] = total.get(name, 0) + x.astype(np.float64)
-        count += int(mask.sum())
-        if count >= MEAN_TOKENS:
-            break
-    return {name: (x / max(count, 1)).astype(np.float32) for name, x in total.items()}
-
-
-def _sums(model: SelfAblatingTransformer, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array
-          ) -> dict[str, jax.Array]:
-    fields = ("head_out", "mlp_out")
-    names = [f"clean.layer_{i}.{field}" for field in fields for i in range(model.config.n_layers)]
-    read = forward(model, params, tokens_BT, names)[0]
-    summed = {name: jnp.sum(jnp.where(mask_BT[..., None], x, 0), axis=(0, 1)) for name, x in read.items()}
-    return {field: jnp.stack([summed[name] for name in names if name.endswith(field)]) for field in fields}
-
-
-_node_sums = jax.jit(_sums, static_argnums=0)
-
-
-def check_nodes(config: ModelConfig, nodes: Sequence[str]) -> None:
-    """Raises ConfigError where a model has no such head or MLP."""
-    names = set(Graph.of(config).source_names) - {START}
-    for node in nodes:
-        if node not in names:
-            raise ConfigError(f"the model has no node {node!r:.40}; heads are A0.0 .. A{config.n_layers - 1}."
-                              f"{config.n_heads - 1}, and MLP 0 .. MLP {config.n_layers - 1}")
-
-
-def without(config: ModelConfig, params: Params, nodes: Sequence[str], means: Mapping[str, np.ndarray] | None
-            ) -> Params:
-    """Parameters of the same model, of which heads and MLPs put out their mean, or nothing, in both streams.
-
-    A head writes through its rows of the output projection, an MLP through its last one, so these are what changes.
-
-    Raises:
-      ConfigError: there is no such node, or it has no part of its own that could be replaced by a mean.
-    """
-    check_nodes(config, nodes)
-    changed = dict(params)
-    for node in nodes:
-        layer = int(node.removeprefix("MLP ")) if node.startswith("MLP") else int(node[1:].split(".")[0])
-        name = f"layer_{layer}"
-        block = dict(changed[name])
-        if node.startswith("MLP"):
-            if config.post_norms and means is not None:
-                raise ConfigError(f"{node} has a norm after it: no constant gives its mean; replace it by zeros")
-            down = dict(block["mlp"]["down"])
-            down["kernel"] = jnp.zeros_like(down["kernel"])
-            value = 0.0 if means is None else means["mlp_out"][layer]
-            block["mlp"] = {**block["mlp"], "down": _with_bias(down, value, node, means)}
-        else:
-            head, out = int(node.split(".")[1]), dict(block["attention"]["out"])
-            value = 0.0
-            if means is not None:
-                of_head = means["head_out"][layer].reshape(config.n_heads, -1)[head]
-                value = of_head @ np.asarray(params[name]["attention"]["out"]["kernel"][head], np.float32)
-                value = value + np.asarray(out.get("bias", 0.0), np.float32)
-            elif "bias" in out:
-                value = out["bias"]
-            out["kernel"] = out["kernel"].at[head].set(0)
-            block["attention"] = {**block["attention"], "out": _with_bias(out, value, node, means)}
-        changed[name] = block
-    return changed
-
-
-def _with_bias(linear: dict[str, Any], value: Any, node: str, means: Any) -> dict[str, Any]:
-    if "bias" in linear:
-        return {**linear, "bias": jnp.broadcast_to(jnp.asarray(value, linear["bias"].dtype), linear["bias"].shape)}
-    if means is not None:
-        raise ConfigError(f"{node} of a model without biases cannot put out its mean; replace it by zeros")
-    return linear
+        return texts.evaluate(run.model, params, [passage], run.tokenizer, autoencoders=self._stored, length=length,
+                              params_digest=run.digest, step=run.step, seed=run.seed)

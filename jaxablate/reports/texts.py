@@ -167,12 +167,12 @@ class ClassifiedText:
 
     title: str
     about: str
-    text: int
-    """Its number in the split."""
+    text: int | None
+    """Its number in the split; None of a typed one."""
     tokens: Packed
     """uint16 or int32 [T]."""
-    label: int
-    """The right class."""
+    label: int | None
+    """The right class; None where nobody has said it."""
     probabilities: Mapping[str, tuple[float, ...]]
     """By stream, of each class."""
     keep: Packed | None

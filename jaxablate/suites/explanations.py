@@ -9,6 +9,7 @@ import numpy as np
 from jaxablate.classifier.explanation import Explanation, attention_patterns, explain
 from jaxablate.config import ClassificationConfig
 from jaxablate.data.tokenizer import Tokenizer
+from jaxablate.errors import DataError
 from jaxablate.reports import texts as data
 from jaxablate.reports.packed import pack
 from jaxablate.reports.panels import Beside, Edge, Grid, Heatmap, Network, Node, Panel
@@ -93,31 +94,68 @@ def read(model: Any, params: Params, batches: Iterable[Batch], tokenizer: Tokeni
 
     Each is explained in every layer and stream; ``texts`` are as in `evaluate`.
     """
-    config, words = model.config, Vocabulary()
-    fitting = _fitting(batches, READ_LONGEST)
+    words, fitting = Vocabulary(), _fitting(batches, READ_LONGEST)
     drawn = np.sort(np.random.default_rng(seed).choice(len(fitting), min(READ, len(fitting)), replace=False))
-    read = tuple(_classified(model, params, fitting[i], tokenizer, texts, words) for i in drawn)
+    rows = [fitting[int(i)] for i in drawn]
+    read = tuple(_classified(model, params, tokens, texts[place], tokenizer, words, place, label)
+                 for place, tokens, label in rows)
+    return _of_model(model.config, read, words, params_digest, step)
+
+
+def typed(model: Any, params: Params, text: str, tokenizer: Tokenizer, *, params_digest: str = "", step: int = 0
+          ) -> data.ClassifiedTexts:
+    """One text of a user's own, explained in every layer and stream, for the explorer.
+
+    Raises:
+      DataError: the model knows none of its words, or takes fewer.
+    """
+    tokens, words, most = known_tokens(tokenizer, text), Vocabulary(), model.config.max_length
+    if len(tokens) > most:
+        raise DataError(f"the text has {len(tokens):,} tokens, the model reads {most:,}; shorten it")
+    read = _classified(model, params, tokens, text, tokenizer, words)
+    about = f"Typed, read by the checkpoint of step {step:,}; the model says {read.about}"
+    return _of_model(model.config, (dataclasses.replace(read, about=about),), words, params_digest, step)
+
+
+def known_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text for a classifier.
+
+    Raises:
+      DataError: there are none but those of unknown words.
+    """
+    tokens = tokenizer.encode(text)
+    if all(token == tokenizer.unk_id for token in tokens):
+        raise DataError(f"none of the {len(tokens)} words of the text is among the {tokenizer.vocab_size - 2} of "
+                        "the vocabulary, which are those of the training texts as they stand there; try their "
+                        "spelling and capitals, with spaces around punctuation")
+    return tokens
+
+
+def _of_model(config: Any, texts: tuple[data.ClassifiedText, ...], words: Vocabulary, params_digest: str, step: int
+              ) -> data.ClassifiedTexts:
     return data.ClassifiedTexts(
         params_digest=params_digest, step=step, streams=STREAMS if config.gated else STREAMS[:1],
         n_layers=config.n_layers, n_heads=config.n_heads, n_neurons=config.mlp_width, classes=_classes(config),
-        vocabulary=words.vocabulary(), texts=read)
+        vocabulary=words.vocabulary(), texts=texts)
 
 
-def _classified(model: Any, params: Params, row: tuple[int, list[int], int], tokenizer: Tokenizer,
-                texts: Sequence[str], words: Vocabulary) -> data.ClassifiedText:
-    place, tokens, label = row
-    shown, pad_id, classes = shown_words(tokenizer, texts[place], tokens), tokenizer.pad_id, _classes(model.config)
+def _classified(model: Any, params: Params, tokens: list[int], text: str, tokenizer: Tokenizer, words: Vocabulary,
+                place: int | None = None, label: int | None = None) -> data.ClassifiedText:
+    """One text in every layer and stream; without a place it is none of the split's, without a label nobody has judged
+    it, and what is said about it is the verdict alone."""
+    shown, pad_id, classes = shown_words(tokenizer, text, tokens), tokenizer.pad_id, _classes(model.config)
     patterns = attention_patterns(model, params, tokens, pad_id=pad_id)
     explained = {(layer, stream): explain(model, params, tokens, shown, layer=layer, stream=stream, classes=classes,
                                           pad_id=pad_id)
                  for stream in patterns for layer in range(model.config.n_layers)}
     of_stream = {stream: explained[0, stream] for stream in patterns}
     first = of_stream["clean"]
-    verdict = classes[first.predicted]
+    verdict, title, about = classes[first.predicted], "typed text", f"{first.verdict}."
+    if place is not None and label is not None:
+        title = f"text {place:,}: {verdict}" + ("" if first.predicted == label else f", labelled {classes[label]}")
+        about = f"Text {place:,} of the {SPLIT} split, labelled {classes[label]}; the model says {about}"
     return data.ClassifiedText(
-        title=f"text {place:,}: {verdict}" + ("" if first.predicted == label else f", labelled {classes[label]}"),
-        about=f"Text {place:,} of the {SPLIT} split, labelled {classes[label]}; the model says {first.verdict}.",
-        text=place, tokens=words.pack(tokens, shown), label=label,
+        title=title, about=about, text=place, tokens=words.pack(tokens, shown), label=label,
         probabilities={stream: x.probabilities for stream, x in of_stream.items()},
         keep=pack(first.keep, "float32") if first.keep else None,
         gradient={stream: pack(x.gradient_x_input, "float32") for stream, x in of_stream.items()},

@@ -15,7 +15,8 @@ TEXT = "Once upon a time, there was a little girl named Lily."
 
 @pytest.fixture(scope="module")
 def served(pages, tmp_path_factory):
-    """(address with its token, working directory) of a program that serves a copy of the language model's run."""
+    """(address with its token, working directory) of a program that serves copies of the runs, the language model's
+    first."""
     import uvicorn
 
     from jaxablate.commands import serve
@@ -23,8 +24,9 @@ def served(pages, tmp_path_factory):
 
     workdir = tmp_path_factory.mktemp("served") / "run"
     shutil.copytree(pages["language"].parent, workdir)
+    shutil.copytree(pages["classifier"].parent, workdir.with_name("classes"))
     with contextlib.closing(serve._listening(0)) as listener:
-        application = serve.application(LiveRuns([workdir]), "token")
+        application = serve.application(LiveRuns([workdir, workdir.with_name("classes")]), "token")
         server = uvicorn.Server(uvicorn.Config(application, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -77,6 +79,17 @@ def test_a_typed_text_is_shown_token_by_token(page, served):
     page.wait_for_selector(".problem:has-text('is not among')")
     page.get_by_role("link", name="← stored texts").click()
     page.wait_for_selector(".chooser")
+
+
+def test_a_typed_text_is_classified_word_by_word(page, served):
+    go(page, served, "#/text?run=classes")
+    page.get_by_label("A text of your own").fill("a good new film")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".tokens:has-text('‹new›')", timeout=60_000)
+    text = page.locator("main").inner_text()
+    assert "Typed, read by the checkpoint of step" in text and page.locator(".tokens .token").count() == 4
+    keep(page, "serve-classes")
+    assert not axe_findings(page)
 
 
 def test_nodes_are_switched_off_and_on(page, served):

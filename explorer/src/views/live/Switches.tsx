@@ -13,7 +13,7 @@ const START = "Once upon a time, there was a";
 export function Switches({ run, route, drawing = false }: { run: Run; route: Route; drawing?: boolean }) {
   const { off, by } = switches(route), text = route.params.typed ?? START;
   const whole = usePromise(() => readText<LanguageTexts>(run, text), [run.entry.name, text]);
-  const changed = useTyped(run, off.length ? text : undefined, off, by);
+  const changed = useTyped<LanguageTexts>(run, off.length ? text : undefined, off, by);
   const kept = useRef<LanguageTexts | null>(null);
   if (changed.state === "ready") kept.current = changed.value;
   const failed = [whole, changed].find((x) => x.state === "failed");

@@ -2,7 +2,7 @@ import { useEffect, useState } from "preact/hooks";
 import { usePromise, type Run } from "../../data";
 import { readText } from "../../live";
 import { setParams, type Route } from "../../route";
-import type { LanguageTexts } from "../../schema/texts";
+import type { Texts } from "../../schema/texts";
 import { Choice } from "../../ui/Tabs";
 import "./live.css";
 
@@ -19,8 +19,8 @@ export function toggled(off: readonly string[], node: string): string | undefine
 }
 
 /** A typed text as the run's newest checkpoint reads it. */
-export function useTyped(run: Run, text: string | undefined, off: readonly string[], by: ReplacedBy) {
-  return usePromise(() => (text ? readText<LanguageTexts>(run, text, off, by) : null), [run.entry.name, text, off.join(","), by]);
+export function useTyped<T extends Texts = Texts>(run: Run, text: string | undefined, off: readonly string[], by: ReplacedBy) {
+  return usePromise(() => (text ? readText<T>(run, text, off, by) : null), [run.entry.name, text, off.join(","), by]);
 }
 
 /** A field for a text of the reader's own; the address holds what was typed. */

@@ -1,3 +1,4 @@
+import type { ComponentChildren } from "preact";
 import { useMemo, useRef, useState } from "preact/hooks";
 import { unpack } from "../../data";
 import { printable, visible } from "../../format";
@@ -14,7 +15,7 @@ import { Legend } from "./Legend";
 import { numbers, place, short, words, type Colouring, type Pattern } from "./model";
 
 /** A text as a classifier reads it: what its words count for, and which of them share neurons. */
-export function Classifier({ texts, route }: { texts: ClassifiedTexts; route: Route }) {
+export function Classifier({ texts, route, above }: { texts: ClassifiedTexts; route: Route; above?: ComponentChildren }) {
   const text = texts.texts[chosenText(texts, route)]!;
   const tokens = useMemo(() => words(texts.vocabulary, text.tokens), [texts, text]);
   const [pointed, setPointed] = useState<number | null>(null);
@@ -35,7 +36,8 @@ export function Classifier({ texts, route }: { texts: ClassifiedTexts; route: Ro
     <>
       <h1>Text</h1>
       <p class="soft">What the classifier makes of every word. Point at one or go through them with the arrow keys; click or Enter keeps it.</p>
-      <Chooser texts={texts} route={route} separator=" " />
+      {above}
+      {texts.texts.length > 1 && <Chooser texts={texts} route={route} separator=" " />}
       <div class="reading-room">
         <section class="card the-text" aria-label="The text">
           <div class="controls">
