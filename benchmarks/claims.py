@@ -3,12 +3,13 @@
     jaxablate sweep claims_embedded --workdir runs/claims_embedded --jobs 2
     python -m benchmarks.claims measure --folder runs/claims_embedded --jobs 2
     python -m benchmarks.claims tables --folder runs/claims_embedded --write
+    python -m benchmarks.claims mix --folder data/claims --source data/TinyStories-train.txt
 
 ``measure`` goes over the runs that are trained and scored. For each gated one it finds the checkpoint of equal loss of
 the baseline with the same seed, makes a working directory of that checkpoint alone (FOLDER/matched/seed-0/step-1500),
 scores it, and trains autoencoders on both. What is there is not measured again, so it may be stopped and started.
 Figures of each run come from its ``results.json``; ``tables --write`` keeps them in claims.json and the tables in the
-docs.
+docs. ``mix`` writes stories with short indirect-object stories between them, so that models of them can do the task.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ import numpy as np
 import tyro
 
 from jaxablate import stats
+from jaxablate.circuits.ioi import ioi
 from jaxablate.commands import score
 from jaxablate.commands.match import clean_loss, measured_losses, nearest
 from jaxablate.exits import guarded
@@ -54,6 +56,9 @@ EXPLAINED = 0.9
 TOLERANCE, COMPETENT = 0.02, 0.75
 """Nats between a pair's losses; share of prompts answered by a model whose circuit counts."""
 POWER = 0.8
+END, APART, MIX_SEED = "<|endoftext|>", 2, 1_000_003
+ENDINGS = ("was very happy.", "said thank you and smiled.", "laughed. It was a good day.", "gave a big hug.")
+"""What ends a story, how many there are between two prompts, what prompts are drawn with, and how they go on."""
 PAPER_KS = (1, 2, 4, 8)
 
 
@@ -61,16 +66,52 @@ PAPER_KS = (1, 2, 4, 8)
 class Options:
     """Measure a sweep's runs for docs/claims.md, or make its tables."""
 
-    what: Annotated[Literal["measure", "tables"], tyro.conf.Positional]
-    """measure: find checkpoints of equal loss, score them, train autoencoders. tables: print them."""
+    what: Annotated[Literal["measure", "tables", "mix"], tyro.conf.Positional]
+    """measure: find checkpoints of equal loss, score them, train autoencoders. tables: print them. mix: write stories
+    to train on."""
     folder: Path = Path("runs/claims_embedded")
-    """Folder of the sweep."""
+    """Folder of the sweep; of mixed stories."""
+    source: Path = Path("data/TinyStories-train.txt")
+    """Stories to mix."""
     jobs: int = 1
     """Processes at once."""
     autoencoders: bool = True
     """Train autoencoders, which takes longest."""
     write: bool = False
     """Keep the runs' figures in claims.json and the tables in docs/claims.md."""
+
+
+# Mixing --------------------------------------------------------------------------------------------------------------
+
+
+class _Words:
+    """A tokenizer of whole words, for which every name is one token."""
+
+    def __init__(self):
+        self._ids: dict[str, int] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """Numbers of the words, in the order in which they were first met."""
+        return [self._ids.setdefault(word, len(self._ids)) for word in text.split()]
+
+
+def mix(options: Options) -> None:
+    """Writes FOLDER/train.txt: after every `APART` stories one that is an indirect-object prompt with its answer.
+
+    The prompts are those of `jaxablate.circuits.ioi` with another seed than any suite has, so templates are the same
+    and names are mostly in pairs that no prompt has.
+    """
+    stories = options.source.read_text().split(END)
+    prompts = iter(ioi(_Words(), MIX_SEED, len(stories) // APART + 1))
+    parts = []
+    for i, story in enumerate(stories):
+        parts.append(story.strip())
+        if i % APART == APART - 1:
+            prompt = next(prompts)
+            name = prompt.answers[0].strip()
+            parts.append(f"{prompt.clean} {name}. {name} {ENDINGS[i // APART % len(ENDINGS)]}")
+    path = write(options.folder / "train.txt", "".join(f"{part}\n{END}\n" for part in parts if part))
+    print(f"{len(parts) - len(stories):,} prompts among {len(stories):,} stories: {path}")
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------
@@ -427,6 +468,6 @@ def tables(options: Options) -> None:
 if __name__ == "__main__":
     def main() -> None:
         options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-        (measure if options.what == "measure" else tables)(options)
+        {"measure": measure, "tables": tables, "mix": mix}[options.what](options)
 
     sys.exit(guarded(main, ends=True))
