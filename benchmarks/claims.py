@@ -96,7 +96,8 @@ class _Words:
 
 
 def mix(options: Options) -> None:
-    """Writes FOLDER/train.txt: after every `APART` stories one that is an indirect-object prompt with its answer.
+    """Writes FOLDER/train.txt: after every `APART` stories one that is an indirect-object prompt with its answer; and
+    its first 19 twentieths and the rest as search-train.txt and search-valid.txt, to choose settings by.
 
     The prompts are those of `jaxablate.circuits.ioi` with another seed than any suite has, so templates are the same
     and names are mostly in pairs that no prompt has.
@@ -110,8 +111,10 @@ def mix(options: Options) -> None:
             prompt = next(prompts)
             name = prompt.answers[0].strip()
             parts.append(f"{prompt.clean} {name}. {name} {ENDINGS[i // APART % len(ENDINGS)]}")
-    path = write(options.folder / "train.txt", "".join(f"{part}\n{END}\n" for part in parts if part))
-    print(f"{len(parts) - len(stories):,} prompts among {len(stories):,} stories: {path}")
+    parts, rest = [part for part in parts if part], len(parts) - len(parts) // 20
+    for name, some in {"train": parts, "search-train": parts[:rest], "search-valid": parts[rest:]}.items():
+        path = write(options.folder / f"{name}.txt", "".join(f"{part}\n{END}\n" for part in some))
+        print(path, f"{len(some):,} stories")
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------
