@@ -344,13 +344,13 @@ CLAIMS = (
 """The published effect of E3 is none: twice the tenth of the baseline below which it does not hold."""
 
 
-def pairs(rows: Sequence[Mapping[str, Any]], scores: str, ks: Sequence[int], claim: Claim
+def pairs(rows: Sequence[Mapping[str, Any]], variants: Sequence[str], claim: Claim
           ) -> tuple[dict[int, tuple[float, float]], int]:
-    """(figure, the baseline's) by seed, means over the ks of pairs that all count; and how many pairs were left out."""
+    """(figure, the baseline's) by seed, means over the variants whose pair counts; and how many pairs were left out."""
     by_seed: dict[int, list[tuple[float, float]]] = {}
     left_out = 0
     for row in rows:
-        if row["variant"] not in {f"{scores}-k{k}" for k in ks} or row.get(claim.against) is None:
+        if row["variant"] not in variants or row.get(claim.against) is None:
             continue
         ours, theirs = row["run"], row[claim.against]
         apart = claim.against == "equal" and abs(ours["loss"] - theirs["loss"]) > TOLERANCE
@@ -396,23 +396,24 @@ def verdict(claim: Claim, difference: Estimate, p: float | None, baseline: float
     return "does not hold" if beyond or significant else "undecided"
 
 
-def comparison(rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim] = CLAIMS, ks: Sequence[int] = PAPER_KS
-               ) -> Grid:
-    """The primary comparisons, each for local and for global scores."""
-    found = [(claim, scores, *pairs(rows, scores, ks, claim)) for claim in claims for scores in ("local", "global")]
-    tested = [(*stats.t_test(*zip(*by_seed.values(), strict=True), paired=True), claim, scores, by_seed, left_out)
-              for claim, scores, by_seed, left_out in found if len(by_seed) >= 3]
+def comparison(rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim] = CLAIMS) -> Grid:
+    """The primary comparisons, each for every kind of model that there is."""
+    groups = {scores: [f"{scores}-k{k}" for k in PAPER_KS] for scores in ("local", "global")}
+    groups["sparse"] = [row["variant"] for row in rows if row["variant"].startswith("sparse-")]
+    found = [(claim, group, *pairs(rows, variants, claim)) for claim in claims for group, variants in groups.items()]
+    tested = [(*stats.t_test(*zip(*by_seed.values(), strict=True), paired=True), claim, group, by_seed, left_out)
+              for claim, group, by_seed, left_out in found if len(by_seed) >= 3]
     ps = iter(stats.holm([p for _, p, *_ in tested if p is not None]))
     out = []
-    for difference, p, claim, scores, by_seed, left_out in tested:
+    for difference, p, claim, group, by_seed, left_out in tested:
         ours, theirs = (float(np.mean(x)) for x in zip(*by_seed.values(), strict=True))
         corrected = None if p is None else next(ps)
         at_least = smallest([a - b for a, b in by_seed.values()])
-        out.append((claim.name, claim.says, f"{claim.figure}, {scores}", theirs, ours, difference, len(by_seed),
+        out.append((claim.name, claim.says, f"{claim.figure}, {group}", theirs, ours, difference, len(by_seed),
                     left_out, at_least, "" if corrected is None else f"{corrected:.4f}",
                     verdict(claim, difference, corrected, theirs)))
     return Grid(title="", caption="", rows=tuple(out), columns=(
-        "claim", "says", "measure, scores", "baseline", "gated", "difference", "seeds", "pairs left out",
+        "claim", "says", "measure, models", "baseline", "theirs", "difference", "seeds", "pairs left out",
         "80 % power from", "p, Holm", "verdict"))
 
 
