@@ -41,6 +41,16 @@ def test_smaller_circuits_hold_where_they_are_smaller(factor, verdict):
     assert float(row[5]) == pytest.approx(20 * (factor - 1), abs=0.6)
 
 
+def test_local_scores_against_global_ones_and_sparse_weights():
+    found = [*rows(edges=0.5), *rows("global", edges=0.9), *rows("sparse", edges=0.7)]
+    found += [row | {"variant": row["variant"].replace("sparse-k", "sparse-0.")} for row in rows("sparse", edges=0.7)]
+    local = line("E6", found)
+    assert local[-1] == "holds" and float(local[5]) == pytest.approx(-8, abs=0.6)
+    sparse = line("W1", found)
+    assert sparse[-1] == "holds" and float(sparse[5]) == pytest.approx(-6, abs=0.6)
+    assert {row[0] for row in claims.comparison(found).rows} == {"E1", "E2", "E3", "E4", "E5", "E6", "W1", "W2", "W3"}
+
+
 def test_few_noisy_seeds_decide_nothing():
     row = line("E1", rows(seeds=3, noise=1.0, edges=0.8))
     assert row[-1] == "undecided" and row[8] > 20 * 0.47 / 2
