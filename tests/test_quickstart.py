@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from helpers.commands import in_this_process, run_command
+from helpers.commands import error_of, in_this_process, run_command
 from helpers.runs import copy_run
 
 from jaxablate.commands import quickstart, sweep
@@ -51,6 +51,14 @@ def test_what_was_stopped_goes_on_in_its_place(finished):
     assert str(free(PlainConsole())) == "runs/quickstart"
     (finished / "quickstart/checkpoints/6/seal.json").unlink()
     assert str(free(PlainConsole())) == "runs/quickstart"
+
+
+@pytest.mark.parametrize("folder", ["", ".", "..", "a/..", "/"])
+def test_a_folder_without_a_name_has_nothing_beside_it(tmp_path, monkeypatch, capsys, folder):
+    monkeypatch.chdir(tmp_path)
+    for more in ((), ("--only", "gated")):
+        assert "must end in a name of its own" in error_of(capsys, "quickstart", "--workdir", folder, *more)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("answer", "path"), [("", "runs/quickstart-2"), ("Y", "runs/quickstart-2"), ("n", None),

@@ -46,6 +46,9 @@ class QuickstartSettings(base.Settings):
         super().__post_init__()
         if self.jobs not in (1, 2):
             raise ConfigError(f"jobs={self.jobs} must be 1 or 2, the number of models")
+        if self.workdir.name in ("", ".."):
+            raise ConfigError(f"--workdir {str(self.workdir)!r} must end in a name of its own, beside which the "
+                              "baseline goes; give for example runs/quickstart")
 
     @property
     def compiles(self) -> bool:
