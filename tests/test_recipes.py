@@ -47,7 +47,7 @@ def test_what_is_detached_keeps_its_value(change, ablation):
 def test_detached_scores_pass_no_gradient_to_what_they_read():
     def gradient(**changes):
         model, params = made(gate="soft", temperature_neurons=5.0, **changes)
-        return jax.grad(lambda p: model.apply({"params": p}, TOKENS).neuron_gates[..., 0].sum())(params)
+        return jax.jit(jax.grad(lambda p: model.apply({"params": p}, TOKENS).neuron_gates[..., 0].sum()))(params)
 
     local = ("local", lambda g: g["layer_1"]["neuron_scores"])
     for ablation, heads in (local, ("global", lambda g: g["neuron_scores"])):
@@ -66,7 +66,7 @@ def test_a_detached_clean_stream_passes_no_gradient_between_positions():
             embedded = {**params, "embed": {"embedding": table}}
             return jnp.sum(model.apply({"params": embedded}, TOKENS).final_ablated[:, -1] ** 3)
 
-        return np.asarray(jax.grad(value)(params["embed"]["embedding"]))
+        return np.asarray(jax.jit(jax.grad(value))(params["embed"]["embedding"]))
 
     assert all(gradient(detach_scores=True)[token].any() for token in EARLIER)
     both = gradient(detach_scores=True, detach_clean=True)
@@ -84,7 +84,7 @@ def test_scores_may_read_normalised_or_earlier_streams():
             np.testing.assert_allclose(getattr(out.layers[i], name), expected, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"score_lag": 1}, {"detach_clean": True}, {"score_input": "normalized"}])
+@pytest.mark.parametrize("change", [{"score_lag": 1, "detach_clean": True}, {"score_input": "normalized"}])
 def test_scanned_layers_and_decoding_do_the_same(change):
     with jax.enable_x64(True):
         wide = {"param_dtype": "float64", "compute_dtype": "float64"}
