@@ -61,6 +61,12 @@ def test_a_folder_without_a_name_has_nothing_beside_it(tmp_path, monkeypatch, ca
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "file/run" in error_of(capsys, "quickstart", "--workdir", "file/run")
+
+
 @pytest.mark.parametrize(("answer", "path"), [("", "runs/quickstart-2"), ("Y", "runs/quickstart-2"), ("n", None),
                                               (None, None)])
 def test_on_a_terminal_it_asks(finished, monkeypatch, answer, path):

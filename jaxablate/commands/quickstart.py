@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxablate.commands import base
 from jaxablate.commands.sweep import CellTask, assignments, do, do_all, failure
 from jaxablate.commands.train import load_config
-from jaxablate.errors import ConfigError, JaxablateError
+from jaxablate.errors import CheckpointError, ConfigError
 from jaxablate.reports import results
 from jaxablate.reports.compare import ScoredRun, compare, select
 from jaxablate.reports.differences import terminal_view
@@ -83,12 +83,16 @@ class QuickstartSettings(base.Settings):
 
         Raises:
           ConfigError: it is taken, and whoever was asked wants no other.
+          FileError: it cannot be written.
         """
         reason = self._taken(self.workdir)
         if reason is None:
             return self.workdir
         names = (self.workdir.with_name(f"{self.workdir.name}-{i}") for i in range(2, 1000))
-        other = next(path for path in names if self._taken(path) is None)
+        other = next((path for path in names if self._taken(path) is None), None)
+        if other is None:
+            raise ConfigError(f"{reason}, and so are all up to {self.workdir}-999; name another folder: jaxablate "
+                              "quickstart --workdir DIR")
         if sys.stdin.isatty() and console.is_terminal:
             console.print(f"{reason}. Nothing in it is changed. Go on in {other}? [Y/n] ", end="", highlight=False)
             if not _agreed():
@@ -98,12 +102,16 @@ class QuickstartSettings(base.Settings):
         return other
 
     def _taken(self, workdir: Path) -> str | None:
-        """Why the folder and its baseline's are not to be used; None where they are free, or not done yet."""
+        """Why the folder and its baseline's are not to be used; None where they are free, or not done yet.
+
+        Raises:
+          FileError: one cannot be written.
+        """
         tasks = self.tasks(workdir)
         for task in tasks:
             try:
                 check_workdir(task.workdir, task.cell.config)
-            except JaxablateError:
+            except CheckpointError:
                 return f"{task.workdir} holds another run"
         return f"{workdir} is there already" if all(task.state()[0] for task in tasks) else None
 
