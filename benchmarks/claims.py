@@ -30,6 +30,7 @@ import tyro
 
 from jaxablate import stats
 from jaxablate.circuits.ioi import ioi
+from jaxablate.circuits.tasks import END_OF_TEXT
 from jaxablate.commands import score
 from jaxablate.commands.match import clean_loss, measured_losses, nearest
 from jaxablate.exits import guarded
@@ -56,9 +57,9 @@ EXPLAINED = 0.9
 TOLERANCE, COMPETENT = 0.02, 0.75
 """Nats between a pair's losses; share of prompts answered by a model whose circuit counts."""
 POWER = 0.8
-END, APART, MIX_SEED = "<|endoftext|>", 2, 1_000_003
+APART, MIX_SEED = 2, 1_000_003
 ENDINGS = ("was very happy.", "said thank you and smiled.", "laughed. It was a good day.", "gave a big hug.")
-"""What ends a story, how many there are between two prompts, what prompts are drawn with, and how they go on."""
+"""Stories between two prompts, the seed that prompts are drawn with, and how they go on."""
 PAPER_KS = (1, 2, 4, 8)
 
 
@@ -102,7 +103,7 @@ def mix(options: Options) -> None:
     The prompts are those of `jaxablate.circuits.ioi` with another seed than any suite has, so templates are the same
     and names are mostly in pairs that no prompt has.
     """
-    stories = options.source.read_text().split(END)
+    stories = options.source.read_text().split(END_OF_TEXT)
     prompts = iter(ioi(_Words(), MIX_SEED, len(stories) // APART + 1))
     parts = []
     for i, story in enumerate(stories):
@@ -113,7 +114,7 @@ def mix(options: Options) -> None:
             parts.append(f"{prompt.clean} {name}. {name} {ENDINGS[i // APART % len(ENDINGS)]}")
     parts, rest = [part for part in parts if part], len(parts) - len(parts) // 20
     for name, some in {"train": parts, "search-train": parts[:rest], "search-valid": parts[rest:]}.items():
-        path = write(options.folder / f"{name}.txt", "".join(f"{part}\n{END}\n" for part in some))
+        path = write(options.folder / f"{name}.txt", "".join(f"{part}\n{END_OF_TEXT}\n" for part in some))
         print(path, f"{len(some):,} stories")
 
 

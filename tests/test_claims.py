@@ -75,7 +75,7 @@ def test_the_cost_holds_below_the_published_one():
 
 
 def test_power_is_that_of_a_t_test():
-    """Of normal differences with the smallest effect, four tests in five find it."""
+    """A paired t-test finds the smallest effect that is told in four of five draws of normal differences."""
     rng, sizes = np.random.default_rng(1), 5
     spread = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
     effect = claims.smallest(spread) / np.std(spread, ddof=1)

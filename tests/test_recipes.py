@@ -148,6 +148,7 @@ def test_random_gates_are_k_winners_drawn_by_the_key():
 
 @pytest.mark.parametrize(("model", "objective", "line"), [
     ({"score_lag": 2}, {}, "score_lag=2 must be in 0..1"),
+    ({"ablation": "global", "score_lag": 1}, {}, "which ablation='global' has none of"),
     ({"ablation": "none"}, {"gate_anneal": 0.1}, "objective.gate_anneal needs a gated model"),
     ({"k_neurons": (4, 5)}, {"random_gates": 0.1}, "needs the same k in all layers"),
     ({}, {"ablated_anneal": 1.5}, r"objective.ablated_anneal=1.5 must be in \[0, 1\]"),

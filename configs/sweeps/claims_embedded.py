@@ -2,8 +2,8 @@
 
     jaxablate sweep claims_embedded --workdir runs/claims_embedded --jobs 2 --only 'baseline/*'
 
-100 runs of `configs/quickstart.py`, the most telling first: about 5 minutes each on one core. `benchmarks/claims.py`
-measures what no suite does and makes the tables.
+100 runs of `configs/quickstart.py`, the most telling first. `benchmarks/claims.py` measures what no suite
+does and makes the tables.
 """
 
 from jaxablate.sweep import Sweep

@@ -2,7 +2,7 @@
 
     jaxablate sweep claims_sst2 --workdir runs/claims_sst2 --jobs 2
 
-100 runs of `configs/sst2.py` with a patience of 10 epochs, the published pairs first: about 5 minutes each on one core.
+100 runs of `configs/sst2.py` with a patience of 10 epochs, the published pairs first.
 """
 
 from jaxablate.sweep import Sweep

@@ -103,6 +103,9 @@ class ModelConfig(GatedModelConfig):
         require_literals(self)
         super().__post_init__()
         require_positive(self, "vocab_size", "context_length", "window_size", "position_std", "rotary_theta")
+        require(self.ablation in ("local", "both") or (self.score_lag == 0 and self.score_input == "residual"),
+                f"score_input={self.score_input!r} and score_lag={self.score_lag} are of each block's own score heads, "
+                f"which ablation={self.ablation!r} has none of; leave them out, or take local or both")
         require(0 <= self.score_lag < max(self.n_layers, 1), f"score_lag={self.score_lag} must be in "
                 f"0..{self.n_layers - 1}, below n_layers={self.n_layers}")
         require(len(self.attention_layers) > 0, "attention_layers is empty; give 'global', 'local' or a cycle of them")

@@ -84,7 +84,7 @@ def nonzero_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule | No
 
 
 def keep_largest(params: optax.Params, fraction: jax.Array) -> optax.Params:
-    """Parameters of which only the largest of each matrix, by magnitude, are not zero (Gao et al. 2025, section 2).
+    """Parameters of which only the largest of each matrix, by magnitude, are not zero (Gao et al. 2025).
 
     A matrix is a parameter of two and more axes; vectors stay. ``round(fraction * size)`` of its numbers are left, at
     least one, and more only where they tie. After each update of a model: the gradient and the optimiser's moments are
