@@ -65,6 +65,15 @@ def test_same_checkpoint_merges_and_another_replaces():
         assert files.merge(old, other) == other
 
 
+def test_settings_that_came_later_make_no_other_checkpoint(tmp_path):
+    old = results()
+    values = json.loads(files.write(tmp_path, old).read_text())
+    del values["config"]["model"]["score_lag"], values["config"]["optimizer"]["nonzero_fraction"]
+    (tmp_path / "results.json").write_text(json.dumps(values))
+    read = files.read(tmp_path)
+    assert read.config == old.config and set(files.merge(read, results(suites={})).suites) == {"perplexity"}
+
+
 def test_write_leaves_one_readable_file(tmp_path):
     files.write(tmp_path, results(value=1.0))
     files.write(tmp_path, results(value=2.0))

@@ -148,7 +148,10 @@ def score(settings: ScoreSettings | str | Path, say: Say = lambda line: None, **
     config = read_config(workdir)
     chosen = choose(settings.suites, config, workdir, say)
     run = settings.open()
-    results = files.merge(_earlier(workdir, say), empty_results(run))
+    earlier, results = _earlier(workdir, say), empty_results(run)
+    if earlier is not None and not earlier.same_checkpoint(results):
+        say(f"{files.FILE_NAME} was of another checkpoint, step {earlier.step}, and is begun anew for step {run.step}")
+    results = files.merge(earlier, results)
     if settings.missing:
         chosen = [suite for suite in chosen if not is_scored(results, suite.name)]
     for suite in chosen:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from jaxablate import files, stats
-from jaxablate.errors import CheckpointError, FileError
+from jaxablate.config import run_from_dict, to_dict
+from jaxablate.errors import CheckpointError, ConfigError, FileError
 from jaxablate.provenance import Provenance
 from jaxablate.reports.panels import Panel, from_json, panel_from_dict
 from jaxablate.stats import Estimate
@@ -138,7 +139,15 @@ def from_dict(values: Mapping[str, Any]) -> Results:
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(f"a field is missing or of the wrong kind ({error})") from error
     suites = {name: _record(name, record) for name, record in outer["suites"].items()}
-    return Results(**{**outer, "suites": suites})
+    return Results(**{**outer, "suites": suites, "config": _with_defaults(outer["config"])})
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings that came later than the file take their defaults, as they do in ``config.json``."""
+    try:
+        return to_dict(run_from_dict(config))
+    except ConfigError:  # of a later version, or of a package that is not there: reports tell what it says
+        return config
 
 
 class _Stored(TypedDict):
