@@ -27,7 +27,7 @@ from jaxablate.ops.attention import attention_weights, repeat_heads
 from jaxablate.ops.cross_entropy import linear_cross_entropy
 from jaxablate.ops.masks import nonzero_sum, valid_targets, weights
 from jaxablate.ops.varying import any_over_axes, mean_over_axes
-from jaxablate.regularizers import REGULARIZERS, Site, mean_over_texts, reconstruction
+from jaxablate.regularizers import REGULARIZERS, Site, information_of_gates, mean_over_texts, reconstruction
 from jaxablate.types import STREAMS, Batch, Params, at_least_float32
 
 Metrics = dict[str, jax.Array]
@@ -59,9 +59,10 @@ def language_model_loss(
 
     Returns:
       The loss, and scalar metrics: `loss`, `loss_clean`; with an ablated stream also `loss_ablated`,
-      `reconstruction` (before its coefficient), `live_attention` and `live_neurons` (fraction of units of all layers
-      whose gate exceeds 0.5 at least once in the batch). Without one CE(clean) has no coefficient. Each regulariser
-      whose coefficient is not zero is there under its name, before its coefficient.
+      `reconstruction` (before its coefficient), `gate_information` (where it has a coefficient, before that),
+      `live_attention` and `live_neurons` (fraction of units of all layers whose gate exceeds 0.5 at least once in the
+      batch). Without one CE(clean) has no coefficient. Each regulariser whose coefficient is not zero is there under its
+      name, before its coefficient.
 
     Raises:
       ConfigError: a regulariser is not registered, or reads what the model does not have.
@@ -88,6 +89,10 @@ def language_model_loss(
         if objective.reconstruction:  # a zero coefficient would still pay for the term's backward pass
             loss += objective.reconstruction * metrics["reconstruction"]
         metrics["loss_ablated"] = losses[1]
+        if objective.gate_information:
+            rates = mean_over_axes([layer.rates for layer in out.layers], batch_axes)
+            metrics["gate_information"] = jnp.stack([information_of_gates(x) for x in rates]).mean()
+            loss += objective.gate_information * metrics["gate_information"]
         for kind in UNIT_KINDS:
             live = jnp.stack([x.live[kind] for x in out.layers])
             metrics[f"live_{kind}"] = jnp.mean(any_over_axes(live, batch_axes), dtype=jnp.float32)
@@ -135,6 +140,8 @@ class _LayerTerms:
     """`regularizers.reconstruction` of the two streams that leave the block."""
     live: dict[str, jax.Array] | None = None
     """Whether a unit's gate exceeds 0.5 at least once in the batch, for the two kinds of units."""
+    rates: jax.Array | None = None
+    """Mean gates of all units, both kinds one after another, [U + F]; where the objective asks for them."""
 
 
 def _layer_terms(config: ModelConfig, objective: ObjectiveConfig, layer: int, x: LayerActivations) -> _LayerTerms:
@@ -142,9 +149,13 @@ def _layer_terms(config: ModelConfig, objective: ObjectiveConfig, layer: int, x:
              for name in _wanted(objective)}
     if x.ablated is None:
         return _LayerTerms(terms)
-    gates = zip(UNIT_KINDS, (x.attention_gates, x.neuron_gates), strict=True)
-    live = {kind: jnp.any(jnp.asarray(gate) > 0.5, axis=(0, 1)) for kind, gate in gates}
-    return _LayerTerms(terms, reconstruction(x.clean.resid_post, x.ablated.resid_post), live)
+    pair = map(jnp.asarray, (x.attention_gates, x.neuron_gates))
+    gates = dict(zip(UNIT_KINDS, pair, strict=True))
+    live = {kind: jnp.any(gate > 0.5, axis=(0, 1)) for kind, gate in gates.items()}
+    rates = None
+    if objective.gate_information:
+        rates = jnp.concatenate([gate.mean(axis=(0, 1)) for gate in gates.values()])
+    return _LayerTerms(terms, reconstruction(x.clean.resid_post, x.ablated.resid_post), live, rates)
 
 
 def _wanted(objective: ObjectiveConfig) -> list[str]:

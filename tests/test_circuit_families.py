@@ -48,7 +48,8 @@ CONFIGS: dict[str, ModelConfig] = {
     "llama": family("llama", n_heads=4, kv_heads=2, head_dim=4, **SIZES),
     "gemma2": family("gemma2", n_heads=2, kv_heads=1, head_dim=6, window_size=3, attention_scale_width=5,
                      **SIZES),
-    "gated llama": family("qwen2", n_heads=2, kv_heads=1, k_attention=4, k_neurons=5, **SIZES | {"ablation": "local"}),
+    "gated llama": family("qwen2", n_heads=2, kv_heads=1, k_attention=4, k_neurons=5, mlp_top_k=7,
+                          **SIZES | {"ablation": "local"}),
 }
 SPLIT = "llama, keys and values apart"
 FAMILIES = (*CONFIGS, SPLIT)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from helpers.weights import drawn_params
+from scipy import special
 
 from jaxablate.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from jaxablate.errors import ConfigError
@@ -129,6 +130,50 @@ def test_the_ablated_coefficient_rises_from_zero():
         assert total == pytest.approx(0.5 * metrics["loss_clean"] + 0.5 * share * metrics["loss_ablated"], rel=1e-5)
 
 
+def test_information_of_gates_is_the_entropy_of_how_often_they_are_open():
+    model, params = made()
+    out = model.apply({"params": params}, TOKENS)
+    total, metrics = loss(None, gate_information=0.25)
+    plain, without = loss(None)
+    gates = (np.asarray(x, np.float64) for x in (out.attention_gates, out.neuron_gates))
+    rates = np.concatenate([x.mean((0, 1)) for x in gates], -1)
+    expected = -(special.xlogy(rates, rates) + special.xlog1py(1 - rates, -rates)).sum(-1).mean()
+    assert metrics["gate_information"] == pytest.approx(expected, rel=1e-3) and "gate_information" not in without
+    assert total == pytest.approx(plain + 0.25 * metrics["gate_information"], rel=1e-6)
+
+
+def test_a_penalty_on_information_makes_gates_move_less():
+    model, params = made(detach_scores=True)
+
+    def step(params, coefficient):
+        def objective(p):
+            return language_model_loss(model, p, TOKENS, TOKENS, ObjectiveConfig(gate_information=coefficient))
+
+        grads, metrics = jax.grad(objective, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 0.05 * g, params, grads), metrics
+
+    step = jax.jit(step, static_argnums=1)
+    found = []
+    for coefficient in (1e-6, 1.0):
+        trained = params
+        for _ in range(60):
+            trained, metrics = step(trained, coefficient)
+        found.append(float(metrics["gate_information"]))
+    assert found[1] < 0.7 * found[0]
+
+
+def test_only_the_largest_neurons_are_not_zero():
+    model, params = made(ablation="none", mlp_top_k=3, activation="silu")
+    out = model.apply({"params": params}, TOKENS)
+    for layer in out.layers:
+        post, whole = np.asarray(layer.clean.mlp_post), np.asarray(nn.silu(layer.clean.mlp_pre))
+        np.testing.assert_array_equal((post != 0).sum(-1), 3)
+        np.testing.assert_array_equal(post[post != 0], whole[post != 0])
+        np.testing.assert_array_equal(np.sort(np.abs(post), -1)[..., -3:], np.sort(np.abs(whole), -1)[..., -3:])
+    out = output(mlp_top_k=6)
+    assert all(((np.asarray(layer.neurons("ablated")) != 0).sum(-1) <= 4).all() for layer in out.layers)
+
+
 def test_random_gates_are_k_winners_drawn_by_the_key():
     model, params = made()
     own = np.asarray(model.apply({"params": params}, TOKENS).neuron_gates)
@@ -151,6 +196,10 @@ def test_random_gates_are_k_winners_drawn_by_the_key():
     ({"ablation": "global", "score_lag": 1}, {}, "which ablation='global' has none of"),
     ({"ablation": "none"}, {"gate_anneal": 0.1}, "objective.gate_anneal needs a gated model"),
     ({"k_neurons": (4, 5)}, {"random_gates": 0.1}, "needs the same k in all layers"),
+    ({"ablation": "none"}, {"gate_information": 0.1}, "objective.gate_information needs a gated model"),
+    ({}, {"gate_information": -1.0}, "objective.gate_information=-1.0 must not be negative"),
+    ({"mlp_top_k": 12}, {}, "mlp_top_k=12 must be at least 1, and below the 12 neurons"),
+    ({"mlp_top_k": 0}, {}, "mlp_top_k=0 must be at least 1"),
     ({}, {"ablated_anneal": 1.5}, r"objective.ablated_anneal=1.5 must be in \[0, 1\]"),
 ])
 def test_what_makes_no_sense_is_refused(model, objective, line):

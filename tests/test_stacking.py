@@ -100,7 +100,8 @@ def test_layers_gathered_one_at_a_time_on_a_mesh_are_those_of_one_device(dtype):
     param_dtype = "float64" if dtype == "float64" else "float32"
     with jax.enable_x64(dtype == "float64"):
         ablation = "local" if dtype == "float64" else "none"
-        plain = model(n_layers=2, ablation=ablation, param_dtype=param_dtype, compute_dtype=dtype)
+        objective = ObjectiveConfig(gate_information=0.0 if ablation == "none" else 0.1)
+        plain = model(n_layers=2, ablation=ablation, mlp_top_k=20, param_dtype=param_dtype, compute_dtype=dtype)
         scanned = SelfAblatingTransformer(plain.config, groups=TWO, mesh=mesh)
         params = jax.tree.map(jnp.asarray, drawn_params(plain, tokens))
         stacked = stack_layers(params, TWO)
@@ -108,9 +109,9 @@ def test_layers_gathered_one_at_a_time_on_a_mesh_are_those_of_one_device(dtype):
         def gradient(net, split):
             def loss(params, rows):
                 if net is plain:
-                    return language_model_loss(net, params, *rows, ObjectiveConfig())
+                    return language_model_loss(net, params, *rows, objective)
                 others = {name: value for name, value in params.items() if not name.startswith("layers_")}
-                return language_model_loss(net, params | gather(mesh, others), *rows, ObjectiveConfig(),
+                return language_model_loss(net, params | gather(mesh, others), *rows, objective,
                                            batch_axes=BATCH_AXES)
 
             loss = loss if net is plain else by_device(mesh, loss)

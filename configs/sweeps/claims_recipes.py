@@ -3,7 +3,7 @@
     python -m benchmarks.claims mix --folder data/claims --source data/TinyStories-train.txt
     jaxablate sweep claims_recipes --workdir runs/claims_recipes --jobs 2
 
-16 runs of half of `configs/tinystories_small.py` on stories that no reported figure is of, with seed 100; what is
+18 runs of half of `configs/tinystories_small.py` on stories that no reported figure is of, with seed 100; what is
 chosen is trained whole, with the seeds and the split of the other sweeps.
 """
 
@@ -27,6 +27,8 @@ def get_sweep() -> Sweep:
         "sharp": {"model.temperature_attention": 0.3, "model.temperature_neurons": 0.3},
         "smooth": {"model.temperature_attention": 3.0, "model.temperature_neurons": 3.0},
         "random": {"objective.random_gates": 0.2},
+        "information": {"objective.gate_information": 0.01},
+        "information-more": {"objective.gate_information": 0.1},
         "closing-mostly-clean": {"objective.gate_anneal": 0.3, **MOSTLY_CLEAN},
         "closing-detached": {"objective.gate_anneal": 0.3, "model.detach_clean": True},
         "normalized-closing-mostly-clean": {"model.score_input": "normalized", "objective.gate_anneal": 0.3,

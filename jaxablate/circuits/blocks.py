@@ -259,10 +259,9 @@ class SelfAblatingDecoder(Decoder):
 
     def neurons(self, weights: Params, x: jax.Array) -> jax.Array:
         mlp, normed = weights["mlp"], self._norm(weights["ln_2"], x)
-        up = _linear(mlp["up"], normed)
-        if self.config.mlp == "gated":
-            return activated(self.config.activation, _linear(mlp["gate"], normed), up)
-        return activated(self.config.activation, up)
+        up, c = _linear(mlp["up"], normed), self.config
+        pre, times = (_linear(mlp["gate"], normed), up) if c.mlp == "gated" else (up, None)
+        return activated(c.activation, pre, times, c.mlp_top_k)
 
     def write_neurons(self, weights: Params, neurons: jax.Array) -> jax.Array:
         out = _linear(weights["mlp"]["down"], neurons)

@@ -80,6 +80,9 @@ class ModelConfig(GatedModelConfig):
     """The neurons' activation function; gelu_tanh is GELU by its tanh approximation."""
     mlp_bias: bool = True
     """Every projection of the MLP has a bias."""
+    mlp_top_k: int | None = None
+    """Only so many of a layer's neurons at a token, the largest in absolute value, are not zero (AbsTopK; Gao et al.
+    2025, arXiv 2511.13653); None for all. The clean stream has them, too: it is no gate."""
     position_std: float = 1.0
     """Standard deviation of the learned position table at initialisation. The released code draws N(0, 1), twenty
     times the token embedding's 0.05 at d_model 128; a smaller table learns faster in short runs."""
@@ -112,6 +115,8 @@ class ModelConfig(GatedModelConfig):
         for name in ("attention_scale_width", "attention_cap", "logit_cap"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value} must be positive, or None")
+        require(self.mlp_top_k is None or 1 <= self.mlp_top_k < self.mlp_width, f"mlp_top_k={self.mlp_top_k} must be "
+                f"at least 1, and below the {self.mlp_width} neurons of a layer; or None for all")
         require(self.scale_attention or self.attention_scale_width is None,
                 f"attention_scale_width={self.attention_scale_width} needs scale_attention=True")
         self._check_positions()
@@ -178,6 +183,8 @@ class ObjectiveConfig(RegularizedObjective):
     """Coefficient of the ablated stream's cross-entropy."""
     reconstruction: float = 0.0
     """Coefficient of the distance R between the two streams' normalised residuals."""
+    gate_information: float = 0.0
+    """Coefficient of `information_of_gates`, at most what the gates of a layer tell of anything, in nats."""
     ablated_anneal: float = 0.0
     """First part of the training steps, over which the coefficient of the ablated stream rises linearly from 0."""
     gate_anneal: float = 0.0
@@ -198,7 +205,7 @@ class ObjectiveConfig(RegularizedObjective):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("clean", "ablated", "reconstruction", "ce_chunk"):
+        for name in ("clean", "ablated", "reconstruction", "gate_information", "ce_chunk"):
             value = getattr(self, name)
             require(value >= 0, f"objective.{name}={value} must not be negative")
         for name in ("ablated_anneal", "gate_anneal", "random_gates"):
@@ -310,7 +317,8 @@ class Config:
         layers = self.model.n_layers
         wrong = [layer for layer in self.objective.regularized_layers if not 0 <= layer < layers]
         require(not wrong, f"objective.regularized_layers={wrong} must be in 0..{layers - 1}, the model's layers")
-        changed = [name for name in ("ablated_anneal", "gate_anneal", "random_gates") if getattr(self.objective, name)]
+        changed = [name for name in ("gate_information", "ablated_anneal", "gate_anneal", "random_gates")
+                   if getattr(self.objective, name)]
         require(self.model.gated or not changed, f"objective.{next(iter(changed), '')} needs a gated model; set "
                 "model.ablation or leave it out")
         ks = {(self.model.layer_k("attention", i), self.model.layer_k("neurons", i)) for i in range(layers)}

@@ -190,7 +190,7 @@ class Block(nn.Module):
         self.ln_1, self.ln_2 = Norm(c, c.norm), Norm(c, c.norm)
         if c.post_norms:
             self.ln_1_post, self.ln_2_post = Norm(c, c.norm), Norm(c, c.norm)
-        self.attention, self.mlp = Attention(c), Mlp(c, c.activation, c.mlp == "gated", c.mlp_bias)
+        self.attention, self.mlp = Attention(c), Mlp(c, c.activation, c.mlp == "gated", c.mlp_bias, c.mlp_top_k)
         if c.ablation in ("local", "both"):
             self.attention_scores = ScoreHead(c.attention_width, c)
             self.neuron_scores = ScoreHead(c.mlp_width, c)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxablate.config import GatedModelConfig, ModelConfig
+from jaxablate.gating import hard_top_k
 from jaxablate.ops.attention import repeat_heads
 from jaxablate.ops.cap import capped
 from jaxablate.ops.normalization import layer_norm, rms_norm
@@ -221,9 +222,11 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 """Activation functions by their name in `ModelConfig.activation`."""
 
 
-def activated(activation: str, pre: jax.Array, up: jax.Array | None = None) -> jax.Array:
-    """Neurons from what the activation function takes, times ``up`` in a gated MLP."""
-    return ACTIVATIONS[activation](pre) if up is None else ACTIVATIONS[activation](pre) * up
+def activated(activation: str, pre: jax.Array, up: jax.Array | None = None, top_k: int | None = None) -> jax.Array:
+    """Neurons [..., F] from what the activation function takes, times ``up`` in a gated MLP; with ``top_k`` only so
+    many of a row, the largest in absolute value, are not zero (`ModelConfig.mlp_top_k`)."""
+    neurons = ACTIVATIONS[activation](pre) if up is None else ACTIVATIONS[activation](pre) * up
+    return neurons if top_k is None else neurons * hard_top_k(jnp.abs(neurons), top_k).astype(neurons.dtype)
 
 
 class Mlp(nn.Module):
@@ -236,6 +239,7 @@ class Mlp(nn.Module):
     activation: str
     gated: bool = False
     bias: bool = True
+    top_k: int | None = None
 
     def setup(self):
         c = self.config
@@ -253,6 +257,6 @@ class Mlp(nn.Module):
         [B, T, D]. The first two are what `edit` makes of them."""
         up = kept(self.up(x_BTD)) if self.gated else None
         pre = kept(edit("mlp_pre", self.gate(x_BTD) if self.gated else self.up(x_BTD)))
-        post = edit("mlp_post", activated(self.activation, pre, up))
+        post = edit("mlp_post", activated(self.activation, pre, up, self.top_k))
         gated = post if gate_BTF is None else post * gate_BTF.astype(post.dtype)
         return pre, post, self.down(gated)
