@@ -61,8 +61,8 @@ def language_model_loss(
       The loss, and scalar metrics: `loss`, `loss_clean`; with an ablated stream also `loss_ablated`,
       `reconstruction` (before its coefficient), `gate_information` (where it has a coefficient, before that),
       `live_attention` and `live_neurons` (fraction of units of all layers whose gate exceeds 0.5 at least once in the
-      batch). Without one CE(clean) has no coefficient. Each regulariser whose coefficient is not zero is there under its
-      name, before its coefficient.
+      batch). Without one CE(clean) has no coefficient. Each regulariser whose coefficient is not zero is there under
+      its name, before its coefficient.
 
     Raises:
       ConfigError: a regulariser is not registered, or reads what the model does not have.

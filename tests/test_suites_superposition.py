@@ -109,9 +109,9 @@ def forward(model, params, batch):
 
 
 def numbers(result):
-    return [(s.srs.value, s.mean_capacity.value, s.over.value, s.represented.value, s.zero_rows, s.polysemanticity,
-             s.interference, s.importance_null.z, s.interaction_null.z, *s.srs.interval, *s.quantiles)
-            for s in result.sites]
+    return [(s.srs.value, s.mean_capacity.value, s.important_capacity.value, s.over.value, s.represented.value,
+             s.zero_rows, s.polysemanticity, s.interference, s.importance_null.z, s.interaction_null.z,
+             *s.srs.interval, *s.quantiles) for s in result.sites]
 
 
 def test_padding_batches_and_filler_rows_do_not_matter(gated):
@@ -122,6 +122,23 @@ def test_padding_batches_and_filler_rows_do_not_matter(gated):
     np.testing.assert_allclose(numbers(short), numbers(long), rtol=1e-4, atol=1e-5)
     assert (short.texts, short.tokens) == (long.texts, long.tokens) == (13, sum(map(len, texts)))
     assert [s.counts for s in short.sites] == [s.counts for s in long.sites]
+
+
+def test_capacity_of_important_tokens_is_that_of_those_that_rank_highest(gated):
+    texts, labels = draw(6)
+    split = batches(texts, labels, length=12)
+    result = superposition.evaluate(*gated, split, layer=1)
+    means = []
+    for batch in split:
+        out = forward(*gated, batch)
+        measures = superposition.site_measures(out.layers[1].clean.mlp_post, out.layers[1].clean.attention, out.keep,
+                                               jnp.asarray(batch["mask"]) > 0)
+        for capacity, keep, mask in zip(measures["capacity"], out.keep, batch["mask"], strict=True):
+            if (n := int(mask.sum())) > 1:
+                top = np.argsort(-np.asarray(keep)[:n], kind="stable")[:-(-3 * n // 10)]
+                means.append(np.asarray(capacity)[top].mean())
+    assert result.sites[0].important_capacity.value == pytest.approx(np.mean(means), rel=1e-5)
+    assert result.sites[0].important_capacity.n == len(means)
 
 
 def test_every_site_is_measured_and_the_chosen_layer_first(gated):
@@ -243,7 +260,8 @@ def test_the_suite_runs_on_a_subject(gated):
     result, options = superposition.SUITE.run(run)
     assert result.sites[0].layer == options["layer"] == 1 and options["importance"] == "vmask"
     assert [f.name for f in result.headline()] == ["SRS", "SRS importance part", "SRS interaction part",
-                                                   "tokens with capacity > 0.5", "mean capacity"]
+                                                   "tokens with capacity > 0.5", "mean capacity",
+                                                   "mean capacity of important tokens"]
     assert superposition.SUITE.reason_against(Config()) and not superposition.SUITE.reason_against(config)
 
 

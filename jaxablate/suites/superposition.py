@@ -74,6 +74,8 @@ class SiteSuperposition:
     interaction_null: Null
     mean_capacity: Estimate
     """Mean over tokens."""
+    important_capacity: Estimate
+    """Mean over texts of the mean capacity of the top tokens; a text needs 2 tokens."""
     over: Estimate
     """Fraction of tokens with a capacity above `OVER`."""
     represented: Estimate
@@ -118,6 +120,7 @@ class SuperpositionResult:
             Figure("SRS interaction part", site.interaction, better="up"),
             Figure(f"tokens with capacity > {OVER}", site.over, unit="fraction", range=stats.FRACTION),
             Figure("mean capacity", site.mean_capacity, range=stats.FRACTION),
+            Figure("mean capacity of important tokens", site.important_capacity, range=stats.FRACTION),
         )
 
     def panels(self) -> tuple[Panel, ...]:
@@ -213,6 +216,8 @@ def _site(key: str, measures: TextMeasures, tokens: np.ndarray, seed: int) -> Si
     total, over = np.nansum(capacities, -1), np.sum(capacities > OVER, -1)  # NaN > x is false
     importance, importance_draws = _part(measures["importance"], seed)
     interaction, interaction_draws = _part(measures["interaction"], seed)
+    top = (TOP_TOKENS * tokens + 9) // 10
+    important, _ = _part(total / tokens + (1 - top / tokens) * measures["importance"], seed)
     both = importance.value is not None and interaction.value is not None
     srs = float(importance) + float(interaction) if both else None
     return SiteSuperposition(
@@ -220,7 +225,8 @@ def _site(key: str, measures: TextMeasures, tokens: np.ndarray, seed: int) -> Si
         importance_null=_null(importance, measures["importance_variance"]),
         interaction_null=_null(interaction, measures["interaction_variance"]),
         srs=stats.from_draws(srs, importance_draws + interaction_draws, n=len(tokens)),
-        mean_capacity=stats.ratio(total, tokens, seed=seed), over=stats.ratio(over, tokens, seed=seed),
+        mean_capacity=stats.ratio(total, tokens, seed=seed), important_capacity=important,
+        over=stats.ratio(over, tokens, seed=seed),
         represented=stats.mean(total / tokens, seed=seed),
         zero_rows=float(measures["zero"].sum() / tokens.sum()),
         polysemanticity=float(measures["polysemanticity"].mean()), interference=float(measures["interference"].mean()),
@@ -284,8 +290,8 @@ def _capacity_panels(result: SuperpositionResult) -> tuple[HistogramGrid, Curves
                   apart=result.tokens - sum(site.counts), apart_label="zero", note=f"median {site.quantiles[2]:.3f}")
         for site in result.sites
     )
-    rows = tuple((site.name, site.mean_capacity, site.over, site.represented, site.zero_rows, *site.quantiles)
-                 for site in result.sites)
+    rows = tuple((site.name, site.mean_capacity, site.important_capacity, site.over, site.represented, site.zero_rows,
+                  *site.quantiles) for site in result.sites)
     return (
         HistogramGrid(title="Capacity of the tokens", x_label="capacity", histograms=histograms, log_x=False,
                       mark_label="mean",
@@ -296,7 +302,7 @@ def _capacity_panels(result: SuperpositionResult) -> tuple[HistogramGrid, Curves
                series=tuple(Series(label=site.name, x=edges, y=site.fraction_over) for site in result.sites)),
         Grid(title="Capacity by site", rows=rows,
              caption="Represented: mean over texts of the sum of capacities divided by the number of tokens.",
-             columns=("site", "mean", f"over {OVER}", "represented", "zero rows",
+             columns=("site", "mean", "of important tokens", f"over {OVER}", "represented", "zero rows",
                       *(f"{q:.0%} quantile" for q in QUANTILES))),
     )
 
