@@ -534,19 +534,22 @@ def smallest(differences: Sequence[float]) -> float:
     >>> round(smallest([-1.0, 0.0, 1.0, 0.0, 0.5]), 2)
     1.25
     """
-    from scipy import optimize, special
+    from scipy import special
     from scipy.stats import nct
 
     n = len(differences)
     critical = float(special.stdtrit(n - 1, 0.975))
 
-    def lacking(effect: float) -> float:
-        return POWER - (1 - nct.cdf(critical, n - 1, effect) + nct.cdf(-critical, n - 1, effect))
+    def power(effect: float) -> float:
+        return float(1 - nct.cdf(critical, n - 1, effect) + nct.cdf(-critical, n - 1, effect))
 
-    most = 1.0
-    while lacking(most) > 0:  # far beyond what is needed nct.cdf is not a number
-        most *= 1.5
-    return float(optimize.brentq(lacking, 0, most)) * float(np.std(differences, ddof=1)) / math.sqrt(n)
+    low, high = 0.0, 1.0
+    while power(high) < POWER:  # far beyond what is needed nct.cdf is not a number
+        low, high = high, 1.5 * high
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle) > POWER else (middle, high)
+    return high * float(np.std(differences, ddof=1)) / math.sqrt(n)
 
 
 def verdict(claim: Claim, difference: Estimate, p: float | None, scale: float) -> str:
