@@ -14,6 +14,7 @@ stories between them, so that models of them can do the task.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -60,9 +61,9 @@ EXPLAINED = 0.9
 TOLERANCE, COMPETENT, LEAST_PAIRS = 0.02, 0.75, 3
 """Nats between a pair's losses; share of prompts answered by a model whose circuit counts; pairs of a comparison."""
 POWER = 0.8
-APART, MIX_SEED = 2, 1_000_003
+PROMPTS, MIX_SEED = 3, 1_000_003
 ENDINGS = ("was very happy.", "said thank you and smiled.", "laughed. It was a good day.", "gave a big hug.")
-"""Stories between two prompts, the seed that prompts are drawn with, and how they go on."""
+"""Prompts after each story, the seed that they are drawn with, and how they go on."""
 PAPER_KS = (1, 2, 4, 8)
 """The published numbers of winners."""
 
@@ -103,22 +104,21 @@ class _Words:
 
 
 def mix(options: Options) -> None:
-    """Writes FOLDER/train.txt: after every `APART` stories one that is an indirect-object prompt with its answer; and
-    its first 19 twentieths and the rest as search-train.txt and search-valid.txt, to choose settings by.
+    """Writes FOLDER/train.txt: after every story `PROMPTS` that are an indirect-object prompt with its answer; and its
+    first 19 twentieths and the rest as search-train.txt and search-valid.txt, to choose settings by.
 
     The prompts are those of `jaxablate.circuits.ioi` with another seed than any suite has, so templates are the same
     and names are mostly in pairs that no prompt has.
     """
-    stories = options.source.read_text().split(END_OF_TEXT)
-    prompts = iter(ioi(_Words(), MIX_SEED, len(stories) // APART + 1))
+    stories = [story for part in options.source.read_text().split(END_OF_TEXT) if (story := part.strip())]
+    prompts = iter(ioi(_Words(), MIX_SEED, PROMPTS * len(stories)))
     parts = []
-    for i, story in enumerate(stories):
-        parts.append(story.strip())
-        if i % APART == APART - 1:
-            prompt = next(prompts)
+    for story in stories:
+        parts.append(story)
+        for prompt in itertools.islice(prompts, PROMPTS):
             name = prompt.answers[0].strip()
-            parts.append(f"{prompt.clean} {name}. {name} {ENDINGS[i // APART % len(ENDINGS)]}")
-    parts, rest = [part for part in parts if part], len(parts) - len(parts) // 20
+            parts.append(f"{prompt.clean} {name}. {name} {ENDINGS[len(parts) % len(ENDINGS)]}")
+    rest = len(parts) - len(parts) // 20
     for name, some in {"train": parts, "search-train": parts[:rest], "search-valid": parts[rest:]}.items():
         path = write(options.folder / f"{name}.txt", "".join(f"{part}\n{END_OF_TEXT}\n" for part in some))
         print(path, f"{len(some):,} stories")
