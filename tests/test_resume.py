@@ -285,6 +285,26 @@ def test_a_run_without_its_record_goes_on_with_the_same_data_and_says_so(cache, 
                    before={"data_hash": other})
 
 
+def test_a_record_that_lacks_a_field_is_refused(cache, whole, tmp_path):
+    """One of them could be gone without a word, and a run that went on wrote the record without it."""
+    shutil.copytree(whole, tmp_path / "run")
+    path, mesh = tmp_path / "run/run.json", make_mesh(MeshConfig(data=1))
+    record = json.loads(path.read_text())
+    conditions = {"started", "revision", "versions", "device", "mesh", "processes", "resumed"}
+    facts = {name: value for name, value in record.items() if name not in conditions}
+    assert {"parameters", "data_hash", "train_tokens", "valid_tokens", "tokenizer"} == facts.keys()
+    for name in record:
+        damaged = json.dumps({other: value for other, value in record.items() if other != name})
+        for before in ({}, facts):
+            path.write_text(damaged)
+            with pytest.raises(JaxablateError, match=f"run.json.*{name}.*; restore it, or delete it to go on"):
+                record_run(tmp_path / "run", tiny(cache, "local"), mesh, facts, 12, before=before)
+            assert path.read_text() == damaged
+    path.write_text(json.dumps({name: value for name, value in record.items() if name != "train_tokens"}))
+    without = {name: value for name, value in facts.items() if name != "train_tokens"}  # a version that wrote none
+    record_run(tmp_path / "run", tiny(cache, "local"), mesh, facts, 12, before=without)
+
+
 def test_a_checkpoint_of_other_settings_than_the_file_gives_is_not_opened(cache, whole, tmp_path):
     from jaxablate.runs.run import open_run
 

@@ -9,14 +9,14 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import jax
 from jax.sharding import Mesh
 
 from jaxablate import files
 from jaxablate.config import CONTINUABLE, RunConfig, differences, run_from_dict, to_dict
-from jaxablate.errors import CheckpointError, ConfigError
+from jaxablate.errors import CheckpointError, ConfigError, FileError
 from jaxablate.provenance import provenance
 
 logger = logging.getLogger(__name__)
@@ -47,11 +47,16 @@ def read_config(workdir: str | Path) -> RunConfig:
 
 
 class _Record(TypedDict):
-    """Fields of ``run.json`` that are read again; it has more."""
+    """Fields that every ``run.json`` has; it has more."""
 
+    parameters: int
     data_hash: dict[str, str]
-    tokenizer: NotRequired[dict[str, str]]
-    resumed: NotRequired[list[dict[str, Any]]]
+    tokenizer: dict[str, str]
+    resumed: list[dict[str, Any]]
+
+
+_CONDITIONS = ("started", "revision", "versions", "device", "mesh", "processes")
+"""When, where and with what a run began; a record that was made anew has none of them."""
 
 
 def read_run(workdir: str | Path) -> dict[str, Any] | None:
@@ -63,9 +68,13 @@ def read_run(workdir: str | Path) -> dict[str, Any] | None:
     path, fix = Path(workdir) / RUN, "restore it, or delete it to go on without what it says"
     try:
         files.read_json(path, _Record, what="a run's record", fix=fix)
-        return files.read_json(path, what="a run's record", fix=fix)
+        record = files.read_json(path, what="a run's record", fix=fix)
     except FileNotFoundError:
         return None
+    gone = [name for name in _CONDITIONS if name not in record]
+    if gone and len(gone) < len(_CONDITIONS):
+        raise FileError(f"{path} has no {gone[0]!r} beside the other conditions of the run; {fix}")
+    return record
 
 
 def check_workdir(workdir: str | Path, config: RunConfig) -> None:
@@ -121,7 +130,7 @@ def record_run(workdir: Path, config: RunConfig, mesh: Mesh, facts: Mapping[str,
     the run began. The directory is held by `hold_workdir`.
 
     Raises:
-      CheckpointError: the stored run has other data.
+      CheckpointError: the stored run has other data, or its record lacks what it must say of it.
       FileError: a file cannot be written.
     """
     here = provenance(list(mesh.devices.flat))
@@ -130,6 +139,9 @@ def record_run(workdir: Path, config: RunConfig, mesh: Mesh, facts: Mapping[str,
     record = read_run(workdir)
     then = before if record is None else record
     for name, value in facts.items():
+        if record is not None and name not in record and (name in before or not before):
+            raise CheckpointError(f"{workdir / RUN} has no {name!r}; restore it, or delete it to go on without what it "
+                                  "says")
         if then.get(name, value) != value:
             doubt = f", or delete {RUN}, which the checkpoint contradicts" if before.get(name) == value else ""
             raise CheckpointError(
