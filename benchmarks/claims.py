@@ -4,13 +4,15 @@
     python -m benchmarks.claims measure --folder runs/claims_embedded --jobs 2
     python -m benchmarks.claims tables --folder runs/claims_embedded --write
     python -m benchmarks.claims mix --folder data/claims --source data/TinyStories-train.txt
+    python -m benchmarks.claims hold-out --folder data/claims_trees --source data/trees
 
 ``measure`` goes over the runs that are trained and scored. For each of them it finds the checkpoint of equal loss of
 the baseline with the same seed, makes a working directory of that checkpoint alone (FOLDER/matched/seed-0/step-1500),
 scores it, trains autoencoders on both and makes graphs of their neurons. What is there is not measured again, so it may
 be stopped and started. Figures of each run come from its ``results.json`` and the index of its graphs; ``tables
 --write`` keeps them in claims.json and the tables in the docs. ``mix`` writes stories with short indirect-object
-stories between them, so that models of them can do the task.
+stories between them, so that models of them can do the task; ``hold-out`` writes a treebank without its test sentences,
+to choose settings by.
 """
 
 import dataclasses
@@ -72,13 +74,13 @@ PAPER_KS = (1, 2, 4, 8)
 class Options:
     """Measure a sweep's runs for docs/claims.md, or make its tables."""
 
-    what: Annotated[Literal["measure", "tables", "mix"], tyro.conf.Positional]
+    what: Annotated[Literal["measure", "tables", "mix", "hold-out"], tyro.conf.Positional]
     """measure: find checkpoints of equal loss, score them, train autoencoders. tables: print them. mix: write stories
-    to train on."""
+    to train on. hold-out: write a treebank whose test sentences are the development ones."""
     folder: Path = Path("runs/claims_embedded")
-    """Folder of the sweep; of mixed stories."""
+    """Folder of the sweep; of what is written."""
     source: Path = Path("data/TinyStories-train.txt")
-    """Stories to mix."""
+    """Stories to mix; folder of the treebank."""
     jobs: int = 1
     """Processes at once."""
     autoencoders: bool = True
@@ -122,6 +124,17 @@ def mix(options: Options) -> None:
     for name, some in {"train": parts, "search-train": parts[:rest], "search-valid": parts[rest:]}.items():
         path = write(options.folder / f"{name}.txt", "".join(f"{part}\n{END_OF_TEXT}\n" for part in some))
         print(path, f"{len(some):,} stories")
+
+
+def hold_out(options: Options) -> None:
+    """Writes FOLDER/train.txt, dev.txt and test.txt: the training trees but every tenth, every tenth, and the
+    development trees."""
+    trees = (options.source / "train.txt").read_text().splitlines()
+    parts = {"train": [tree for i, tree in enumerate(trees) if i % 10 != 9], "dev": trees[9::10],
+             "test": (options.source / "dev.txt").read_text().splitlines()}
+    for name, some in parts.items():
+        path = write(options.folder / f"{name}.txt", "".join(f"{tree}\n" for tree in some))
+        print(path, f"{len(some):,} trees")
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------
@@ -229,6 +242,8 @@ def figures(path: Path, measured: Results) -> dict[str, float | None]:
         out |= {"loss": loss_of(measured), "loss ablated": _ablated_loss(measured)}
         out |= _circuits(measured) | _above_shuffled(measured) | _autoencoders(measured) | _graphs(path)
         out |= _kurtosis(path)
+    if out["importance part"] is not None and out["capacity of important"] is not None:
+        out["capacity of others"] = out["capacity of important"] - out["importance part"]
     return out
 
 
@@ -417,17 +432,22 @@ LOCAL_GLOBAL = "local-global"
 E6 = Claim(name="E6", says="local scores make smaller circuits than global ones", figure="edges", competent=True,
            published=39.0 / 44.8 - 1, scale="edges of baseline", cells=f"{LOCAL_GLOBAL}-k.*",
            groups={"local against global": tuple(f"{LOCAL_GLOBAL}-k{k}" for k in PAPER_KS)})
+
+
+def _second_paper(name: str, says: str, figure: str, lambdas: str, published: float = 0.04, **options: Any) -> Claim:
+    """A claim of the second paper: lambdas (importance-interaction) against none, in a difference, not a ratio."""
+    return Claim(name=name, says=says, figure=figure, published=published, absolute=True, against="last", cells=".*",
+                 groups={f"({lambdas.replace('-', ', ')})": (f"lambdas-{lambdas}",)}, **options)
+
+
 SAFR = (
-    Claim(name="S1", says="accuracy does not suffer", figure="accuracy", published=-0.01, absolute=True,
-          kind="at least", against="last", groups={"(1, 1)": ("1-1",)}),
-    Claim(name="S2", says="important tokens get neurons of their own", figure="importance part", published=0.04,
-          absolute=True, against="last", groups={"(1, 0)": ("1-0",)}),
-    Claim(name="S3", says="... by giving them more", figure="capacity of important", published=0.04, absolute=True,
-          against="last", groups={"(1, 0)": ("1-0",)}, secondary=(("capacity", "last"),)),
-    Claim(name="S4", says="correlated tokens share neurons", figure="interaction part", published=0.04, absolute=True,
-          against="last", groups={"(0, 1)": ("0-1",)}),
-    Claim(name="S5", says="both at once", figure="SRS", published=0.04, absolute=True, against="last",
-          groups={"(1, 1)": ("1-1",)}, secondary=(("importance part", "last"), ("interaction part", "last"))),
+    _second_paper("S1", "accuracy does not suffer", "accuracy", "1-1", -0.01, kind="at least"),
+    _second_paper("S2", "important tokens get neurons of their own", "importance part", "1-0"),
+    _second_paper("S3", "... by giving them more", "capacity of important", "1-0",
+                  secondary=(("capacity", "last"), ("capacity of others", "last"))),
+    _second_paper("S4", "correlated tokens share neurons", "interaction part", "0-1"),
+    _second_paper("S5", "both at once", "SRS", "1-1",
+                  secondary=(("importance part", "last"), ("interaction part", "last"))),
 )
 
 
@@ -445,12 +465,19 @@ class Study:
     """Figures of the table of all cells."""
 
 
+def _safr(claims: tuple[Claim, ...] = ()) -> Study:
+    return Study(baseline="lambdas-0-0", suites=frozenset({"classification", "superposition"}), claims=claims, shown=(
+        "accuracy", "SRS", "importance part", "interaction part", "capacity", "capacity of important",
+        "capacity of others"))
+
+
 _EMBEDDED = _first_paper("E", _gated(*PAPER_KS))
 STUDIES = {
     "embedded": Study(claims=(*_EMBEDDED, E6, *_sparse(_EMBEDDED))),
     "tinystories": Study(claims=_first_paper("T", {"local": ("local-k8", "local-k2"), "global": ("global-k8",)})),
-    "sst2": Study(baseline="0-0", suites=frozenset({"classification", "superposition"}), claims=SAFR, shown=(
-        "accuracy", "SRS", "importance part", "interaction part", "capacity", "capacity of important")),
+    "sst2": _safr(SAFR),
+    "safr_search": _safr(),
+    "imdb": _safr(),
     "recipes": Study(suites=frozenset({"perplexity", "leakage"}), shown=(
         "loss", "loss ablated", "live neurons", "live channels", "leaked nats")),
 }
@@ -680,6 +707,6 @@ def tables(options: Options) -> None:
 if __name__ == "__main__":
     def main() -> None:
         options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-        {"measure": measure, "tables": tables, "mix": mix}[options.what](options)
+        {"measure": measure, "tables": tables, "mix": mix, "hold-out": hold_out}[options.what](options)
 
     sys.exit(guarded(main, ends=True))

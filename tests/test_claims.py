@@ -85,7 +85,7 @@ def safr(**changes):
     rng, out = np.random.default_rng(0), []
     base = {"accuracy": 0.72, "importance part": 0.02, "interaction part": -0.03, "SRS": -0.01, "capacity": 0.3,
             "capacity of important": 0.3}
-    for variant in ("0-0", "1-0", "0-1", "1-1"):
+    for variant in ("lambdas-0-0", "lambdas-1-0", "lambdas-0-1", "lambdas-1-1"):
         for seed in range(10):
             run = {name: value + 0.002 * rng.standard_normal() for name, value in (base | changes).items()}
             out.append({"variant": variant, "seed": seed, "run": run, "last": base, "equal": None})
@@ -116,6 +116,27 @@ def test_a_claims_table_has_its_cells_corrected_together():
     flat = next(x for x in lines if x["measure"] == "edges at equal logit difference" and x["models"] == "local")
     assert float(flat["difference"]) == pytest.approx(-10, abs=1)
     assert set(claims.all_tables(found, EMBEDDED)) == {"summary", "cells", *(x.name for x in EMBEDDED.claims)}
+
+
+def test_what_is_held_out_has_no_test_sentence(tmp_path, capsys):
+    source = tmp_path / "trees"
+    source.mkdir()
+    for name, count in (("train", 25), ("dev", 4), ("test", 3)):
+        (source / f"{name}.txt").write_text("".join(f"({name} {i})\n" for i in range(count)))
+    claims.hold_out(claims.Options(what="hold-out", folder=tmp_path / "new", source=source))
+    train, dev, test = ((tmp_path / f"new/{name}.txt").read_text().splitlines() for name in ("train", "dev", "test"))
+    assert (len(train), dev, test) == (23, ["(train 9)", "(train 19)"], [f"(dev {i})" for i in range(4)])
+    assert "23 trees" in capsys.readouterr().out
+
+
+def test_mixed_stories_have_prompts_after_each(tmp_path):
+    (tmp_path / "stories.txt").write_text("One.\n<|endoftext|>\nTwo.\n<|endoftext|>\n")
+    claims.mix(claims.Options(what="mix", folder=tmp_path, source=tmp_path / "stories.txt"))
+    parts = [x.strip() for x in (tmp_path / "train.txt").read_text().split("<|endoftext|>")][:-1]
+    assert len(parts) == 8 and parts[::4] == ["One.", "Two."]
+    for prompt in (x for i, x in enumerate(parts) if i % 4):
+        end = prompt.split(". ")[-1].split(" ") if prompt.count(". ") else []
+        assert end, prompt
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):
