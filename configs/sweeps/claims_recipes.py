@@ -3,7 +3,7 @@
     python -m benchmarks.claims mix --folder data/claims --source data/TinyStories-train.txt
     jaxablate sweep claims_recipes --workdir runs/claims_recipes --jobs 2
 
-18 runs of half of `configs/tinystories_small.py` on stories that no reported figure is of, with seed 100; what is
+18 runs of `configs/tinystories_small.py`, half as long as those of `claims_tinystories`, on stories that no reported figure is of, with seed 100; what is
 chosen is trained whole, with the seeds and the split of the other sweeps.
 """
 
@@ -38,7 +38,7 @@ def get_sweep() -> Sweep:
         config="tinystories_small",
         grid={"recipe": {"baseline": {"model.ablation": "none"}, **changes}},
         seeds=(100,),
-        settings={"train.steps": 750, "data.train_path": "data/claims/search-train.txt",
+        settings={"train.steps": 1500, "data.train_path": "data/claims/search-train.txt",
                   "data.valid_path": "data/claims/search-valid.txt"},
         suites=("perplexity", "gates", "leakage"),
     )
