@@ -3,8 +3,8 @@
     python -m benchmarks.claims mix --folder data/claims --source data/TinyStories-train.txt
     jaxablate sweep claims_recipes --workdir runs/claims_recipes --jobs 2
 
-18 runs of `configs/tinystories_small.py`, half as long as those of `claims_tinystories`, on stories that no reported figure is of, with seed 100; what is
-chosen is trained whole, with the seeds and the split of the other sweeps.
+18 runs of `configs/tinystories_small.py`, half as long as those of `claims_tinystories`, on stories that no reported
+figure is of, with seed 100; what is chosen is trained whole, with the seeds and the split of the other sweeps.
 """
 
 from jaxablate.sweep import Sweep

@@ -3,7 +3,8 @@
     python -m benchmarks.claims mix --folder data/claims --source data/TinyStories-train.txt
     jaxablate sweep claims_tinystories --workdir runs/claims_tinystories --jobs 2
 
-12 runs of `configs/tinystories_small.py`, twice as long, which read data/claims/train.txt and data/TinyStories-valid.txt.
+12 runs of `configs/tinystories_small.py`, twice as long. They read data/claims/train.txt and
+data/TinyStories-valid.txt.
 """
 
 from jaxablate.sweep import Sweep
@@ -18,6 +19,7 @@ def get_sweep() -> Sweep:
         config="tinystories_small",
         grid={"variant": {"baseline": baseline, **gated}},
         seeds=(0, 1, 2),
-        settings={"train.steps": 3000, "data.train_path": "data/claims/train.txt", "data.valid_path": "data/TinyStories-valid.txt"},
+        settings={"train.steps": 3000, "data.train_path": "data/claims/train.txt",
+                  "data.valid_path": "data/TinyStories-valid.txt"},
         suites=("perplexity", "gates", "weights", "circuits", "neurons", "leakage"),
     )
