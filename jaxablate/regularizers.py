@@ -169,7 +169,7 @@ def information_of_gates(rates: Float[ArrayLike, "*layers units"]) -> Float[Arra
     the whole mask, which is at most this sum. A gate that never moves, of a rate of 0 or 1, counts as one that moves
     once in a million tokens, and has no gradient.
 
-    >>> information_of_gates(jnp.array([0.5, 0.0, 1.0])).round(3).item()
+    >>> round(information_of_gates(jnp.array([0.5, 0.0, 1.0])).item(), 3)
     0.693
     """
     rates = jnp.clip(_at_least_float32(rates), 1e-6, 1 - 1e-6)
