@@ -43,7 +43,7 @@ def test_stacking_and_unstacking_are_inverse(groups):
 
 TWO, RUNS_OF_THREE = (((0, 1),),), (((0, 1),), ((2,),))
 CASES = {
-    "local": ({"n_layers": 2}, {"groups": TWO}, {}),
+    "local": ({"n_layers": 2, "mlp_top_k": 20}, {"groups": TWO}, {"gate_information": 0.1}),
     "written out": ({"n_layers": 2}, {"groups": TWO, "unroll": True}, {}),
     "both, recomputed": ({"n_layers": 2, "ablation": "both", "remat": "blocks"}, {"groups": TWO}, {}),
     "none": ({"n_layers": 2, "ablation": "none"}, {"groups": TWO}, {}),
@@ -101,7 +101,7 @@ def test_layers_gathered_one_at_a_time_on_a_mesh_are_those_of_one_device(dtype):
     with jax.enable_x64(dtype == "float64"):
         ablation = "local" if dtype == "float64" else "none"
         objective = ObjectiveConfig(gate_information=0.0 if ablation == "none" else 0.1)
-        plain = model(n_layers=2, ablation=ablation, mlp_top_k=20, param_dtype=param_dtype, compute_dtype=dtype)
+        plain = model(n_layers=2, ablation=ablation, param_dtype=param_dtype, compute_dtype=dtype)
         scanned = SelfAblatingTransformer(plain.config, groups=TWO, mesh=mesh)
         params = jax.tree.map(jnp.asarray, drawn_params(plain, tokens))
         stacked = stack_layers(params, TWO)
