@@ -83,10 +83,6 @@ class Options:
     """Stories to mix; folder of the treebank."""
     jobs: int = 1
     """Processes at once."""
-    autoencoders: bool = True
-    """Train autoencoders, which takes longest."""
-    graphs: bool = True
-    """Make graphs of all neurons."""
     write: bool = False
     """Keep the runs' figures in claims.json and the tables in docs/claims.md."""
 
@@ -162,7 +158,7 @@ def measure(options: Options) -> None:
             workdirs += [alone(options.folder, seed, baselines[seed], step), path]
     workdirs = list(dict.fromkeys(workdirs))
     with ThreadPoolExecutor(options.jobs) as pool:
-        for path, problem in zip(workdirs, pool.map(lambda path: _complete(path, options), workdirs), strict=True):
+        for path, problem in zip(workdirs, pool.map(_complete, workdirs), strict=True):
             print(path, problem or "is measured", flush=True)
 
 
@@ -202,16 +198,16 @@ def alone(folder: Path, seed: int, baseline: Path, step: int) -> Path:
     return path
 
 
-def _complete(path: Path, options: Options) -> str:
+def _complete(path: Path) -> str:
     """Scores a working directory, trains its autoencoders, makes its graphs, where that is lacking; what went wrong, if
     anything."""
     have = results.read(path).suites if (path / results.FILE_NAME).exists() else {}
     lines = []
     if not set(SUITES) <= have.keys():
         lines.append(("score", str(path), "--missing", "--suites", *SUITES))
-    if options.autoencoders and "sae" not in have:
+    if "sae" not in have:
         lines.append(("sae", "--workdir", str(path), *AUTOENCODERS))
-    if options.graphs and not (path / GRAPHS / INDEX).exists():
+    if not (path / GRAPHS / INDEX).exists():
         lines.append(("neurons", "--workdir", str(path)))
     for line in lines:
         done = subprocess.run([sys.executable, "-m", "jaxablate", *line], capture_output=True, text=True, check=False)
@@ -631,8 +627,8 @@ def summary(rows: Sequence[Row], study: Study) -> Grid:
 
 def claim_table(rows: Sequence[Row], study: Study, claim: Claim) -> Grid:
     """One claim: its primary comparisons, its further measures, and each cell by itself."""
-    rows = [*rows, *local_against_global(rows)]
     lines = [_line(x, True) for x in primary(rows, study) if x[0].claim.name == claim.name]
+    rows = [*rows, *local_against_global(rows)]
     for figure, against in claim.secondary:
         of_figure = dataclasses.replace(claim, figure=figure, against=against)
         lines += _secondary(rows, of_figure, claim.groups)

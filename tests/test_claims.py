@@ -3,6 +3,7 @@
 import doctest
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -52,6 +53,10 @@ def test_local_scores_against_global_ones_and_sparse_weights():
     found = [*rows(edges=0.5), *rows("global", edges=0.9), *sparse]
     local = line("E6", found)
     assert local["verdict"] == "holds" and float(local["difference"]) == pytest.approx(-8, abs=0.6)
+    apart = [row | {"equal": row["equal"] | {"loss": 0.7}} if row["variant"] == "local-k8" else row for row in found]
+    e6 = next(claim for claim in EMBEDDED.claims if claim.name == "E6")
+    table = claims.claim_table(apart, EMBEDDED, e6)
+    assert dict(zip(table.columns, table.rows[0], strict=True))["pairs left out"] == 5  # it was counted twice
     fewer = line("W1", found)
     assert fewer["verdict"] == "holds" and float(fewer["difference"]) == pytest.approx(-6, abs=0.6)
     assert {row[0] for row in claims.summary(found, EMBEDDED).rows} == {x.name for x in EMBEDDED.claims}
@@ -135,8 +140,8 @@ def test_mixed_stories_have_prompts_after_each(tmp_path):
     parts = [x.strip() for x in (tmp_path / "train.txt").read_text().split("<|endoftext|>")][:-1]
     assert len(parts) == 8 and parts[::4] == ["One.", "Two."]
     for prompt in (x for i, x in enumerate(parts) if i % 4):
-        end = prompt.split(". ")[-1].split(" ") if prompt.count(". ") else []
-        assert end, prompt
+        name = re.search(r" (\w+)\. \1 ", prompt)  # the answer, and the sentence that goes on with it
+        assert name and prompt.count(name[1]) == 3, prompt
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):
