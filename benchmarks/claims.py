@@ -3,20 +3,16 @@
     jaxablate sweep claims_embedded --workdir runs/claims_embedded --jobs 2
     python -m benchmarks.claims measure --folder runs/claims_embedded --jobs 2
     python -m benchmarks.claims tables --folder runs/claims_embedded --write
-    python -m benchmarks.claims mix --folder data/claims --source data/TinyStories-train.txt
-    python -m benchmarks.claims hold-out --folder data/claims_trees --source data/trees
 
 ``measure`` goes over the runs that are trained and scored. For each of them it finds the checkpoint of equal loss of
 the baseline with the same seed, makes a working directory of that checkpoint alone (FOLDER/matched/seed-0/step-1500),
 scores it, trains autoencoders on both and makes graphs of their neurons. What is there is not measured again, so it may
 be stopped and started. Figures of each run come from its ``results.json`` and the index of its graphs; ``tables
---write`` keeps them in claims.json and the tables in the docs. ``mix`` writes stories with short indirect-object
-stories between them, so that models of them can do the task; ``hold-out`` writes a treebank without its test sentences,
-to choose settings by.
+--write`` keeps them in claims.json and the tables in the docs. `benchmarks.claims_data` writes what some of the sweeps
+train on.
 """
 
 import dataclasses
-import itertools
 import json
 import math
 import re
@@ -33,8 +29,6 @@ import numpy as np
 import tyro
 
 from jaxablate import stats
-from jaxablate.circuits.ioi import ioi
-from jaxablate.circuits.tasks import END_OF_TEXT
 from jaxablate.commands import score
 from jaxablate.commands.match import clean_loss, measured_losses, nearest
 from jaxablate.errors import ConfigError
@@ -63,9 +57,6 @@ EXPLAINED = 0.9
 TOLERANCE, COMPETENT, LEAST_PAIRS = 0.02, 0.75, 3
 """Nats between a pair's losses; share of prompts answered by a model whose circuit counts; pairs of a comparison."""
 POWER = 0.8
-PROMPTS, MIX_SEED = 3, 1_000_003
-ENDINGS = ("was very happy.", "said thank you and smiled.", "laughed. It was a good day.", "gave a big hug.")
-"""Prompts after each story, the seed that they are drawn with, and how they go on."""
 PAPER_KS = (1, 2, 4, 8)
 """The published numbers of winners."""
 
@@ -74,63 +65,14 @@ PAPER_KS = (1, 2, 4, 8)
 class Options:
     """Measure a sweep's runs for docs/claims.md, or make its tables."""
 
-    what: Annotated[Literal["measure", "tables", "mix", "hold-out"], tyro.conf.Positional]
-    """measure: find checkpoints of equal loss, score them, train autoencoders. tables: print them. mix: write stories
-    to train on. hold-out: write a treebank whose test sentences are the development ones."""
+    what: Annotated[Literal["measure", "tables"], tyro.conf.Positional]
+    """measure: find checkpoints of equal loss, score them, train autoencoders, make graphs. tables: print them."""
     folder: Path = Path("runs/claims_embedded")
-    """Folder of the sweep; of what is written."""
-    source: Path = Path("data/TinyStories-train.txt")
-    """Stories to mix; folder of the treebank."""
+    """Folder of the sweep."""
     jobs: int = 1
     """Processes at once."""
     write: bool = False
     """Keep the runs' figures in claims.json and the tables in docs/claims.md."""
-
-
-# Mixing --------------------------------------------------------------------------------------------------------------
-
-
-class _Words:
-    """A tokenizer of whole words, for which every name is one token."""
-
-    def __init__(self):
-        self._ids: dict[str, int] = {}
-
-    def encode(self, text: str) -> list[int]:
-        """Numbers of the words, in the order in which they were first met."""
-        return [self._ids.setdefault(word, len(self._ids)) for word in text.split()]
-
-
-def mix(options: Options) -> None:
-    """Writes FOLDER/train.txt: after every story `PROMPTS` that are an indirect-object prompt with its answer; and its
-    first 19 twentieths and the rest as search-train.txt and search-valid.txt, to choose settings by.
-
-    The prompts are those of `jaxablate.circuits.ioi` with another seed than any suite has, so templates are the same
-    and names are mostly in pairs that no prompt has.
-    """
-    stories = [story for part in options.source.read_text().split(END_OF_TEXT) if (story := part.strip())]
-    prompts = iter(ioi(_Words(), MIX_SEED, PROMPTS * len(stories)))
-    parts = []
-    for story in stories:
-        parts.append(story)
-        for prompt in itertools.islice(prompts, PROMPTS):
-            name = prompt.answers[0].strip()
-            parts.append(f"{prompt.clean} {name}. {name} {ENDINGS[len(parts) % len(ENDINGS)]}")
-    rest = len(parts) - len(parts) // 20
-    for name, some in {"train": parts, "search-train": parts[:rest], "search-valid": parts[rest:]}.items():
-        path = write(options.folder / f"{name}.txt", "".join(f"{part}\n{END_OF_TEXT}\n" for part in some))
-        print(path, f"{len(some):,} stories")
-
-
-def hold_out(options: Options) -> None:
-    """Writes FOLDER/train.txt, dev.txt and test.txt: the training trees but every tenth, every tenth, and the
-    development trees."""
-    trees = (options.source / "train.txt").read_text().splitlines()
-    parts = {"train": [tree for i, tree in enumerate(trees) if i % 10 != 9], "dev": trees[9::10],
-             "test": (options.source / "dev.txt").read_text().splitlines()}
-    for name, some in parts.items():
-        path = write(options.folder / f"{name}.txt", "".join(f"{tree}\n" for tree in some))
-        print(path, f"{len(some):,} trees")
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------
@@ -703,6 +645,6 @@ def tables(options: Options) -> None:
 if __name__ == "__main__":
     def main() -> None:
         options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-        {"measure": measure, "tables": tables, "mix": mix, "hold-out": hold_out}[options.what](options)
+        {"measure": measure, "tables": tables}[options.what](options)
 
     sys.exit(guarded(main, ends=True))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from benchmarks import claims
+from benchmarks import claims, claims_data
 from jaxablate.commands.match import clean_loss
 from jaxablate.errors import ConfigError
 from jaxablate.runs.run import open_run
@@ -128,7 +128,7 @@ def test_what_is_held_out_has_no_test_sentence(tmp_path, capsys):
     source.mkdir()
     for name, count in (("train", 25), ("dev", 4), ("test", 3)):
         (source / f"{name}.txt").write_text("".join(f"({name} {i})\n" for i in range(count)))
-    claims.hold_out(claims.Options(what="hold-out", folder=tmp_path / "new", source=source))
+    claims_data.hold_out(claims_data.Options(what="hold-out", folder=tmp_path / "new", source=source))
     train, dev, test = ((tmp_path / f"new/{name}.txt").read_text().splitlines() for name in ("train", "dev", "test"))
     assert (len(train), dev, test) == (23, ["(train 9)", "(train 19)"], [f"(dev {i})" for i in range(4)])
     assert "23 trees" in capsys.readouterr().out
@@ -136,7 +136,7 @@ def test_what_is_held_out_has_no_test_sentence(tmp_path, capsys):
 
 def test_mixed_stories_have_prompts_after_each(tmp_path):
     (tmp_path / "stories.txt").write_text("One.\n<|endoftext|>\nTwo.\n<|endoftext|>\n")
-    claims.mix(claims.Options(what="mix", folder=tmp_path, source=tmp_path / "stories.txt"))
+    claims_data.mix(claims_data.Options(what="mix", folder=tmp_path, source=tmp_path / "stories.txt"))
     parts = [x.strip() for x in (tmp_path / "train.txt").read_text().split("<|endoftext|>")][:-1]
     assert len(parts) == 8 and parts[::4] == ["One.", "Two."]
     for prompt in (x for i, x in enumerate(parts) if i % 4):
