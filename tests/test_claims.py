@@ -1,4 +1,4 @@
-"""The tables of the papers' claims (benchmarks/claims.py): which pairs count, and what is said of them."""
+"""The tables of the papers' claims (benchmarks/claims): which pairs count, and what is said of them."""
 
 import doctest
 import json
@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from scipy import special
 
-from benchmarks import claims, claims_data
+from benchmarks.claims import comparisons, data, measuring, runs, studies, tables
+from jaxablate.commands import score
 from jaxablate.commands.match import clean_loss
 from jaxablate.errors import ConfigError
 from jaxablate.runs.run import open_run
+from jaxablate.suites import perplexity
 
-EMBEDDED = claims.STUDIES["embedded"]
+EMBEDDED = studies.STUDIES["embedded"]
 BASE = {"loss": 0.6, "answers": 0.9, "logit difference": 3.0, "edges": 20.0, "L0": 10.0,
         "bits above random": 0.02, "mean |w|": 0.2}
 
 
-def rows(scores="local", ks=claims.PAPER_KS, seeds=5, noise=0.02, **changes):
+def rows(scores="local", ks=studies.PAPER_KS, seeds=5, noise=0.02, **changes):
     """Pairs of gated runs and baselines, the gated ones' figures times what ``changes`` says."""
     rng, out = np.random.default_rng(0), []
     for k in ks:
@@ -33,12 +35,14 @@ def rows(scores="local", ks=claims.PAPER_KS, seeds=5, noise=0.02, **changes):
 
 def line(name, found, study=EMBEDDED):
     """A primary comparison, by the names of the table's columns; empty where too few pairs count."""
-    grid = claims.summary(found, study)
+    grid = tables.summary(found, study)
     return next((dict(zip(grid.columns, row, strict=True)) for row in grid.rows if row[0] == name), {})
 
 
-def test_examples_hold():
-    assert doctest.testmod(claims).failed == 0
+@pytest.mark.parametrize("module", [comparisons, runs])
+def test_examples_hold(module):
+    found = doctest.testmod(module)
+    assert found.failed == 0 < found.attempted
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(0.5, "holds"), (1.0, "does not hold"), (1.5, "does not hold")])
@@ -55,11 +59,11 @@ def test_local_scores_against_global_ones_and_sparse_weights():
     assert local["verdict"] == "holds" and float(local["difference"]) == pytest.approx(-8, abs=0.6)
     apart = [row | {"equal": row["equal"] | {"loss": 0.7}} if row["variant"] == "local-k8" else row for row in found]
     e6 = next(claim for claim in EMBEDDED.claims if claim.name == "E6")
-    table = claims.claim_table(apart, EMBEDDED, e6)
+    table = tables.claim_table(apart, EMBEDDED, e6)
     assert dict(zip(table.columns, table.rows[0], strict=True))["pairs left out"] == 5  # it was counted twice
     fewer = line("W1", found)
     assert fewer["verdict"] == "holds" and float(fewer["difference"]) == pytest.approx(-6, abs=0.6)
-    assert {row[0] for row in claims.summary(found, EMBEDDED).rows} == {x.name for x in EMBEDDED.claims}
+    assert {row[0] for row in tables.summary(found, EMBEDDED).rows} == {x.name for x in EMBEDDED.claims}
 
 
 def test_few_noisy_seeds_decide_nothing():
@@ -103,7 +107,7 @@ def safr(**changes):
     ("S4", {}, "does not hold"), ("S5", {"SRS": -0.05}, "does not hold"),
 ])
 def test_the_second_papers_claims(name, changes, verdict):
-    row = line(name, safr(**changes), claims.STUDIES["sst2"])
+    row = line(name, safr(**changes), studies.STUDIES["sst2"])
     assert (row["verdict"], row["seeds"]) == (verdict, 10)
 
 
@@ -112,7 +116,7 @@ def test_a_claims_table_has_its_cells_corrected_together():
     for row in found:  # fewer edges, and half a logit less at two thirds of them
         less = row["variant"].startswith("local") * (0.5 + 0.1 * row["seed"])
         row["run"] = row["run"] | {"logit difference": 3 - less, "edges": row["run"]["edges"] - 4 * less}
-    grid = claims.claim_table(found, EMBEDDED, EMBEDDED.claims[0])
+    grid = tables.claim_table(found, EMBEDDED, EMBEDDED.claims[0])
     lines = [dict(zip(grid.columns, row, strict=True)) for row in grid.rows]
     assert [x["models"] for x in lines[:2]] == ["local", "global"] and all(x["verdict"] for x in lines[:2])
     assert not any(x["verdict"] for x in lines[2:])
@@ -120,7 +124,7 @@ def test_a_claims_table_has_its_cells_corrected_together():
     assert len(cells) == 12 and max(float(x["p, Holm"]) for x in cells) == 1
     flat = next(x for x in lines if x["measure"] == "edges at equal logit difference" and x["models"] == "local")
     assert float(flat["difference"]) == pytest.approx(-10, abs=1)
-    assert set(claims.all_tables(found, EMBEDDED)) == {"summary", "cells", *(x.name for x in EMBEDDED.claims)}
+    assert set(tables.all_tables(found, EMBEDDED)) == {"summary", "cells", *(x.name for x in EMBEDDED.claims)}
 
 
 def test_what_is_held_out_has_no_test_sentence(tmp_path, capsys):
@@ -128,7 +132,7 @@ def test_what_is_held_out_has_no_test_sentence(tmp_path, capsys):
     source.mkdir()
     for name, count in (("train", 25), ("dev", 4), ("test", 3)):
         (source / f"{name}.txt").write_text("".join(f"({name} {i})\n" for i in range(count)))
-    claims_data.hold_out(claims_data.Options(what="hold-out", folder=tmp_path / "new", source=source))
+    data.hold_out(data.Options(what="hold-out", folder=tmp_path / "new", source=source))
     train, dev, test = ((tmp_path / f"new/{name}.txt").read_text().splitlines() for name in ("train", "dev", "test"))
     assert (len(train), dev, test) == (23, ["(train 9)", "(train 19)"], [f"(dev {i})" for i in range(4)])
     assert "23 trees" in capsys.readouterr().out
@@ -136,7 +140,7 @@ def test_what_is_held_out_has_no_test_sentence(tmp_path, capsys):
 
 def test_mixed_stories_have_prompts_after_each(tmp_path):
     (tmp_path / "stories.txt").write_text("One.\n<|endoftext|>\nTwo.\n<|endoftext|>\n")
-    claims_data.mix(claims_data.Options(what="mix", folder=tmp_path, source=tmp_path / "stories.txt"))
+    data.mix(data.Options(what="mix", folder=tmp_path, source=tmp_path / "stories.txt"))
     parts = [x.strip() for x in (tmp_path / "train.txt").read_text().split("<|endoftext|>")][:-1]
     assert len(parts) == 8 and parts[::4] == ["One.", "Two."]
     for prompt in (x for i, x in enumerate(parts) if i % 4):
@@ -145,16 +149,16 @@ def test_mixed_stories_have_prompts_after_each(tmp_path):
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):
-    assert claims.study_of(tmp_path / "claims_sst2")[0] == "sst2"
+    assert studies.study_of(tmp_path / "claims_sst2")[0] == "sst2"
     with pytest.raises(ConfigError, match="no folder of a study"):
-        claims.study_of(tmp_path / "other")
+        studies.study_of(tmp_path / "other")
 
 
 @pytest.mark.parametrize("sizes", [3, 4, 5, 10])
 def test_power_is_that_of_a_t_test(sizes):
     """A paired t-test finds the smallest effect that is told in four of five draws of normal differences."""
     rng, spread = np.random.default_rng(1), np.linspace(-1, 1, sizes)
-    effect = claims.smallest(spread) / np.std(spread, ddof=1)
+    effect = comparisons.smallest(spread) / np.std(spread, ddof=1)
     draws = rng.standard_normal((20_000, sizes)) + effect
     t = draws.mean(-1) / (draws.std(-1, ddof=1) / math.sqrt(sizes))
     assert (abs(t) > special.stdtrit(sizes - 1, 0.975)).mean() == pytest.approx(0.8, abs=0.01)
@@ -162,11 +166,11 @@ def test_power_is_that_of_a_t_test(sizes):
 
 def test_the_checkpoint_of_equal_loss_stands_alone(baseline_run, tmp_path):
     run = open_run(baseline_run, 4)
-    record, _ = claims.score.run_suite(claims.perplexity.SUITE, run)
-    loss = float(clean_loss(claims.score.with_record(claims.score.empty_results(run), record)))
-    assert claims.matched_step(tmp_path, 0, baseline_run, loss + 1e-6) == 4
+    record, _ = score.run_suite(perplexity.SUITE, run)
+    loss = float(clean_loss(score.with_record(score.empty_results(run), record)))
+    assert measuring.matched_step(tmp_path, 0, baseline_run, loss + 1e-6) == 4
     known = json.loads((tmp_path / "matched/seed-0/losses.json").read_text())
     assert set(known) == {"2", "4", "6"} and known["4"] == loss
-    path = claims.alone(tmp_path, 0, baseline_run, 4)
-    assert path == claims.alone(tmp_path, 0, baseline_run, 4) == tmp_path / "matched/seed-0/step-4"
+    path = measuring.alone(tmp_path, 0, baseline_run, 4)
+    assert path == measuring.alone(tmp_path, 0, baseline_run, 4) == tmp_path / "matched/seed-0/step-4"
     assert open_run(path).digest == run.digest and not list(path.parent.glob("*.partial"))

@@ -2,7 +2,7 @@
 
     jaxablate sweep claims_embedded --workdir runs/claims_embedded --jobs 2 --only 'baseline/*'
 
-100 runs of `configs/quickstart.py`, the most telling first. `benchmarks/claims.py` measures what no suite
+100 runs of `configs/quickstart.py`, the most telling first. `benchmarks.claims` measures what no suite
 does and makes the tables.
 """
 

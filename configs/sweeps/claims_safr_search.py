@@ -1,6 +1,6 @@
 """Is there a setting in which both parts of SAFR's score rise, without emptying the other words? (docs/claims.md)
 
-    python -m benchmarks.claims_data hold-out --folder data/claims_trees --source data/trees
+    python -m benchmarks.claims.data hold-out --folder data/claims_trees --source data/trees
     jaxablate sweep claims_safr_search --workdir runs/claims_safr_search --jobs 2
 
 30 runs of `configs/sst2.py` on its training sentences alone, a tenth of them for early stopping; the development

@@ -1,7 +1,7 @@
 """What some sweeps of the papers' claims train on (docs/claims.md), written from public texts.
 
-    python -m benchmarks.claims_data mix --folder data/claims --source data/TinyStories-train.txt
-    python -m benchmarks.claims_data hold-out --folder data/claims_trees --source data/trees
+    python -m benchmarks.claims.data mix --folder data/claims --source data/TinyStories-train.txt
+    python -m benchmarks.claims.data hold-out --folder data/claims_trees --source data/trees
 
 ``mix`` writes stories with short indirect-object stories between them, so that models of them can do the task.
 ``hold-out`` writes a treebank without its test sentences, to choose settings by.

@@ -1,0 +1,80 @@
+"""Measures what no suite does of a sweep's runs, and makes the tables of docs/claims.md.
+
+    jaxablate sweep claims_embedded --workdir runs/claims_embedded --jobs 2
+    python -m benchmarks.claims measure --folder runs/claims_embedded --jobs 2
+    python -m benchmarks.claims tables --folder runs/claims_embedded --write
+
+``measure`` goes over the runs that are trained and scored. For each of them it finds the checkpoint of equal loss of
+the baseline with the same seed, makes a working directory of that checkpoint alone (FOLDER/matched/seed-0/step-1500),
+scores it, trains autoencoders on both and makes graphs of their neurons. What is there is not measured again, so it may
+be stopped and started. Figures of each run come from its ``results.json`` and the index of its graphs; ``tables
+--write`` keeps them in benchmarks/claims.json and the tables in the docs. `benchmarks.claims.data` writes what some of
+the sweeps train on.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+from benchmarks.claims.measuring import measure
+from benchmarks.claims.runs import collect
+from benchmarks.claims.studies import study_of
+from benchmarks.claims.tables import all_tables
+from jaxablate.exits import guarded
+from jaxablate.files import write, write_json
+from jaxablate.provenance import provenance
+from jaxablate.reports.tables import markdown
+
+RECORD = Path(__file__).parent.with_suffix(".json")
+DOCS = Path(__file__).parents[2] / "docs" / "claims.md"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure a sweep's runs for docs/claims.md, or make its tables."""
+
+    what: Annotated[Literal["measure", "tables"], tyro.conf.Positional]
+    """measure: find checkpoints of equal loss, score them, train autoencoders, make graphs. tables: print them."""
+    folder: Path = Path("runs/claims_embedded")
+    """Folder of the sweep."""
+    jobs: int = 1
+    """Processes at once."""
+    write: bool = False
+    """Keep the runs' figures in claims.json and the tables in docs/claims.md."""
+
+
+def tables(options: Options) -> None:
+    """Prints every table; with ``write`` keeps them."""
+    name, study = study_of(options.folder)
+    rows = collect(options.folder, study)
+    if options.write:
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        record[name] = {"runs": rows, "made": dataclasses.asdict(provenance(jax.devices()))}
+        write_json(RECORD, record)
+    text = DOCS.read_text()
+    for table, grid in all_tables(rows, study).items():
+        shown = markdown(grid)
+        print(f"{table}\n\n{shown}\n")
+        text = re.sub(rf"(<!-- {name} {table} -->\n).*?(<!-- end -->)",
+                      lambda found, shown=shown: f"{found[1]}{shown}\n{found[2]}", text, flags=re.DOTALL)
+    if options.write:
+        write(DOCS, text)
+
+
+def main() -> None:
+    """Measures, or makes tables."""
+    options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
+    if options.what == "measure":
+        measure(options.folder, options.jobs)
+    else:
+        tables(options)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, ends=True))

@@ -1,0 +1,135 @@
+"""Tests of pairs over seeds, their power, and verdicts, by the rules of docs/claims.md."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.claims.runs import Row
+from benchmarks.claims.studies import LOCAL_GLOBAL, Claim, Study
+from jaxablate import stats
+from jaxablate.stats import Estimate
+
+TOLERANCE, COMPETENT, LEAST_PAIRS = 0.02, 0.75, 3
+"""Nats between a pair's losses; share of prompts answered by a model whose circuit counts; pairs of a comparison."""
+POWER = 0.8
+
+
+def local_against_global(rows: Sequence[Row]) -> Iterator[Row]:
+    """A row for each pair of local and global runs of equal k and seed: the figures are differences from each one's own
+    baseline of equal loss."""
+    there = {(row["variant"], row["seed"]): row for row in rows if row.get("equal") is not None}
+    for (variant, seed), local in there.items():
+        other = there.get((variant.replace("local", "global"), seed))
+        if not re.fullmatch(r"local-k\d+", variant) or other is None:
+            continue
+        sides = []
+        for row in (local, other):
+            run, equal = row["run"], row["equal"]
+            known = None not in (run["edges"], equal["edges"])
+            sides.append({"edges": run["edges"] - equal["edges"] if known else None,
+                          "edges of baseline": equal["edges"], "loss": abs(run["loss"] - equal["loss"]),
+                          "answers": min(run["answers"], equal["answers"])})
+        apart = max(side["loss"] for side in sides)
+        yield {"variant": variant.replace("local", LOCAL_GLOBAL), "seed": seed, "run": sides[0] | {"loss": apart},
+               "equal": sides[1] | {"loss": 0.0}}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What one test is of."""
+
+    claim: Claim
+    models: str
+    pairs: Mapping[int, tuple[float, float, float]]
+    """(the models' figure, the reference's, what effects are relative to) of each seed, means over the variants."""
+    left_out: int
+    """Pairs that do not count, by the rules of docs/claims.md."""
+
+    @property
+    def differences(self) -> list[float]:
+        """The models' figure minus the reference's, by seed."""
+        return [ours - theirs for ours, theirs, _ in self.pairs.values()]
+
+    def test(self) -> tuple[Estimate, float | None]:
+        """The mean difference with its interval, and the two-sided p."""
+        ours, theirs, _ = zip(*self.pairs.values(), strict=True)
+        return stats.t_test(ours, theirs, paired=True)
+
+
+def compared(rows: Sequence[Row], claim: Claim, models: str, variants: Sequence[str]) -> Compared:
+    """One comparison, with those pairs that count."""
+    by_seed: dict[int, list[tuple[float, float, float]]] = {}
+    left_out = 0
+    for row in rows:
+        if row["variant"] not in variants or row.get(claim.against) is None:
+            continue
+        ours, theirs = row["run"], row[claim.against]
+        apart = claim.against == "equal" and abs(ours["loss"] - theirs["loss"]) > TOLERANCE
+        unable = claim.competent and min(ours["answers"], theirs["answers"]) < COMPETENT
+        values = ours.get(claim.figure), theirs.get(claim.figure), theirs.get(claim.scale or claim.figure)
+        if apart or unable or None in values:
+            left_out += 1
+            continue
+        by_seed.setdefault(row["seed"], []).append(values)
+    whole = {seed: tuple(np.mean(x, axis=0).tolist()) for seed, x in sorted(by_seed.items())}
+    return Compared(claim=claim, models=models, pairs=whole, left_out=left_out)
+
+
+def smallest(differences: Sequence[float]) -> float:
+    """The smallest true difference that a paired t-test of so many finds in 80 % of cases, two-sided at 5 %, with the
+    standard deviation that these have.
+
+    >>> round(smallest([-1.0, 0.0, 1.0, 0.0, 0.5]), 2)
+    1.25
+    """
+    from scipy import special
+    from scipy.stats import nct
+
+    n = len(differences)
+    critical = float(special.stdtrit(n - 1, 0.975))
+
+    def power(effect: float) -> float:
+        return float(1 - nct.cdf(critical, n - 1, effect) + nct.cdf(-critical, n - 1, effect))
+
+    low, high = 0.0, 1.0
+    while power(high) < POWER:  # far beyond what is needed nct.cdf is not a number
+        low, high = high, 1.5 * high
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle) > POWER else (middle, high)
+    return high * float(np.std(differences, ddof=1)) / math.sqrt(n)
+
+
+def verdict(claim: Claim, difference: Estimate, p: float | None, scale: float) -> str:
+    """By the rules of docs/claims.md; ``scale`` is what the published effect is relative to."""
+    size = claim.published if claim.absolute else claim.published * scale
+    value, (low, high) = float(difference), difference.interval or (-math.inf, math.inf)
+    if claim.kind != "effect":
+        below, above = ("holds", "does not hold") if claim.kind == "at most" else ("does not hold", "holds")
+        return below if high < size else above if low > size else "undecided"
+    significant = p is not None and p < 0.05
+    if significant and value * size > 0:
+        return "holds"
+    beyond = low > size / 2 if size < 0 else high < size / 2
+    return "does not hold" if beyond or significant else "undecided"
+
+
+def corrected(tested: Sequence[Compared]) -> list[tuple[Compared, Estimate, float | None]]:
+    """Each with its difference and its p after Holm's correction over all of them."""
+    found = [(x, *x.test()) for x in tested]
+    after = iter(stats.holm([p for _, _, p in found if p is not None]))
+    return [(x, difference, None if p is None else next(after)) for x, difference, p in found]
+
+
+def primary(rows: Sequence[Row], study: Study) -> list[tuple[Compared, Estimate, float | None]]:
+    """The comparisons that have verdicts; each letter of claims' names is a family that is corrected together."""
+    rows = [*rows, *local_against_global(rows)]
+    out = []
+    for letter in dict.fromkeys(claim.name[0] for claim in study.claims):
+        some = [compared(rows, claim, models, variants) for claim in study.claims if claim.name[0] == letter
+                for models, variants in claim.groups.items()]
+        out += corrected([x for x in some if len(x.pairs) >= LEAST_PAIRS])
+    return out

@@ -1,0 +1,135 @@
+"""What docs/claims.md registers: claims, the figures they are read from, the runs they are of."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxablate.errors import ConfigError
+
+PAPER_KS = (1, 2, 4, 8)
+"""The published numbers of winners."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim of docs/claims.md, by the figure that it is read from."""
+
+    name: str
+    says: str
+    figure: str
+    published: float
+    """Relative difference from the baseline, or difference where it is `absolute`; where none is published, twice what
+    the docs call too little to count."""
+    groups: Mapping[str, tuple[str, ...]]
+    """Variants that one primary comparison is the mean over."""
+    against: Literal["equal", "last"] = "equal"
+    absolute: bool = False
+    kind: Literal["effect", "at most", "at least"] = "effect"
+    """effect: the difference is to have the published sign; else it is to be on one side of the published size."""
+    competent: bool = False
+    """Only of models that do the task."""
+    scale: str | None = None
+    """The figure that the published effect is relative to; None for the reference's own."""
+    secondary: tuple[tuple[str, Literal["equal", "last"]], ...] = ()
+    """Further figures, and what they are against."""
+    cells: str = "(local|global|both)-k.*"
+    """A regular expression of the variants that are shown one by one."""
+
+
+def _gated(*ks: int) -> dict[str, tuple[str, ...]]:
+    return {scores: tuple(f"{scores}-k{k}" for k in ks) for scores in ("local", "global")}
+
+
+def _first_paper(letter: str, groups: Mapping[str, tuple[str, ...]]) -> tuple[Claim, ...]:
+    """The first paper's claims on one corpus."""
+    return (
+        Claim(name=f"{letter}1", says="circuits are smaller", figure="edges", published=41.9 / 79 - 1, competent=True,
+              groups=groups, secondary=tuple((x, "equal") for x in (
+                  "edges tau 0.1", "edges tau 0.01", "edges, other orders", "CPR", "CMD", "edges by masks"))),
+        Claim(name=f"{letter}2", says="features are more concentrated", figure="L0", published=4.926 / 7.22 - 1,
+              groups=groups, secondary=(("CE score", "equal"),)),
+        Claim(name=f"{letter}3", says="neurons are more specialised", figure="bits above random", published=0.2,
+              groups=groups, secondary=tuple((x, "equal") for x in (
+                  "bits above shuffled", "N2G F1", "channel bits above random"))),
+        Claim(name=f"{letter}4", says="weights are not sparser", figure="mean |w|", published=0.706 / 0.44 - 1,
+              against="last", groups=groups, secondary=(("mean |w|", "equal"), ("kurtosis", "last"),
+                                                        ("kurtosis", "equal"))),
+        Claim(name=f"{letter}5", says="the cost is small", figure="loss", published=math.log(6.629 / 5.73),
+              against="last", absolute=True, kind="at most", groups=groups),
+    )
+
+
+def _sparse(claims: Sequence[Claim]) -> Iterator[Claim]:
+    """The same of weight-sparse models, of which nothing is published: a tenth of the baseline's figure counts."""
+    variants = tuple(f"sparse-{part}" for part in (0.5, 0.2, 0.1, 0.05))
+    for claim in claims[:3]:
+        yield dataclasses.replace(claim, name=claim.name.replace("E", "W"), groups={"weight-sparse": variants},
+                                  cells=".*sparse-.*", published=math.copysign(0.2, claim.published))
+
+
+LOCAL_GLOBAL = "local-global"
+"""Variants that are no runs: what local scores change, beside what global ones change."""
+E6 = Claim(name="E6", says="local scores make smaller circuits than global ones", figure="edges", competent=True,
+           published=39.0 / 44.8 - 1, scale="edges of baseline", cells=f"{LOCAL_GLOBAL}-k.*",
+           groups={"local against global": tuple(f"{LOCAL_GLOBAL}-k{k}" for k in PAPER_KS)})
+
+
+def _second_paper(name: str, says: str, figure: str, lambdas: str, published: float = 0.04, **options: Any) -> Claim:
+    """A claim of the second paper: lambdas (importance-interaction) against none, in a difference, not a ratio."""
+    return Claim(name=name, says=says, figure=figure, published=published, absolute=True, against="last", cells=".*",
+                 groups={f"({lambdas.replace('-', ', ')})": (f"lambdas-{lambdas}",)}, **options)
+
+
+SAFR = (
+    _second_paper("S1", "accuracy does not suffer", "accuracy", "1-1", -0.01, kind="at least"),
+    _second_paper("S2", "important tokens get neurons of their own", "importance part", "1-0"),
+    _second_paper("S3", "... by giving them more", "capacity of important", "1-0",
+                  secondary=(("capacity", "last"), ("capacity of others", "last"))),
+    _second_paper("S4", "correlated tokens share neurons", "interaction part", "0-1"),
+    _second_paper("S5", "both at once", "SRS", "1-1",
+                  secondary=(("importance part", "last"), ("interaction part", "last"))),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """What one sweep's runs are for."""
+
+    baseline: str = "baseline"
+    suites: frozenset[str] = frozenset({"perplexity", "circuits", "neurons"})
+    """A run that has them counts as finished."""
+    claims: tuple[Claim, ...] = ()
+    shown: tuple[str, ...] = ("loss", "loss ablated", "answers", "edges", "edges tau 0.1", "edges tau 0.01", "CPR",
+                              "CMD", "edges by masks", "L0", "L0 extrapolated", "CE score", "bits above random",
+                              "N2G F1", "mean |w|", "kurtosis", "leaked nats")
+    """Figures of the table of all cells."""
+
+
+def _safr(claims: tuple[Claim, ...] = ()) -> Study:
+    return Study(baseline="lambdas-0-0", suites=frozenset({"classification", "superposition"}), claims=claims, shown=(
+        "accuracy", "SRS", "importance part", "interaction part", "capacity", "capacity of important",
+        "capacity of others"))
+
+
+_EMBEDDED = _first_paper("E", _gated(*PAPER_KS))
+STUDIES = {
+    "embedded": Study(claims=(*_EMBEDDED, E6, *_sparse(_EMBEDDED))),
+    "tinystories": Study(claims=_first_paper("T", {"local": ("local-k8", "local-k2"), "global": ("global-k8",)})),
+    "sst2": _safr(SAFR),
+    "safr_search": _safr(),
+    "imdb": _safr(),
+    "recipes": Study(suites=frozenset({"perplexity", "leakage"}), shown=(
+        "loss", "loss ablated", "live neurons", "live channels", "leaked nats")),
+}
+"""Studies by the name of the sweep's folder, without ``claims_``."""
+
+
+def study_of(folder: Path) -> tuple[str, Study]:
+    """The name of a folder's study, and the study."""
+    name = folder.resolve().name.removeprefix("claims_")
+    if name not in STUDIES:
+        raise ConfigError(f"{folder} is no folder of a study; its name must be one of {', '.join(STUDIES)}, with or "
+                          "without claims_ before it")
+    return name, STUDIES[name]

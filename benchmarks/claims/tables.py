@@ -1,0 +1,100 @@
+"""Tables of docs/claims.md: all primary comparisons, one table a claim, every cell."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.claims.comparisons import (
+    LEAST_PAIRS,
+    Compared,
+    compared,
+    corrected,
+    local_against_global,
+    primary,
+    smallest,
+    verdict,
+)
+from benchmarks.claims.runs import Row
+from benchmarks.claims.studies import Claim, Study
+from jaxablate import stats
+from jaxablate.reports.panels import Grid
+from jaxablate.stats import Estimate
+
+
+def _line(of: tuple[Compared, Estimate, float | None], with_verdict: bool) -> tuple[Any, ...]:
+    x, difference, p = of
+    ours, theirs, scale = (float(np.mean(side)) for side in zip(*x.pairs.values(), strict=True))
+    return (x.models, x.claim.figure + (" (last step)" if x.claim.against == "last" else ""), theirs, ours, difference,
+            len(x.pairs), x.left_out, smallest(x.differences), "" if p is None else f"{p:.4f}",
+            verdict(x.claim, difference, p, scale) if with_verdict else "")
+
+
+COLUMNS = ("models", "measure", "reference", "theirs", "difference", "seeds", "pairs left out", "80 % power from",
+           "p, Holm", "verdict")
+
+
+def summary(rows: Sequence[Row], study: Study) -> Grid:
+    """All primary comparisons."""
+    lines = tuple((x[0].claim.name, x[0].claim.says, *_line(x, True)) for x in primary(rows, study))
+    return Grid(title="", caption="", columns=("claim", "says", *COLUMNS), rows=lines)
+
+
+def claim_table(rows: Sequence[Row], study: Study, claim: Claim) -> Grid:
+    """One claim: its primary comparisons, its further measures, and each cell by itself."""
+    lines = [_line(x, True) for x in primary(rows, study) if x[0].claim.name == claim.name]
+    rows = [*rows, *local_against_global(rows)]
+    for figure, against in claim.secondary:
+        of_figure = dataclasses.replace(claim, figure=figure, against=against)
+        lines += _secondary(rows, of_figure, claim.groups)
+    if claim.figure == "edges" and claim.scale is None:
+        lines += [line for group in claim.groups.items() if (line := at_equal_margin(rows, claim, *group))]
+    cells = dict.fromkeys(row["variant"] for row in rows if re.fullmatch(claim.cells, row["variant"]))
+    lines += _secondary(rows, claim, {variant: (variant,) for variant in cells})
+    return Grid(title="", caption="", columns=COLUMNS, rows=tuple(lines))
+
+
+def _secondary(rows: Sequence[Row], claim: Claim, groups: Mapping[str, Sequence[str]]) -> list[tuple[Any, ...]]:
+    some = [compared(rows, claim, models, variants) for models, variants in groups.items()]
+    return [_line(x, False) for x in corrected([x for x in some if len(x.pairs) >= LEAST_PAIRS])]
+
+
+def at_equal_margin(rows: Sequence[Row], claim: Claim, models: str, variants: Sequence[str]) -> tuple[Any, ...] | None:
+    """The difference in edges where the difference in logit difference is 0: the intercept of a line through the seeds'
+    differences, with Student's interval. None for fewer than four seeds."""
+    from scipy import special
+
+    edges, margins = (compared(rows, dataclasses.replace(claim, figure=figure), models, variants)
+                      for figure in (claim.figure, "logit difference"))
+    seeds = sorted(edges.pairs.keys() & margins.pairs.keys())
+    if len(seeds) <= LEAST_PAIRS:
+        return None
+    x, y = (np.array([of.pairs[seed][0] - of.pairs[seed][1] for seed in seeds]) for of in (margins, edges))
+    design = np.stack([np.ones_like(x), x], axis=-1)
+    fit, *_ = np.linalg.lstsq(design, y, rcond=None)
+    freedom = len(seeds) - 2
+    variance = float(np.sum((y - design @ fit) ** 2)) / freedom * np.linalg.pinv(design.T @ design)[0, 0]
+    half = float(special.stdtrit(freedom, 0.975)) * math.sqrt(variance)
+    value = float(fit[0])
+    return (models, "edges at equal logit difference", "", "", Estimate(value, value - half, value + half), len(seeds),
+            edges.left_out, "", "", "")
+
+
+def cells(rows: Sequence[Row], study: Study) -> Grid:
+    """Every cell: means over seeds with Student's intervals."""
+    out = []
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        of = [row["run"] for row in rows if row["variant"] == name]
+        values = [[x[figure] for x in of if x.get(figure) is not None] for figure in study.shown]
+        out.append((name, len(of), *(stats.student(x) if x else "" for x in values)))
+    return Grid(title="", caption="", columns=("runs", "seeds", *study.shown), rows=tuple(out))
+
+
+def all_tables(rows: Sequence[Row], study: Study) -> dict[str, Grid]:
+    """Tables by name: ``summary``, one of each claim, ``cells``."""
+    of_claims = {claim.name: claim_table(rows, study, claim) for claim in study.claims}
+    found = {"summary": summary(rows, study)} | of_claims if study.claims else {}
+    return found | {"cells": cells(rows, study)}
