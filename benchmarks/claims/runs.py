@@ -16,6 +16,7 @@ from jaxablate.reports import results
 from jaxablate.reports.neuron_records import INDEX
 from jaxablate.reports.results import Results
 from jaxablate.runs.run import open_run
+from jaxablate.training.metrics import METRICS, read_metrics
 
 MATCHED, GRAPHS = "matched", "neurons/graphs"
 SUITES = ("perplexity", "ioi", "weights", "circuits", "neurons")
@@ -55,7 +56,8 @@ NAMED = {
 def figures(path: Path, measured: Results) -> dict[str, float | None]:
     """What is compared, of one run; None where it does not have it."""
     named = {f.name: f.estimate.value for s in measured.suites.values() for f in s.figures}
-    out: dict[str, Any] = {"step": measured.step} | {ours: named.get(name) for ours, name in NAMED.items()}
+    out: dict[str, Any] = {"step": measured.step, "minutes": minutes(path)}
+    out |= {ours: named.get(name) for ours, name in NAMED.items()}
     if "perplexity" in measured.suites:
         out |= {"loss": loss_of(measured), "loss ablated": _ablated_loss(measured)}
         out |= _circuits(measured) | _above_shuffled(measured) | _autoencoders(measured) | _graphs(path)
@@ -63,6 +65,17 @@ def figures(path: Path, measured: Results) -> dict[str, float | None]:
     if out["importance part"] is not None and out["capacity of important"] is not None:
         out["capacity of others"] = out["capacity of important"] - out["importance part"]
     return out
+
+
+def minutes(path: Path) -> float | None:
+    """Minutes of training, at the median speed of the run's log; None without a log."""
+    if not (path / METRICS).exists():
+        return None
+    rows = read_metrics(path, "train")
+    train = json.loads((path / "config.json").read_text())["train"]
+    units = train["batch_size"] * train.get("sequence_length", 1)
+    speeds = [value for row in rows for name, value in row.items() if name.endswith("_per_second")]
+    return rows[-1]["step"] * units / float(np.median(speeds)) / 60 if speeds else None
 
 
 def _ablated_loss(measured: Results) -> float | None:

@@ -103,14 +103,14 @@ class Study:
     claims: tuple[Claim, ...] = ()
     shown: tuple[str, ...] = ("loss", "loss ablated", "answers", "edges", "edges tau 0.1", "edges tau 0.01", "CPR",
                               "CMD", "edges by masks", "L0", "L0 extrapolated", "CE score", "bits above random",
-                              "N2G F1", "mean |w|", "kurtosis", "leaked nats")
-    """Figures of the table of all cells."""
+                              "N2G F1", "mean |w|", "kurtosis", "leaked nats", "minutes")
+    """Figures of the table of all cells; minutes are those of training."""
 
 
 def _safr(claims: tuple[Claim, ...] = ()) -> Study:
     return Study(baseline="lambdas-0-0", suites=frozenset({"classification", "superposition"}), claims=claims, shown=(
         "accuracy", "SRS", "importance part", "interaction part", "capacity", "capacity of important",
-        "capacity of others"))
+        "capacity of others", "minutes"))
 
 
 _EMBEDDED = _first_paper("E", _gated(*PAPER_KS))
@@ -121,7 +121,7 @@ STUDIES = {
     "safr_search": _safr(),
     "imdb": _safr(),
     "recipes": Study(suites=frozenset({"perplexity", "leakage"}), shown=(
-        "loss", "loss ablated", "live neurons", "live channels", "leaked nats")),
+        "loss", "loss ablated", "live neurons", "live channels", "leaked nats", "minutes")),
 }
 """Studies by the name of the sweep's folder, without ``claims_``."""
 
