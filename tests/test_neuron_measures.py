@@ -135,6 +135,15 @@ def test_token_measures_are_those_of_the_firings(found, truth):
             assert group.best_token[unit] == mu.argmax()
 
 
+def test_a_threshold_parts_no_values_that_are_equal_but_for_rounding():
+    rng = np.random.default_rng(0)
+    tied = np.concatenate([np.arange(6.0), 10 + 1e-6 * rng.standard_normal(4)])
+    exact = np.concatenate([np.arange(6.0), np.full(4, 10.0)])
+    zeros = np.concatenate([np.zeros(8), [3.0, -1.0]])
+    found = firing_counts.top_threshold(np.stack([tied, exact, zeros]), np.full(3, 0.2))
+    assert found.tolist() == pytest.approx([7.5, 7.5, 0.0])
+
+
 def test_nothing_depends_on_how_the_split_is_batched(gated, found):
     facts_ = facts_of(split())
     other = measure(*gated, split(batch=3), facts=facts_, directions=16, shuffles=30)

@@ -61,8 +61,9 @@ def test_latents_and_reconstructions_are_saelenss(where, tmp_path):
     found = sae.encode(x)
     np.testing.assert_array_equal(np.asarray(found) > 0, latents > 0)
     assert_close(found, latents, atol=1e-5)
-    assert_close(sae(x), out, atol=1e-5)
-    assert_close(sae.decode(found, x), out, atol=1e-5)
+    # Its sums are themselves up to 3.7 units from those in float64, and ours as many again.
+    assert_close(sae(x), out, atol=1e-5, ulps=8)
+    assert_close(sae.decode(found, x), out, atol=1e-5, ulps=8)
 
 
 @pytest.mark.parametrize("where", ALL)

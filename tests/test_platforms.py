@@ -35,8 +35,8 @@ MODEL = SelfAblatingTransformer(ModelConfig(vocab_size=30, context_length=16, d_
 TOKENS = jax.ShapeDtypeStruct((64, 16), jnp.int32)
 
 
-def of(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
+def of(*shape: int, dtype: type = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def total(function):
@@ -171,7 +171,7 @@ def test_training_steps_lower_for_every_platform(kind):
     else:
         model = ClassifierConfig(vocab_size=30, max_length=16, d_model=8, n_heads=2, vmask_width=4)
         learner = classification_learner(ClassificationConfig(model=model), mesh)
-        batch = {"tokens": TOKENS, "mask": of(64, 16), "weight": of(64), "labels": jax.ShapeDtypeStruct((64,), int)}
+        batch = {"tokens": TOKENS, "mask": of(64, 16), "weight": of(64), "labels": of(64, dtype=jnp.int32)}
     program = compile_program(learner, optax.adamw(1e-3), optax.constant_schedule(1e-3), mesh)
     traced = program.step.trace(program.abstract, batch)
     assert all("@main" in traced.lower(lowering_platforms=(platform,)).as_text() for platform in PLATFORMS)

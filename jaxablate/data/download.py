@@ -82,6 +82,8 @@ def _network_errors(path: Path, address: str, instead: str) -> Iterator[None]:
         yield
     except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
+        if isinstance(error, urllib.error.HTTPError):  # an answer, with a connection of its own
+            error.close()
         raise DataError(
             f"{path.name} is not at {path} and cannot be downloaded ({reason}); on a machine with a network fetch "
             f"{address}, then put it at {path}, or {instead}"

@@ -34,6 +34,8 @@ _CPU_TOKENS = 512
 """Tokens of a forward pass on CPU, where longer ones leave the cache."""
 _LEAST_SAMPLED = 4
 """A random direction fires on at least so many tokens of the sample."""
+_ROUNDING = 1e-5
+"""Values that differ by no more than this part of the largest may be the same number."""
 
 ReadUnits = Callable[[Any, jax.Array], tuple[Values, Values]]
 """(parameters, tokens int32 [B, T]) -> values of all units, and of random directions, by kind and layer; pure and
@@ -195,15 +197,25 @@ def top_threshold(values: Float[np.ndarray, "units tokens"], rates: Float[np.nda
                   ) -> Float[np.ndarray, " units"]:
     """Between the value that the top share of each row starts with and the next lower one; both sides have one.
 
-    >>> top_threshold(np.array([[5.0, 1.0, 3.0, 2.0]]), np.array([0.25])).tolist()
-    [4.0]
+    Where those two are equal but for rounding, as what the first layer makes of a token at one place in many windows
+    is, it lies in the nearest gap between values that are not: another batch size would part them otherwise.
+
+    >>> top_threshold(np.array([[5.0, 1.0, 3.0, 2.0], [4.0, 1.0, 4.000001, 0.0]]), np.array([0.25, 0.25])).tolist()
+    [4.0, 2.5]
     """
     n = values.shape[1]
     first = n - np.clip((rates * n).round().astype(int), 1, max(n - 1, 1))
     before = np.maximum(first - 1, 0)
     parted = np.partition(values, np.unique([first, before]), axis=-1)
     rows = np.arange(len(values))
-    return (parted[rows, first].astype(np.float64) + parted[rows, before]) / 2
+    high, low = parted[rows, first].astype(np.float64), parted[rows, before].astype(np.float64)
+    rounding = _ROUNDING * np.abs(values).max(-1, initial=0)
+    for row in np.flatnonzero((high - low <= rounding) & (high != 0)):  # what is exactly 0 is so in every batch
+        ranked = np.sort(values[row]).astype(np.float64)
+        gaps = np.flatnonzero(np.diff(ranked) > rounding[row])
+        if gaps.size:
+            low[row], high[row] = ranked[(i := gaps[np.abs(gaps - before[row]).argmin()]) : i + 2]
+    return (high + low) / 2
 
 
 def count_firings(read: ReadUnits, all_kinds: Sequence[Kind], params: Any, batches: Iterable[Batch],
