@@ -111,9 +111,9 @@ def verdict(claim: Claim, difference: Estimate, p: float | None, scale: float) -
         below, above = ("holds", "does not hold") if claim.kind == "at most" else ("does not hold", "holds")
         return below if high < size else above if low > size else "undecided"
     significant = p is not None and p < 0.05
-    if significant and value * size > 0:
-        return "holds"
     beyond = low > size / 2 if size < 0 else high < size / 2
+    if significant and value * size > 0:
+        return "only in sign" if beyond else "holds"
     return "does not hold" if beyond or significant else "undecided"
 
 

@@ -33,7 +33,7 @@ def _line(of: tuple[Compared, Estimate, float | None], with_verdict: bool) -> tu
             verdict(x.claim, difference, p, scale) if with_verdict else "")
 
 
-COLUMNS = ("models", "measure", "reference", "theirs", "difference", "seeds", "pairs left out", "80 % power from",
+COLUMNS = ("models", "measure", "of reference", "of models", "difference", "seeds", "pairs left out", "80 % power from",
            "p, Holm", "verdict")
 
 
