@@ -180,7 +180,7 @@ def test_the_checkpoint_of_equal_loss_stands_alone(baseline_run, tmp_path):
 def test_minutes_of_training_are_at_the_median_speed(tmp_path):
     assert runs.minutes(tmp_path) is None
     (tmp_path / "config.json").write_text(json.dumps({"train": {"batch_size": 8, "sequence_length": 100}}))
-    rows = [{"step": 10, "split": "train"}, *({"step": 10 * i + 20, "split": "train", "tokens_per_second": speed}
-                                              for i, speed in enumerate((800.0, 1.0, 900.0)))]
-    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    lines = [{"step": 10, "split": "train"}, *({"step": 10 * i + 20, "split": "train", "tokens_per_second": speed}
+                                               for i, speed in enumerate((800.0, 1.0, 900.0)))]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in lines))
     assert runs.minutes(tmp_path) == pytest.approx(40 / 60)  # 40 steps, one a second

@@ -160,7 +160,7 @@ def test_a_penalty_on_information_makes_gates_move_less():
             trained, metrics = step(trained, coefficient)
             found.append(float(metrics["gate_information"]))
         means.append(np.mean(found[30:]))  # winners change at a last bit: a single step is a matter of chance
-    assert means[1] < 0.75 * means[0]  # 0.48 to 0.57 of it, with starts that differ by a millionth
+    assert means[1] < 0.7 * means[0]  # 0.48 to 0.57 of it, with starts that differ by a millionth
 
 
 def test_only_the_largest_neurons_are_not_zero():

@@ -209,12 +209,13 @@ def top_threshold(values: Float[np.ndarray, "units tokens"], rates: Float[np.nda
     parted = np.partition(values, np.unique([first, before]), axis=-1)
     rows = np.arange(len(values))
     high, low = parted[rows, first].astype(np.float64), parted[rows, before].astype(np.float64)
-    rounding = _ROUNDING * np.abs(values).max(-1, initial=0)
+    rounding = _ROUNDING * np.maximum(values.max(-1), -values.min(-1))
     for row in np.flatnonzero((high - low <= rounding) & (high != 0)):  # what is exactly 0 is so in every batch
         ranked = np.sort(values[row]).astype(np.float64)
         gaps = np.flatnonzero(np.diff(ranked) > rounding[row])
         if gaps.size:
-            low[row], high[row] = ranked[(i := gaps[np.abs(gaps - before[row]).argmin()]) : i + 2]
+            nearest = gaps[np.abs(gaps - before[row]).argmin()]
+            low[row], high[row] = ranked[nearest], ranked[nearest + 1]
     return (high + low) / 2
 
 
