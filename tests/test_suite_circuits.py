@@ -39,7 +39,7 @@ def found(known):
     """What was measured and the explorer's edges, with a method of a user's own among those that are ranked."""
     METHODS.register(Method("known", "my method", lambda problem, **_: -known.mask().astype(float)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suite, "PRUNE_STEPS", 100)
+        patch.setattr(suite, "PRUNE_STEPS", 60)
         patch.setattr(suite, "PRUNE_SEEDS", 1)
         yield _measure(known)
     del METHODS._parts["known"]
