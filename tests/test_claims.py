@@ -63,6 +63,7 @@ def test_local_scores_against_global_ones_and_sparse_weights():
     table = tables.claim_table(apart, EMBEDDED, e6)
     assert dict(zip(table.columns, table.rows[0], strict=True))["pairs left out"] == 5  # it was counted twice
     fewer = line("W1", found)
+    assert (local["published difference"], fewer["published difference"]) == ("-2.589 (-13 %)", "no figure")
     assert fewer["verdict"] == "holds" and float(fewer["difference"]) == pytest.approx(-6, abs=0.6)
     assert {row[0] for row in tables.summary(found, EMBEDDED).rows} == {x.name for x in EMBEDDED.claims}
 

@@ -20,12 +20,14 @@ class Claim:
     says: str
     figure: str
     published: float
-    """Relative difference from the baseline, or difference where it is `absolute`; where none is published, twice what
-    the docs call too little to count."""
+    """Relative difference from the baseline, or difference where it is `absolute`; of a claim without a figure, twice
+    what the docs call too little to count."""
     groups: Mapping[str, tuple[str, ...]]
     """Variants that one primary comparison is the mean over."""
     against: Literal["equal", "last"] = "equal"
     absolute: bool = False
+    has_figure: bool = True
+    """Whether the paper says how much."""
     kind: Literal["effect", "at most", "at least"] = "effect"
     """effect: the difference is to have the published sign; else it is to be on one side of the published size."""
     competent: bool = False
@@ -51,7 +53,7 @@ def _first_paper(letter: str, groups: Mapping[str, tuple[str, ...]]) -> tuple[Cl
         Claim(name=f"{letter}2", says="features are more concentrated", figure="L0", published=4.926 / 7.22 - 1,
               groups=groups, secondary=(("CE score", "equal"),)),
         Claim(name=f"{letter}3", says="neurons are more specialised", figure="bits above random", published=0.2,
-              groups=groups, secondary=tuple((x, "equal") for x in (
+              has_figure=False, groups=groups, secondary=tuple((x, "equal") for x in (
                   "bits above shuffled", "N2G F1", "channel bits above random"))),
         Claim(name=f"{letter}4", says="weights are not sparser", figure="mean |w|", published=0.706 / 0.44 - 1,
               against="last", groups=groups, secondary=(("mean |w|", "equal"), ("kurtosis", "last"),
@@ -66,7 +68,7 @@ def _sparse(claims: Sequence[Claim]) -> Iterator[Claim]:
     variants = tuple(f"sparse-{part}" for part in (0.5, 0.2, 0.1, 0.05))
     for claim in claims[:3]:
         yield dataclasses.replace(claim, name=claim.name.replace("E", "W"), groups={"weight-sparse": variants},
-                                  cells=".*sparse-.*", published=math.copysign(0.2, claim.published))
+                                  cells=".*sparse-.*", published=math.copysign(0.2, claim.published), has_figure=False)
 
 
 LOCAL_GLOBAL = "local-global"
@@ -78,8 +80,8 @@ E6 = Claim(name="E6", says="local scores make smaller circuits than global ones"
 
 def _second_paper(name: str, says: str, figure: str, lambdas: str, published: float = 0.04, **options: Any) -> Claim:
     """A claim of the second paper: lambdas (importance-interaction) against none, in a difference, not a ratio."""
-    return Claim(name=name, says=says, figure=figure, published=published, absolute=True, against="last", cells=".*",
-                 groups={f"({lambdas.replace('-', ', ')})": (f"lambdas-{lambdas}",)}, **options)
+    return Claim(name=name, says=says, figure=figure, published=published, absolute=True, has_figure=False, cells=".*",
+                 against="last", groups={f"({lambdas.replace('-', ', ')})": (f"lambdas-{lambdas}",)}, **options)
 
 
 SAFR = (

@@ -28,13 +28,22 @@ from jaxablate.stats import Estimate
 def _line(of: tuple[Compared, Estimate, float | None], with_verdict: bool) -> tuple[Any, ...]:
     x, difference, p = of
     ours, theirs, scale = (float(np.mean(side)) for side in zip(*x.pairs.values(), strict=True))
-    return (x.models, x.claim.figure + (" (last step)" if x.claim.against == "last" else ""), theirs, ours, difference,
-            len(x.pairs), x.left_out, smallest(x.differences), "" if p is None else f"{p:.4f}",
-            verdict(x.claim, difference, p, scale) if with_verdict else "")
+    published, says = (_published(x.claim, scale), verdict(x.claim, difference, p, scale)) if with_verdict else ("", "")
+    return (x.models, x.claim.figure + (" (last step)" if x.claim.against == "last" else ""), theirs, ours, published,
+            difference, len(x.pairs), x.left_out, smallest(x.differences), "" if p is None else f"{p:.4f}", says)
 
 
-COLUMNS = ("models", "measure", "of reference", "of models", "difference", "seeds", "pairs left out", "80 % power from",
-           "p, Holm", "verdict")
+def _published(claim: Claim, scale: float) -> str:
+    """The paper's difference, as it would be here where it is relative."""
+    if not claim.has_figure:
+        return "no figure"
+    if claim.absolute:
+        return stats.number(claim.published)
+    return f"{stats.number(claim.published * scale)} ({100 * claim.published:+.0f} %)"
+
+
+COLUMNS = ("models", "measure", "of reference", "of models", "published difference", "difference", "seeds",
+           "pairs left out", "80 % power from", "p, Holm", "verdict")
 
 
 def summary(rows: Sequence[Row], study: Study) -> Grid:
@@ -79,8 +88,8 @@ def at_equal_margin(rows: Sequence[Row], claim: Claim, models: str, variants: Se
     variance = float(np.sum((y - design @ fit) ** 2)) / freedom * np.linalg.pinv(design.T @ design)[0, 0]
     half = float(special.stdtrit(freedom, 0.975)) * math.sqrt(variance)
     value = float(fit[0])
-    return (models, "edges at equal logit difference", "", "", Estimate(value, value - half, value + half), len(seeds),
-            edges.left_out, "", "", "")
+    interval = Estimate(value, value - half, value + half)
+    return (models, "edges at equal logit difference", "", "", "", interval, len(seeds), edges.left_out, "", "", "")
 
 
 def cells(rows: Sequence[Row], study: Study) -> Grid:
