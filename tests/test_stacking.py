@@ -43,7 +43,7 @@ def test_stacking_and_unstacking_are_inverse(groups):
 
 TWO, RUNS_OF_THREE = (((0, 1),),), (((0, 1),), ((2,),))
 CASES = {
-    "local": ({"n_layers": 2, "mlp_top_k": 12}, {"groups": TWO}, {"gate_information": 0.1}),
+    "local": ({"n_layers": 2, "mlp_top_k": 20}, {"groups": TWO}, {"gate_information": 0.1}),
     "written out": ({"n_layers": 2}, {"groups": TWO, "unroll": True}, {}),
     "both, recomputed": ({"n_layers": 2, "ablation": "both", "remat": "blocks"}, {"groups": TWO}, {}),
     "none": ({"n_layers": 2, "ablation": "none"}, {"groups": TWO}, {}),

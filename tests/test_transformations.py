@@ -75,6 +75,7 @@ def _drawn(make):
 
 CASES = {
     "hard gates": (lambda x: weighed(gating.k_wta(x, 2)), lambda: normal(0, 3, 6)),
+    "many winners": (lambda x: weighed(gating.k_wta(x, 20)), lambda: normal(0, 3, 24)),
     "soft gates": (lambda x: weighed(gating.soft_top_k(x, 2, surrogate="softmax")), lambda: normal(0, 3, 6)),
     "temperature": (lambda a: weighed(gating.k_wta(a[0], 2, temperature=a[1])),
                     lambda: (normal(0, 3, 6), 1 + jnp.square(normal(1)))),
@@ -101,7 +102,7 @@ CASES = {
     "classifier": (classifier, lambda: _classifier()[1]),
 }
 """Name -> (function of arrays with a scalar result, its arguments, N of them side by side)."""
-REVERSE_ONLY = {"hard gates": "gates", "soft gates": "gates", "temperature": "gates",
+REVERSE_ONLY = {"hard gates": "gates", "many winners": "gates", "soft gates": "gates", "temperature": "gates",
                 "attention": "attentions", "two streams": "attentions", "scale": "attentions",
                 "layer norm": "layer norms", "cross-entropy": "cross-entropies", "language model": "layer norms",
                 "classifier": "layer norms"}
