@@ -33,6 +33,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
+# Large pages of memory, by which a CPU trains faster (docs/accelerators.md).
+quickstart bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 quickstart: $(READY)
 	$(BIN)/jaxablate quickstart $(ARGS)
 

@@ -48,6 +48,7 @@ from jaxablate.runs.checkpoint import FOLDER, damage, saved_steps, stored_progre
 from jaxablate.runs.workdir import METRICS, check_workdir
 from jaxablate.suites import SUITES
 from jaxablate.sweep import Cell, Sweep
+from jaxablate.training import large_pages
 from jaxablate.training.loop import is_finished, steps_of, train
 from jaxablate.training.progress import Seldom, duration
 
@@ -354,9 +355,10 @@ def do_all(tasks: Sequence[CellTask], jobs: int, line: Callable[[CellTask], Sequ
 def start(line: Sequence[str], log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Starts ``jaxablate`` with a command line, its output added to a file; it ends when this process does."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    variables = {**variables, **large_pages.lacking(variables), FOLLOWED: "yes"}
     with log.open("ab") as out:
         return subprocess.Popen([sys.executable, "-m", "jaxablate", *line], stdin=subprocess.PIPE, stdout=out,
-                                stderr=subprocess.STDOUT, env={**variables, FOLLOWED: "yes"}, start_new_session=True)
+                                stderr=subprocess.STDOUT, env=variables, start_new_session=True)
 
 
 def environment(slot: int, jobs: int, variables: Mapping[str, str], gpus: Sequence[str] | None = None

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from jaxablate.runs.interruption import Interruption
 from jaxablate.runs.workdir import check_workdir, hold_workdir, record_run, require_x64
 from jaxablate.sharding import BATCH_AXES, batch_sharding, check_batch, host_memory, make_mesh, require_room
 from jaxablate.terminal import PlainConsole
+from jaxablate.training import large_pages
 from jaxablate.training.classification import classification_learner, classification_task
 from jaxablate.training.language import accumulation_steps, language_learner, language_task
 from jaxablate.training.metrics import MetricsLog, Recorder
@@ -116,6 +118,8 @@ def train(config: RunConfig, workdir: str | Path, *, devices: Sequence[Any] | No
             PlainConsole(highlight=False, quiet=jax.process_index() != 0), task.unit,
             at_most=task.pace.patience > 0))
         line.say(_banner(task, program, workdir, first))
+        if mesh.devices.flat[0].platform == "cpu" and (hint := large_pages.hint(os.environ)):
+            line.say(hint)
         log = None
         if jax.process_index() == 0:
             log = MetricsLog(workdir, config, first, progress.get("log"))
