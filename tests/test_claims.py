@@ -1,5 +1,6 @@
 """The tables of the papers' claims (benchmarks/claims): which pairs count, and what is said of them."""
 
+import dataclasses
 import doctest
 import json
 import math
@@ -126,7 +127,7 @@ def test_a_claims_table_has_its_cells_corrected_together():
     assert len(cells) == 12 and max(float(x["p, Holm"]) for x in cells) == 1
     flat = next(x for x in lines if x["measure"] == "edges at equal logit difference" and x["models"] == "local")
     assert float(flat["difference"]) == pytest.approx(-10, abs=1)
-    assert set(tables.all_tables(found, EMBEDDED)) == {"summary", "cells", *(x.name for x in EMBEDDED.claims)}
+    assert set(tables.all_tables(found, EMBEDDED)) == {"summary", *EMBEDDED.shown, *(x.name for x in EMBEDDED.claims)}
 
 
 def test_what_is_held_out_has_no_test_sentence(tmp_path, capsys):
@@ -176,6 +177,19 @@ def test_the_checkpoint_of_equal_loss_stands_alone(baseline_run, tmp_path):
     path = measuring.alone(tmp_path, 0, baseline_run, 4)
     assert path == measuring.alone(tmp_path, 0, baseline_run, 4) == tmp_path / "matched/seed-0/step-4"
     assert open_run(path).digest == run.digest and not list(path.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize(("own", "options", "alike"), [
+    (8, {}, True), (1, {}, False), (1, {"match_k": {"neurons": [8, 8], "attention": [8, 8]}}, True),
+    (8, {"match_k": {"neurons": [2, 2], "attention": [2, 2]}}, False), ([8, 4], {}, False),
+])
+def test_bits_count_where_neurons_fire_as_often(own, options, alike, language_run):
+    record, _ = score.run_suite(perplexity.SUITE, open_run(language_run))
+    record = dataclasses.replace(record, suite="neurons", options=options)
+    measured = score.with_record(score.empty_results(open_run(language_run)), record)
+    model = {**measured.config["model"], "k_neurons": own, "k_attention": 8}
+    measured = dataclasses.replace(measured, config={**measured.config, "model": model})
+    assert runs.fires_alike(measured) == alike
 
 
 def test_minutes_of_training_are_at_the_median_speed(tmp_path):

@@ -55,7 +55,22 @@ def result(few_draws, params):
     config = Config(model=MODEL, data=DATA, train=TrainConfig(sequence_length=32))
     run = Run(config=config, model=SelfAblatingTransformer(MODEL), params=params, seed=1,
               splits={"valid": Split(batches=batches)}, tokenizer=corpus.CorpusTokenizer(), **_known_facts(DATA))
-    return suite.SUITE.run(run)[0]
+    found, options = suite.SUITE.run(run)
+    assert options["match_k"] == {"neurons": (4, 4), "attention": (3, 3)}
+    return found
+
+
+def test_units_fire_at_the_rate_that_is_asked_for(few_draws, params, result):
+    """Twice the winners, twice the firing of activations; gates keep their own."""
+    config = Config(model=MODEL, data=DATA, train=TrainConfig(sequence_length=32))
+    run = Run(config=config, model=SelfAblatingTransformer(MODEL), params=params, match_k=8,
+              splits={"valid": Split(batches=batches)}, tokenizer=corpus.CorpusTokenizer())
+    found, options = suite.SUITE.run(run)
+    assert set(options["match_k"].values()) == {(8, 8)}
+    rates = ({x.kind: x.rate for x in of.overall()} for of in (found, result))
+    more, own = rates
+    assert more["neurons clean"] == pytest.approx(2 * own["neurons clean"], rel=0.1)
+    assert more["neurons gates"] == own["neurons gates"]
 
 
 def test_facts_are_of_the_tokens_they_stand_beside():

@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.claims.runs import GRAPHS, MATCHED, SUITES, finished, loss_of
+from benchmarks.claims.runs import GRAPHS, MATCH_K, MATCHED, SUITES, finished, fires_alike, loss_of
 from benchmarks.claims.studies import study_of
 from jaxablate.commands import score
 from jaxablate.commands.match import measured_losses, nearest
@@ -73,10 +73,13 @@ def alone(folder: Path, seed: int, baseline: Path, step: int) -> Path:
 def _complete(path: Path) -> str:
     """Scores a working directory, trains its autoencoders, makes its graphs, where that is lacking; what went wrong, if
     anything."""
-    have = results.read(path).suites if (path / results.FILE_NAME).exists() else {}
+    measured = results.read(path) if (path / results.FILE_NAME).exists() else None
+    have = {} if measured is None else measured.suites
     lines = []
-    if not set(SUITES) <= have.keys():
-        lines.append(("score", str(path), "--missing", "--suites", *SUITES))
+    if measured is None or not set(SUITES) <= have.keys():
+        lines.append(("score", str(path), "--missing", "--match-k", str(MATCH_K), "--suites", *SUITES))
+    if measured is not None and "neurons" in have and not fires_alike(measured):
+        lines.append(("score", str(path), "--suites", "neurons", "--match-k", str(MATCH_K)))
     if "sae" not in have:
         lines.append(("sae", "--workdir", str(path), *AUTOENCODERS))
     if not (path / GRAPHS / INDEX).exists():

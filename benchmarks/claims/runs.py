@@ -21,6 +21,8 @@ from jaxablate.training.metrics import METRICS, read_metrics
 MATCHED, GRAPHS = "matched", "neurons/graphs"
 SUITES = ("perplexity", "ioi", "weights", "circuits", "neurons")
 """What a baseline's checkpoint of equal loss is scored by."""
+MATCH_K = 8
+"""k of the rate at which neurons and channels fire, in all runs alike."""
 EXPLAINED = 0.9
 """Explained variance at which latents are counted."""
 
@@ -58,9 +60,12 @@ def figures(path: Path, measured: Results) -> dict[str, float | None]:
     named = {f.name: f.estimate.value for s in measured.suites.values() for f in s.figures}
     out: dict[str, Any] = {"step": measured.step, "minutes": minutes(path)}
     out |= {ours: named.get(name) for ours, name in NAMED.items()}
+    if "neurons" in measured.suites:
+        alike = fires_alike(measured)
+        out |= _above_shuffled(measured) if alike else {name: None for name in out if "bits above" in name}
     if "perplexity" in measured.suites:
         out |= {"loss": loss_of(measured), "loss ablated": _ablated_loss(measured)}
-        out |= _circuits(measured) | _above_shuffled(measured) | _autoencoders(measured) | _graphs(path)
+        out |= _circuits(measured) | _autoencoders(measured) | _graphs(path)
         out |= _kurtosis(path)
     if out["importance part"] is not None and out["capacity of important"] is not None:
         out["capacity of others"] = out["capacity of important"] - out["importance part"]
@@ -114,9 +119,16 @@ def _edges_for(percents: Sequence[float], faithfulness: Sequence[float] | None, 
     return edges * (p + (q - p) * (0.9 - a) / (b - a)) / 100
 
 
+def fires_alike(measured: Results) -> bool:
+    """Whether neurons and channels were measured at the rate of `MATCH_K`; a record that says nothing took the model's
+    own k."""
+    model = measured.config["model"]
+    own = {"neurons": model["k_neurons"], "attention": model["k_attention"]}
+    given = measured.suites["neurons"].options.get("match_k") or own
+    return all(np.all(np.asarray(k) == MATCH_K) for k in given.values())
+
+
 def _above_shuffled(measured: Results) -> dict[str, float | None]:
-    if "neurons" not in measured.suites:
-        return {}
     groups = measured.suites["neurons"].details["groups"]
     whole = next(g for g in groups if g["kind"] == "neurons clean" and g["layer"] is None)
     bits = next(m for m in whole["measures"] if m["measure"] == "information")

@@ -103,16 +103,17 @@ class Study:
     suites: frozenset[str] = frozenset({"perplexity", "circuits", "neurons"})
     """A run that has them counts as finished."""
     claims: tuple[Claim, ...] = ()
-    shown: tuple[str, ...] = ("loss", "loss ablated", "answers", "edges", "edges tau 0.1", "edges tau 0.01", "CPR",
-                              "CMD", "edges by masks", "L0", "L0 extrapolated", "CE score", "bits above random",
-                              "N2G F1", "mean |w|", "kurtosis", "leaked nats", "minutes")
-    """Figures of the table of all cells; minutes are those of training."""
+    shown: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {
+        "training": ("loss", "loss ablated", "mean |w|", "kurtosis", "leaked nats", "minutes"),
+        "circuits": ("answers", "edges", "edges tau 0.1", "edges tau 0.01", "edges by masks", "CPR", "CMD"),
+        "features": ("L0", "L0 extrapolated", "CE score", "bits above random", "bits above shuffled", "N2G F1")})
+    """Tables of every cell, and their figures; minutes are those of training."""
 
 
 def _safr(claims: tuple[Claim, ...] = ()) -> Study:
-    return Study(baseline="lambdas-0-0", suites=frozenset({"classification", "superposition"}), claims=claims, shown=(
-        "accuracy", "SRS", "importance part", "interaction part", "capacity", "capacity of important",
-        "capacity of others", "minutes"))
+    return Study(baseline="lambdas-0-0", suites=frozenset({"classification", "superposition"}), claims=claims, shown={
+        "cells": ("accuracy", "SRS", "importance part", "interaction part", "capacity", "capacity of important",
+                  "capacity of others", "minutes")})
 
 
 _EMBEDDED = _first_paper("E", _gated(*PAPER_KS))
@@ -122,8 +123,8 @@ STUDIES = {
     "sst2": _safr(SAFR),
     "safr_search": _safr(),
     "imdb": _safr(),
-    "recipes": Study(suites=frozenset({"perplexity", "leakage"}), shown=(
-        "loss", "loss ablated", "live neurons", "live channels", "leaked nats", "minutes")),
+    "recipes": Study(suites=frozenset({"perplexity", "leakage"}), shown={
+        "cells": ("loss", "loss ablated", "live neurons", "live channels", "leaked nats", "minutes")}),
 }
 """Studies by the name of the sweep's folder, without ``claims_``."""
 

@@ -92,18 +92,18 @@ def at_equal_margin(rows: Sequence[Row], claim: Claim, models: str, variants: Se
     return (models, "edges at equal logit difference", "", "", "", interval, len(seeds), edges.left_out, "", "", "")
 
 
-def cells(rows: Sequence[Row], study: Study) -> Grid:
+def cells(rows: Sequence[Row], figures: Sequence[str]) -> Grid:
     """Every cell: means over seeds with Student's intervals."""
     out = []
     for name in dict.fromkeys(row["variant"] for row in rows):
         of = [row["run"] for row in rows if row["variant"] == name]
-        values = [[x[figure] for x in of if x.get(figure) is not None] for figure in study.shown]
+        values = [[x[figure] for x in of if x.get(figure) is not None] for figure in figures]
         out.append((name, len(of), *(stats.student(x) if x else "" for x in values)))
-    return Grid(title="", caption="", columns=("runs", "seeds", *study.shown), rows=tuple(out))
+    return Grid(title="", caption="", columns=("runs", "seeds", *figures), rows=tuple(out))
 
 
 def all_tables(rows: Sequence[Row], study: Study) -> dict[str, Grid]:
-    """Tables by name: ``summary``, one of each claim, ``cells``."""
+    """Tables by name: ``summary``, one of each claim, those of every cell."""
     of_claims = {claim.name: claim_table(rows, study, claim) for claim in study.claims}
     found = {"summary": summary(rows, study)} | of_claims if study.claims else {}
-    return found | {"cells": cells(rows, study)}
+    return found | {name: cells(rows, figures) for name, figures in study.shown.items()}

@@ -42,10 +42,14 @@ class ScoreSettings(base.RunSettings):
     max_batches: int | None = None
     """Read only so many batches of each split, for a quick look: of a language model's text the first ones, of labelled
     texts, whose batches come by length, some from the shortest to the longest."""
+    match_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
+    """Of neurons and units: activations fire as often as in a model with K winners. A gated model takes its own k, so
+    give one K to all that are compared where their k differ."""
 
     def __post_init__(self):
         super().__post_init__()
         base.require_at_least(self, 1, "max_batches")
+        base.require_at_least(self, 1, "match_k")
         if (self.workdir is None) == (not self.runs):
             raise ConfigError("give the working directories to score, by name or by --workdir: jaxablate score "
                               "runs/mine")
@@ -66,7 +70,7 @@ class ScoreSettings(base.RunSettings):
     def open(self) -> Run:
         """The checkpoint."""
         return open_run(self.folder, self.checkpoint, batch_size=self.batch_size, max_batches=self.max_batches,
-                        seed=self.seed)
+                        seed=self.seed, match_k=self.match_k)
 
     def run(self, console: Console) -> None:
         """Scores one run after another and prints their figures; one that cannot be scored does not stop the others.

@@ -342,16 +342,17 @@ def measured(run: Run) -> NeuronMeasures:
     """Measures of all units over the whole validation split, made once for all suites."""
     if "neurons" not in run.made:
         facts = None if run.facts is None else run.facts()
-        run.made["neurons"] = measure(run.model, run.params, run.splits["valid"].batches, facts=facts,
-                                      directions=DIRECTIONS, shuffles=SHUFFLES, seed=run.seed)
+        run.made["neurons"] = measure(run.model, run.params, run.splits["valid"].batches, match_k=run.match_k,
+                                      facts=facts, directions=DIRECTIONS, shuffles=SHUFFLES, seed=run.seed)
     return run.made["neurons"]
 
 
 def _run(run: Run) -> tuple[NeuronsResult, dict[str, Any]]:
-    result = averaged(measured(run), run.params, seed=run.seed, decode=lambda token: readable(run.tokenizer, [token]))
+    found = measured(run)
+    result = averaged(found, run.params, seed=run.seed, decode=lambda token: readable(run.tokenizer, [token]))
     return result, {"directions": DIRECTIONS, "shuffles": SHUFFLES, "sampled_tokens": result.sampled,
                     "bootstrap_resamples": stats.RESAMPLES, "direction_resamples": DIRECTION_RESAMPLES,
-                    "seed": run.seed}
+                    "match_k": found.match_k, "seed": run.seed}
 
 
 SUITE = Suite(name="neurons", run=_run,

@@ -182,7 +182,8 @@ def collect(run: Run) -> data.UnitsData:
     batches = functools.partial(_first, valid.batches, most)
     saes = {name: saved.sae for name, saved in stored.items()}
     model = unrolled(run.model)
-    of_model = measured(run) if whole else neurons.measure(model, run.params, batches, seed=run.seed)
+    of_model = (measured(run) if whole else
+                neurons.measure(model, run.params, batches, match_k=run.match_k, seed=run.seed))
     measures = _measures(run, of_model, model, batches, saes, groups)
     read = AllUnits(model, tuple(groups))
     found = survey(read, (run.params, saes), batches, UnitsRead(
@@ -361,7 +362,7 @@ def _run(run: Run) -> tuple[UnitsResult, dict[str, Any]]:
     rows = tuple((group.title, group.site, group.n, int((rate == 0).sum()), float(np.median(rate)))
                  for group, rate in by_group)
     result = UnitsResult(rows=rows, tokens=found.tokens, left_out=found.left_out, attachments={"units": found})
-    return result, {"most_tokens": MOST_TOKENS, "shuffles": SHUFFLES, "seed": run.seed}
+    return result, {"most_tokens": MOST_TOKENS, "shuffles": SHUFFLES, "match_k": run.match_k, "seed": run.seed}
 
 
 SUITE = Suite(name="units", run=_run,
