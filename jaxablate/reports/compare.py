@@ -268,9 +268,11 @@ def _gaps(runs: Sequence[ScoredRun]) -> list[str]:
         kinds = {r.name in gated for r in have}
         lacking = [r.name for r in runs if r not in have and (r.name in gated) in kinds]
         notes += [f"{x} lacks {suite}; run: jaxablate score --workdir {x} --suites {suite}" for x in lacking]
-        options = {json.dumps(r.results.suites[suite].options, sort_keys=True) for r in have}
-        if len(options) > 1:
-            notes.append(f"{suite} was run with different options: {'; '.join(sorted(options))}")
+        options = [r.results.suites[suite].options for r in have]
+        for name in sorted(set().union(*options)):
+            values = {json.dumps(x[name], sort_keys=True) if name in x else "not recorded" for x in options}
+            if len(values) > 1:
+                notes.append(f"{suite} was run with different {name}: {'; '.join(sorted(values))}")
     return notes
 
 
