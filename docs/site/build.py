@@ -88,10 +88,11 @@ def _check_navigation() -> None:
 
 
 def _explorers() -> list[tuple[str, Path]]:
-    """(name, page) of the explorers of runs/: of single runs, and of several together."""
+    """(name, page) of the explorers of docs/explorers/ and of runs/: of single runs, and of several together."""
     found = [(path.parent.relative_to(ROOT / "runs"), path) for path in (ROOT / "runs").glob("**/report.html")]
     tables = [(path.with_suffix("").relative_to(ROOT / "runs"), path) for path in (ROOT / "runs").glob("*.html")]
-    return sorted(("-".join(name.parts), path) for name, path in found + tables)
+    kept = [(Path(path.stem), path) for path in (ROOT / "docs" / "explorers").glob("*.html")]
+    return sorted(("-".join(name.parts), path) for name, path in kept + found + tables)
 
 
 def _relinked(markdown: str, folder: str) -> str:
