@@ -15,6 +15,7 @@ from jaxablate.commands import score
 from jaxablate.commands.match import clean_loss
 from jaxablate.errors import ConfigError
 from jaxablate.runs.run import open_run
+from jaxablate.stats import Estimate
 from jaxablate.suites import perplexity
 
 EMBEDDED = studies.STUDIES["embedded"]
@@ -67,6 +68,17 @@ def test_local_scores_against_global_ones_and_sparse_weights():
     assert (local["published difference"], fewer["published difference"]) == ("-2.589 (-13 %)", "no figure")
     assert fewer["verdict"] == "holds" and float(fewer["difference"]) == pytest.approx(-6, abs=0.6)
     assert {row[0] for row in tables.summary(found, EMBEDDED).rows} == {x.name for x in EMBEDDED.claims}
+
+
+def test_a_second_look_is_at_half_the_level():
+    e1 = EMBEDDED.claims[0]
+    assert (e1.name, e1.first_look) == ("E1", 5)
+    close = Estimate(-9.0, -17.0, -1.0)
+    assert comparisons.verdict(e1, close, 0.04, 20, range(5)) == "holds"
+    assert comparisons.verdict(e1, close, 0.04, 20, (0, 2, 5, 7, 9)) == "undecided"
+    near = Estimate(0.0, -4.6, 4.6)  # half of the published effect is 4.7
+    assert comparisons.verdict(e1, near, 1.0, 20, range(5)) == "does not hold"
+    assert comparisons.verdict(e1, near, 1.0, 20, range(10)) == "undecided"
 
 
 def test_few_noisy_seeds_decide_nothing():

@@ -14,6 +14,7 @@ import tyro
 import jaxablate as ja
 from jaxablate.commands.main import COMMANDS
 from jaxablate.data import __main__ as data_program
+from jaxablate.training import large_pages
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -57,7 +58,8 @@ def parse(line):
 
 @functools.cache
 def options(benchmark):
-    return importlib.import_module(f"benchmarks.{benchmark}").Options
+    module = importlib.import_module(f"benchmarks.{benchmark}")
+    return (importlib.import_module(f"{module.__name__}.__main__") if hasattr(module, "__path__") else module).Options
 
 
 def check(line, folder):
@@ -87,6 +89,8 @@ def check(line, folder):
                 parse(shlex.join(["train", *words[2:]]))
         case ["sbatch", *_, "--wrap", command]:
             check(command.replace('"$SLURM_ARRAY_TASK_ID"', "0"), folder)
+        case ["export", setting]:
+            assert setting == f"{large_pages.VARIABLE}={large_pages.WANTED}"
         case ["python", "guide.py", _]:
             pass  # tests/test_guide.py
         case _:

@@ -14,7 +14,7 @@ from jaxablate.stats import Estimate
 
 TOLERANCE, COMPETENT, LEAST_PAIRS = 0.02, 0.75, 3
 """Nats between a pair's losses; share of prompts answered by a model whose circuit counts; pairs of a comparison."""
-POWER = 0.8
+POWER, LEVEL = 0.8, 0.05
 
 
 def local_against_global(rows: Sequence[Row]) -> Iterator[Row]:
@@ -103,18 +103,32 @@ def smallest(differences: Sequence[float]) -> float:
     return high * float(np.std(differences, ddof=1)) / math.sqrt(n)
 
 
-def verdict(claim: Claim, difference: Estimate, p: float | None, scale: float) -> str:
-    """By the rules of docs/claims.md; ``scale`` is what the published effect is relative to."""
+def verdict(claim: Claim, difference: Estimate, p: float | None, scale: float, seeds: Sequence[int]
+            ) -> str:
+    """By the rules of docs/claims.md. Published effects are relative to ``scale``; ``seeds`` are the pairs'."""
     size = claim.published if claim.absolute else claim.published * scale
-    value, (low, high) = float(difference), difference.interval or (-math.inf, math.inf)
+    level = LEVEL if claim.first_look is None or max(seeds) < claim.first_look else LEVEL / 2
+    value, (low, high) = float(difference), _interval(difference, len(seeds), level)
     if claim.kind != "effect":
         below, above = ("holds", "does not hold") if claim.kind == "at most" else ("does not hold", "holds")
         return below if high < size else above if low > size else "undecided"
-    significant = p is not None and p < 0.05
+    significant = p is not None and p < level
     beyond = low > size / 2 if size < 0 else high < size / 2
     if significant and value * size > 0:
         return "only in sign" if beyond else "holds"
     return "does not hold" if beyond or significant else "undecided"
+
+
+def _interval(difference: Estimate, seeds: int, level: float) -> tuple[float, float]:
+    """Student's interval of a mean over seeds at another level than that of 5 % which it has."""
+    from scipy import special
+
+    if difference.interval is None:
+        return -math.inf, math.inf
+    wider = float(special.stdtrit(seeds - 1, 1 - level / 2) / special.stdtrit(seeds - 1, 1 - LEVEL / 2))
+    value = float(difference)
+    low, high = (value + wider * (end - value) for end in difference.interval)
+    return low, high
 
 
 def corrected(tested: Sequence[Compared]) -> list[tuple[Compared, Estimate, float | None]]:

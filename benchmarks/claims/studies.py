@@ -30,6 +30,8 @@ class Claim:
     """Whether the paper says how much."""
     kind: Literal["effect", "at most", "at least"] = "effect"
     """effect: the difference is to have the published sign; else it is to be on one side of the published size."""
+    first_look: int | None = None
+    """Seeds, from 0 on, of a first look at it; a comparison with others is the second look, at half of 5 %."""
     competent: bool = False
     """Only of models that do the task."""
     scale: str | None = None
@@ -44,9 +46,10 @@ def _gated(*ks: int) -> dict[str, tuple[str, ...]]:
     return {scores: tuple(f"{scores}-k{k}" for k in ks) for scores in ("local", "global")}
 
 
-def _first_paper(letter: str, groups: Mapping[str, tuple[str, ...]]) -> tuple[Claim, ...]:
+def _first_paper(letter: str, groups: Mapping[str, tuple[str, ...]], first_look: int | None = None
+                 ) -> tuple[Claim, ...]:
     """The first paper's claims on one corpus."""
-    return (
+    claims = (
         Claim(name=f"{letter}1", says="circuits are smaller", figure="edges", published=41.9 / 79 - 1, competent=True,
               groups=groups, secondary=tuple((x, "equal") for x in (
                   "edges tau 0.1", "edges tau 0.01", "edges, other orders", "CPR", "CMD", "edges by masks"))),
@@ -61,6 +64,7 @@ def _first_paper(letter: str, groups: Mapping[str, tuple[str, ...]]) -> tuple[Cl
         Claim(name=f"{letter}5", says="the cost is small", figure="loss", published=math.log(6.629 / 5.73),
               against="last", absolute=True, kind="at most", groups=groups),
     )
+    return tuple(dataclasses.replace(claim, first_look=first_look) for claim in claims)
 
 
 def _sparse(claims: Sequence[Claim]) -> Iterator[Claim]:
@@ -73,8 +77,10 @@ def _sparse(claims: Sequence[Claim]) -> Iterator[Claim]:
 
 LOCAL_GLOBAL = "local-global"
 """Variants that are no runs: what local scores change, beside what global ones change."""
+FIRST_LOOK = 5
+"""Seeds of the first look at the embedded corpus."""
 E6 = Claim(name="E6", says="local scores make smaller circuits than global ones", figure="edges", competent=True,
-           published=39.0 / 44.8 - 1, scale="edges of baseline", cells=f"{LOCAL_GLOBAL}-k.*",
+           first_look=FIRST_LOOK, published=39.0 / 44.8 - 1, scale="edges of baseline", cells=f"{LOCAL_GLOBAL}-k.*",
            groups={"local against global": tuple(f"{LOCAL_GLOBAL}-k{k}" for k in PAPER_KS)})
 
 
@@ -116,7 +122,7 @@ def _safr(claims: tuple[Claim, ...] = ()) -> Study:
                   "capacity of others", "minutes")})
 
 
-_EMBEDDED = _first_paper("E", _gated(*PAPER_KS))
+_EMBEDDED = _first_paper("E", _gated(*PAPER_KS), FIRST_LOOK)
 STUDIES = {
     "embedded": Study(claims=(*_EMBEDDED, E6, *_sparse(_EMBEDDED))),
     "tinystories": Study(claims=_first_paper("T", {"local": ("local-k8", "local-k2"), "global": ("global-k8",)})),

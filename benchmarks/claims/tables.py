@@ -28,7 +28,9 @@ from jaxablate.stats import Estimate
 def _line(of: tuple[Compared, Estimate, float | None], with_verdict: bool) -> tuple[Any, ...]:
     x, difference, p = of
     ours, theirs, scale = (float(np.mean(side)) for side in zip(*x.pairs.values(), strict=True))
-    published, says = (_published(x.claim, scale), verdict(x.claim, difference, p, scale)) if with_verdict else ("", "")
+    published = says = ""
+    if with_verdict:
+        published, says = _published(x.claim, scale), verdict(x.claim, difference, p, scale, list(x.pairs))
     return (x.models, x.claim.figure + (" (last step)" if x.claim.against == "last" else ""), theirs, ours, published,
             difference, len(x.pairs), x.left_out, smallest(x.differences), "" if p is None else f"{p:.4f}", says)
 

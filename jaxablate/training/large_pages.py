@@ -10,17 +10,18 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-_VARIABLE, _WANTED, _LEAST_GLIBC = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", (2, 35)
+VARIABLE, WANTED = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+_LEAST_GLIBC = (2, 35)
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def lacking(variables: Mapping[str, str]) -> dict[str, str]:
     """What a process with these variables lacks for large pages; nothing where it has them, or this machine does not
     give them to those who ask."""
-    given = variables.get(_VARIABLE, "")
+    given = variables.get(VARIABLE, "")
     if "glibc.malloc.hugetlb=" in given or not _on_request():
         return {}
-    return {_VARIABLE: f"{given}:{_WANTED}" if given else _WANTED}
+    return {VARIABLE: f"{given}:{WANTED}" if given else WANTED}
 
 
 def hint(variables: Mapping[str, str]) -> str:
