@@ -1,6 +1,7 @@
 """What a sweep's finished runs lack: checkpoints of equal loss, their scores, autoencoders, graphs of neurons."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from jaxablate.reports.neuron_records import INDEX
 from jaxablate.runs.checkpoint import FOLDER, saved_steps
 from jaxablate.runs.run import open_run
 from jaxablate.suites import perplexity
+from jaxablate.training import large_pages
 
 LOSSES = "losses.json"
 AUTOENCODERS = ("--l1", "0.5", "1", "2", "--seeds", "0", "1", "2", "--steps", "500", "--width", "8",
@@ -84,8 +86,10 @@ def _complete(path: Path) -> str:
         lines.append(("sae", "--workdir", str(path), *AUTOENCODERS))
     if not (path / GRAPHS / INDEX).exists():
         lines.append(("neurons", "--workdir", str(path)))
+    variables = {**os.environ, **large_pages.lacking(os.environ)}
     for line in lines:
-        done = subprocess.run([sys.executable, "-m", "jaxablate", *line], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-m", "jaxablate", *line], capture_output=True, text=True, check=False,
+                              env=variables)
         if done.returncode:
             return f"{line[0]} failed: {done.stderr.strip()[-300:]}"
     return ""
