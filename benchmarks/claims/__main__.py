@@ -60,7 +60,7 @@ def tables(options: Options) -> None:
     text = DOCS.read_text()
     for table, grid in all_tables(rows, study).items():
         shown = markdown(grid)
-        print(f"{table}\n\n{shown}\n")
+        print(f"{grid.title or table}\n\n{shown}\n")
         text = re.sub(rf"(<!-- {name} {table} -->\n).*?(<!-- end -->)",
                       lambda found, shown=shown: f"{found[1]}{shown}\n{found[2]}", text, flags=re.DOTALL)
     if options.write:

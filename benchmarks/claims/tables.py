@@ -28,11 +28,12 @@ from jaxablate.stats import Estimate
 def _line(of: tuple[Compared, Estimate, float | None], with_verdict: bool) -> tuple[Any, ...]:
     x, difference, p = of
     ours, theirs, scale = (float(np.mean(side)) for side in zip(*x.pairs.values(), strict=True))
-    published = says = ""
+    published = answer = ""
     if with_verdict:
-        published, says = _published(x.claim, scale), verdict(x.claim, difference, p, scale, list(x.pairs))
-    return (x.models, x.claim.figure + (" (last step)" if x.claim.against == "last" else ""), theirs, ours, published,
-            difference, len(x.pairs), x.left_out, smallest(x.differences), "" if p is None else f"{p:.4f}", says)
+        published, answer = _published(x.claim, scale), verdict(x.claim, difference, p, scale, list(x.pairs))
+    figure = x.claim.figure + (" (last step)" if x.claim.against == "last" else "")
+    return (x.models, figure, theirs, ours, published, difference, answer, "" if p is None else f"{p:.4f}",
+            len(x.pairs), x.left_out, f"{smallest(x.differences):.2g}")
 
 
 def _published(claim: Claim, scale: float) -> str:
@@ -40,18 +41,18 @@ def _published(claim: Claim, scale: float) -> str:
     if not claim.has_figure:
         return "no figure"
     if claim.absolute:
-        return stats.number(claim.published)
-    return f"{stats.number(claim.published * scale)} ({100 * claim.published:+.0f} %)"
+        return f"{claim.published:.2g}"
+    return f"{claim.published * scale:.2g} ({100 * claim.published:+.0f} %)"
 
 
-COLUMNS = ("models", "measure", "of reference", "of models", "published difference", "difference", "seeds",
-           "pairs left out", "80 % power from", "p, Holm", "verdict")
+COLUMNS = ("models", "measure", "reference", "value", "published", "difference", "verdict", "p, Holm", "seeds",
+           "left out", "power from")
 
 
 def summary(rows: Sequence[Row], study: Study) -> Grid:
     """All primary comparisons."""
-    lines = tuple((x[0].claim.name, x[0].claim.says, *_line(x, True)) for x in primary(rows, study))
-    return Grid(title="", caption="", columns=("claim", "says", *COLUMNS), rows=lines)
+    lines = tuple((x[0].claim.name, *_line(x, True)) for x in primary(rows, study))
+    return Grid(title="", caption="", columns=("claim", *COLUMNS), rows=lines)
 
 
 def claim_table(rows: Sequence[Row], study: Study, claim: Claim) -> Grid:
@@ -65,7 +66,7 @@ def claim_table(rows: Sequence[Row], study: Study, claim: Claim) -> Grid:
         lines += [line for group in claim.groups.items() if (line := at_equal_margin(rows, claim, *group))]
     cells = dict.fromkeys(row["variant"] for row in rows if re.fullmatch(claim.cells, row["variant"]))
     lines += _secondary(rows, claim, {variant: (variant,) for variant in cells})
-    return Grid(title="", caption="", columns=COLUMNS, rows=tuple(lines))
+    return Grid(title=f"{claim.name}: {claim.says}", caption="", columns=COLUMNS, rows=tuple(lines))
 
 
 def _secondary(rows: Sequence[Row], claim: Claim, groups: Mapping[str, Sequence[str]]) -> list[tuple[Any, ...]]:
@@ -91,7 +92,7 @@ def at_equal_margin(rows: Sequence[Row], claim: Claim, models: str, variants: Se
     half = float(special.stdtrit(freedom, 0.975)) * math.sqrt(variance)
     value = float(fit[0])
     interval = Estimate(value, value - half, value + half)
-    return (models, "edges at equal logit difference", "", "", "", interval, len(seeds), edges.left_out, "", "", "")
+    return (models, "edges at equal logit difference", "", "", "", interval, "", "", len(seeds), edges.left_out, "")
 
 
 def cells(rows: Sequence[Row], figures: Sequence[str]) -> Grid:
