@@ -103,8 +103,7 @@ def smallest(differences: Sequence[float]) -> float:
     return high * float(np.std(differences, ddof=1)) / math.sqrt(n)
 
 
-def verdict(claim: Claim, difference: Estimate, p: float | None, scale: float, seeds: Sequence[int]
-            ) -> str:
+def verdict(claim: Claim, difference: Estimate, p: float | None, scale: float, seeds: Sequence[int]) -> str:
     """By the rules of docs/claims.md. Published effects are relative to ``scale``; ``seeds`` are the pairs'."""
     size = claim.published if claim.absolute else claim.published * scale
     level = LEVEL if claim.first_look is None or max(seeds) < claim.first_look else LEVEL / 2

@@ -43,8 +43,8 @@ class ScoreSettings(base.RunSettings):
     """Read only so many batches of each split, for a quick look: of a language model's text the first ones, of labelled
     texts, whose batches come by length, some from the shortest to the longest."""
     match_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
-    """Of neurons and units: activations fire as often as in a model with K winners. A gated model takes its own k, so
-    give one K to all that are compared where their k differ."""
+    """Neurons and channels fire as often as in a model with K winners (suites neurons, units). Default: the model's own
+    number of winners; where runs that are compared differ in it, give one K to all of them."""
 
     def __post_init__(self):
         super().__post_init__()
