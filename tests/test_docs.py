@@ -191,6 +191,15 @@ def test_links_and_pictures_are_there(page):
     assert not missing
 
 
+def test_files_that_are_named_are_there():
+    """In pages, and in the comments of files that are no Python (tests of imports see those)."""
+    others = [ROOT / name for name in ("pyproject.toml", "Makefile", "ARCHITECTURE.md", "constraints.txt")]
+    texts = PAGES | {path.name: path.read_text() for path in others}
+    named = {(page, name) for page, text in texts.items()
+             for name in re.findall(r"(?<![\w./-])(?:jaxablate|configs|benchmarks|tests)/[\w/]+\.\w+", text)}
+    assert not [(page, name) for page, name in named if not (ROOT / name).exists()]
+
+
 def test_readme_is_short_and_its_folders_are_there():
     assert len(README.splitlines()) < 200
     (folders,) = (block for block in blocks("", README) if "jaxablate/ops/" in block)
