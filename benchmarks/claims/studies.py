@@ -67,12 +67,11 @@ def _first_paper(letter: str, groups: Mapping[str, tuple[str, ...]], first_look:
     return tuple(dataclasses.replace(claim, first_look=first_look) for claim in claims)
 
 
-def _sparse(claims: Sequence[Claim]) -> Iterator[Claim]:
+def _sparse(claims: Sequence[Claim], letter: str, groups: Mapping[str, tuple[str, ...]]) -> Iterator[Claim]:
     """The same of weight-sparse models, of which nothing is published: a tenth of the baseline's figure counts."""
-    variants = tuple(f"sparse-{part}" for part in (0.5, 0.2, 0.1, 0.05))
     for claim in claims[:3]:
-        yield dataclasses.replace(claim, name=claim.name.replace("E", "W"), groups={"weight-sparse": variants},
-                                  cells=".*sparse-.*", published=math.copysign(0.2, claim.published), has_figure=False)
+        yield dataclasses.replace(claim, name=f"{letter}{claim.name[1:]}", groups=groups, cells=".*sparse-.*",
+                                  published=math.copysign(0.2, claim.published), has_figure=False)
 
 
 LOCAL_GLOBAL = "local-global"
@@ -123,8 +122,12 @@ def _safr(claims: tuple[Claim, ...] = ()) -> Study:
 
 
 _EMBEDDED = _first_paper("E", _gated(*PAPER_KS), FIRST_LOOK)
+_LONG = _first_paper("L", _gated(8))
 STUDIES = {
-    "embedded": Study(claims=(*_EMBEDDED, E6, *_sparse(_EMBEDDED))),
+    "embedded": Study(claims=(*_EMBEDDED, E6, *_sparse(_EMBEDDED, "W", {
+        "weight-sparse": tuple(f"sparse-{part}" for part in (0.5, 0.2, 0.1, 0.05))}))),
+    "long": Study(claims=(*_LONG[:3], *_sparse(_LONG, "V", {
+        "half of the weights": ("sparse-0.5",), "a fifth": ("sparse-0.2",)}))),
     "tinystories": Study(claims=_first_paper("T", {"local": ("local-k8", "local-k2"), "global": ("global-k8",)})),
     "sst2": _safr(SAFR),
     "safr_search": _safr(),
