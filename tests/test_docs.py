@@ -192,7 +192,7 @@ def test_links_and_pictures_are_there(page):
 
 
 def test_files_that_are_named_are_there():
-    """In pages, and in the comments of files that are no Python (tests of imports see those)."""
+    """Paths within the repository, in pages and in comments of files that are no Python."""
     others = [ROOT / name for name in ("pyproject.toml", "Makefile", "ARCHITECTURE.md", "constraints.txt")]
     texts = PAGES | {path.name: path.read_text() for path in others}
     named = {(page, name) for page, text in texts.items()

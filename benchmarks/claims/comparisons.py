@@ -138,11 +138,14 @@ def corrected(tested: Sequence[Compared]) -> list[tuple[Compared, Estimate, floa
 
 
 def primary(rows: Sequence[Row], study: Study) -> list[tuple[Compared, Estimate, float | None]]:
-    """The comparisons that have verdicts; each letter of claims' names is a family that is corrected together."""
+    """The comparisons that verdicts are of; each letter of claims' names is a family that is corrected together. Those
+    with fewer than `LEAST_PAIRS` pairs that count are not tested: their difference has no value."""
     rows = [*rows, *local_against_global(rows)]
     out = []
     for letter in dict.fromkeys(claim.name[0] for claim in study.claims):
         some = [compared(rows, claim, models, variants) for claim in study.claims if claim.name[0] == letter
                 for models, variants in claim.groups.items()]
-        out += corrected([x for x in some if len(x.pairs) >= LEAST_PAIRS])
+        tested = iter(corrected([x for x in some if len(x.pairs) >= LEAST_PAIRS]))
+        out += [next(tested) if len(x.pairs) >= LEAST_PAIRS else (x, Estimate(None), None) for x in some
+                if x.pairs or x.left_out]
     return out

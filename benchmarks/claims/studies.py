@@ -68,7 +68,8 @@ def _first_paper(letter: str, groups: Mapping[str, tuple[str, ...]], first_look:
 
 
 def _sparse(claims: Sequence[Claim], letter: str, groups: Mapping[str, tuple[str, ...]]) -> Iterator[Claim]:
-    """The same of weight-sparse models, of which nothing is published: a tenth of the baseline's figure counts."""
+    """Claims 1 to 3 under another letter, of weight-sparse models, for which no effect is published: a tenth of the
+    baseline's figure counts."""
     for claim in claims[:3]:
         yield dataclasses.replace(claim, name=f"{letter}{claim.name[1:]}", groups=groups, cells=".*sparse-.*",
                                   published=math.copysign(0.2, claim.published), has_figure=False)
@@ -122,11 +123,11 @@ def _safr(claims: tuple[Claim, ...] = ()) -> Study:
 
 
 _EMBEDDED = _first_paper("E", _gated(*PAPER_KS), FIRST_LOOK)
-_LONG = _first_paper("L", _gated(8))
+_LONG = _first_paper("L", _gated(8))[:3]
 STUDIES = {
     "embedded": Study(claims=(*_EMBEDDED, E6, *_sparse(_EMBEDDED, "W", {
         "weight-sparse": tuple(f"sparse-{part}" for part in (0.5, 0.2, 0.1, 0.05))}))),
-    "long": Study(claims=(*_LONG[:3], *_sparse(_LONG, "V", {
+    "long": Study(claims=(*_LONG, *_sparse(_LONG, "V", {
         "half of the weights": ("sparse-0.5",), "a fifth": ("sparse-0.2",)}))),
     "tinystories": Study(claims=_first_paper("T", {"local": ("local-k8", "local-k2"), "global": ("global-k8",)})),
     "sst2": _safr(SAFR),

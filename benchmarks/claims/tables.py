@@ -27,11 +27,13 @@ from jaxablate.stats import Estimate
 
 def _line(of: tuple[Compared, Estimate, float | None], with_verdict: bool) -> tuple[Any, ...]:
     x, difference, p = of
+    figure = x.claim.figure + (" (last step)" if x.claim.against == "last" else "")
+    if difference.value is None:
+        return x.models, figure, "", "", "", "", "no verdict", "", len(x.pairs), x.left_out, ""
     ours, theirs, scale = (float(np.mean(side)) for side in zip(*x.pairs.values(), strict=True))
     published = answer = ""
     if with_verdict:
         published, answer = _published(x.claim, scale), verdict(x.claim, difference, p, scale, list(x.pairs))
-    figure = x.claim.figure + (" (last step)" if x.claim.against == "last" else "")
     return (x.models, figure, theirs, ours, published, difference, answer, "" if p is None else f"{p:.4f}",
             len(x.pairs), x.left_out, f"{smallest(x.differences):.2g}")
 
