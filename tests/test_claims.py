@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from scipy import special
 
+import benchmarks.claims.__main__ as claims
 from benchmarks.claims import comparisons, data, measuring, runs, studies, tables
 from jaxablate.commands import score
 from jaxablate.commands.match import clean_loss
-from jaxablate.errors import ConfigError
+from jaxablate.errors import ConfigError, DataError
 from jaxablate.runs.run import open_run
 from jaxablate.stats import Estimate
 from jaxablate.suites import perplexity
@@ -162,6 +163,28 @@ def test_mixed_stories_have_prompts_after_each(tmp_path):
     for prompt in (x for i, x in enumerate(parts) if i % 4):
         name = re.search(r" (\w+)\. \1 ", prompt)  # the answer, and the sentence that goes on with it
         assert name and prompt.count(name[1]) == 3, prompt
+
+
+def test_the_pages_tables_are_those_of_the_record():
+    page, record = claims.DOCS.read_text(), json.loads(claims.RECORD.read_text())
+    for name, recorded in record.items():
+        grids = tables.all_tables(recorded["runs"], studies.STUDIES[name])
+        assert claims.with_tables(page, name, grids) == page, f"{name}: make the tables again"
+        changed = [row | {"run": row["run"] | {"loss": 9.0, "accuracy": 9.0}} for row in recorded["runs"]]
+        assert claims.with_tables(page, name, tables.all_tables(changed, studies.STUDIES[name])) != page or (
+            f"<!-- {name} " not in page), f"{name}: its tables do not depend on its figures"
+
+
+def test_runs_of_another_machine_keep_their_figures(tmp_path, monkeypatch, capsys):
+    """A grid goes on elsewhere: what the folder does not have is taken from the record."""
+    monkeypatch.setattr(claims, "RECORD", tmp_path / "claims.json")
+    claims.RECORD.write_text(json.dumps({"embedded": {"runs": rows(edges=0.5)}}))
+    folder = tmp_path / "claims_embedded"
+    claims.tables(claims.Options(what="tables", folder=folder))
+    out = capsys.readouterr().out
+    assert out.startswith("20 runs, 0 of them read from") and "| E1 | local | edges |" in out
+    with pytest.raises(DataError, match="records none of sst2; run its sweep first: jaxablate sweep claims_sst2"):
+        claims.tables(claims.Options(what="tables", folder=tmp_path / "sst2"))
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):

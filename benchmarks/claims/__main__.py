@@ -8,14 +8,16 @@
 the baseline with the same seed, makes a working directory of that checkpoint alone (FOLDER/matched/seed-0/step-1500),
 scores it, trains autoencoders on both and makes graphs of their neurons. What is there is not measured again, so it may
 be stopped and started. Figures of each run come from its ``results.json`` and the index of its graphs; ``tables
---write`` keeps them in benchmarks/claims.json and the tables in the docs. `benchmarks.claims.data` writes what some of
-the sweeps train on.
+--write`` keeps them in benchmarks/claims.json and the tables in the docs. Runs that the folder does not have keep the
+figures recorded there, so a grid may be done in parts, on several machines, and anyone can make the tables without a
+run. `benchmarks.claims.data` writes what some of the sweeps train on.
 """
 
 import dataclasses
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,12 +25,14 @@ import jax
 import tyro
 
 from benchmarks.claims.measuring import measure
-from benchmarks.claims.runs import collect
+from benchmarks.claims.runs import collect, joined
 from benchmarks.claims.studies import study_of
 from benchmarks.claims.tables import all_tables
+from jaxablate.errors import DataError
 from jaxablate.exits import guarded
 from jaxablate.files import write, write_json
 from jaxablate.provenance import provenance
+from jaxablate.reports.panels import Grid
 from jaxablate.reports.tables import markdown
 
 RECORD = Path(__file__).parent.with_suffix(".json")
@@ -52,19 +56,31 @@ class Options:
 def tables(options: Options) -> None:
     """Prints every table; with ``write`` keeps them."""
     name, study = study_of(options.folder)
-    rows = collect(options.folder, study)
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    found = collect(options.folder, study)
+    rows = joined(found, record.get(name, {"runs": []})["runs"])
+    if not rows:
+        raise DataError(f"{options.folder} has no run that is trained and scored, and {RECORD.name} records none of "
+                        f"{name}; run its sweep first: jaxablate sweep claims_{name} --workdir {options.folder}")
+    print(f"{len(rows)} runs, {sum(row in found for row in rows)} of them read from {options.folder}, the others from "
+          f"{RECORD.name}\n")
     if options.write:
-        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         record[name] = {"runs": rows, "made": dataclasses.asdict(provenance(jax.devices()))}
         write_json(RECORD, record)
-    text = DOCS.read_text()
-    for table, grid in all_tables(rows, study).items():
+    grids = all_tables(rows, study)
+    for table, grid in grids.items():
+        print(f"{grid.title or table}\n\n{markdown(grid)}\n")
+    if options.write:
+        write(DOCS, with_tables(DOCS.read_text(), name, grids))
+
+
+def with_tables(text: str, name: str, grids: Mapping[str, Grid]) -> str:
+    """The page with a study's tables between those of its marks that are there."""
+    for table, grid in grids.items():
         shown = markdown(grid)
-        print(f"{grid.title or table}\n\n{shown}\n")
         text = re.sub(rf"(<!-- {name} {table} -->\n).*?(<!-- end -->)",
                       lambda found, shown=shown: f"{found[1]}{shown}\n{found[2]}", text, flags=re.DOTALL)
-    if options.write:
-        write(DOCS, text)
+    return text
 
 
 def main() -> None:

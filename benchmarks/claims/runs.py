@@ -185,8 +185,8 @@ def _kurtosis(path: Path) -> dict[str, float | None]:
 
 
 Row = Mapping[str, Any]
-"""A run: its ``variant``, ``seed`` and figures (``run``), and those of its pair: the baseline's ``last`` checkpoint,
-and its checkpoint of ``equal`` loss."""
+"""A run: its ``variant``, ``seed``, the ``date`` of its figures, the figures (``run``), and those of its pair: the
+baseline's ``last`` checkpoint, and its checkpoint of ``equal`` loss."""
 
 
 def collect(folder: Path, study: Study) -> list[Row]:
@@ -201,10 +201,31 @@ def collect(folder: Path, study: Study) -> list[Row]:
     rows = []
     for variant, seed, path, measured in runs:
         is_baseline = variant == study.baseline
-        row = {"variant": variant, "seed": seed, "run": last[seed] if is_baseline else figures(path, measured)}
+        date = max(record.provenance.date for record in measured.suites.values())
+        row = {"variant": variant, "seed": seed, "date": date,
+               "run": last[seed] if is_baseline else figures(path, measured)}
         if not is_baseline and seed in last:
             near = [(abs(x["loss"] - row["run"]["loss"]), i, x) for i, ((of, _), x) in enumerate(equal.items())
                     if of == seed]
             row |= {"last": last[seed], "equal": min(near)[-1] if near else None}
         rows.append(row)
     return rows
+
+
+def joined(rows: Iterable[Row], recorded: Iterable[Row]) -> list[Row]:
+    """Rows of a folder, and recorded ones of runs that it does not have, or has with fewer figures, by name.
+
+    >>> [old, new] = [{"variant": "local-k8", "seed": 0, "run": {"loss": x}} for x in (0.6, 0.7)]
+    >>> joined([new], [old]) == [new] and joined([new | {"run": {"loss": None}}], [old]) == [old]
+    True
+    """
+    found = {(row["variant"], row["seed"]): row for row in recorded}
+    for row in rows:
+        name = row["variant"], row["seed"]
+        if name not in found or _number_of_figures(row) >= _number_of_figures(found[name]):
+            found[name] = row
+    return [found[name] for name in sorted(found)]
+
+
+def _number_of_figures(row: Row) -> int:
+    return sum(value is not None for part in ("run", "last", "equal") for value in (row.get(part) or {}).values())
