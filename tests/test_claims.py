@@ -52,7 +52,7 @@ def test_examples_hold(module):
                                                    (1.5, "does not hold")])
 def test_smaller_circuits_hold_where_they_are_smaller(factor, verdict):
     row = line("E1", rows(edges=factor))
-    assert row["verdict"] == verdict and (row["seeds"], row["left out"]) == (5, 0)
+    assert row["verdict"] == verdict and (row["seeds"], row["left out"]) == (5, "0")
     assert float(row["difference"]) == pytest.approx(20 * (factor - 1), abs=0.6)
 
 
@@ -64,37 +64,61 @@ def test_local_scores_against_global_ones_and_sparse_weights():
     apart = [row | {"equal": row["equal"] | {"loss": 0.7}} if row["variant"] == "local-k8" else row for row in found]
     e6 = next(claim for claim in EMBEDDED.claims if claim.name == "E6")
     table = tables.claim_table(apart, EMBEDDED, e6)
-    assert dict(zip(table.columns, table.rows[0], strict=True))["left out"] == 5  # it was counted twice
+    assert dict(zip(table.columns, table.rows[0], strict=True))["left out"] == "5 apart"  # it was counted twice
     fewer = line("W1", found)
     assert (local["published"], fewer["published"]) == ("-2.6 (-13 %)", "no figure")
     assert fewer["verdict"] == "holds" and float(fewer["difference"]) == pytest.approx(-6, abs=0.6)
     assert {row[0] for row in tables.summary(found, EMBEDDED).rows} == {x.name for x in EMBEDDED.claims}
 
 
-def test_a_second_look_is_at_half_the_level():
+def test_a_second_look_is_at_half_the_level_and_leaves_the_first_alone():
     e1 = EMBEDDED.claims[0]
-    assert (e1.name, e1.first_look) == ("E1", 5)
+    assert (e1.name, e1.level, EMBEDDED.first_look) == ("E1", 0.025, 5)
     close = Estimate(-9.0, -17.0, -1.0)
-    assert comparisons.verdict(e1, close, 0.04, 20, range(5)) == "holds"
-    assert comparisons.verdict(e1, close, 0.04, 20, (0, 2, 5, 7, 9)) == "undecided"
+    assert comparisons.verdict(dataclasses.replace(e1, level=0.05), close, 0.04, 20, 5) == "holds"
+    assert comparisons.verdict(e1, close, 0.04, 20, 5) == "undecided"
     near = Estimate(0.0, -4.6, 4.6)  # half of the published effect is 4.7
-    assert comparisons.verdict(e1, near, 1.0, 20, range(5)) == "does not hold"
-    assert comparisons.verdict(e1, near, 1.0, 20, range(10)) == "undecided"
+    assert comparisons.verdict(dataclasses.replace(e1, level=0.05), near, 1.0, 20, 10) == "does not hold"
+    assert comparisons.verdict(e1, near, 1.0, 20, 10) == "undecided"
+    more = [*rows(seeds=10, edges=0.5), *rows("global", seeds=10, edges=0.5)]
+    first = [row for row in more if row["seed"] < 5]
+    assert "second look" not in tables.all_tables(first, EMBEDDED)
+    both = tables.all_tables([row for row in more if (row["variant"], row["seed"]) != ("global-k2", 7)], EMBEDDED)
+    assert both["summary"] == tables.summary(first, EMBEDDED)
+    e1 = next(x for x in both["second look"].rows if x[0] == "E1")
+    assert dict(zip(both["second look"].columns, e1, strict=True))["seeds"] == 9  # the seventh is not complete
+
+
+def test_comparisons_without_a_verdict_count_in_the_correction():
+    weak = [row | {"variant": row["variant"].replace("k", "0.")} for row in rows("sparse", L0=0.9, answers=0.5)]
+    of = {x.of.claim.name: x for x in comparisons.primary(weak, EMBEDDED)}
+    assert of["W1"].difference.value is None and {x.family for x in of.values() if x.of.claim.name[0] == "W"} == {3}
+    _, p = of["W2"].of.test()
+    assert p is not None and of["W2"].p == pytest.approx(3 * p)
+
+
+def test_cells_that_are_complete_are_also_compared_alone():
+    found = [row for row in rows(edges=0.5) if row["variant"] != "local-k2" or row["seed"]]
+    whole = comparisons.complete(found, EMBEDDED.claims[0], "local", ("local-k1", "local-k2"))
+    assert whole is not None and whole.models == "local: local-k1" and len(whole.pairs) == 5
+    assert comparisons.complete(rows(), EMBEDDED.claims[0], "local", ("local-k1", "local-k2")) is None
 
 
 def test_few_noisy_seeds_decide_nothing():
     row = line("E1", rows(seeds=3, noise=1.0, edges=0.8))
-    assert row["verdict"] == "undecided" and float(row["power from"]) > 20 * 0.47 / 2
+    assert row["verdict"] == "undecided" and float(row["power from"].split()[0]) > 20 * 0.47 / 2
 
 
 def test_pairs_that_are_apart_or_cannot_do_the_task_are_left_out():
     unable = rows(answers=0.7, edges=0.5)
-    for none in (line("E1", rows(loss=0.65)), line("E1", unable)):
-        assert (none["verdict"], none["difference"], none["seeds"], none["left out"]) == ("no verdict", "", 0, 20)
+    for none, why in ((line("E1", rows(loss=0.65)), "20 apart"), (line("E1", unable), "20 unable")):
+        assert (none["verdict"], none["difference"], none["seeds"], none["left out"]) == ("no verdict", "", 0, why)
     assert not line("W1", unable)  # there are no such runs
     assert line("E2", unable)["seeds"] == 5  # features need no task
     some = [*rows(edges=0.5), *rows(ks=(8,), seeds=2, loss=0.7)]
-    assert line("E1", some)["left out"] == 2
+    assert line("E1", some)["left out"] == "2 apart"
+    of_all = tables.claim_table(unable, EMBEDDED, EMBEDDED.claims[0]).rows
+    assert [row[8] for row in of_all if row[1] == "edges, able or not"] == [5]
 
 
 def test_the_cost_holds_below_the_published_one():

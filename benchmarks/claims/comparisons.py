@@ -43,10 +43,12 @@ class Compared:
 
     claim: Claim
     models: str
+    variants: Sequence[str]
     pairs: Mapping[int, tuple[float, float, float]]
     """(the models' figure, the reference's, what effects are relative to) of each seed, means over the variants."""
-    left_out: int
-    """Pairs that do not count, by the rules of docs/claims.md."""
+    left_out: Mapping[str, int]
+    """Pairs that do not count by the rules of docs/claims.md: too far ``apart`` in loss, a model ``unable`` to do the
+    task, a figure ``lacking``."""
 
     @property
     def differences(self) -> list[float]:
@@ -62,7 +64,7 @@ class Compared:
 def compared(rows: Sequence[Row], claim: Claim, models: str, variants: Sequence[str]) -> Compared:
     """One comparison, with those pairs that count."""
     by_seed: dict[int, list[tuple[float, float, float]]] = {}
-    left_out = 0
+    left_out: dict[str, int] = dict.fromkeys(("apart", "unable", "lacking"), 0)
     for row in rows:
         if row["variant"] not in variants or row.get(claim.against) is None:
             continue
@@ -71,16 +73,16 @@ def compared(rows: Sequence[Row], claim: Claim, models: str, variants: Sequence[
         unable = claim.competent and min(ours["answers"], theirs["answers"]) < COMPETENT
         values = ours.get(claim.figure), theirs.get(claim.figure), theirs.get(claim.scale or claim.figure)
         if apart or unable or None in values:
-            left_out += 1
+            left_out["apart" if apart else "unable" if unable else "lacking"] += 1
             continue
         by_seed.setdefault(row["seed"], []).append(values)
     whole = {seed: tuple(np.mean(x, axis=0).tolist()) for seed, x in sorted(by_seed.items())}
-    return Compared(claim=claim, models=models, pairs=whole, left_out=left_out)
+    return Compared(claim=claim, models=models, variants=variants, pairs=whole, left_out=left_out)
 
 
-def smallest(differences: Sequence[float]) -> float:
-    """The smallest true difference that a paired t-test of so many finds in 80 % of cases, two-sided at 5 %, with the
-    standard deviation that these have.
+def smallest(differences: Sequence[float], level: float = LEVEL) -> float:
+    """The smallest true difference that a two-sided paired t-test of so many finds in 80 % of cases, with the standard
+    deviation that these have.
 
     >>> round(smallest([-1.0, 0.0, 1.0, 0.0, 0.5]), 2)
     1.25
@@ -89,7 +91,7 @@ def smallest(differences: Sequence[float]) -> float:
     from scipy.stats import nct
 
     n = len(differences)
-    critical = float(special.stdtrit(n - 1, 0.975))
+    critical = float(special.stdtrit(n - 1, 1 - level / 2))
 
     def power(effect: float) -> float:
         return float(1 - nct.cdf(critical, n - 1, effect) + nct.cdf(-critical, n - 1, effect))
@@ -103,15 +105,14 @@ def smallest(differences: Sequence[float]) -> float:
     return high * float(np.std(differences, ddof=1)) / math.sqrt(n)
 
 
-def verdict(claim: Claim, difference: Estimate, p: float | None, scale: float, seeds: Sequence[int]) -> str:
-    """By the rules of docs/claims.md. Published effects are relative to ``scale``; ``seeds`` are the pairs'."""
+def verdict(claim: Claim, difference: Estimate, p: float | None, scale: float, seeds: int) -> str:
+    """By the rules of docs/claims.md. Published effects are relative to ``scale``."""
     size = claim.published if claim.absolute else claim.published * scale
-    level = LEVEL if claim.first_look is None or max(seeds) < claim.first_look else LEVEL / 2
-    value, (low, high) = float(difference), _interval(difference, len(seeds), level)
+    value, (low, high) = float(difference), _interval(difference, seeds, claim.level)
     if claim.kind != "effect":
         below, above = ("holds", "does not hold") if claim.kind == "at most" else ("does not hold", "holds")
         return below if high < size else above if low > size else "undecided"
-    significant = p is not None and p < level
+    significant = p is not None and p < claim.level
     beyond = low > size / 2 if size < 0 else high < size / 2
     if significant and value * size > 0:
         return "only in sign" if beyond else "holds"
@@ -130,22 +131,66 @@ def _interval(difference: Estimate, seeds: int, level: float) -> tuple[float, fl
     return low, high
 
 
-def corrected(tested: Sequence[Compared]) -> list[tuple[Compared, Estimate, float | None]]:
-    """Each with its difference and its p after Holm's correction over all of them."""
-    found = [(x, *x.test()) for x in tested]
-    after = iter(stats.holm([p for _, _, p in found if p is not None]))
-    return [(x, difference, None if p is None else next(after)) for x, difference, p in found]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tested:
+    """A comparison, tested as one of a family."""
+
+    of: Compared
+    difference: Estimate
+    """The mean difference with its 95 % interval; no value where there are too few pairs."""
+    p: float | None
+    """After Holm's correction over the family."""
+    family: int
+    """Comparisons that are corrected together, with those that have too few pairs."""
+
+    @property
+    def power_from(self) -> tuple[float, float]:
+        """The smallest difference that the test alone would find, and that it would find at Holm's first step."""
+        return smallest(self.of.differences), smallest(self.of.differences, self.of.claim.level / self.family)
 
 
-def primary(rows: Sequence[Row], study: Study) -> list[tuple[Compared, Estimate, float | None]]:
-    """The comparisons that verdicts are of; each letter of claims' names is a family that is corrected together. Those
-    with fewer than `LEAST_PAIRS` pairs that count are not tested: their difference has no value."""
+def tested(family: Sequence[Compared]) -> list[Tested]:
+    """Each with its difference and its p after Holm's correction over all of them. Those with fewer than `LEAST_PAIRS`
+    pairs that count are not tested, but count in the correction."""
+    found = [x.test() if len(x.pairs) >= LEAST_PAIRS else (Estimate(None), None) for x in family]
+    after = stats.holm([1.0 if p is None else p for _, p in found])
+    return [Tested(of=x, difference=difference, p=None if p is None else q, family=len(family))
+            for x, (difference, p), q in zip(family, found, after, strict=True)]
+
+
+def primary(rows: Sequence[Row], study: Study) -> list[Tested]:
+    """The comparisons that verdicts are of, but those without any pair; each letter of claims' names is a family."""
     rows = [*rows, *local_against_global(rows)]
     out = []
     for letter in dict.fromkeys(claim.name[0] for claim in study.claims):
-        some = [compared(rows, claim, models, variants) for claim in study.claims if claim.name[0] == letter
-                for models, variants in claim.groups.items()]
-        tested = iter(corrected([x for x in some if len(x.pairs) >= LEAST_PAIRS]))
-        out += [next(tested) if len(x.pairs) >= LEAST_PAIRS else (x, Estimate(None), None) for x in some
-                if x.pairs or x.left_out]
+        family = [compared(rows, claim, models, variants) for claim in study.claims if claim.name[0] == letter
+                  for models, variants in claim.groups.items()]
+        out += [x for x in tested(family) if x.of.pairs or any(x.of.left_out.values())]
     return out
+
+
+def complete(rows: Sequence[Row], claim: Claim, models: str, variants: Sequence[str]) -> Compared | None:
+    """The comparison over those variants alone that have a pair which counts for every seed; None where these are all
+    variants or none."""
+    seeds = {variant: set(compared(rows, claim, models, (variant,)).pairs) for variant in variants}
+    every = set().union(*seeds.values())
+    whole = tuple(variant for variant in variants if every and seeds[variant] == every)
+    if not whole or len(whole) == len(variants):
+        return None
+    return compared(rows, claim, f"{models}: {', '.join(whole)}", whole)
+
+
+def second_look(rows: Sequence[Row], study: Study) -> list[Row]:
+    """Rows of the first look's seeds, and of those further seeds that have a run of every variant that is compared;
+    empty where there is no such seed."""
+    first = study.first_look
+    if first is None:
+        return []
+    needed = {variant for claim in study.claims if claim.level < LEVEL and claim.scale is None
+              for variants in claim.groups.values() for variant in variants}
+    have: dict[int, set[str]] = {}
+    for row in rows:
+        if row["seed"] >= first and row.get("equal") is not None:
+            have.setdefault(row["seed"], set()).add(row["variant"])
+    more = {seed for seed, variants in have.items() if needed <= variants}
+    return [row for row in rows if row["seed"] < first or row["seed"] in more] if more else []

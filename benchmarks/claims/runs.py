@@ -185,8 +185,8 @@ def _kurtosis(path: Path) -> dict[str, float | None]:
 
 
 Row = Mapping[str, Any]
-"""A run: its ``variant``, ``seed``, the ``date`` of its figures, the figures (``run``), and those of its pair: the
-baseline's ``last`` checkpoint, and its checkpoint of ``equal`` loss."""
+"""A run: its ``variant``, ``seed``, the ``date`` of its figures where that is known, the figures (``run``), and those
+of its pair: the baseline's ``last`` checkpoint, and its checkpoint of ``equal`` loss."""
 
 
 def collect(folder: Path, study: Study) -> list[Row]:

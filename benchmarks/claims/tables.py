@@ -9,33 +9,43 @@ from typing import Any
 import numpy as np
 
 from benchmarks.claims.comparisons import (
+    COMPETENT,
     LEAST_PAIRS,
-    Compared,
+    Tested,
     compared,
-    corrected,
+    complete,
     local_against_global,
     primary,
-    smallest,
+    second_look,
+    tested,
     verdict,
 )
 from benchmarks.claims.runs import Row
 from benchmarks.claims.studies import Claim, Study
 from jaxablate import stats
 from jaxablate.reports.panels import Grid
-from jaxablate.stats import Estimate
+from jaxablate.stats import COUNT, FRACTION, UNBOUNDED, Estimate
 
 
-def _line(of: tuple[Compared, Estimate, float | None], with_verdict: bool) -> tuple[Any, ...]:
-    x, difference, p = of
-    figure = x.claim.figure + (" (last step)" if x.claim.against == "last" else "")
-    if difference.value is None:
-        return x.models, figure, "", "", "", "", "no verdict", "", len(x.pairs), x.left_out, ""
-    ours, theirs, scale = (float(np.mean(side)) for side in zip(*x.pairs.values(), strict=True))
+def _line(x: Tested, with_verdict: bool, note: str = "") -> tuple[Any, ...]:
+    of, claim = x.of, x.of.claim
+    figure = claim.figure + (" (last step)" if claim.against == "last" else "") + note
+    left_out = ", ".join(f"{count} {why}" for why, count in of.left_out.items() if count) or "0"
+    if x.difference.value is None:
+        return of.models, figure, "", "", "", "", "no verdict", "", len(of.pairs), left_out, ""
+    ours, theirs, scale = (float(np.mean(side)) for side in zip(*of.pairs.values(), strict=True))
+    alone, first = x.power_from
     published = answer = ""
+    power = _two_digits(alone)
     if with_verdict:
-        published, answer = _published(x.claim, scale), verdict(x.claim, difference, p, scale, list(x.pairs))
-    return (x.models, figure, theirs, ours, published, difference, answer, "" if p is None else f"{p:.4f}",
-            len(x.pairs), x.left_out, f"{smallest(x.differences):.2g}")
+        published, power = _published(claim, scale), f"{power} ({_two_digits(first)})"
+        answer = verdict(claim, x.difference, x.p, scale, len(of.pairs))
+    return (of.models, figure, theirs, ours, published, x.difference, answer, "" if x.p is None else f"{x.p:.4f}",
+            len(of.pairs), left_out, power)
+
+
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def _published(claim: Claim, scale: float) -> str:
@@ -53,17 +63,21 @@ COLUMNS = ("models", "measure", "reference", "value", "published", "difference",
 
 def summary(rows: Sequence[Row], study: Study) -> Grid:
     """All primary comparisons."""
-    lines = tuple((x[0].claim.name, *_line(x, True)) for x in primary(rows, study))
+    lines = tuple((x.of.claim.name, *_line(x, True)) for x in primary(rows, study))
     return Grid(title="", caption="", columns=("claim", *COLUMNS), rows=lines)
 
 
 def claim_table(rows: Sequence[Row], study: Study, claim: Claim) -> Grid:
     """One claim: its primary comparisons, its further measures, and each cell by itself."""
-    lines = [_line(x, True) for x in primary(rows, study) if x[0].claim.name == claim.name]
+    lines = [_line(x, True) for x in primary(rows, study) if x.of.claim.name == claim.name]
     rows = [*rows, *local_against_global(rows)]
+    whole = {x.models: x.variants for group in claim.groups.items() if (x := complete(rows, claim, *group))}
+    for against in dict.fromkeys((claim.against, "last")):
+        lines += _secondary(rows, dataclasses.replace(claim, against=against), whole)
+    if claim.competent:
+        lines += _secondary(rows, dataclasses.replace(claim, competent=False), claim.groups, ", able or not")
     for figure, against in claim.secondary:
-        of_figure = dataclasses.replace(claim, figure=figure, against=against)
-        lines += _secondary(rows, of_figure, claim.groups)
+        lines += _secondary(rows, dataclasses.replace(claim, figure=figure, against=against), claim.groups)
     if claim.figure == "edges" and claim.scale is None:
         lines += [line for group in claim.groups.items() if (line := at_equal_margin(rows, claim, *group))]
     cells = dict.fromkeys(row["variant"] for row in rows if re.fullmatch(claim.cells, row["variant"]))
@@ -71,9 +85,10 @@ def claim_table(rows: Sequence[Row], study: Study, claim: Claim) -> Grid:
     return Grid(title=f"{claim.name}: {claim.says}", caption="", columns=COLUMNS, rows=tuple(lines))
 
 
-def _secondary(rows: Sequence[Row], claim: Claim, groups: Mapping[str, Sequence[str]]) -> list[tuple[Any, ...]]:
+def _secondary(rows: Sequence[Row], claim: Claim, groups: Mapping[str, Sequence[str]], note: str = ""
+               ) -> list[tuple[Any, ...]]:
     some = [compared(rows, claim, models, variants) for models, variants in groups.items()]
-    return [_line(x, False) for x in corrected([x for x in some if len(x.pairs) >= LEAST_PAIRS])]
+    return [_line(x, False, note) for x in tested([x for x in some if len(x.pairs) >= LEAST_PAIRS])]
 
 
 def at_equal_margin(rows: Sequence[Row], claim: Claim, models: str, variants: Sequence[str]) -> tuple[Any, ...] | None:
@@ -94,21 +109,39 @@ def at_equal_margin(rows: Sequence[Row], claim: Claim, models: str, variants: Se
     half = float(special.stdtrit(freedom, 0.975)) * math.sqrt(variance)
     value = float(fit[0])
     interval = Estimate(value, value - half, value + half)
-    return (models, "edges at equal logit difference", "", "", "", interval, "", "", len(seeds), edges.left_out, "")
+    return (models, "edges at equal logit difference", "", "", "", interval, "", "", len(seeds), "", "")
+
+
+WITHIN = {"answers": FRACTION, "N2G F1": FRACTION, "accuracy": FRACTION, "capacity": FRACTION,
+          "capacity of important": FRACTION, "capacity of others": FRACTION, "L0": COUNT, "L0 extrapolated": COUNT,
+          "minutes": COUNT, "edges": COUNT, "edges tau 0.1": COUNT, "edges tau 0.01": COUNT, "edges by masks": COUNT,
+          "CMD": COUNT, "leaked nats": UNBOUNDED}
+"""Ranges that intervals of means may not leave."""
 
 
 def cells(rows: Sequence[Row], figures: Sequence[str]) -> Grid:
-    """Every cell: means over seeds with Student's intervals."""
+    """Every cell: means over seeds with Student's intervals. Beside the share of prompts that models answer stands how
+    many of them do the task."""
+    columns = [x for figure in figures for x in ((figure, "do the task") if figure == "answers" else (figure,))]
     out = []
     for name in dict.fromkeys(row["variant"] for row in rows):
         of = [row["run"] for row in rows if row["variant"] == name]
-        values = [[x[figure] for x in of if x.get(figure) is not None] for figure in figures]
-        out.append((name, len(of), *(stats.student(x) if x else "" for x in values)))
-    return Grid(title="", caption="", columns=("runs", "seeds", *figures), rows=tuple(out))
+        line = []
+        for figure in columns:
+            values = [x[figure] for x in of if x.get(figure) is not None]
+            if figure == "do the task":
+                line.append(sum(x["answers"] >= COMPETENT for x in of))
+            else:
+                line.append(stats.student(values, within=WITHIN.get(figure, UNBOUNDED)) if values else "")
+        out.append((name, len(of), *line))
+    return Grid(title="", caption="", columns=("runs", "seeds", *columns), rows=tuple(out))
 
 
 def all_tables(rows: Sequence[Row], study: Study) -> dict[str, Grid]:
-    """Tables by name: ``summary``, one of each claim, those of every cell."""
-    of_claims = {claim.name: claim_table(rows, study, claim) for claim in study.claims}
-    found = {"summary": summary(rows, study)} | of_claims if study.claims else {}
+    """Tables by name: ``summary``, one of each claim, those of every cell, and ``second look`` where there is one."""
+    first = [row for row in rows if study.first_look is None or row["seed"] < study.first_look]
+    of_claims = {claim.name: claim_table(first, study, claim) for claim in study.claims}
+    found = {"summary": summary(first, study)} | of_claims if study.claims else {}
+    if more := second_look(rows, study):
+        found["second look"] = summary(more, study)
     return found | {name: cells(rows, figures) for name, figures in study.shown.items()}
