@@ -109,7 +109,7 @@ def forward(model, params, batch):
 
 
 def numbers(result):
-    return [(s.srs.value, s.mean_capacity.value, s.important_capacity.value, s.over.value, s.represented.value,
+    return [(s.srs.value, s.mean_capacity.value, s.important_capacity.value, s.other_capacity.value, s.over.value, s.represented.value,
              s.zero_rows, s.polysemanticity, s.interference, s.importance_null.z, s.interaction_null.z,
              *s.srs.interval, *s.quantiles) for s in result.sites]
 
@@ -128,7 +128,7 @@ def test_capacity_of_important_tokens_is_that_of_those_that_rank_highest(gated):
     texts, labels = draw(6)
     split = batches(texts, labels, length=12)
     result = superposition.evaluate(*gated, split, layer=1)
-    means = []
+    means, others = [], []
     for batch in split:
         out = forward(*gated, batch)
         measures = superposition.site_measures(out.layers[1].clean.mlp_post, out.layers[1].clean.attention, out.keep,
@@ -137,8 +137,10 @@ def test_capacity_of_important_tokens_is_that_of_those_that_rank_highest(gated):
             if (n := int(mask.sum())) > 1:
                 top = np.argsort(-np.asarray(keep)[:n], kind="stable")[:-(-3 * n // 10)]
                 means.append(np.asarray(capacity)[top].mean())
+                others.append(np.delete(np.asarray(capacity)[:n], top).mean())
     assert result.sites[0].important_capacity.value == pytest.approx(np.mean(means), rel=1e-5)
-    assert result.sites[0].important_capacity.n == len(means)
+    assert result.sites[0].other_capacity.value == pytest.approx(np.mean(others), rel=1e-5)
+    assert result.sites[0].important_capacity.n == result.sites[0].other_capacity.n == len(means)
 
 
 def test_every_site_is_measured_and_the_chosen_layer_first(gated):
@@ -261,7 +263,7 @@ def test_the_suite_runs_on_a_subject(gated):
     assert result.sites[0].layer == options["layer"] == 1 and options["importance"] == "vmask"
     assert [f.name for f in result.headline()] == ["SRS", "SRS importance part", "SRS interaction part",
                                                    "tokens with capacity > 0.5", "mean capacity",
-                                                   "mean capacity of important tokens"]
+                                                   "mean capacity of important tokens", "mean capacity of other tokens"]
     assert superposition.SUITE.reason_against(Config()) and not superposition.SUITE.reason_against(config)
 
 

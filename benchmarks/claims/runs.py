@@ -49,8 +49,7 @@ NAMED = {
     "channel bits above random": "token information attention clean above random",
     "mean |w|": "mean |w| w/o embeddings", "live neurons": "live neurons", "live channels": "live attention",
     "leaked nats": "probe of gates", "accuracy": "accuracy", "SRS": "SRS", "importance part": "SRS importance part",
-    "interaction part": "SRS interaction part", "capacity": "mean capacity",
-    "capacity of important": "mean capacity of important tokens",
+    "interaction part": "SRS interaction part", "capacity of important": "mean capacity of important tokens",
 }
 """Figures of ``results.json``, by what tables here call them."""
 
@@ -68,6 +67,8 @@ def figures(path: Path, measured: Results) -> dict[str, float | None]:
         out |= _circuits(measured) | _autoencoders(measured) | _graphs(path)
         out |= _kurtosis(path)
     if out["importance part"] is not None and out["capacity of important"] is not None:
+        site = measured.suites["superposition"].details["sites"][0]
+        out["capacity"] = site["represented"]["value"]  # over texts, as the two others are
         out["capacity of others"] = out["capacity of important"] - out["importance part"]
     return out
 

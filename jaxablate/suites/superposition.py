@@ -76,6 +76,9 @@ class SiteSuperposition:
     """Mean over tokens."""
     important_capacity: Estimate
     """Mean over texts of the mean capacity of the top tokens; a text needs 2 tokens."""
+    other_capacity: Estimate
+    """The same of the other tokens. `mean_capacity` need not lie between the two: tokens of short texts, which have
+    more to themselves, count less in it."""
     over: Estimate
     """Fraction of tokens with a capacity above `OVER`."""
     represented: Estimate
@@ -121,6 +124,7 @@ class SuperpositionResult:
             Figure(f"tokens with capacity > {OVER}", site.over, unit="fraction", range=stats.FRACTION),
             Figure("mean capacity", site.mean_capacity, range=stats.FRACTION),
             Figure("mean capacity of important tokens", site.important_capacity, range=stats.FRACTION),
+            Figure("mean capacity of other tokens", site.other_capacity, range=stats.FRACTION),
         )
 
     def panels(self) -> tuple[Panel, ...]:
@@ -218,6 +222,7 @@ def _site(key: str, measures: TextMeasures, tokens: np.ndarray, seed: int) -> Si
     interaction, interaction_draws = _part(measures["interaction"], seed)
     top = (TOP_TOKENS * tokens + 9) // 10
     important, _ = _part(total / tokens + (1 - top / tokens) * measures["importance"], seed)
+    others, _ = _part(total / tokens - top / tokens * measures["importance"], seed)
     both = importance.value is not None and interaction.value is not None
     srs = float(importance) + float(interaction) if both else None
     return SiteSuperposition(
@@ -226,6 +231,7 @@ def _site(key: str, measures: TextMeasures, tokens: np.ndarray, seed: int) -> Si
         interaction_null=_null(interaction, measures["interaction_variance"]),
         srs=stats.from_draws(srs, importance_draws + interaction_draws, n=len(tokens)),
         mean_capacity=stats.ratio(total, tokens, seed=seed), important_capacity=important,
+        other_capacity=others,
         over=stats.ratio(over, tokens, seed=seed),
         represented=stats.mean(total / tokens, seed=seed),
         zero_rows=float(measures["zero"].sum() / tokens.sum()),
@@ -290,8 +296,8 @@ def _capacity_panels(result: SuperpositionResult) -> tuple[HistogramGrid, Curves
                   apart=result.tokens - sum(site.counts), apart_label="zero", note=f"median {site.quantiles[2]:.3f}")
         for site in result.sites
     )
-    rows = tuple((site.name, site.mean_capacity, site.important_capacity, site.over, site.represented, site.zero_rows,
-                  *site.quantiles) for site in result.sites)
+    rows = tuple((site.name, site.mean_capacity, site.important_capacity, site.other_capacity, site.over, site.represented,
+                  site.zero_rows, *site.quantiles) for site in result.sites)
     return (
         HistogramGrid(title="Capacity of the tokens", x_label="capacity", histograms=histograms, log_x=False,
                       mark_label="mean",
@@ -302,7 +308,7 @@ def _capacity_panels(result: SuperpositionResult) -> tuple[HistogramGrid, Curves
                series=tuple(Series(label=site.name, x=edges, y=site.fraction_over) for site in result.sites)),
         Grid(title="Capacity by site", rows=rows,
              caption="Represented: mean over texts of the sum of capacities divided by the number of tokens.",
-             columns=("site", "mean", "of important tokens", f"over {OVER}", "represented", "zero rows",
+             columns=("site", "mean", "of important tokens", "of the others", f"over {OVER}", "represented", "zero rows",
                       *(f"{q:.0%} quantile" for q in QUANTILES))),
     )
 
