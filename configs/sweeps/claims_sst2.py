@@ -16,5 +16,5 @@ def get_sweep() -> Sweep:
         grid={"lambdas": {f"{a:g}-{b:g}": {"objective.importance": a, "objective.interaction": b} for a, b in lambdas}},
         seeds=tuple(range(10)),
         settings={"train.patience": 10},
-        suites=("classification", "superposition", "importance"),
+        suites=("classification", "superposition"),
     )
