@@ -25,6 +25,8 @@ class Claim:
     groups: Mapping[str, tuple[str, ...]]
     """Variants that one primary comparison is the mean over."""
     against: Literal["equal", "last"] = "equal"
+    best_epoch: bool = False
+    """Whether what is called last is the best epoch."""
     absolute: bool = False
     has_figure: bool = True
     """Whether the paper says how much."""
@@ -86,7 +88,7 @@ E6 = Claim(name="E6", says="local scores make smaller circuits than global ones"
 def _second_paper(name: str, says: str, figure: str, lambdas: str, published: float = 0.04, **options: Any) -> Claim:
     """A claim of the second paper: lambdas (importance-interaction) against none, in a difference, not a ratio."""
     return Claim(name=name, says=says, figure=figure, published=published, absolute=True, has_figure=False, cells=".*",
-                 against="last", groups={f"({lambdas.replace('-', ', ')})": (f"lambdas-{lambdas}",)}, **options)
+                 against="last", best_epoch=True, groups={f"({lambdas.replace('-', ', ')})": (f"lambdas-{lambdas}",)}, **options)
 
 
 SAFR = (

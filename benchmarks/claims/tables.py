@@ -29,7 +29,7 @@ from jaxablate.stats import COUNT, FRACTION, UNBOUNDED, Estimate
 
 def _line(x: Tested, with_verdict: bool, note: str = "") -> tuple[Any, ...]:
     of, claim = x.of, x.of.claim
-    figure = claim.figure + (" (last step)" if claim.against == "last" else "") + note
+    figure = claim.figure + (" (last step)" if claim.against == "last" and not claim.best_epoch else "") + note
     left_out = ", ".join(f"{count} {why}" for why, count in of.left_out.items() if count) or "0"
     if x.difference.value is None:
         return of.models, figure, "", "", "", "", "no verdict", "", len(of.pairs), left_out, ""
