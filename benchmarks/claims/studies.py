@@ -88,7 +88,8 @@ E6 = Claim(name="E6", says="local scores make smaller circuits than global ones"
 def _second_paper(name: str, says: str, figure: str, lambdas: str, published: float = 0.04, **options: Any) -> Claim:
     """A claim of the second paper: lambdas (importance-interaction) against none, in a difference, not a ratio."""
     return Claim(name=name, says=says, figure=figure, published=published, absolute=True, has_figure=False, cells=".*",
-                 against="last", best_epoch=True, groups={f"({lambdas.replace('-', ', ')})": (f"lambdas-{lambdas}",)}, **options)
+                 against="last", best_epoch=True,
+                 groups={f"({lambdas.replace('-', ', ')})": (f"lambdas-{lambdas}",)}, **options)
 
 
 SAFR = (
