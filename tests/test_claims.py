@@ -168,20 +168,9 @@ def test_a_claims_table_has_its_cells_corrected_together():
     assert set(tables.all_tables(found, EMBEDDED)) == {"summary", *EMBEDDED.shown, *(x.name for x in EMBEDDED.claims)}
 
 
-def test_what_is_held_out_has_no_test_sentence(tmp_path, capsys):
-    source = tmp_path / "trees"
-    source.mkdir()
-    for name, count in (("train", 25), ("dev", 4), ("test", 3)):
-        (source / f"{name}.txt").write_text("".join(f"({name} {i})\n" for i in range(count)))
-    data.hold_out(data.Options(what="hold-out", folder=tmp_path / "new", source=source))
-    train, dev, test = ((tmp_path / f"new/{name}.txt").read_text().splitlines() for name in ("train", "dev", "test"))
-    assert (len(train), dev, test) == (23, ["(train 9)", "(train 19)"], [f"(dev {i})" for i in range(4)])
-    assert "23 trees" in capsys.readouterr().out
-
-
 def test_mixed_stories_have_prompts_after_each(tmp_path):
     (tmp_path / "stories.txt").write_text("One.\n<|endoftext|>\nTwo.\n<|endoftext|>\n")
-    data.mix(data.Options(what="mix", folder=tmp_path, source=tmp_path / "stories.txt"))
+    data.mix(data.Options(folder=tmp_path, source=tmp_path / "stories.txt"))
     parts = [x.strip() for x in (tmp_path / "train.txt").read_text().split("<|endoftext|>")][:-1]
     assert len(parts) == 8 and parts[::4] == ["One.", "Two."]
     for prompt in (x for i, x in enumerate(parts) if i % 4):

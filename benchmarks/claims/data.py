@@ -1,17 +1,14 @@
 """What some sweeps of the papers' claims train on (docs/claims.md), written from public texts.
 
-    python -m benchmarks.claims.data mix --folder data/claims --source data/TinyStories-train.txt
-    python -m benchmarks.claims.data hold-out --folder data/claims_trees --source data/trees
+    python -m benchmarks.claims.data --folder data/claims --source data/TinyStories-train.txt
 
-``mix`` writes stories with short indirect-object stories between them, so that models of them can do the task.
-``hold-out`` writes a treebank without its test sentences, to choose settings by.
+It writes stories with short indirect-object stories between them, so that models of them can do the task.
 """
 
 import dataclasses
 import itertools
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
 
 import tyro
 
@@ -27,15 +24,12 @@ ENDINGS = ("was very happy.", "said thank you and smiled.", "laughed. It was a g
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write texts that sweeps of docs/claims.md train on."""
+    """Write stories with indirect-object stories between them, that sweeps of docs/claims.md train on."""
 
-    what: Annotated[Literal["mix", "hold-out"], tyro.conf.Positional]
-    """mix: stories with indirect-object stories between them. hold-out: a treebank whose test sentences are the
-    development ones."""
     folder: Path
     """Folder to write into."""
     source: Path
-    """File of stories to mix; folder of the treebank."""
+    """File of stories."""
 
 
 class _Words:
@@ -70,20 +64,5 @@ def mix(options: Options) -> None:
         print(path, f"{len(some):,} stories")
 
 
-def hold_out(options: Options) -> None:
-    """Writes FOLDER/train.txt, dev.txt and test.txt: the training trees but every tenth, every tenth, and the
-    development trees."""
-    trees = (options.source / "train.txt").read_text().splitlines()
-    parts = {"train": [tree for i, tree in enumerate(trees) if i % 10 != 9], "dev": trees[9::10],
-             "test": (options.source / "dev.txt").read_text().splitlines()}
-    for name, some in parts.items():
-        path = write(options.folder / f"{name}.txt", "".join(f"{tree}\n" for tree in some))
-        print(path, f"{len(some):,} trees")
-
-
 if __name__ == "__main__":
-    def main() -> None:
-        options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-        {"mix": mix, "hold-out": hold_out}[options.what](options)
-
-    sys.exit(guarded(main, ends=True))
+    sys.exit(guarded(lambda: mix(tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))), ends=True))

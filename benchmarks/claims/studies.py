@@ -135,7 +135,6 @@ STUDIES = {
         "half of the weights": ("sparse-0.5",), "a fifth": ("sparse-0.2",)}))),
     "tinystories": Study(claims=_first_paper("T", {"gated": ("local-k8", "local-k2", "global-k8")})),
     "sst2": _safr(SAFR),
-    "safr_search": _safr(),
     "imdb": _safr(),
     "recipes": Study(suites=frozenset({"perplexity", "leakage"}), shown={
         "cells": ("loss", "loss ablated", "live neurons", "live channels", "leaked nats", "minutes")}),

@@ -1,6 +1,6 @@
 """What makes gating cheap, and what keeps the mask from telling: a search of settings (docs/claims.md).
 
-    python -m benchmarks.claims.data mix --folder data/claims --source data/TinyStories-train.txt
+    python -m benchmarks.claims.data --folder data/claims --source data/TinyStories-train.txt
     jaxablate sweep claims_recipes --workdir runs/claims_recipes --jobs 2
 
 18 runs of `configs/tinystories_small.py`, half as long as those of `claims_tinystories`, on stories that no reported

@@ -1,6 +1,6 @@
 """The first paper's claims on TinyStories mixed with indirect-object stories: three seeds each (docs/claims.md).
 
-    python -m benchmarks.claims.data mix --folder data/claims --source data/TinyStories-train.txt
+    python -m benchmarks.claims.data --folder data/claims --source data/TinyStories-train.txt
     jaxablate sweep claims_tinystories --workdir runs/claims_tinystories --jobs 2
 
 12 runs of `configs/tinystories_small.py`, twice as long. They read data/claims/train.txt and
