@@ -95,7 +95,7 @@ def _second_paper(name: str, says: str, figure: str, lambdas: str, published: fl
 SAFR = (
     _second_paper("S1", "accuracy does not suffer", "accuracy", "1-1", -0.01, kind="at least"),
     _second_paper("S2", "important tokens get neurons of their own", "importance part", "1-0"),
-    _second_paper("S3", "... by giving them more", "capacity of important", "1-0",
+    _second_paper("S3", "important tokens are given more", "capacity of important", "1-0",
                   secondary=(("capacity", "last"), ("capacity of others", "last"))),
     _second_paper("S4", "correlated tokens share neurons", "interaction part", "0-1"),
     _second_paper("S5", "both at once", "SRS", "1-1",
