@@ -296,8 +296,8 @@ def _capacity_panels(result: SuperpositionResult) -> tuple[HistogramGrid, Curves
                   apart=result.tokens - sum(site.counts), apart_label="zero", note=f"median {site.quantiles[2]:.3f}")
         for site in result.sites
     )
-    rows = tuple((site.name, site.mean_capacity, site.important_capacity, site.other_capacity, site.over, site.represented,
-                  site.zero_rows, *site.quantiles) for site in result.sites)
+    rows = tuple((site.name, site.mean_capacity, site.important_capacity, site.other_capacity, site.over,
+                  site.represented, site.zero_rows, *site.quantiles) for site in result.sites)
     return (
         HistogramGrid(title="Capacity of the tokens", x_label="capacity", histograms=histograms, log_x=False,
                       mark_label="mean",
@@ -308,8 +308,8 @@ def _capacity_panels(result: SuperpositionResult) -> tuple[HistogramGrid, Curves
                series=tuple(Series(label=site.name, x=edges, y=site.fraction_over) for site in result.sites)),
         Grid(title="Capacity by site", rows=rows,
              caption="Represented: mean over texts of the sum of capacities divided by the number of tokens.",
-             columns=("site", "mean", "of important tokens", "of the others", f"over {OVER}", "represented", "zero rows",
-                      *(f"{q:.0%} quantile" for q in QUANTILES))),
+             columns=("site", "mean", "of important tokens", "of the others", f"over {OVER}", "represented",
+                      "zero rows", *(f"{q:.0%} quantile" for q in QUANTILES))),
     )
 
 
