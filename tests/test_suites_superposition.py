@@ -110,8 +110,8 @@ def forward(model, params, batch):
 
 def numbers(result):
     return [(s.srs.value, s.mean_capacity.value, s.important_capacity.value, s.other_capacity.value, s.over.value,
-             s.represented.value, s.zero_rows, s.polysemanticity, s.interference, s.importance_null.z, s.interaction_null.z,
-             *s.srs.interval, *s.quantiles) for s in result.sites]
+             s.represented.value, s.zero_rows, s.polysemanticity, s.interference, s.importance_null.z,
+             s.interaction_null.z, *s.srs.interval, *s.quantiles) for s in result.sites]
 
 
 def test_padding_batches_and_filler_rows_do_not_matter(gated):
