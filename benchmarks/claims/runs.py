@@ -50,6 +50,7 @@ NAMED = {
     "mean |w|": "mean |w| w/o embeddings", "live neurons": "live neurons", "live channels": "live attention",
     "leaked nats": "probe of gates", "accuracy": "accuracy", "SRS": "SRS", "importance part": "SRS importance part",
     "interaction part": "SRS interaction part", "capacity of important": "mean capacity of important tokens",
+    "capacity of others": "mean capacity of other tokens",
 }
 """Figures of ``results.json``, by what tables here call them."""
 
@@ -66,10 +67,9 @@ def figures(path: Path, measured: Results) -> dict[str, float | None]:
         out |= {"loss": loss_of(measured), "loss ablated": _ablated_loss(measured)}
         out |= _circuits(measured) | _autoencoders(measured) | _graphs(path)
         out |= _kurtosis(path)
-    if out["importance part"] is not None and out["capacity of important"] is not None:
+    if "superposition" in measured.suites:
         site = measured.suites["superposition"].details["sites"][0]
         out["capacity"] = site["represented"]["value"]  # over texts, as the two others are
-        out["capacity of others"] = out["capacity of important"] - out["importance part"]
     return out
 
 

@@ -115,7 +115,7 @@ def at_equal_margin(rows: Sequence[Row], claim: Claim, models: str, variants: Se
 WITHIN = {"answers": FRACTION, "N2G F1": FRACTION, "accuracy": FRACTION, "capacity": FRACTION,
           "capacity of important": FRACTION, "capacity of others": FRACTION, "L0": COUNT, "L0 extrapolated": COUNT,
           "minutes": COUNT, "edges": COUNT, "edges tau 0.1": COUNT, "edges tau 0.01": COUNT, "edges by masks": COUNT,
-          "CMD": COUNT, "leaked nats": UNBOUNDED}
+          "CMD": COUNT}
 """Ranges that intervals of means may not leave."""
 
 
