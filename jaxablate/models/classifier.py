@@ -13,6 +13,7 @@ from jaxablate.config.checks import require
 from jaxablate.errors import ConfigError
 from jaxablate.gating import gate
 from jaxablate.models.layers import HeadProjection, Mlp, Norm, ScoreHead, torch_dense, torch_linear_init
+from jaxablate.ops.linear import dot_rows
 from jaxablate.ops.masks import nonzero_sum
 from jaxablate.types import at_least_float32
 
@@ -128,7 +129,7 @@ class Attention(nn.Module):
         self.query, self.key, self.value = (HeadProjection(c, c.n_heads) for _ in range(3))
         init = torch_linear_init(c.d_model)
         self.out = nn.DenseGeneral(c.d_model, axis=(-2, -1), kernel_init=init, bias_init=init, dtype=c.compute_dtype,
-                                   param_dtype=c.param_dtype)
+                                   param_dtype=c.param_dtype, dot_general=dot_rows)
 
     def project(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, each [B, N, L, H]."""

@@ -13,6 +13,7 @@ from jaxablate.config import GatedModelConfig, ModelConfig
 from jaxablate.gating import hard_top_k
 from jaxablate.ops.attention import repeat_heads
 from jaxablate.ops.cap import capped
+from jaxablate.ops.linear import dot_rows
 from jaxablate.ops.normalization import layer_norm, rms_norm
 from jaxablate.ops.remat import kept
 from jaxablate.ops.rotary import rotate
@@ -42,7 +43,7 @@ def torch_dense(features: int, fan_in: int, dtype: Any, param_dtype: str, name: 
     """`flax.linen.Dense` with PyTorch's default initialisation."""
     init = torch_linear_init(fan_in)
     return nn.Dense(features, use_bias=bias, dtype=dtype, param_dtype=param_dtype, kernel_init=init, bias_init=init,
-                    name=name)
+                    dot_general=dot_rows, name=name)
 
 
 def normalised(kind: str, weights: Params, x: jax.Array, eps: float) -> jax.Array:
@@ -88,7 +89,7 @@ class ScoreHead(nn.Module):
         dtype = jnp.dtype(self.config.compute_dtype)
         wide = at_least_float32(dtype)
         bias = bias.reshape((1,) * (x.ndim - 1) + bias.shape).astype(wide)
-        return jnp.dot(x.astype(dtype), kernel.astype(dtype), preferred_element_type=wide) + bias
+        return dot_rows(x.astype(dtype), kernel.astype(dtype), preferred_element_type=wide) + bias
 
 
 class HeadProjection(nn.Module):
@@ -123,7 +124,7 @@ class Attention(nn.Module):
         self.query = HeadProjection(c, c.n_heads, c.qkv_bias)
         self.key, self.value = (HeadProjection(c, c.key_heads, c.qkv_bias) for _ in range(2))
         self.out = nn.DenseGeneral(c.d_model, axis=(-2, -1), dtype=c.compute_dtype, param_dtype=c.param_dtype,
-                                   use_bias=c.out_bias, kernel_init=init, bias_init=init)
+                                   use_bias=c.out_bias, kernel_init=init, bias_init=init, dot_general=dot_rows)
 
     def project(self, x_BTD: jax.Array, positions: jax.Array | None = None) -> Projections:
         """Queries, keys and values of [..., T, D], where the config says so turned by their positions, int [T], which
@@ -139,7 +140,7 @@ class Attention(nn.Module):
         """[..., T, projections, N, H], the first ``turned`` of them by position."""
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         kernel = jnp.stack([kernel for kernel, _ in projections], axis=1).astype(dtype)
-        out = jnp.einsum("...td,dcnh->...tcnh", x_BTD.astype(dtype), kernel)
+        out = dot_rows(x_BTD.astype(dtype), kernel)
         biases = [bias for _, bias in projections if bias is not None]
         if biases:
             bias = jnp.stack(biases).astype(dtype)

@@ -1,14 +1,13 @@
 """Kernels for NVIDIA GPUs, in Pallas: what XLA would make of a row-wise function or of attention is many small ones.
 
 At the shape of the paper a training step waits for its kernels to start, not for arithmetic: a gate was 22 of them, an
-attention of two streams 69. They are taken where a program is made for one GPU (`on_one_gpu`), or for what one of
+attention of two streams 69. They are taken where a program is made for one GPU, or for what one of
 several has (`jax.shard_map`, all of whose axes are manual); everywhere else, and for shapes that they do not fit, the
 plain code runs, of which each is a transcription (tests/test_triton.py runs both).
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,17 +26,6 @@ _POSITIONS = 64
 def is_gpu(mesh: Mesh) -> bool:
     """Whether a mesh is of GPUs."""
     return mesh.devices.flat[0].platform in _GPUS
-
-
-@contextlib.contextmanager
-def on_one_gpu(mesh: Mesh) -> Iterator[None]:
-    """Inside, functions are traced for the one GPU of a mesh, with the kernels of this file; of other meshes, as ever.
-
-    JAX keeps what was traced under one mesh apart from what was traced under another.
-    """
-    alone = mesh.size == 1 and is_gpu(mesh)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if alone else contextlib.nullcontext():
-        yield
 
 
 def _enabled() -> bool:
