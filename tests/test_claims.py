@@ -200,6 +200,15 @@ def test_runs_of_another_machine_keep_their_figures(tmp_path, monkeypatch, capsy
         claims.tables(claims.Options(what="tables", folder=tmp_path / "sst2"))
 
 
+def test_runs_are_compared_with_the_recorded_baseline_where_their_folder_has_none():
+    baseline = {"variant": "none", "seed": 0, "run": {"loss": 0.5}}
+    recorded = [baseline, baseline | {"variant": "other"}]
+    alone, of_another_seed = ({"variant": "local-k8", "seed": seed, "run": {"loss": 0.6}} for seed in (0, 1))
+    found = {(row["variant"], row["seed"]): row for row in runs.joined([alone, of_another_seed], recorded, "none")}
+    assert found["local-k8", 0]["last"] == {"loss": 0.5} and "last" not in found["local-k8", 1]
+    assert "last" not in found["none", 0] and len(found) == 4
+
+
 def test_a_folder_without_a_study_is_refused(tmp_path):
     assert studies.study_of(tmp_path / "claims_sst2")[0] == "sst2"
     with pytest.raises(ConfigError, match="no folder of a study"):

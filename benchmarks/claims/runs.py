@@ -213,16 +213,21 @@ def collect(folder: Path, study: Study) -> list[Row]:
     return rows
 
 
-def joined(rows: Iterable[Row], recorded: Iterable[Row]) -> list[Row]:
+def joined(rows: Iterable[Row], recorded: Iterable[Row], baseline: str) -> list[Row]:
     """Rows of a folder, and recorded ones of runs that it does not have, or has with fewer figures, by name.
 
+    A run whose baseline is not in its folder is compared with the recorded one of its seed.
+
     >>> [old, new] = [{"variant": "local-k8", "seed": 0, "run": {"loss": x}} for x in (0.6, 0.7)]
-    >>> joined([new], [old]) == [new] and joined([new | {"run": {"loss": None}}], [old]) == [old]
+    >>> joined([new], [old], "none") == [new] and joined([new | {"run": {"loss": None}}], [old], "none") == [old]
     True
     """
     found = {(row["variant"], row["seed"]): row for row in recorded}
+    last = {row["seed"]: row["run"] for row in found.values() if row["variant"] == baseline}
     for row in rows:
         name = row["variant"], row["seed"]
+        if row["variant"] != baseline and "last" not in row and row["seed"] in last:
+            row = {**row, "last": last[row["seed"]], "equal": None}
         if name not in found or _number_of_figures(row) >= _number_of_figures(found[name]):
             found[name] = row
     return [found[name] for name in sorted(found)]
