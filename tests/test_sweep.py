@@ -227,7 +227,7 @@ def test_a_sweep_that_is_killed_twice_goes_on_to_the_same_table(shared, tmp_path
     (tmp_path / "tiny.py").write_text((shared / "tiny.py").read_text())
     alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with Launcher(alone, preloaded=("jaxablate.commands.sweep",)) as launcher:
-        def start(line, log, variables):
+        def start(line, log, variables, on):
             log.parent.mkdir(parents=True, exist_ok=True)
             moments = [kills.pop(0)] if kills else []
             got = launcher.run(("jaxablate", *line), tmp_path, moments=moments, limit=300)
@@ -329,7 +329,7 @@ def cells(tmp_path, count):
 def test_so_many_jobs_run_at_once_and_one_that_fails_stops_no_other(tmp_path, monkeypatch, capsys):
     started, most = [], []
 
-    def start(line, log, variables):
+    def start(line, log, variables, on):
         log.parent.mkdir(parents=True)
         log.write_text("step 1\nerror: the disk is full\n")
         started.append(Slow(polls=3, code=2 if line == ["c1"] else 0))
@@ -344,6 +344,20 @@ def test_so_many_jobs_run_at_once_and_one_that_fails_stops_no_other(tmp_path, mo
     assert len(started) == 5 and max(most) == 2
     out = capsys.readouterr().out
     assert "c1 failed: the disk is full" in out and out.count(" is done, in 0:0") == 4 and "left)" in out
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot choose their cores here")
+def test_a_process_keeps_to_its_cores(tmp_path, monkeypatch):
+    shown = tmp_path / "shows_cores"
+    shown.write_text(f"#!{sys.executable}\nimport os, time\ntime.sleep(0.5)\nprint(os.sched_getaffinity(0))\n")
+    shown.chmod(0o755)
+    monkeypatch.setattr(command.sys, "executable", str(shown))
+    one = {max(os.sched_getaffinity(0))}
+    processes = [command.start([], tmp_path / name, os.environ, on) for name, on in (("some", one), ("all", ()))]
+    for process in processes:
+        process.communicate(timeout=30)
+    assert (tmp_path / "some").read_text().strip() == str(one)
+    assert (tmp_path / "all").read_text().strip() == str(os.sched_getaffinity(0))
 
 
 def test_a_signal_stops_the_runs_and_waits_for_them(tmp_path, monkeypatch):
@@ -369,7 +383,7 @@ def test_a_process_ends_with_the_one_that_started_it():
 
 
 def test_a_hostile_log_gives_no_orders_to_the_terminal(tmp_path, monkeypatch, capsys):
-    def start(line, log, variables):
+    def start(line, log, variables, on):
         log.parent.mkdir(parents=True)
         log.write_bytes(b"error: no file \x1b[31m[/b]\xff\xe2\x80\xae.\n")
         return Ended(2)

@@ -12,6 +12,7 @@ from benchmarks.claims.runs import GRAPHS, MATCH_K, MATCHED, SUITES, finished, f
 from benchmarks.claims.studies import study_of
 from jaxablate.commands import score
 from jaxablate.commands.match import measured_losses, nearest
+from jaxablate.commands.sweep import cores
 from jaxablate.files import write_json
 from jaxablate.reports import results
 from jaxablate.reports.neuron_records import INDEX
@@ -36,9 +37,16 @@ def measure(folder: Path, jobs: int) -> None:
             step = matched_step(folder, seed, baselines[seed], loss_of(measured))
             workdirs += [alone(folder, seed, baselines[seed], step), path]
     workdirs = list(dict.fromkeys(workdirs))
-    with ThreadPoolExecutor(jobs) as pool:
+    slots = iter(range(jobs))
+    with ThreadPoolExecutor(jobs, initializer=lambda: _take_cores(next(slots), jobs)) as pool:
         for path, problem in zip(workdirs, pool.map(_complete, workdirs), strict=True):
             print(path, problem or "is measured", flush=True)
+
+
+def _take_cores(slot: int, jobs: int) -> None:
+    """This thread's part of the cores, which the processes that it starts inherit."""
+    if part := cores(slot, jobs):
+        os.sched_setaffinity(0, part)
 
 
 def matched_step(folder: Path, seed: int, baseline: Path, target: float) -> int:

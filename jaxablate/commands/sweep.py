@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -332,7 +332,7 @@ def do_all(tasks: Sequence[CellTask], jobs: int, line: Callable[[CellTask], Sequ
                         task = waiting.pop(0)
                         log = task.workdir / LOG
                         before = log.stat().st_size if log.exists() else 0
-                        process = start(line(task), log, environment(slot, jobs, os.environ))
+                        process = start(line(task), log, environment(slot, jobs, os.environ), cores(slot, jobs))
                         running[slot] = Running(task, process, before)
                         board.begun(running[slot])
                 time.sleep(_POLL_SECONDS)
@@ -352,13 +352,34 @@ def do_all(tasks: Sequence[CellTask], jobs: int, line: Callable[[CellTask], Sequ
     return failed
 
 
-def start(line: Sequence[str], log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Starts ``jaxablate`` with a command line, its output added to a file; it ends when this process does."""
+def start(line: Sequence[str], log: Path, variables: Mapping[str, str], on: Collection[int] = ()
+          ) -> subprocess.Popen[bytes]:
+    """Starts ``jaxablate`` with a command line, its output added to a file, on some cores of the machine where they are
+    given; it ends when this process does."""
     log.parent.mkdir(parents=True, exist_ok=True)
     variables = {**variables, **large_pages.lacking(variables), FOLLOWED: "yes"}
     with log.open("ab") as out:
-        return subprocess.Popen([sys.executable, "-m", "jaxablate", *line], stdin=subprocess.PIPE, stdout=out,
-                                stderr=subprocess.STDOUT, env=variables, start_new_session=True)
+        process = subprocess.Popen([sys.executable, "-m", "jaxablate", *line], stdin=subprocess.PIPE, stdout=out,
+                                   stderr=subprocess.STDOUT, env=variables, start_new_session=True)
+    if on:
+        with contextlib.suppress(OSError):  # it has ended already
+            os.sched_setaffinity(process.pid, on)
+    return process
+
+
+def cores(slot: int, jobs: int, usable: Collection[int] | None = None) -> list[int]:
+    """Cores of the process in one of ``jobs`` slots: its part of those that this process may use; none where nothing is
+    to be shared out, or there are fewer than jobs, or the system does not let a process choose.
+
+    Left alone each process has a thread for every core of the machine, and they take the cores from one another.
+
+    >>> cores(0, 2, range(5)), cores(1, 2, range(5)), cores(0, 1, range(5)), cores(0, 6, range(5))
+    ([0, 1], [2, 3, 4], [], [])
+    """
+    if usable is None:
+        usable = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else ()
+    first, end = (i * len(usable) // jobs for i in (slot, slot + 1))
+    return sorted(usable)[first:end] if jobs > 1 and jobs <= len(usable) else []
 
 
 def environment(slot: int, jobs: int, variables: Mapping[str, str], gpus: Sequence[str] | None = None

@@ -53,6 +53,6 @@ class Ended:
         return self.returncode
 
 
-def in_this_process(line: Sequence[str], log: pathlib.Path, variables: Mapping[str, str]) -> Ended:
+def in_this_process(line: Sequence[str], log: pathlib.Path, variables: Mapping[str, str], on: Sequence[int]) -> Ended:
     """In the place of `jaxablate.commands.sweep.start`: the command, to its end."""
     return Ended(main(list(line)))
