@@ -5,6 +5,7 @@ import doctest
 import json
 import math
 import re
+import types
 
 import numpy as np
 import pytest
@@ -200,13 +201,15 @@ def test_runs_of_another_machine_keep_their_figures(tmp_path, monkeypatch, capsy
         claims.tables(claims.Options(what="tables", folder=tmp_path / "sst2"))
 
 
-def test_runs_are_compared_with_the_recorded_baseline_where_their_folder_has_none():
-    baseline = {"variant": "none", "seed": 0, "run": {"loss": 0.5}}
-    recorded = [baseline, baseline | {"variant": "other"}]
-    alone, of_another_seed = ({"variant": "local-k8", "seed": seed, "run": {"loss": 0.6}} for seed in (0, 1))
-    found = {(row["variant"], row["seed"]): row for row in runs.joined([alone, of_another_seed], recorded, "none")}
-    assert found["local-k8", 0]["last"] == {"loss": 0.5} and "last" not in found["local-k8", 1]
-    assert "last" not in found["none", 0] and len(found) == 4
+def test_runs_are_compared_with_the_recorded_baseline_where_their_folder_has_none(tmp_path, monkeypatch):
+    suite = types.SimpleNamespace(provenance=types.SimpleNamespace(date="2026-11-30"))
+    measured = types.SimpleNamespace(suites={"perplexity": suite})
+    monkeypatch.setattr(runs, "figures", lambda path, _: {"loss": 0.6})
+    names = [("local-k8", 0), ("local-k8", 1), ("baseline", 2), ("local-k8", 2)]
+    monkeypatch.setattr(runs, "finished", lambda *_: [(*name, tmp_path, measured) for name in names])
+    recorded = [{"variant": "baseline", "seed": seed, "run": {"loss": 0.5}} for seed in (0, 2)]
+    last = [row.get("last") for row in runs.collect(tmp_path, EMBEDDED, recorded)]
+    assert last == [{"loss": 0.5}, None, None, {"loss": 0.6}]
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):

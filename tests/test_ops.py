@@ -1,4 +1,6 @@
-"""Attention, cross-entropy and normalisation against their plain formulas, in float64."""
+"""Attention, cross-entropy, products with weights and normalisation against their plain formulas, in float64."""
+
+import functools
 
 import chex
 import jax
@@ -7,10 +9,12 @@ import numpy as np
 import pytest
 from helpers.platforms import take_accelerator_code
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import AbstractMesh, AxisType
 
 from jaxablate.errors import ConfigError
 from jaxablate.ops import attention
 from jaxablate.ops.cross_entropy import linear_cross_entropy, per_token_cross_entropy
+from jaxablate.ops.linear import dot_rows
 from jaxablate.ops.normalization import layer_norm
 
 
@@ -161,6 +165,24 @@ def _variables(jaxpr):
         yield from equation.outvars
         for sub in jaxprs_in_params(equation.params):
             yield from _variables(getattr(sub, "jaxpr", sub))
+
+
+@pytest.mark.parametrize(("x", "kernel", "equation"), [
+    ((5,), (5, 3), "d,df->f"), ((2, 3, 5), (5, 4), "btd,df->btf"), ((0, 3, 5), (5, 4), "btd,df->btf"),
+    ((2, 3, 5), (5, 3, 2, 4), "btd,dcnh->btcnh"), ((2, 3, 4, 5), (4, 5, 6), "btnh,nhd->btd")])
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_products_with_weights_and_their_derivatives(x, kernel, equation, tensor):
+    """Whether the mesh leaves them matrices or not."""
+    x, kernel = _normal(0, *x), _normal(1, *kernel)
+    summed = 2 if equation.startswith("btnh") else 1
+    axes = (tuple(range(x.ndim - summed, x.ndim)), tuple(range(summed)))
+    functions = (lambda x, kernel: dot_rows(x, kernel, (axes, ((), ()))), functools.partial(jnp.einsum, equation))
+    mesh = AbstractMesh((1, tensor), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    with jax.enable_x64(True), jax.sharding.use_abstract_mesh(mesh):
+        found, expected = _with_vjp(*functions)(np.cos(np.einsum(equation, x, kernel)), x, kernel)
+        reshapes = str(jax.make_jaxpr(functions[0])(x, kernel)).count("reshape")
+    chex.assert_trees_all_close(found, expected, rtol=0, atol=1e-12)
+    assert (reshapes == 0) == (tensor > 1)
 
 
 def test_layer_norm_and_its_derivative():

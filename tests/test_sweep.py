@@ -227,7 +227,7 @@ def test_a_sweep_that_is_killed_twice_goes_on_to_the_same_table(shared, tmp_path
     (tmp_path / "tiny.py").write_text((shared / "tiny.py").read_text())
     alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with Launcher(alone, preloaded=("jaxablate.commands.sweep",)) as launcher:
-        def start(line, log, variables, on):
+        def start(line, log, variables, on_cores):
             log.parent.mkdir(parents=True, exist_ok=True)
             moments = [kills.pop(0)] if kills else []
             got = launcher.run(("jaxablate", *line), tmp_path, moments=moments, limit=300)
@@ -329,7 +329,7 @@ def cells(tmp_path, count):
 def test_so_many_jobs_run_at_once_and_one_that_fails_stops_no_other(tmp_path, monkeypatch, capsys):
     started, most = [], []
 
-    def start(line, log, variables, on):
+    def start(line, log, variables, on_cores):
         log.parent.mkdir(parents=True)
         log.write_text("step 1\nerror: the disk is full\n")
         started.append(Slow(polls=3, code=2 if line == ["c1"] else 0))
@@ -383,7 +383,7 @@ def test_a_process_ends_with_the_one_that_started_it():
 
 
 def test_a_hostile_log_gives_no_orders_to_the_terminal(tmp_path, monkeypatch, capsys):
-    def start(line, log, variables, on):
+    def start(line, log, variables, on_cores):
         log.parent.mkdir(parents=True)
         log.write_bytes(b"error: no file \x1b[31m[/b]\xff\xe2\x80\xae.\n")
         return Ended(2)

@@ -57,13 +57,13 @@ def tables(options: Options) -> None:
     """Prints every table; with ``write`` keeps them."""
     name, study = study_of(options.folder)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    found = collect(options.folder, study)
-    rows = joined(found, record.get(name, {"runs": []})["runs"], study.baseline)
+    recorded = record.get(name, {"runs": []})["runs"]
+    found = collect(options.folder, study, recorded)
+    rows = joined(found, recorded)
     if not rows:
         raise DataError(f"{options.folder} has no run that is trained and scored, and {RECORD.name} records none of "
                         f"{name}; run its sweep first: jaxablate sweep claims_{name} --workdir {options.folder}")
-    read = sum(any(row["run"] is x["run"] for x in found) for row in rows)
-    print(f"{len(rows)} runs, {read} of them read from {options.folder}, the others from "
+    print(f"{len(rows)} runs, {sum(row in found for row in rows)} of them read from {options.folder}, the others from "
           f"{RECORD.name}\n")
     if options.write:
         record[name] = {"runs": rows, "made": dataclasses.asdict(provenance(jax.devices()))}

@@ -190,10 +190,11 @@ Row = Mapping[str, Any]
 of its pair: the baseline's ``last`` checkpoint, and its checkpoint of ``equal`` loss."""
 
 
-def collect(folder: Path, study: Study) -> list[Row]:
-    """Every run's figures with those of its pair."""
+def collect(folder: Path, study: Study, recorded: Iterable[Row] = ()) -> list[Row]:
+    """Every run's figures with those of its pair; a baseline that the folder does not have is the recorded one."""
     runs = finished(folder, study.suites)
-    last = {seed: figures(path, measured) for variant, seed, path, measured in runs if variant == study.baseline}
+    last = {row["seed"]: row["run"] for row in recorded if row["variant"] == study.baseline}
+    last |= {seed: figures(path, measured) for variant, seed, path, measured in runs if variant == study.baseline}
     equal = {}
     for path in sorted(folder.glob(f"{MATCHED}/seed-*/step-*/{results.FILE_NAME}")):
         measured, seed = results.read(path.parent), int(path.parent.parent.name.removeprefix("seed-"))
@@ -213,21 +214,16 @@ def collect(folder: Path, study: Study) -> list[Row]:
     return rows
 
 
-def joined(rows: Iterable[Row], recorded: Iterable[Row], baseline: str) -> list[Row]:
+def joined(rows: Iterable[Row], recorded: Iterable[Row]) -> list[Row]:
     """Rows of a folder, and recorded ones of runs that it does not have, or has with fewer figures, by name.
 
-    A run whose baseline is not in its folder is compared with the recorded one of its seed.
-
     >>> [old, new] = [{"variant": "local-k8", "seed": 0, "run": {"loss": x}} for x in (0.6, 0.7)]
-    >>> joined([new], [old], "none") == [new] and joined([new | {"run": {"loss": None}}], [old], "none") == [old]
+    >>> joined([new], [old]) == [new] and joined([new | {"run": {"loss": None}}], [old]) == [old]
     True
     """
     found = {(row["variant"], row["seed"]): row for row in recorded}
-    last = {row["seed"]: row["run"] for row in found.values() if row["variant"] == baseline}
     for row in rows:
         name = row["variant"], row["seed"]
-        if row["variant"] != baseline and "last" not in row and row["seed"] in last:
-            row = {**row, "last": last[row["seed"]], "equal": None}
         if name not in found or _number_of_figures(row) >= _number_of_figures(found[name]):
             found[name] = row
     return [found[name] for name in sorted(found)]

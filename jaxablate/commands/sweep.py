@@ -352,8 +352,8 @@ def do_all(tasks: Sequence[CellTask], jobs: int, line: Callable[[CellTask], Sequ
     return failed
 
 
-def start(line: Sequence[str], log: Path, variables: Mapping[str, str], on: Collection[int] = ()
-          ) -> subprocess.Popen[bytes]:
+def start(line: Sequence[str], log: Path, variables: Mapping[str, str],
+          on_cores: Collection[int] = ()) -> subprocess.Popen[bytes]:
     """Starts ``jaxablate`` with a command line, its output added to a file, on some cores of the machine where they are
     given; it ends when this process does."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -361,9 +361,9 @@ def start(line: Sequence[str], log: Path, variables: Mapping[str, str], on: Coll
     with log.open("ab") as out:
         process = subprocess.Popen([sys.executable, "-m", "jaxablate", *line], stdin=subprocess.PIPE, stdout=out,
                                    stderr=subprocess.STDOUT, env=variables, start_new_session=True)
-    if on:
+    if on_cores:
         with contextlib.suppress(OSError):  # it has ended already
-            os.sched_setaffinity(process.pid, on)
+            os.sched_setaffinity(process.pid, on_cores)
     return process
 
 

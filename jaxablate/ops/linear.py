@@ -1,21 +1,19 @@
 """Products of activations with weights."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-Axes = tuple[Sequence[int], Sequence[int]]
 
-
-def dot_rows(x: jax.Array, kernel: jax.Array, dimension_numbers: tuple[Axes, Axes] | None = None, precision: Any = None,
-             preferred_element_type: Any = None) -> jax.Array:
+def dot_rows(x: jax.Array, kernel: jax.Array, dimension_numbers: jax.lax.DotDimensionNumbers | None = None,
+             precision: Any = None, preferred_element_type: Any = None) -> jax.Array:
     """`jax.lax.dot_general` of the last axes of ``x`` with the first of ``kernel``, as a product of two matrices.
 
     The gradient of the kernel sums over the leading axes of ``x``. Where these are more than one, XLA's CPU backend
-    copies an operand and multiplies at a third of the rate; for matrices it does neither. Where the partitioner splits
-    arrays over a mesh the axes stay: it cannot split one that stands for two.
+    copies an operand and multiplies at down to a third of its rate for matrices. Where XLA's partitioner splits arrays
+    over a mesh (`jax.sharding.get_abstract_mesh`) the axes stay as they are: of two that were made one, it cannot split
+    the second.
 
     >>> x, kernel = jax.numpy.arange(12.0).reshape(1, 2, 6), jax.numpy.ones((6, 3))
     >>> dot_rows(x, kernel).tolist()
@@ -43,5 +41,6 @@ def dot_rows(x: jax.Array, kernel: jax.Array, dimension_numbers: tuple[Axes, Axe
 
 
 def _partitioned() -> bool:
+    """Whether the mesh that is traced for has an axis of several devices that `jax.shard_map` leaves to XLA."""
     mesh = jax.sharding.get_abstract_mesh()
     return any(size > 1 and name not in mesh.manual_axes for name, size in mesh.shape.items())

@@ -1,9 +1,9 @@
 """Kernels for NVIDIA GPUs, in Pallas: what XLA would make of a row-wise function or of attention is many small ones.
 
 At the shape of the paper a training step waits for its kernels to start, not for arithmetic: a gate was 22 of them, an
-attention of two streams 69. They are taken where a program is made for one GPU, or for what one of
-several has (`jax.shard_map`, all of whose axes are manual); everywhere else, and for shapes that they do not fit, the
-plain code runs, of which each is a transcription (tests/test_triton.py runs both).
+attention of two streams 69. They are taken where the mesh that is traced for (`jax.sharding.get_abstract_mesh`) is of
+one GPU, or for what one of several has (`jax.shard_map`, all of whose axes are manual); everywhere else, and for shapes
+that they do not fit, the plain code runs, of which each is a transcription (tests/test_triton.py runs both).
 """
 
 import math

@@ -118,13 +118,10 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
     def weight(rows: Rows) -> Any:
         return 1.0 if learner.weighed is None else jnp.sum(rows[learner.weighed])
 
-    def for_mesh() -> Any:  # operators ask for it: JAX keeps what was traced under one apart from that under another
-        return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
-
     def step(state: TrainState, batch: Rows) -> tuple[TrainState, Metrics]:
         # With `jax.jit` the loss is traced once, not once more for the shapes of its results; inline leaves the rest.
         gradient = jax.jit(jax.grad(learner.train_loss, has_aux=True), inline=True)
-        with for_mesh():
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # ops/ choose by it how to compute
             def at_this_step(*arguments: Any) -> Any:
                 return gradient(*arguments, state.step)
 
@@ -138,7 +135,7 @@ def compile_program(learner: Learner, optimizer: optax.GradientTransformation, s
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     def evaluate(params: Params, batch: Rows) -> Metrics:
-        with for_mesh():
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             _, metrics = learner.eval_loss(params, batch, jax.random.key(0))
         return metrics | {"count": batch[learner.counted].sum()}
 

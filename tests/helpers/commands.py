@@ -53,6 +53,7 @@ class Ended:
         return self.returncode
 
 
-def in_this_process(line: Sequence[str], log: pathlib.Path, variables: Mapping[str, str], on: Sequence[int]) -> Ended:
+def in_this_process(line: Sequence[str], log: pathlib.Path, variables: Mapping[str, str],
+                    on_cores: Sequence[int]) -> Ended:
     """In the place of `jaxablate.commands.sweep.start`: the command, to its end."""
     return Ended(main(list(line)))
