@@ -115,6 +115,8 @@ export const GLOSSARY: Record<string, string> = {
   "srs importance part": "Mean capacity of the 30 % most important tokens minus that of the others.",
   "srs interaction part": "Mean |cosine| of the 10 % most attended pairs of tokens minus that of the other pairs.",
   "mean capacity": "Mean share of a dimension that a token has to itself among the tokens of its text.",
+  "mean capacity of important tokens": "Mean capacity of the 30 % most important tokens.",
+  "mean capacity of other tokens": "Mean capacity of the tokens that are not among the 30 % most important; near 0 if they have almost nothing to themselves.",
   "tokens with capacity > 0.5": "Share of the tokens that have more than half a dimension to themselves.",
   "post-hoc accuracy": "How often the k most important words alone get the class that the full text gets.",
   "post-hoc accuracy@3": "How often the three most important words alone get the class that the full text gets.",
