@@ -68,20 +68,24 @@ def summary(rows: Sequence[Row], study: Study) -> Grid:
 
 
 def claim_table(rows: Sequence[Row], study: Study, claim: Claim) -> Grid:
-    """One claim: its primary comparisons, its further measures, and each cell by itself."""
+    """One claim: its primary comparisons, its further measures, and each cell by itself. A row that would say again
+    what another says is left out, but counts in the correction."""
     lines = [_line(x, True) for x in primary(rows, study) if x.of.claim.name == claim.name]
     rows = [*rows, *local_against_global(rows)]
     whole = {x.models: x.variants for group in claim.groups.items() if (x := complete(rows, claim, *group))}
     for against in dict.fromkeys((claim.against, "last")):
         lines += _secondary(rows, dataclasses.replace(claim, against=against), whole)
     if claim.competent:
-        lines += _secondary(rows, dataclasses.replace(claim, competent=False), claim.groups, ", able or not")
+        unable = {name for name, of in claim.groups.items() if compared(rows, claim, name, of).left_out["unable"]}
+        of_all = _secondary(rows, dataclasses.replace(claim, competent=False), claim.groups, ", able or not")
+        lines += [line for line in of_all if line[0] in unable]
     for figure, against in claim.secondary:
         lines += _secondary(rows, dataclasses.replace(claim, figure=figure, against=against), claim.groups)
     if claim.figure == "edges" and claim.scale is None:
         lines += [line for group in claim.groups.items() if (line := at_equal_margin(rows, claim, *group))]
     cells = dict.fromkeys(row["variant"] for row in rows if re.fullmatch(claim.cells, row["variant"]))
-    lines += _secondary(rows, claim, {variant: (variant,) for variant in cells})
+    of_cells = _secondary(rows, claim, {variant: (variant,) for variant in cells})
+    lines += [line for line in of_cells if (line[0],) not in claim.groups.values()]  # these are there already
     return Grid(title=f"{claim.name}: {claim.says}", caption="", columns=COLUMNS, rows=tuple(lines))
 
 
