@@ -169,6 +169,21 @@ def test_a_claims_table_has_its_cells_corrected_together():
     assert set(tables.all_tables(found, EMBEDDED)) == {"summary", *EMBEDDED.shown, *(x.name for x in EMBEDDED.claims)}
 
 
+def test_a_claims_table_says_nothing_twice():
+    study = studies.STUDIES["long"]
+    found = [*rows(ks=(8,)), *rows("global", ks=(8,))]
+
+    def lines(measure):
+        return [row[0] for row in tables.claim_table(found, study, study.claims[0]).rows if row[1] == measure]
+
+    assert lines("edges") == ["local", "global"] and not lines("edges, able or not")
+    found[0] = found[0] | {"run": found[0]["run"] | {"answers": 0.5}}
+    assert lines("edges") == ["local", "global"] and lines("edges, able or not") == ["local"]
+    e6 = tables.claim_table([*found, *rows(ks=(1,), loss=0.7), *rows("global", ks=(1,))], EMBEDDED, studies.E6)
+    whole = "local against global"
+    assert [row[0] for row in e6.rows if row[1] == "edges"] == [whole, f"{whole}: local-global-k8"]
+
+
 def test_mixed_stories_have_prompts_after_each(tmp_path):
     (tmp_path / "stories.txt").write_text("One.\n<|endoftext|>\nTwo.\n<|endoftext|>\n")
     data.mix(data.Options(folder=tmp_path, source=tmp_path / "stories.txt"))

@@ -85,7 +85,8 @@ def claim_table(rows: Sequence[Row], study: Study, claim: Claim) -> Grid:
         lines += [line for group in claim.groups.items() if (line := at_equal_margin(rows, claim, *group))]
     cells = dict.fromkeys(row["variant"] for row in rows if re.fullmatch(claim.cells, row["variant"]))
     of_cells = _secondary(rows, claim, {variant: (variant,) for variant in cells})
-    lines += [line for line in of_cells if (line[0],) not in claim.groups.values()]  # these are there already
+    alone = {*claim.groups.values(), *whole.values()}  # those of one variant are there already
+    lines += [line for line in of_cells if (line[0],) not in alone]
     return Grid(title=f"{claim.name}: {claim.says}", caption="", columns=COLUMNS, rows=tuple(lines))
 
 
