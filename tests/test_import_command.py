@@ -102,6 +102,7 @@ def test_export_refuses_a_folder_that_is_there(imported, capsys):
 @pytest.mark.parametrize(("change", "message"), [
     (lambda f: change_settings(f, rope_parameters={"rope_type": "yarn", "factor": 2}), "rope_type='yarn'"),
     (lambda f: (f / "model.safetensors").write_bytes(b"x" * 40), "is no .safetensors file"),
+    (lambda f: f.rename(f.with_name("elsewhere")), "config.json does not exist; give a folder"),
     (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json"),
     (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read"),
     (lambda f: (f / "text.txt").write_bytes(b"\xff"), "is not UTF-8"),

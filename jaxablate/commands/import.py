@@ -69,8 +69,8 @@ class ImportSettings(base.Settings):
         """Reads, checks and writes; nothing is left where any of it fails."""
         if self.workdir.exists() and (not self.workdir.is_dir() or any(self.workdir.iterdir())):
             raise CheckpointError(f"{self.workdir} is there already; choose another --workdir")
-        tokenizer = tokenizer_of_folder(self.tokenizer or self.folder)
         settings = read_settings(self.folder)
+        tokenizer = tokenizer_of_folder(self.tokenizer or self.folder)
         model, params = from_huggingface(self.folder)
         config = self._config(model, tokenizer)
         require_x64(config)
