@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from benchmarks.claims.runs import Row
-from benchmarks.claims.studies import LOCAL_GLOBAL, Claim, Study
+from benchmarks.claims.studies import Claim, Study
 from jaxablate import stats
 from jaxablate.stats import Estimate
 
@@ -17,24 +17,29 @@ TOLERANCE, COMPETENT, LEAST_PAIRS = 0.02, 0.75, 3
 POWER, LEVEL = 0.8, 0.05
 
 
-def local_against_global(rows: Sequence[Row]) -> Iterator[Row]:
-    """A row for each pair of local and global runs of equal k and seed: the figures are differences from each one's own
-    baseline of equal loss."""
+CONTRASTED = ("edges", "L0", "bits above random")
+"""Figures of `contrasts`."""
+
+
+def contrasts(rows: Sequence[Row], study: Study) -> Iterator[Row]:
+    """A row for each of the study's pairs of variants and seed: the figures are differences from each one's own
+    baseline of equal loss, ``equal`` has the second variant's."""
     there = {(row["variant"], row["seed"]): row for row in rows if row.get("equal") is not None}
-    for (variant, seed), local in there.items():
-        other = there.get((variant.replace("local", "global"), seed))
-        if not re.fullmatch(r"local-k\d+", variant) or other is None:
-            continue
-        sides = []
-        for row in (local, other):
-            run, equal = row["run"], row["equal"]
-            known = None not in (run["edges"], equal["edges"])
-            sides.append({"edges": run["edges"] - equal["edges"] if known else None,
-                          "edges of baseline": equal["edges"], "loss": abs(run["loss"] - equal["loss"]),
-                          "answers": min(run["answers"], equal["answers"])})
-        apart = max(side["loss"] for side in sides)
-        yield {"variant": variant.replace("local", LOCAL_GLOBAL), "seed": seed, "run": sides[0] | {"loss": apart},
-               "equal": sides[1] | {"loss": 0.0}}
+    for name, (ours, theirs) in study.contrasts.items():
+        for seed in sorted({seed for variant, seed in there if variant == ours}):
+            if (theirs, seed) in there:
+                one, other = (_from_baseline(there[variant, seed]) for variant in (ours, theirs))
+                apart = max(one["loss"], other["loss"])
+                yield {"variant": name, "seed": seed, "run": one | {"loss": apart}, "equal": other | {"loss": 0.0}}
+
+
+def _from_baseline(row: Row) -> dict[str, Any]:
+    run, equal = row["run"], row["equal"]
+    out: dict[str, Any] = {"loss": abs(run["loss"] - equal["loss"]), "answers": min(run["answers"], equal["answers"])}
+    for figure in CONTRASTED:
+        ours, theirs = run.get(figure), equal.get(figure)
+        out |= {figure: None if None in (ours, theirs) else ours - theirs, f"{figure} of baseline": theirs}
+    return out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,7 +165,7 @@ def tested(family: Sequence[Compared]) -> list[Tested]:
 
 def primary(rows: Sequence[Row], study: Study) -> list[Tested]:
     """The comparisons that verdicts are of, but those without any pair; each letter of claims' names is a family."""
-    rows = [*rows, *local_against_global(rows)]
+    rows = [*rows, *contrasts(rows, study)]
     out = []
     for letter in dict.fromkeys(claim.name[0] for claim in study.claims):
         family = [compared(rows, claim, models, variants) for claim in study.claims if claim.name[0] == letter

@@ -76,13 +76,13 @@ def _sparse(claims: Sequence[Claim], letter: str, groups: Mapping[str, tuple[str
                                   published=math.copysign(0.2, claim.published), has_figure=False, level=0.05)
 
 
-LOCAL_GLOBAL = "local-global"
-"""Variants that are no runs: what local scores change, beside what global ones change."""
+LOCAL_GLOBAL = {f"local-global-k{k}": (f"local-k{k}", f"global-k{k}") for k in (*PAPER_KS, 16)}
+"""What local scores change, beside what global ones change."""
 TWO_LOOKS = 0.025
 """Level of each of two looks at the embedded corpus."""
 E6 = Claim(name="E6", says="local scores make smaller circuits than global ones", figure="edges", competent=True,
-           level=TWO_LOOKS, published=39.0 / 44.8 - 1, scale="edges of baseline", cells=f"{LOCAL_GLOBAL}-k.*",
-           groups={"local against global": tuple(f"{LOCAL_GLOBAL}-k{k}" for k in PAPER_KS)})
+           level=TWO_LOOKS, published=39.0 / 44.8 - 1, scale="edges of baseline", cells="local-global-k.*",
+           groups={"local against global": tuple(f"local-global-k{k}" for k in PAPER_KS)})
 
 
 def _second_paper(name: str, says: str, figure: str, lambdas: str, published: float = 0.04, **options: Any) -> Claim:
@@ -111,6 +111,8 @@ class Study:
     suites: frozenset[str] = frozenset({"perplexity", "circuits", "neurons"})
     """A run that has them counts as finished."""
     claims: tuple[Claim, ...] = ()
+    contrasts: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    """Variants that are no runs: what the first of two changes of the baseline, beside what the second does."""
     first_look: int | None = None
     """Seeds, from 0 on, that the claims' tables are of; with further ones there is a summary of a second look."""
     shown: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {
@@ -129,7 +131,7 @@ def _safr(claims: tuple[Claim, ...] = ()) -> Study:
 _EMBEDDED = _first_paper("E", _gated(*PAPER_KS), TWO_LOOKS)
 _LONG = _first_paper("L", _gated(8))[:3]
 STUDIES = {
-    "embedded": Study(first_look=5, claims=(*_EMBEDDED, E6, *_sparse(_EMBEDDED, "W", {
+    "embedded": Study(first_look=5, contrasts=LOCAL_GLOBAL, claims=(*_EMBEDDED, E6, *_sparse(_EMBEDDED, "W", {
         "weight-sparse": tuple(f"sparse-{part}" for part in (0.5, 0.2, 0.1, 0.05))}))),
     "long": Study(claims=(*_LONG, *_sparse(_LONG, "V", {
         "half of the weights": ("sparse-0.5",), "a fifth": ("sparse-0.2",)}))),

@@ -14,7 +14,7 @@ from benchmarks.claims.comparisons import (
     Tested,
     compared,
     complete,
-    local_against_global,
+    contrasts,
     primary,
     second_look,
     tested,
@@ -71,7 +71,7 @@ def claim_table(rows: Sequence[Row], study: Study, claim: Claim) -> Grid:
     """One claim: its primary comparisons, its further measures, and each cell by itself. A row that would say again
     what another says is left out, but counts in the correction."""
     lines = [_line(x, True) for x in primary(rows, study) if x.of.claim.name == claim.name]
-    rows = [*rows, *local_against_global(rows)]
+    rows = [*rows, *contrasts(rows, study)]
     whole = {x.models: x.variants for group in claim.groups.items() if (x := complete(rows, claim, *group))}
     for against in dict.fromkeys((claim.against, "last")):
         lines += _secondary(rows, dataclasses.replace(claim, against=against), whole)
