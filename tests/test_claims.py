@@ -116,6 +116,8 @@ def test_pairs_that_are_apart_or_cannot_do_the_task_are_left_out():
         assert (none["verdict"], none["difference"], none["seeds"], none["left out"]) == ("no verdict", "", 0, why)
     assert not line("W1", unable)  # there are no such runs
     assert line("E2", unable)["seeds"] == 5  # features need no task
+    lacking = [row | {"run": row["run"] | {"answers": None, "edges": None}} for row in rows()]
+    assert line("E1", lacking)["left out"] == "20 lacking"  # not measured yet
     some = [*rows(edges=0.5), *rows(ks=(8,), seeds=2, loss=0.7)]
     assert line("E1", some)["left out"] == "2 apart"
     of_all = tables.claim_table(unable, EMBEDDED, EMBEDDED.claims[0]).rows

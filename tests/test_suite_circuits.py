@@ -10,13 +10,15 @@ from jaxablate.circuits import METHODS, Method, known_model, problem
 from jaxablate.circuits.circuit import Circuit
 from jaxablate.circuits.formats import save_circuit
 from jaxablate.circuits.graph import Graph
+from jaxablate.commands.score import ScoreSettings
 from jaxablate.config import Config
+from jaxablate.errors import ConfigError
 from jaxablate.reports import circuits as data
 from jaxablate.reports import schemas
 from jaxablate.reports.html import draw
 from jaxablate.reports.packed import unpack
 from jaxablate.reports.panels import CircuitGraph, Grid, panel_from_dict
-from jaxablate.runs.run import Run
+from jaxablate.runs.run import Run, open_run
 from jaxablate.stats import Estimate
 from jaxablate.suites import circuits as suite
 from jaxablate.suites.circuits import measure_stream, nothing_to_explain
@@ -155,6 +157,15 @@ def test_circuits_of_the_command_are_shown_too(known, tmp_path):
     found = suite.stored_circuits(run, graph)
     assert list(found["clean"]) == ["mine"] and not found["ablated"]
     assert (found["clean"]["mine"] == mask).all()
+
+
+@pytest.mark.parametrize("streams", [("clean",), ("clean", "ablated")])
+def test_streams_that_are_not_asked_for_are_not_searched(language_run, monkeypatch, streams):
+    monkeypatch.setattr(suite, "measure_stream", lambda config, params, batches, everything, stream, **_: (stream, 0))
+    result, _ = suite.SUITE.run(open_run(language_run, circuit_streams=streams))
+    assert result.streams == streams
+    with pytest.raises(ConfigError, match="circuit_streams must have clean"):
+        ScoreSettings(workdir=language_run, circuit_streams=("ablated",))
 
 
 def test_divergence_of_everything_patched_is_that_of_the_corrupt_prompts(known, measured):

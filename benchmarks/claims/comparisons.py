@@ -75,9 +75,10 @@ def compared(rows: Sequence[Row], claim: Claim, models: str, variants: Sequence[
             continue
         ours, theirs = row["run"], row[claim.against]
         apart = claim.against == "equal" and abs(ours["loss"] - theirs["loss"]) > TOLERANCE
-        unable = claim.competent and min(ours["answers"], theirs["answers"]) < COMPETENT
         values = ours.get(claim.figure), theirs.get(claim.figure), theirs.get(claim.scale or claim.figure)
-        if apart or unable or None in values:
+        answers = (ours["answers"], theirs["answers"]) if claim.competent else ()
+        unable = any(x is not None and x < COMPETENT for x in answers)
+        if apart or unable or None in (*values, *answers):
             left_out["apart" if apart else "unable" if unable else "lacking"] += 1
             continue
         by_seed.setdefault(row["seed"], []).append(values)

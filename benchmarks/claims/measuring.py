@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from benchmarks.claims.runs import GRAPHS, MATCH_K, MATCHED, SUITES, finished, fires_alike, loss_of
-from benchmarks.claims.studies import study_of
+from benchmarks.claims.studies import Study, study_of
 from jaxablate.commands import score
 from jaxablate.commands.match import measured_losses, nearest
 from jaxablate.commands.sweep import cores
@@ -39,7 +40,7 @@ def measure(folder: Path, jobs: int) -> None:
     workdirs = list(dict.fromkeys(workdirs))
     slots = iter(range(jobs))
     with ThreadPoolExecutor(jobs, initializer=lambda: _take_cores(next(slots), jobs)) as pool:
-        for path, problem in zip(workdirs, pool.map(_complete, workdirs), strict=True):
+        for path, problem in zip(workdirs, pool.map(partial(_complete, study), workdirs), strict=True):
             print(path, problem or "is measured", flush=True)
 
 
@@ -80,14 +81,15 @@ def alone(folder: Path, seed: int, baseline: Path, step: int) -> Path:
     return path
 
 
-def _complete(path: Path) -> str:
+def _complete(study: Study, path: Path) -> str:
     """Scores a working directory, trains its autoencoders, makes its graphs, where that is lacking; what went wrong, if
     anything."""
     measured = results.read(path) if (path / results.FILE_NAME).exists() else None
     have = {} if measured is None else measured.suites
     lines = []
     if measured is None or not set(SUITES) <= have.keys():
-        lines.append(("score", str(path), "--missing", "--match-k", str(MATCH_K), "--suites", *SUITES))
+        lines.append(("score", str(path), "--missing", "--match-k", str(MATCH_K), "--circuit-streams",
+                      *study.circuit_streams, "--suites", *SUITES))
     if measured is not None and "neurons" in have and not fires_alike(measured):
         lines.append(("score", str(path), "--suites", "neurons", "--match-k", str(MATCH_K)))
     if "sae" not in have:

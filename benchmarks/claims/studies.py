@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxablate.errors import ConfigError
+from jaxablate.types import STREAMS, Stream
 
 PAPER_KS = (1, 2, 4, 8)
 """The published numbers of winners."""
@@ -109,7 +110,9 @@ class Study:
 
     baseline: str = "baseline"
     suites: frozenset[str] = frozenset({"perplexity", "circuits", "neurons"})
-    """A run that has them counts as finished."""
+    """A run that has them counts as finished; ``measure`` adds what it lacks of others."""
+    circuit_streams: tuple[Stream, ...] = STREAMS
+    """Streams whose circuits ``measure`` searches."""
     claims: tuple[Claim, ...] = ()
     contrasts: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     """Variants that are no runs: what the first of two changes of the baseline, beside what the second does."""
@@ -135,7 +138,8 @@ STUDIES = {
         "weight-sparse": tuple(f"sparse-{part}" for part in (0.5, 0.2, 0.1, 0.05))}))),
     "long": Study(claims=(*_LONG, *_sparse(_LONG, "V", {
         "half of the weights": ("sparse-0.5",), "a fifth": ("sparse-0.2",)}))),
-    "tinystories": Study(claims=_first_paper("T", {"gated": ("local-k8", "local-k2", "global-k8")})),
+    "tinystories": Study(suites=frozenset({"perplexity", "neurons"}), circuit_streams=("clean",), claims=_first_paper(
+        "T", {"gated": ("local-k8", "local-k2", "global-k8")})),
     "sst2": _safr(SAFR),
     "imdb": _safr(),
     "recipes": Study(suites=frozenset({"perplexity", "leakage"}), shown={

@@ -4,7 +4,7 @@
     jaxablate sweep claims_tinystories --workdir runs/claims_tinystories --jobs 2
 
 12 runs of `configs/tinystories_small.py`, twice as long. They read data/claims/train.txt and
-data/TinyStories-valid.txt.
+data/TinyStories-valid.txt. Circuits, of the clean stream, are searched when pairs are measured.
 """
 
 from jaxablate.sweep import Sweep
@@ -21,5 +21,5 @@ def get_sweep() -> Sweep:
         seeds=(0, 1, 2),
         settings={"train.steps": 3000, "data.train_path": "data/claims/train.txt",
                   "data.valid_path": "data/TinyStories-valid.txt"},
-        suites=("perplexity", "gates", "weights", "circuits", "neurons", "leakage"),
+        suites=("perplexity", "gates", "weights", "neurons", "leakage"),
     )

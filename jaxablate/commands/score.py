@@ -23,6 +23,7 @@ from jaxablate.runs.run import Run, open_run
 from jaxablate.runs.workdir import CONFIG, read_config
 from jaxablate.suites import SUITES, Suite
 from jaxablate.suites.suite import attachments
+from jaxablate.types import STREAMS, Stream
 
 Say = Callable[[str], None]
 
@@ -45,11 +46,15 @@ class ScoreSettings(base.RunSettings):
     match_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
     """Neurons and channels fire as often as in a model with K winners (suites neurons, units). Default: the model's own
     number of winners; where runs that are compared differ in it, give one K to all of them."""
+    circuit_streams: tuple[Stream, ...] = STREAMS
+    """Streams of a gated model that the suite circuits searches, which takes longer than all others."""
 
     def __post_init__(self):
         super().__post_init__()
         base.require_at_least(self, 1, "max_batches")
         base.require_at_least(self, 1, "match_k")
+        if "clean" not in self.circuit_streams:
+            raise ConfigError("circuit_streams must have clean, the one stream that every model has")
         if (self.workdir is None) == (not self.runs):
             raise ConfigError("give the working directories to score, by name or by --workdir: jaxablate score "
                               "runs/mine")
@@ -70,7 +75,7 @@ class ScoreSettings(base.RunSettings):
     def open(self) -> Run:
         """The checkpoint."""
         return open_run(self.folder, self.checkpoint, batch_size=self.batch_size, max_batches=self.max_batches,
-                        seed=self.seed, match_k=self.match_k)
+                        seed=self.seed, match_k=self.match_k, circuit_streams=self.circuit_streams)
 
     def run(self, console: Console) -> None:
         """Scores one run after another and prints their figures; one that cannot be scored does not stop the others.

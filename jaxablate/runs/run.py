@@ -83,6 +83,8 @@ class Run:
     """Seed of resampling, of drawn prompts and of sampled text in suites."""
     match_k: int | None = None
     """`jaxablate.neurons.measure`'s: k of the rate at which activations fire, the model's own where None."""
+    circuit_streams: tuple[Stream, ...] = STREAMS
+    """Streams whose circuits are searched, of those that the model has."""
     workdir: Path | None = None
     """Where the run is stored; None for one made by hand."""
     loss_floor: Callable[[], float] | None = None
@@ -113,7 +115,8 @@ class Run:
 
 
 def open_run(workdir: str | Path, checkpoint: str | int = "newest", *, batch_size: int | None = None,
-             max_batches: int | None = None, seed: int = 0, match_k: int | None = None) -> Run:
+             max_batches: int | None = None, seed: int = 0, match_k: int | None = None,
+             circuit_streams: Sequence[Stream] = STREAMS) -> Run:
     """Opens a stored run: its parameters on all devices, replicated, and everything else when it is first looked at.
 
     Args:
@@ -124,6 +127,7 @@ def open_run(workdir: str | Path, checkpoint: str | int = "newest", *, batch_siz
       max_batches: read only so many batches of a split.
       seed: seed of what suites draw.
       match_k: k of the rate at which activations fire where suites measure neurons; the model's own by default.
+      circuit_streams: streams whose circuits the suite ``circuits`` searches.
 
     Raises:
       CheckpointError: no run, no such checkpoint that can be read, or one of another configuration than the run's.
@@ -139,8 +143,8 @@ def open_run(workdir: str | Path, checkpoint: str | int = "newest", *, batch_siz
     rows = batch_size or config.train.batch_size
     options = _Options(workdir=workdir, mesh=mesh, rows=rows + -rows % batch_parts(mesh), max_batches=max_batches)
     parts = (_language(config, options) if isinstance(config, Config) else _classifier(config, options))
-    return Run(config=config, params=params, step=int(step), seed=seed, match_k=match_k, workdir=workdir,
-               **parts)
+    return Run(config=config, params=params, step=int(step), seed=seed, match_k=match_k,
+               circuit_streams=tuple(circuit_streams), workdir=workdir, **parts)
 
 
 def checkpoint_step(checkpoint: str | int, config: RunConfig) -> int | Literal["best", "best or last"] | None:

@@ -386,7 +386,7 @@ def _run(run: Run) -> tuple[CircuitsResult, dict[str, Any]]:
     stored = stored_circuits(run, task.graph)
     streams, edges = zip(*(measure_stream(task.config, run.params, batches, everything, stream, stored=stored[stream],
                                           **options)
-                           for stream in STREAMS if stream in run.streams), strict=True)
+                           for stream in run.streams if stream in run.circuit_streams), strict=True)
     shown = data.TaskEdges(
         params_digest=run.digest, step=run.step, task=everything.name, prompts=PROMPTS, n_layers=task.graph.n_layers,
         n_heads=task.graph.n_heads, shown_method=METHODS[SHOWN_METHOD].label, streams=edges)
