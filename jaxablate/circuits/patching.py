@@ -186,6 +186,7 @@ def patched_final(decoder: Decoder, params: Params, inputs: Inputs, patched: Flo
         derivatives with respect to what the destinations read.
     """
     graph = decoder.graph
+    changes: list[jax.Array] = []  # of the sources that a layer writes together
 
     def read(layer: int, stream: jax.Array, written: Written) -> jax.Array:
         if layer == 2 * graph.n_layers:
@@ -194,26 +195,61 @@ def patched_final(decoder: Decoder, params: Params, inputs: Inputs, patched: Flo
             mask = patched[graph.destination(f"MLP {layer // 2}").edges]
         else:
             mask = graph.by_port(layer // 2, patched)
-        x = _patched(decoder, stream, mask.astype(stream.dtype), written, replacement)
+        for sources in written.sources[len(changes):]:
+            start = sum(map(len, changes))
+            changes.append(replacement[start : start + len(sources)] - sources)
+        change = jnp.concatenate(changes)
+        if layer < 2 * graph.n_layers - 1:
+            x = _patched(decoder, stream, mask.astype(stream.dtype), written, change)
+        else:  # only the last position leads on, and the rest stays as it is
+            at_end = dataclasses.replace(written, totals=[total[:, -1:] for total in written.totals])
+            x = stream.at[:, -1:].set(
+                _patched(decoder, stream[:, -1:], mask.astype(stream.dtype), at_end, change[:, :, -1:]))
         return x if edits is None else x + edits[layer]
 
     return _by_source(decoder, params, inputs, read).final
 
 
-def _patched(decoder: Decoder, stream: jax.Array, mask: jax.Array, written: Written, replacement: jax.Array
-             ) -> jax.Array:
-    """What destinations read [..., n, T, D] with their edges [..., sources] patched by the mask."""
-    graph, sources = decoder.graph, jnp.concatenate(written.sources)
-    change = replacement[: len(sources)] - sources
+def _patched(decoder: Decoder, stream: jax.Array, mask: jax.Array, written: Written, change: jax.Array) -> jax.Array:
+    """What destinations read [..., n, T, D] with their edges [..., sources] patched by the mask.
+
+    ``change`` [sources, n, T, D] is what patching changes in what the sources write.
+    """
     if not decoder.post_norms:
-        return stream + jnp.einsum("...s,sntd->...ntd", mask, change)
-    direct = np.flatnonzero(graph.source_layers[: len(sources)] % 2)  # the embedding and MLPs
-    x = stream + jnp.einsum("...s,sntd->...ntd", mask[..., direct], change[direct])
+        return stream + _mixed(mask, change)
+    graph = decoder.graph
+    direct = np.flatnonzero(graph.source_layers[: len(change)] % 2)  # the embedding and MLPs
+    x = stream + _mixed(mask[..., direct], change[direct])
     for i, (block, total) in enumerate(zip(written.blocks, written.totals, strict=True)):
         heads = slice(graph.head(i, 0), graph.mlp(i))
-        mixed = total + jnp.einsum("...s,sntd->...ntd", mask[..., heads], change[heads])
+        mixed = total + _mixed(mask[..., heads], change[heads])
         x = x + (block.post_norm(mixed) - block.post_norm(total))
     return x
+
+
+@jax.custom_vjp
+def _mixed(mask: jax.Array, values: jax.Array) -> jax.Array:
+    """[..., n, T, D] sums of values [s, n, T, D] by the weights of a mask [..., s].
+
+    The derivative is JAX's, but for the order of its axes: with JAX's, XLA transposes arrays as large as the values.
+    """
+    return jnp.einsum("...s,sntd->...ntd", mask, values, precision="highest")
+
+
+def _mixed_fwd(mask: jax.Array, values: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _mixed(mask, values), (mask, values)
+
+
+def _mixed_bwd(residuals: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    mask, values = residuals
+    rows, flat = mask.reshape(-1, mask.shape[-1]), values.reshape(len(values), -1)
+    slopes = slope.reshape(len(rows), -1)
+    of_mask = jnp.einsum("px,sx->ps", slopes, flat, precision="highest")
+    of_values = jnp.einsum("ps,px->sx", rows, slopes, precision="highest")
+    return of_mask.reshape(mask.shape), of_values.reshape(values.shape)
+
+
+_mixed.defvjp(_mixed_fwd, _mixed_bwd)
 
 
 def ablated_values(kind: Ablation, values: Float[Array, "units n time width"], valid: Bool[Array, "n time"],
