@@ -19,7 +19,7 @@ from jaxablate.runs.run import open_run
 from jaxablate.training.metrics import METRICS, read_metrics
 
 MATCHED, GRAPHS = "matched", "neurons/graphs"
-SUITES = ("perplexity", "ioi", "weights", "circuits", "neurons")
+SUITES = ("perplexity", "weights", "circuits", "neurons")
 """What a baseline's checkpoint of equal loss is scored by."""
 MATCH_K = 8
 """k of the rate at which neurons and channels fire, in all runs alike."""
