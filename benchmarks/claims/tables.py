@@ -135,7 +135,7 @@ def cells(rows: Sequence[Row], figures: Sequence[str]) -> Grid:
         for figure in columns:
             values = [x[figure] for x in of if x.get(figure) is not None]
             if figure == "do the task":
-                line.append(sum(x["answers"] >= COMPETENT for x in of))
+                line.append(sum(x["answers"] is not None and x["answers"] >= COMPETENT for x in of))
             else:
                 line.append(stats.student(values, within=WITHIN.get(figure, UNBOUNDED)) if values else "")
         out.append((name, len(of), *line))
